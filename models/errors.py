@@ -1,0 +1,46 @@
+"""The one tree of errors a user can meet. Each carries what happened and what to do about it.
+
+LongtakeError
+|- ConfigError        a value or a combination of values that cannot work
+|- DataError          a corpus, a video, a shard or a dataset that cannot be used
+|- CheckpointError    weights or training state that cannot be written, found or trusted
+|- ClusterError       Ray, MLflow or storage that cannot be reached
+`- TrainingDiverged   a non-finite loss, gradient or score
+"""
+
+
+class LongtakeError(Exception):
+    """What happened, where, and the remedy.
+
+    Args:
+        problem: one sentence: what is wrong, and where.
+        remedy: one sentence: what the user can do.
+    """
+
+    def __init__(self, problem: str, remedy: str) -> None:
+        super().__init__(problem, remedy)
+        self.problem = problem
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.problem}. {self.remedy}"
+
+
+class ConfigError(LongtakeError):
+    """A value or a combination of values that cannot work."""
+
+
+class DataError(LongtakeError):
+    """A corpus, a video, a shard or a dataset that cannot be used."""
+
+
+class CheckpointError(LongtakeError):
+    """Weights or training state that cannot be written, found or trusted."""
+
+
+class ClusterError(LongtakeError):
+    """Ray, MLflow or storage that cannot be reached."""
+
+
+class TrainingDiverged(LongtakeError):
+    """A non-finite loss, gradient or score; the last checkpoint stands."""

@@ -1,0 +1,25 @@
+"""Settings of evaluation."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """How many videos are generated and compared, and by how many actors (pipelines/evaluation)."""
+
+    videos: int = 300
+    """Videos a system and draw."""
+    draws: int = 5
+    """Independent draws of the few-step systems, averaged; systems of more steps get one."""
+    reference_videos: int = 600
+    """Clean LONG videos the distances are taken to (the built-in world)."""
+    windows_per_video: int = 5
+    """Windows of the SHORT length cut from each video."""
+    batch_size: int = 50
+    """Videos an actor generates at once."""
+    min_actors: int = 1
+    """Actors at the start."""
+    max_actors: int = 2
+    """Actors at most; Ray adds them while work is waiting."""
+    showcase: int = 6
+    """Videos a system written as MP4 beside each other."""
