@@ -1,0 +1,47 @@
+# Every target sets itself up: a bare Linux x86-64 machine with Python 3.11 or 3.12 and make is enough.
+CONFIG ?= tiny
+ARGS ?=
+PYTEST_ARGS ?=
+
+export OMP_NUM_THREADS = 1
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+PYTHON ?= $(shell for name in python3 python3.12 python3.11; do \
+	$$name -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null && echo $$name && break; done)
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet -c constraints.txt
+TORCH := $(shell grep '^torch==' constraints.txt)
+
+.PHONY: quickstart test check format clean
+
+quickstart: .venv/.installed  ## the whole path on the built-in world: CONFIG=minute for minute-long clips
+	@$(BIN)/longtake quickstart --config $(CONFIG) $(ARGS)
+
+test: .venv/.installed-dev  ## every test
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: .venv/.installed-dev  ## format, lint, types, import direction, spelling
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/python -m pytest tests/test_imports.py
+	@$(BIN)/codespell
+
+format: .venv/.installed-dev  ## rewrite in the house's format
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+clean:  ## remove the environment; runs are kept
+	rm -rf .venv
+
+.venv/.installed: pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or 3.12 found. Install one, or say: make PYTHON=/path/to/python3.12" >&2; exit 1; }
+	@echo "installing into .venv (once, about two minutes)"
+	@$(PYTHON) -m venv .venv
+	@$(PIP) $(TORCH)
+	@$(PIP) -e .
+	@touch $@
+
+.venv/.installed-dev: .venv/.installed
+	@$(PIP) -e '.[dev,wan]'
+	@touch $@
