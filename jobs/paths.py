@@ -1,0 +1,80 @@
+"""Where a run keeps what: every path below `{storage.root}/{name}`, named once."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from jobs.settings import RunConfig
+
+
+def is_remote(root: str) -> bool:
+    """Whether `storage.root` is an fsspec URI of something other than a local folder."""
+    return urlsplit(root).scheme not in ("", "file", "local")
+
+
+def absolute_root(root: str) -> str:
+    """`storage.root` as every process sees it: a relative folder made absolute, a URI as it is."""
+    if is_remote(root):
+        return root.rstrip("/")
+    return str(Path(root.removeprefix("file://").removeprefix("local://")).expanduser().absolute())
+
+
+@dataclass(frozen=True)
+class RunPaths:
+    """Folders and files of one run. All are texts that `Storage` and fsspec take."""
+
+    root: str
+    """The run's folder, absolute, or a URI."""
+
+    @classmethod
+    def of(cls, config: RunConfig) -> "RunPaths":
+        """The paths of the run `config.name` in `config.storage.root`."""
+        return cls(f"{absolute_root(config.storage.root)}/{config.name}")
+
+    @property
+    def world(self) -> str:
+        """The built-in world's two corpora."""
+        return f"{self.root}/world"
+
+    @property
+    def dataset(self) -> str:
+        """What ingest wrote: shards, manifest, autoencoder, dataset.json."""
+        return f"{self.root}/dataset"
+
+    @property
+    def samples(self) -> str:
+        """Videos of `longtake sample`."""
+        return f"{self.root}/samples"
+
+    @property
+    def report(self) -> str:
+        """The page that compares the systems."""
+        return f"{self.root}/report.html"
+
+    @property
+    def summary(self) -> str:
+        """The figures of all seeds, machine-readable."""
+        return f"{self.root}/summary.json"
+
+    @property
+    def sweeps(self) -> str:
+        """State and trials of `longtake sweep`."""
+        return f"{self.root}/sweep"
+
+    def corpora(self, config: RunConfig) -> tuple[str, str]:
+        """Folders of SHORT and LONG: the user's, or the built-in world's."""
+        if config.data.short is not None and config.data.long is not None:
+            return absolute_root(config.data.short), absolute_root(config.data.long)
+        return f"{self.world}/short", f"{self.world}/long"
+
+    def seed(self, seed: int) -> str:
+        """Everything trained and measured with one seed."""
+        return f"{self.root}/seed-{seed}"
+
+    def stage(self, seed: int, stage: str) -> str:
+        """Checkpoints of a training stage."""
+        return f"{self.seed(seed)}/{stage}"
+
+    def evaluation(self, seed: int) -> str:
+        """Figures, plots and clips of `longtake evaluate`."""
+        return f"{self.seed(seed)}/evaluation"

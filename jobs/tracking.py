@@ -1,0 +1,312 @@
+"""MLflow: the only module that imports it. Numbers wait in a local buffer, so that training never waits for a server.
+
+Runs are resumed by id: the same command writes on in the same run. A sweep or comparison is a parent run, its trials
+are children by the tag `mlflow.parentRunId`.
+"""
+
+import json
+import logging
+import os
+import subprocess
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from jobs.paths import absolute_root, is_remote
+from jobs.settings import RunConfig
+from models.errors import ClusterError, ConfigError
+from pipelines.tracking import NullTracker, RunStatus, Tracker, TrackerFactory
+
+FLUSH_POINTS, FLUSH_S = 400, 2.0
+"""The buffer is sent when it holds this many numbers or its oldest is this old."""
+
+KEPT_POINTS = 200_000
+"""Numbers that are kept while the server is away; beyond, the oldest go to a file."""
+
+PARAM_CHARACTERS = 6000
+"""MLflow's longest parameter; longer ones continue under `name.1`, `name.2`."""
+
+_BATCH_PARAMS = 100
+_ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_LOGGING_LEVEL": "ERROR",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_ENABLE_ASYNC_LOGGING": "false",
+    "GIT_PYTHON_REFRESH": "quiet",
+    "DO_NOT_TRACK": "true",
+}
+
+
+def _client(uri: str) -> Any:
+    """A quiet MlflowClient that reports nothing to anyone."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    for logger in ("mlflow", "alembic"):
+        logging.getLogger(logger).setLevel(logging.ERROR)
+    from mlflow.tracking import MlflowClient
+
+    return MlflowClient(tracking_uri=uri)
+
+
+def _failures() -> tuple[type[BaseException], ...]:
+    """What a store that is away, full or refusing raises."""
+    import requests
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    return (MlflowException, requests.RequestException, SQLAlchemyError, OSError)
+
+
+def tracking_uri(config: RunConfig) -> str:
+    """MLflow's address: `tracking.uri`, else $MLFLOW_TRACKING_URI, else a sqlite file in a local `storage.root`.
+
+    Raises:
+        ConfigError: `storage.root` is remote and no address is set.
+    """
+    named = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
+    if named:
+        return named
+    if is_remote(config.storage.root):
+        raise ConfigError(
+            f"storage.root {config.storage.root} cannot hold a sqlite file for MLflow",
+            "Set tracking.uri or MLFLOW_TRACKING_URI to an MLflow server, or tracking.enabled=false",
+        )
+    return f"sqlite:///{absolute_root(config.storage.root)}/mlflow.db"
+
+
+def _artifact_location(config: RunConfig, uri: str) -> str | None:
+    """Artifacts of a store in a file lie beside it; a server decides for itself."""
+    if urlsplit(uri).scheme in ("http", "https", "databricks"):
+        return None
+    root = absolute_root(config.storage.root)
+    return f"{root}/mlartifacts" if is_remote(root) else Path(root, "mlartifacts").as_uri()
+
+
+@dataclass(frozen=True)
+class RunReference:
+    """Where a run is recorded; picklable. Calling it opens a Tracker in the process that calls: a TrackerFactory."""
+
+    uri: str
+    """MLflow's address."""
+    run_id: str
+    """The run; it exists already."""
+    spool: str | None = None
+    """Folder for numbers that could not be sent."""
+
+    def __call__(self) -> "MlflowTracker":
+        """Open the run for recording."""
+        return MlflowTracker(self.uri, self.run_id, self.spool)
+
+
+def null_factory() -> Tracker:
+    """A TrackerFactory of a Tracker that forgets everything."""
+    return NullTracker()
+
+
+def open_run(
+    config: RunConfig, name: str, *, parent: RunReference | None = None, tags: Mapping[str, str] | None = None
+) -> RunReference | None:
+    """Find or make the run `name` of this config, so that a repeated command writes on in the same run.
+
+    Args:
+        config: settings; `name`, `storage` and `tracking` decide where, and config.name groups runs.
+        name: the run's name within the config's, such as `seed-0/distill`.
+        parent: the run that this one is a child of.
+        tags: more tags beside the commit.
+
+    Returns:
+        The run, or None where `tracking.enabled` is false.
+
+    Raises:
+        ClusterError: MLflow does not answer or refuses.
+    """
+    if not config.tracking.enabled:
+        return None
+    uri = tracking_uri(config)
+    try:
+        if uri.startswith("sqlite:///"):
+            Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+        client = _client(uri)
+        experiment = _experiment(client, config, uri)
+        run_id = _find(client, experiment, config.name, name, parent) or _create(client, experiment, config, name, parent)
+        for key, value in (tags or {}).items():
+            client.set_tag(run_id, key, value)
+        client.update_run(run_id, status="RUNNING")
+    except _failures() as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ClusterError(
+            f"MLflow at {uri} cannot be used: {reason}", "Start the server, correct tracking.uri, or set tracking.enabled=false"
+        ) from error
+    spool = None if is_remote(config.storage.root) else f"{absolute_root(config.storage.root)}/{config.name}/unsent"
+    return RunReference(uri, run_id, spool)
+
+
+def factory(reference: RunReference | None) -> TrackerFactory:
+    """The TrackerFactory of `open_run`'s result."""
+    return null_factory if reference is None else reference
+
+
+def _experiment(client: Any, config: RunConfig, uri: str) -> str:
+    found = client.get_experiment_by_name(config.tracking.experiment)
+    if found is not None:
+        return str(found.experiment_id)
+    return str(client.create_experiment(config.tracking.experiment, artifact_location=_artifact_location(config, uri)))
+
+
+def _find(client: Any, experiment: str, group: str, name: str, parent: RunReference | None) -> str | None:
+    """The newest run of this name, group and parent."""
+    query = f"attributes.run_name = '{group}/{name}' and tags.longtake.group = '{group}'"
+    if parent is not None:
+        query += f" and tags.mlflow.parentRunId = '{parent.run_id}'"
+    runs = client.search_runs([experiment], query, max_results=1)
+    return str(runs[0].info.run_id) if runs else None
+
+
+def _create(client: Any, experiment: str, config: RunConfig, name: str, parent: RunReference | None) -> str:
+    tags = {"longtake.group": config.name, "mlflow.source.name": "longtake"} | commit_tags()
+    if parent is not None:
+        tags["mlflow.parentRunId"] = parent.run_id
+    return str(client.create_run(experiment, run_name=f"{config.name}/{name}", tags=tags).info.run_id)
+
+
+def commit_tags() -> dict[str, str]:
+    """The commit that runs: of the working directory, or what `longtake submit` passed along."""
+    named = os.environ.get("LONGTAKE_COMMIT")
+    if named:
+        return {"mlflow.source.git.commit": named}
+    here = Path(__file__).parent
+    try:
+        found = subprocess.run(  # noqa: S603 - no shell, fixed words
+            ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40"],  # noqa: S607
+            capture_output=True, text=True, timeout=10, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    return {"mlflow.source.git.commit": found.stdout.strip()}
+
+
+def close_children(reference: RunReference, status: RunStatus = "KILLED") -> int:
+    """End every child of a run that is still open, as a stopped trial's is. Returns how many there were."""
+    client = _client(reference.uri)
+    experiment = client.get_run(reference.run_id).info.experiment_id
+    query = f"tags.mlflow.parentRunId = '{reference.run_id}' and attributes.status = 'RUNNING'"
+    children = client.search_runs([experiment], query, max_results=1000)
+    for child in children:
+        client.set_terminated(child.info.run_id, status)
+    return len(children)
+
+
+class MlflowTracker:
+    """A Tracker that writes to one MLflow run. See `pipelines.tracking.Tracker` for the methods' promises."""
+
+    def __init__(self, uri: str, run_id: str, spool: str | None = None) -> None:
+        self.uri = uri
+        self.run_id = run_id
+        self._spool = spool or tempfile.gettempdir()
+        self._client = _client(uri)
+        self._failures = _failures()
+        self._points: list[tuple[str, float, int, int]] = []
+        self._sent = time.monotonic()
+        self._away = False
+
+    def params(self, values: Mapping[str, object]) -> None:
+        """Record settings under their dotted names; a changed value of a resumed run becomes a tag `changed.<name>`."""
+        from mlflow.entities import Param
+
+        pieces = _pieces(values)
+        try:
+            known = self._client.get_run(self.run_id).data.params
+            new = [Param(name, text) for name, text in pieces.items() if name not in known]
+            for start in range(0, len(new), _BATCH_PARAMS):
+                self._client.log_batch(self.run_id, params=new[start : start + _BATCH_PARAMS])
+            changed = {name: text for name, text in pieces.items() if known.get(name, text) != text}
+        except self._failures as error:
+            self._complain("settings", error)
+            return
+        self.tags({f"changed.{name}": text[:PARAM_CHARACTERS] for name, text in changed.items()})
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Put numbers into the buffer, and send it when it is full or old."""
+        now = int(time.time() * 1000)
+        self._points += [(name, float(value), now, step) for name, value in values.items()]
+        if len(self._points) >= FLUSH_POINTS or time.monotonic() - self._sent >= FLUSH_S:
+            self.flush()
+
+    def flush(self) -> bool:
+        """Send the buffer; what the server does not take stays. Returns whether the buffer is empty."""
+        from mlflow.entities import Metric
+
+        self._sent = time.monotonic()
+        while self._points:
+            batch = self._points[:FLUSH_POINTS]
+            try:
+                self._client.log_batch(self.run_id, metrics=[Metric(*point) for point in batch])
+            except self._failures as error:
+                self._complain("numbers, which are kept for later,", error)
+                self._overflow()
+                return False
+            self._points = self._points[len(batch) :]
+        self._away = False
+        return True
+
+    def artifact(self, path: str, folder: str = "") -> None:
+        """Copy a local file into `folder` of the run's artifacts."""
+        try:
+            self._client.log_artifact(self.run_id, path, folder or None)
+        except self._failures as error:
+            self._complain(f"the file {path}", error)
+
+    def tags(self, values: Mapping[str, str]) -> None:
+        """Set tags."""
+        try:
+            for name, text in values.items():
+                self._client.set_tag(self.run_id, name, text)
+        except self._failures as error:
+            self._complain("tags", error)
+
+    def close(self, status: RunStatus = "FINISHED") -> None:
+        """Send the buffer, or write it beside the run where the server is away; end the run."""
+        if not self.flush():
+            self._write(self._points)
+            self._points = []
+        try:
+            self._client.set_terminated(self.run_id, status)
+        except self._failures as error:
+            self._complain("the end of the run", error)
+
+    def _overflow(self) -> None:
+        """Keep memory bounded while the server is away."""
+        if len(self._points) > KEPT_POINTS:
+            half = len(self._points) // 2
+            self._write(self._points[:half])
+            self._points = self._points[half:]
+
+    def _write(self, points: list[tuple[str, float, int, int]]) -> None:
+        path = Path(self._spool) / f"mlflow-{self.run_id}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            for name, value, time_ms, step in points:
+                file.write(json.dumps({"name": name, "value": value, "time_ms": time_ms, "step": step}) + "\n")
+        logging.getLogger(__name__).warning("%d numbers that MLflow did not take are in %s", len(points), path)
+
+    def _complain(self, what: str, error: BaseException) -> None:
+        """One warning for each time that the server goes away."""
+        if not self._away:
+            self._away = True
+            reason = " ".join(str(error).split())[:200]
+            logging.getLogger(__name__).warning("MLflow at %s did not take %s: %s", self.uri, what, reason)
+
+
+def _pieces(values: Mapping[str, object]) -> dict[str, str]:
+    """Texts of parameters, long ones cut into `name`, `name.1`, `name.2`."""
+    pieces: dict[str, str] = {}
+    for name, value in values.items():
+        text = value if isinstance(value, str) else json.dumps(value, default=str)
+        for index, start in enumerate(range(0, max(len(text), 1), PARAM_CHARACTERS)):
+            pieces[f"{name}.{index}" if index else name] = text[start : start + PARAM_CHARACTERS]
+    return pieces
