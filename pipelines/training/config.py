@@ -43,10 +43,11 @@ class StageConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class WarmupConfig(StageConfig):
-    """FM head copied to DM head, critic from the teacher, then critic-only steps."""
+class WarmupConfig:
+    """FM head copied to DM head, critic from the teacher, then critic-only steps as `distill` takes them."""
 
     steps: int = 0
+    """Critic-only steps before distillation; 0 goes straight to it."""
 
 
 @dataclass(frozen=True, kw_only=True)

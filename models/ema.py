@@ -1,0 +1,37 @@
+"""Exponential moving average of weights."""
+
+import torch
+from torch import Tensor, nn
+
+
+class Ema:
+    """Averaged weights; the decay rises as (1 + k)/(10 + k) up to `decay`, so early steps forget quickly.
+
+    Args:
+        module: its present parameters are the starting average.
+        decay: the largest decay.
+    """
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.updates = 0
+        self.average = {name: p.detach().clone() for name, p in module.named_parameters()}
+
+    @torch.no_grad()
+    def update(self, module: nn.Module) -> None:
+        """average <- d average + (1 - d) weights."""
+        self.updates += 1
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        names = [name for name, _ in module.named_parameters()]
+        averages = [self.average[name] for name in names]
+        torch._foreach_lerp_(averages, [p.detach() for p in module.parameters()], 1 - decay)
+
+    @torch.no_grad()
+    def copy_to(self, module: nn.Module) -> None:
+        """Writes the average into `module`."""
+        for name, parameter in module.named_parameters():
+            parameter.copy_(self.average[name])
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The averaged weights by name."""
+        return self.average

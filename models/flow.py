@@ -1,0 +1,80 @@
+"""The one time convention of the project, and everything that follows from it.
+
+t = 0 is data and t = 1 is noise: x_t = (1 - t) x0 + t eps, with velocity v = eps - x0 (Wan 2.1, diffusers).
+arXiv 2602.24289 writes the opposite sign, u = x0 - eps; its equations are translated in docs/method.md.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from models.config import FlowConfig
+from models.rng import Key, normal
+from models.text import Conditioning
+
+
+class VelocityModel(Protocol):
+    """Teacher, critic and each head of the student."""
+
+    def __call__(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+        """Velocity [B, T, C, h, w] at x_t (same shape) and time t, [B] or one a frame [B, T]."""
+        ...
+
+
+def over_frames(t: Tensor, like: Tensor) -> Tensor:
+    """t [B] or [B, T] with trailing axes of 1 so that it multiplies `like` [B, T, C, h, w]."""
+    return t.reshape(*t.shape, *([1] * (like.ndim - t.ndim))).to(like)
+
+
+def interpolate(x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+    """x_t = (1 - t) x0 + t noise."""
+    t = over_frames(t, x0)
+    return (1 - t) * x0 + t * noise
+
+
+def velocity_to_x0(x_t: Tensor, velocity: Tensor, t: Tensor) -> Tensor:
+    """x0 = x_t - t v."""
+    return x_t - over_frames(t, x_t) * velocity
+
+
+def shift(t: Tensor, amount: float) -> Tensor:
+    """t' = s t / (1 + (s - 1) t): keeps 0 and 1, and moves times towards noise when s > 1."""
+    return amount * t / (1 + (amount - 1) * t)
+
+
+def shift_for(config: FlowConfig, num_frames: int) -> float:
+    """The shift of a clip of `num_frames` latent frames: grows with the square root of its length."""
+    return config.timestep_shift * max(1.0, (num_frames / config.timestep_shift_frames) ** 0.5)
+
+
+def training_times(key: Key, samples: Sequence[int], mean: float, std: float, amount: float) -> Tensor:
+    """Logit-normal times sigmoid(mean + std n), shifted; float32 [len(samples)]."""
+    return shift(torch.sigmoid(mean + std * normal((), key, samples)), amount)
+
+
+def ode_times(steps: int, amount: float) -> Tensor:
+    """The steps + 1 times of an Euler sampler, 1 down to 0, shifted."""
+    return shift(torch.linspace(1, 0, steps + 1), amount)
+
+
+# For networks trained from scratch: with unit-variance data, x_t has variance d = (1-t)^2 + t^2, and
+#   x0 = (1-t)/d x_t + t/sqrt(d) F(x_t / sqrt(d)),  hence  v = (2t-1)/d x_t - F / sqrt(d),
+# which is finite at t = 0 (Karras et al. 2022, table 1, carried over to the linear path).
+
+
+def _variance(t: Tensor) -> Tensor:
+    return (1 - t) ** 2 + t**2
+
+
+def precondition_input(x_t: Tensor, t: Tensor) -> Tensor:
+    """x_t / sqrt(d): unit variance at every time."""
+    return x_t / _variance(over_frames(t, x_t)).sqrt()
+
+
+def preconditioned_velocity(raw: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+    """v = (2t - 1)/d x_t - F / sqrt(d), with F = `raw` the network's output."""
+    t = over_frames(t, x_t)
+    d = _variance(t)
+    return (2 * t - 1) / d * x_t - raw / d.sqrt()

@@ -1,0 +1,136 @@
+"""The losses: tensors in, named results out. No files, no clock, no logging.
+
+Sources: arXiv 2602.24289 eq. 5, 9 and 14-18 in our time convention (docs/method.md has both).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kernels.ops import reverse_kl_score, window_gather, window_scatter
+from models.config import LossConfig
+from models.flow import VelocityModel, interpolate, velocity_to_x0
+from models.text import Conditioning
+from models.windows import Span, coverage
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A loss and what explains it.
+
+    Args:
+        value: scalar with a graph.
+        metrics: named numbers for the log, detached.
+        non_finite: entries that were not finite and were zeroed.
+    """
+
+    value: Tensor
+    metrics: dict[str, Tensor]
+    non_finite: int = 0
+
+
+def flow_matching_loss(
+    model: VelocityModel, x0: Tensor, noise: Tensor, t: Tensor, conditioning: Conditioning
+) -> Loss:
+    """Mean of (v(x_t, t, c) - (noise - x0))^2: mean seeking, eq. 14; also the critic's score matching.
+
+    Args:
+        model: the FM head, the teacher or the critic.
+        x0, noise: [B, T, C, h, w].
+        t: [B] or [B, T].
+        conditioning: B captions.
+    """
+    error = model(interpolate(x0, noise, t), t, conditioning) - (noise - x0)
+    value = error.square().mean()
+    return Loss(value, {"loss": value.detach()})
+
+
+def anchor_loss(student_x0: Tensor, reference_x0: Tensor) -> Loss:
+    """Mean of (x0_DM - x0_SFT)^2 at t = 1, where the layout is decided: the frozen long-SFT network's
+    answer to the same noise and caption keeps it (step-split objective, docs/method.md)."""
+    value = (student_x0 - reference_x0).square().mean()
+    return Loss(value, {"loss": value.detach()})
+
+
+@dataclass(frozen=True)
+class Scorers:
+    """Who judges a window.
+
+    Args:
+        teacher: frozen, trained on SHORT.
+        critic: trained on the student's own windows; conditional, never guided.
+    """
+
+    teacher: VelocityModel
+    critic: VelocityModel
+
+
+def reverse_kl_loss(
+    video: Tensor,
+    tiling: Sequence[Span],
+    chosen: Sequence[int],
+    noise: Tensor,
+    t: Tensor,
+    conditioning: Conditioning,
+    scorers: Scorers,
+    config: LossConfig,
+) -> Loss:
+    """Pushes every window of generated videos towards the teacher: mode seeking, eq. 5 and 9.
+
+    For a window w re-noised to w_t, g = (x0_critic(w_t) - x0_teacher(w_t)) / mean|w - x0_teacher|; the
+    gradient of a frame is the sum over its windows divided by its coverage, and the loss is a mean over all
+    elements of the video, so its scale does not depend on the tiling. When some windows of the tiling are
+    left out, the others count for them: the gradient is right on average.
+
+    Args:
+        video: x0 of the rollout [B, T, C, h, w], with a graph.
+        tiling: M spans that cover the video, the same for the batch.
+        chosen: indices of the m spans that are scored.
+        noise: [B m, L, C, h, w]; row b m + k is video b's k-th chosen window.
+        t: [B m], a time a window.
+        conditioning: B captions.
+        scorers: teacher and critic.
+        config: conventions.
+    """
+    windows_of_one = [tiling[i] for i in chosen]
+    starts, length = [w.start for w in windows_of_one], tiling[0].length
+    with torch.no_grad():
+        windows = window_gather(video.detach(), starts, length)
+        folded = conditioning.repeat(len(starts))
+        x_t = interpolate(windows, noise, t)
+        teacher = scorers.teacher(x_t, t, folded)
+        guided = config.guidance_scale != 1
+        score = reverse_kl_score(
+            windows,
+            x_t,
+            t,
+            teacher,
+            scorers.teacher(x_t, t, folded.null()) if guided else None,
+            scorers.critic(x_t, t, folded),
+            guidance_scale=config.guidance_scale,
+            normalizer=config.normalizer,
+            windows_per_sample=len(starts),
+            block_frames=config.normalizer_block,
+            floor=config.normalizer_floor,
+        )
+        share = len(tiling) / len(starts)
+        counts = torch.tensor(coverage(tiling, video.shape[1]), device=video.device)
+        gradient = share * window_scatter(score.score, starts, video.shape[1], coverage=counts)
+    value = (video * gradient).mean()
+    size = 0.5 * gradient.square().mean()
+    return Loss(
+        value - value.detach() + size,
+        {
+            "loss": size,
+            "distance_to_teacher": score.distance_real.mean(),
+            "distance_critic_teacher": score.distance_fake.mean(),
+        },
+        int(score.non_finite),
+    )
+
+
+def x0_prediction(model: VelocityModel, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+    """x0 = x_t - t v(x_t, t, c)."""
+    return velocity_to_x0(x_t, model(x_t, t, conditioning), t)

@@ -1,0 +1,70 @@
+"""Random draws that depend on what they are for, never on the order in which they are made.
+
+A draw is named by (seed, step, sample, purpose). `sample` is the index in the global batch, so the number
+of workers changes nothing; a draw that a whole batch shares has no sample.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Key:
+    """The name of a random draw.
+
+    Args:
+        seed: the run's seed.
+        step: the optimiser step, or 0.
+        sample: index in the global batch; None for a draw that the batch shares.
+        purpose: what is drawn, such as "noise".
+    """
+
+    seed: int
+    step: int = 0
+    sample: int | None = None
+    purpose: str = ""
+
+    def at(self, *, step: int | None = None, sample: int | None = None, purpose: str | None = None) -> "Key":
+        """The same key with some of its parts replaced; a purpose is appended to the present one."""
+        name = self.purpose if purpose is None else f"{self.purpose}/{purpose}"
+        return replace(
+            self,
+            step=self.step if step is None else step,
+            sample=self.sample if sample is None else sample,
+            purpose=name,
+        )
+
+    def seed64(self) -> int:
+        """A 63-bit seed that differs for every key."""
+        text = f"{self.seed}|{self.step}|{self.sample}|{self.purpose}"
+        return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
+
+    def torch(self, device: torch.device | str = "cpu") -> torch.Generator:
+        """A torch generator started from this key, on `device`."""
+        return torch.Generator(device).manual_seed(self.seed64())
+
+    def numpy(self) -> np.random.Generator:
+        """A numpy generator started from this key."""
+        return np.random.default_rng(self.seed64())
+
+    def integer(self, high: int) -> int:
+        """A whole number in [0, high)."""
+        return int(self.numpy().integers(high))
+
+
+def normal(
+    shape: Sequence[int], key: Key, samples: Sequence[int], device: torch.device | str = "cpu"
+) -> Tensor:
+    """Standard normal numbers [len(samples), *shape]; row i depends on the key and samples[i] alone."""
+    rows = [torch.randn(*shape, generator=key.at(sample=i).torch(device), device=device) for i in samples]
+    return torch.stack(rows)
+
+
+def uniform(key: Key, samples: Sequence[int]) -> Tensor:
+    """Uniform numbers in [0, 1), float32 [len(samples)] on the CPU; one a sample."""
+    return torch.stack([torch.rand((), generator=key.at(sample=i).torch()) for i in samples])

@@ -1,0 +1,147 @@
+"""Samplers. They know a VelocityModel, a Key and captions, and nothing else.
+
+Row i of every sampler depends on the key and samples[i] alone: batches and devices can be cut anywhere.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from models.flow import VelocityModel, interpolate, ode_times, velocity_to_x0
+from models.rng import Key, normal
+from models.text import Conditioning
+
+
+def _times(t: float, batch: int, device: torch.device) -> Tensor:
+    return torch.full((batch,), t, device=device)
+
+
+def noisy_input(
+    model: VelocityModel,
+    shape: Sequence[int],
+    times: Sequence[float],
+    conditioning: Conditioning,
+    key: Key,
+    samples: Sequence[int],
+) -> Tensor:
+    """Backward simulation: x at times[-1], reached from noise through the earlier times, without a graph.
+
+    At each step x0 is predicted and re-noised with fresh noise to the next time, as the sampler does.
+
+    Args:
+        model: the DM head.
+        shape: [T, C, h, w] of one video.
+        times: falling from 1; the last is where the caller goes on.
+        conditioning: a caption a sample.
+        key, samples: name the noise.
+    """
+    device = conditioning.text.device
+    x = normal(shape, key.at(purpose="noise-0"), samples, device)
+    with torch.no_grad():
+        for step, (t, following) in enumerate(zip(times, times[1:], strict=False), start=1):
+            at, to = _times(t, len(x), device), _times(following, len(x), device)
+            x0 = velocity_to_x0(x, model(x, at, conditioning), at)
+            x = interpolate(x0, normal(shape, key.at(purpose=f"noise-{step}"), samples, device), to)
+    return x
+
+
+@torch.no_grad()
+def few_step(
+    model: VelocityModel,
+    shape: Sequence[int],
+    times: Sequence[float],
+    conditioning: Conditioning,
+    key: Key,
+    samples: Sequence[int],
+) -> Tensor:
+    """The stochastic few-step sampler: len(times) network evaluations, latents [B, T, C, h, w]."""
+    x = noisy_input(model, shape, times, conditioning, key, samples)
+    t = _times(times[-1], len(x), x.device)
+    return velocity_to_x0(x, model(x, t, conditioning), t)
+
+
+def _velocity(model: VelocityModel, x: Tensor, t: Tensor, conditioning: Conditioning, scale: float) -> Tensor:
+    """Guided velocity u + s (c - u); one evaluation when s = 1."""
+    conditional = model(x, t, conditioning)
+    if scale == 1:
+        return conditional
+    unconditional = model(x, t, conditioning.null())
+    return unconditional + scale * (conditional - unconditional)
+
+
+@torch.no_grad()
+def ode(
+    model: VelocityModel,
+    shape: Sequence[int],
+    steps: int,
+    shift: float,
+    conditioning: Conditioning,
+    key: Key,
+    samples: Sequence[int],
+    guidance_scale: float = 1.0,
+) -> Tensor:
+    """Euler steps of dx/dt = v from noise at t = 1 to data at t = 0; latents [B, T, C, h, w]."""
+    device = conditioning.text.device
+    x = normal(shape, key.at(purpose="noise-0"), samples, device)
+    times = ode_times(steps, shift)
+    for t, following in zip(times[:-1].tolist(), times[1:].tolist(), strict=True):
+        v = _velocity(model, x, _times(t, len(x), device), conditioning, guidance_scale)
+        x = x + (following - t) * v
+    return x
+
+
+@torch.no_grad()
+def roll_out_by_windows(
+    teacher: VelocityModel,
+    num_frames: int,
+    window: int,
+    overlap: int,
+    steps: int,
+    shape: Sequence[int],
+    conditioning: Conditioning,
+    key: Key,
+    samples: Sequence[int],
+) -> Tensor:
+    """A long video from a short model: window after window, the last `overlap` frames known.
+
+    Known frames are replaced at every step by the earlier window's, re-noised to the step's time.
+
+    Args:
+        teacher: a model of `window` frames.
+        num_frames, window, overlap: latent frames.
+        steps: Euler steps a window.
+        shape: [C, h, w] of one frame.
+        conditioning, key, samples: as in `ode`.
+    """
+    video = ode(teacher, (window, *shape), steps, 1.0, conditioning, key.at(purpose="window-0"), samples)
+    number = 0
+    while video.shape[1] < num_frames:
+        number += 1
+        known = video[:, -overlap:]
+        name = key.at(purpose=f"window-{number}")
+        video = torch.cat(
+            (video, _continue(teacher, known, window, steps, conditioning, name, samples)), dim=1
+        )
+    return video[:, :num_frames]
+
+
+def _continue(
+    teacher: VelocityModel,
+    known: Tensor,
+    window: int,
+    steps: int,
+    conditioning: Conditioning,
+    key: Key,
+    samples: Sequence[int],
+) -> Tensor:
+    """The frames of a window that follow its `known` first ones."""
+    overlap, frame = known.shape[1], known.shape[2:]
+    x = normal((window, *frame), key.at(purpose="noise-0"), samples, known.device)
+    times = ode_times(steps, 1.0).tolist()
+    for step, (t, following) in enumerate(zip(times[:-1], times[1:], strict=True)):
+        at = _times(t, len(x), x.device)
+        noise = normal((overlap, *frame), key.at(purpose=f"known-{step}"), samples, x.device)
+        x[:, :overlap] = interpolate(known, noise, at)
+        x = x + (following - t) * teacher(x, at, conditioning)
+    return x[:, overlap:]

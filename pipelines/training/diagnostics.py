@@ -1,0 +1,52 @@
+"""What to watch while a student distils: diversity falls, sharpness overshoots, light drifts too far."""
+
+import torch
+from torch import Tensor
+
+from models.autoencoders import load_autoencoder
+from pipelines.data.dataset import ShardDataset
+
+VIDEOS = 8
+EDGE = 8
+
+
+class Diagnostics:
+    """Numbers of generated videos, each beside the LONG corpus's own.
+
+    Args:
+        dataset: folder of an ingested dataset; its autoencoder decodes the frames that are looked at.
+    """
+
+    def __init__(self, dataset: str) -> None:
+        self.autoencoder = load_autoencoder(f"{dataset}/autoencoder")
+        rows = ShardDataset(dataset, "long")
+        count = min(len(rows), 4 * VIDEOS)
+        self.reference = self._measure(rows.read(list(range(count))).latents) if count else {}
+
+    def of(self, latents: Tensor) -> dict[str, float]:
+        """Diversity, sharpness and light drift of latents [B, T, C, h, w], relative to LONG where it says so.
+
+        `diversity`: rms distance of the videos' mean latents, 1 is LONG's. `sharpness`: mean absolute
+        difference of neighbouring pixels, 1 is LONG's. `light_drift`: mean luma of the last eighth of the
+        frames minus the first's, in units of LONG's own.
+        """
+        own = self._measure(latents.detach().float().cpu())
+        return {
+            name: value / self.reference[name] if abs(self.reference.get(name, 0)) > 1e-6 else value
+            for name, value in own.items()
+        }
+
+    def _measure(self, latents: Tensor) -> dict[str, float]:
+        edge = max(1, latents.shape[1] // EDGE)
+        ends = latents[:VIDEOS, [*range(edge), *range(-edge, 0)]]
+        pixels = self.autoencoder.decode(ends).float() / 255
+        luma = pixels @ torch.tensor([0.299, 0.587, 0.114])
+        first, last = luma[:, : luma.shape[1] // 2], luma[:, luma.shape[1] // 2 :]
+        steps = luma.diff(dim=-1).abs().mean() + luma.diff(dim=-2).abs().mean()
+        means = latents.mean(dim=1).flatten(1)
+        spread = (means - means.mean(dim=0)).square().mean().sqrt()
+        return {
+            "diversity": float(spread),
+            "sharpness": float(steps),
+            "light_drift": float(last.mean() - first.mean()),
+        }

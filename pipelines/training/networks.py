@@ -1,0 +1,140 @@
+"""Networks as folders: weights in safetensors, their shape in network.json, a manifest of sha256 sums."""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from models.config import ModelConfig, TextConfig
+from models.ddt import Student
+from models.dit import DiT
+from models.errors import CheckpointError
+from models.weights import copy_into, load_tensors
+
+Role = Literal["teacher", "student"]
+NETWORK_FILE = "network.json"
+MANIFEST_FILE = "manifest.json"
+
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """Everything needed to build a network before its weights are read.
+
+    Args:
+        role: `teacher` is a plain stack, `student` has two heads.
+        model: its shape.
+        text: how captions are encoded.
+        channels: latent channels.
+        shape: latents of a clip, [T, C, h, w].
+    """
+
+    role: Role
+    model: ModelConfig
+    text: TextConfig
+    channels: int
+    shape: tuple[int, int, int, int]
+
+    def build(self, device: torch.device | str = "cpu") -> DiT | Student:
+        """The network with unset weights."""
+        kind = DiT if self.role == "teacher" else Student
+        with torch.device(device):
+            return kind(self.model, self.channels, self.text.dim)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return dataclasses.asdict(self)
+
+    @staticmethod
+    def from_json(values: Mapping[str, Any]) -> "NetworkSpec":
+        """The inverse of `to_json`."""
+        model = dict(values["model"], patch_size=tuple(values["model"]["patch_size"]))
+        text = dict(values["text"], withheld_words=tuple(values["text"]["withheld_words"]))
+        t, c, h, w = values["shape"]
+        return NetworkSpec(
+            values["role"], ModelConfig(**model), TextConfig(**text), values["channels"], (t, c, h, w)
+        )
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network ready to sample from.
+
+    Args:
+        model: with averaged weights, on its device, in evaluation mode.
+        spec: what it is.
+    """
+
+    model: DiT | Student
+    spec: NetworkSpec
+
+
+def file_sha256(path: Path) -> str:
+    """Hex sha256 of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def seal(folder: Path) -> None:
+    """Flushes a folder's files to disk and writes their manifest last: without one, a folder is not whole."""
+    sums = {}
+    for path in sorted(folder.iterdir()):
+        with path.open("rb") as stream:
+            os.fsync(stream.fileno())
+        sums[path.name] = file_sha256(path)
+    (folder / MANIFEST_FILE).write_text(json.dumps(sums, indent=1))
+
+
+def check_seal(folder: Path) -> None:
+    """Compares every file with the manifest.
+
+    Raises:
+        CheckpointError: no manifest, a missing file, or one that has changed.
+    """
+    try:
+        sums = json.loads((folder / MANIFEST_FILE).read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder} is not a whole checkpoint: {error}", "use an earlier one") from error
+    for name, expected in sums.items():
+        path = folder / name
+        if not path.is_file() or file_sha256(path) != expected:
+            raise CheckpointError(f"{path} is missing or damaged", "use an earlier checkpoint")
+
+
+def read_spec(folder: Path) -> NetworkSpec:
+    """The network described in a checkpoint folder."""
+    try:
+        return NetworkSpec.from_json(json.loads((folder / NETWORK_FILE).read_text()))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{folder} holds no network: {error}", "give the folder of a finished stage"
+        ) from error
+
+
+def load_network(folder: str | Path, device: torch.device | str = "cpu") -> Network:
+    """A checkpoint's averaged network, verified against its manifest.
+
+    Raises:
+        CheckpointError: the folder is not a whole checkpoint.
+    """
+    folder = Path(folder)
+    check_seal(folder)
+    spec = read_spec(folder)
+    model = spec.build(device)
+    copy_into(model, load_tensors(folder / f"{spec.role}.average.safetensors"), str(folder))
+    return Network(model.eval().requires_grad_(False), spec)
+
+
+def critic_weights(folder: str | Path) -> dict[str, Tensor]:
+    """The critic of a warm-up or distillation checkpoint, verified against its manifest."""
+    check_seal(Path(folder))
+    return load_tensors(Path(folder) / "critic.safetensors")

@@ -1,0 +1,66 @@
+"""What data-parallel workers say to each other. A group of one says nothing."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, distributed, nn
+
+
+@dataclass(frozen=True)
+class Workers:
+    """This worker's place among the training workers.
+
+    Args:
+        rank: this worker.
+        size: how many there are.
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    def share(self, batch: int) -> range:
+        """This worker's samples of a global batch: consecutive, so that `gather` restores the order.
+
+        Raises:
+            ValueError: the batch does not divide.
+        """
+        if batch % self.size:
+            raise ValueError(f"a batch of {batch} does not divide among {self.size} workers")
+        part = batch // self.size
+        return range(self.rank * part, (self.rank + 1) * part)
+
+    def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Gradients become their mean over the workers, in one message."""
+        if self.size == 1:
+            return
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        flat = torch.cat([g.flatten() for g in gradients])
+        distributed.all_reduce(flat)
+        flat /= self.size
+        for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+    def gather(self, part: Tensor) -> Tensor:
+        """The parts [b, ...] of all workers as one tensor [b * size, ...], in order of samples."""
+        if self.size == 1:
+            return part
+        parts = [torch.empty_like(part) for _ in range(self.size)]
+        distributed.all_gather(parts, part.contiguous())
+        return torch.cat(parts)
+
+    def mean(self, values: Sequence[Tensor]) -> Tensor:
+        """Scalars averaged over the workers, [len(values)]."""
+        stacked = torch.stack([v.detach().float().reshape(()) for v in values])
+        if self.size > 1:
+            distributed.all_reduce(stacked)
+            stacked /= self.size
+        return stacked
+
+    def largest(self, value: int, device: torch.device | str = "cpu") -> int:
+        """The largest of the workers' values."""
+        if self.size == 1:
+            return value
+        box = torch.tensor(value, device=device)
+        distributed.all_reduce(box, op=distributed.ReduceOp.MAX)
+        return int(box)

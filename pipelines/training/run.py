@@ -1,0 +1,165 @@
+"""One stage as a Ray Train run: started, resumed or skipped by the same call."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
+from ray.train.torch import TorchTrainer
+
+from models.errors import CheckpointError, LongtakeError, TrainingDiverged
+from pipelines.storage import Storage
+from pipelines.tracking import TrackerFactory
+from pipelines.training.config import ClusterConfig
+from pipelines.training.progress import Reporter
+from pipelines.training.stages import Recipe
+from pipelines.training.worker import WorkerJob, train_worker
+
+OUTCOME_FILE = "outcome.json"
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """A stage and where it runs.
+
+    Args:
+        name: folder of the stage below `root`, and its name in progress.
+        root: storage of the stages of one seed.
+        dataset: folder of the dataset.
+        recipe: what the stage is made from.
+        cluster: what it asks of Ray.
+        settings: the resolved settings of the run.
+        tracker: opens the tracker on rank 0.
+        reporter: takes progress.
+    """
+
+    name: str
+    root: str
+    dataset: str
+    recipe: Recipe
+    cluster: ClusterConfig
+    settings: dict[str, Any]
+    tracker: TrackerFactory
+    reporter: Reporter | None = None
+
+
+@dataclass(frozen=True)
+class StageOutcome:
+    """A finished stage.
+
+    Args:
+        checkpoint: folder of its last checkpoint.
+        summary: `steps`, `cpu_seconds` and, with held-out windows, `held_out_loss_start` and `held_out_loss`.
+    """
+
+    checkpoint: str
+    summary: dict[str, float]
+
+
+def recipe_hash(recipe: Recipe) -> str:
+    """Changes when anything that a stage is made from changes; where its starts lie does not count."""
+    plain = dataclasses.asdict(recipe) | {"start": sorted(recipe.start)}
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def finished_stage(root: str, name: str, recipe: Recipe | None = None) -> StageOutcome | None:
+    """The outcome of a stage that has run to its end, if there is one.
+
+    Raises:
+        CheckpointError: it was trained from another recipe than the one given.
+    """
+    storage = Storage(root)
+    path = f"{name}/{OUTCOME_FILE}"
+    if not storage.exists(path):
+        return None
+    plain = storage.read_json(path)
+    if recipe is not None and plain["recipe"] != recipe_hash(recipe):
+        raise CheckpointError(
+            f"{root}/{name} was trained with other settings",
+            "give the settings it was trained with, another name, or --fresh to start over",
+        )
+    return StageOutcome(plain["checkpoint"], plain["summary"])
+
+
+def train_stage(run: TrainingRun, callbacks: Sequence[UserCallback] = ()) -> StageOutcome:
+    """Trains a stage, or goes on where it stopped, or returns what it had finished.
+
+    Raises:
+        TrainingDiverged: a loss, score or gradient was not finite.
+        CheckpointError: the folder holds a run of other settings, or is damaged.
+    """
+    done = finished_stage(run.root, run.name, run.recipe)
+    if done is not None:
+        return done
+    _claim(run)
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config=_job(run),
+        scaling_config=ScalingConfig(num_workers=run.cluster.num_workers, use_gpu=run.cluster.use_gpu),
+        run_config=RunConfig(
+            name=run.name,
+            storage_path=run.root,
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+            failure_config=FailureConfig(max_failures=run.cluster.max_failures),
+            callbacks=list(callbacks),
+        ),
+    )
+    try:
+        result = trainer.fit()
+    except Exception as error:
+        raise _own_error(error) from error
+    assert result.checkpoint is not None
+    outcome = StageOutcome(str(result.checkpoint.path), dict(result.return_value or {}))
+    plain = {**dataclasses.asdict(outcome), "recipe": recipe_hash(run.recipe)}
+    Storage(run.root).write_json(f"{run.name}/{OUTCOME_FILE}", plain)
+    return outcome
+
+
+def _claim(run: TrainingRun) -> None:
+    """Marks the folder with the recipe, or refuses to go on with another one's checkpoints."""
+    storage, path, own = Storage(run.root), f"{run.name}/recipe.json", recipe_hash(run.recipe)
+    if storage.exists(path) and storage.read_json(path)["recipe"] != own:
+        raise CheckpointError(
+            f"{run.root}/{run.name} holds a run with other settings that has not finished",
+            "give its settings to go on with it, or --fresh to start over",
+        )
+    storage.write_json(path, {"recipe": own})
+
+
+def _job(run: TrainingRun) -> dict[str, Any]:
+    job = WorkerJob(
+        run.name,
+        run.recipe,
+        run.dataset,
+        run.settings,
+        run.tracker,
+        run.reporter,
+        run.cluster.use_gpu,
+    )
+    return {"job": job}
+
+
+def _own_error(error: BaseException) -> BaseException:
+    """The LongtakeError below Ray's wrapping, if there is one."""
+    seen: list[BaseException] = []
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        cause = waiting.pop()
+        if cause is None or cause in seen:
+            continue
+        seen.append(cause)
+        if isinstance(cause, LongtakeError):
+            return cause
+        waiting += [cause.__cause__, cause.__context__, *_failures(cause)]
+    return error
+
+
+def _failures(error: BaseException) -> list[BaseException]:
+    failures = getattr(error, "worker_failures", None) or {}
+    return list(failures.values())
+
+
+__all__ = ["StageOutcome", "TrainingDiverged", "TrainingRun", "finished_stage", "recipe_hash", "train_stage"]

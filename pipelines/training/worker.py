@@ -1,0 +1,197 @@
+"""The loop of a Ray Train worker: data, checkpoints, previews and tracking around a pure stage."""
+
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import torch
+from ray.train import Checkpoint
+
+from models.ddt import Student
+from models.rng import Key
+from pipelines.data.dataset import ShardDataset
+from pipelines.tracking import NullTracker, Tracker, TrackerFactory
+from pipelines.training.batches import BatchSource
+from pipelines.training.checkpoint import load_state, save_state
+from pipelines.training.config import DistillConfig
+from pipelines.training.diagnostics import Diagnostics
+from pipelines.training.distill import DistillStage
+from pipelines.training.parallel import Workers
+from pipelines.training.progress import Progress, Reporter
+from pipelines.training.stages import Batch, Recipe, Stage, SupervisedStage, held_out_loss
+from pipelines.training.state import TrainState
+
+HELD_OUT_WINDOWS = 64
+
+
+@dataclass(frozen=True)
+class WorkerJob:
+    """What a training worker is told; travels by pickle within one Ray cluster.
+
+    Args:
+        name: the stage's name in progress and metrics.
+        recipe: what the stage is made from.
+        dataset: folder of the dataset.
+        settings: the resolved settings of the run, kept in every checkpoint.
+        tracker: opens the tracker on rank 0.
+        reporter: takes progress.
+        use_gpu: train in bfloat16 on this worker's GPU.
+    """
+
+    name: str
+    recipe: Recipe
+    dataset: str
+    settings: dict[str, Any]
+    tracker: TrackerFactory
+    reporter: Reporter | None
+    use_gpu: bool
+
+
+def train_worker(config: dict[str, WorkerJob]) -> dict[str, float]:
+    """Runs `config["job"]` to its last step, from its latest checkpoint if there is one; a summary."""
+    job = config["job"]
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(not job.use_gpu)
+    context = ray.train.get_context()
+    workers = Workers(context.get_world_rank(), context.get_world_size())
+    device = ray.train.torch.get_device() if job.use_gpu else torch.device("cpu")
+    tracker = job.tracker() if workers.rank == 0 else NullTracker()
+    loop = _Loop(job, workers, device, tracker)
+    try:
+        summary = loop.run()
+    except BaseException:
+        tracker.close("FAILED")
+        raise
+    tracker.close("FINISHED")
+    return summary
+
+
+def make_stage(recipe: Recipe, dataset: str, workers: Workers) -> Stage:
+    """The stage a recipe asks for, by the type of its settings."""
+    if isinstance(recipe.stage, DistillConfig):
+        sources = ("long", "short")
+        pool = {name: ShardDataset(dataset, name).captions for name in sources}
+        return DistillStage(recipe, pool, workers, recipe.critic_only)
+    return SupervisedStage(recipe, workers)
+
+
+class _Loop:
+    def __init__(self, job: WorkerJob, workers: Workers, device: torch.device, tracker: Tracker) -> None:
+        self.job, self.workers, self.device, self.tracker = job, workers, device, tracker
+        self.config = job.recipe.stage
+        self.stage = make_stage(job.recipe, job.dataset, workers)
+        self.batches = BatchSource(job.dataset, self.config, job.recipe.seed)
+        self.held_out = _held_out(job.dataset, self.stage.spec.shape[0], job.recipe, device)
+        self.state = self.stage.init(device)
+        self.diagnostics = Diagnostics(job.dataset)
+        self.began = time.monotonic()
+        self._resume()
+        self.first_step = self.state.step
+        self.held_out_start = self._held_out_loss()
+
+    def _resume(self) -> None:
+        checkpoint = ray.train.get_checkpoint()
+        if checkpoint is not None:
+            with checkpoint.as_directory() as folder:
+                load_state(self.state, Path(folder))
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        return torch.autocast("cuda", torch.bfloat16) if self.job.use_gpu else nullcontext()
+
+    def run(self) -> dict[str, float]:
+        """Steps until the stage is done; the last state is always saved."""
+        while self.state.step < self.config.steps:
+            began = time.process_time()
+            step = self.state.step
+            batches = self.batches.at(step, self.workers, self.device)
+            with self._precision():
+                result = self.stage.step(self.state, batches, Key(self.job.recipe.seed, step, purpose="step"))
+            self.state.cpu_seconds += time.process_time() - began
+            self._log(result.metrics)
+            if self.state.step % self.config.checkpoint_every == 0 and self.state.step < self.config.steps:
+                self._save({})
+        summary = self._summary()
+        self._save(summary)
+        return summary
+
+    def _log(self, metrics: dict[str, float]) -> None:
+        if self.workers.rank:
+            return
+        self.tracker.metrics(self.state.step, {f"train/{k}": v for k, v in metrics.items()})
+        if self.state.step % self.config.log_every and self.state.step != self.config.steps:
+            return
+        extra = self.diagnostics.of(self.state.pool[-1].latents) if self.state.pool else {}
+        if extra:
+            self.tracker.metrics(self.state.step, {f"train/{k}": v for k, v in extra.items()})
+        self._say(metrics | extra)
+
+    def _say(self, values: dict[str, float]) -> None:
+        if self.job.reporter is None:
+            return
+        pace = (time.monotonic() - self.began) / max(1, self.state.step - self.first_step)
+        shown = [f"{name} {values[name]:.4g}" for name in _SHOWN if name in values]
+        text = ", ".join([*shown, f"{pace:.3f} s/step"])
+        self.job.reporter(Progress(self.job.name, self.state.step, self.config.steps, text))
+
+    def _held_out_loss(self) -> float | None:
+        model = self.state.modules[self.stage.spec.role]
+        if self.held_out is None or not isinstance(self.stage, SupervisedStage):
+            return None
+        velocity = model.flow_matching if isinstance(model, Student) else model
+        return held_out_loss(velocity, self.held_out, self.job.recipe, self.stage.captions)
+
+    def _summary(self) -> dict[str, float]:
+        summary = {"steps": float(self.state.step), "cpu_seconds": self.state.cpu_seconds}
+        last = self._held_out_loss()
+        if last is not None and self.held_out_start is not None:
+            summary |= {"held_out_loss_start": self.held_out_start, "held_out_loss": last}
+        if self.workers.rank == 0:
+            self.tracker.metrics(self.state.step, {f"train/{k}": v for k, v in summary.items()})
+        return summary
+
+    def _save(self, metrics: dict[str, float]) -> None:
+        """Rank 0 writes, everybody reports; Ray keeps the latest two."""
+        if self.workers.rank:
+            ray.train.report(metrics)
+            return
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            (folder / "config.json").write_text(json.dumps(self.job.settings, indent=1))
+            save_state(self.state, self.stage.spec, folder)
+            report: Callable[..., None] = ray.train.report
+            report(
+                {"step": float(self.state.step), **metrics},
+                checkpoint=Checkpoint.from_directory(name),
+                checkpoint_dir_name=f"step-{self.state.step:06d}",
+            )
+
+
+_SHOWN = (
+    "loss",
+    "flow_matching",
+    "reverse_kl",
+    "critic_loss",
+    "gradient_norm",
+    "diversity",
+    "sharpness",
+    "light_drift",
+)
+
+
+def _held_out(dataset: str, frames: int, recipe: Recipe, device: torch.device) -> Batch | None:
+    """Up to 64 windows that training never sees, of the corpus whose windows have `frames` frames."""
+    name = "short" if frames == recipe.short_shape[0] else "long"
+    rows = ShardDataset(dataset, name, split="holdout")
+    if len(rows) == 0:
+        return None
+    chosen = list(range(min(len(rows), HELD_OUT_WINDOWS)))
+    read = rows.read(chosen)
+    return Batch(read.latents.to(device), read.captions, chosen)
+
+
