@@ -51,7 +51,11 @@ def require_token_mode() -> None:
 def worker_environment() -> dict[str, str]:
     """Environment variables that every Ray worker of this run gets."""
     passed = {name: value for name, value in os.environ.items() if name.startswith(("MLFLOW_", "LONGTAKE_"))}
-    return passed | {name: os.environ.get(name, value) for name, value in QUIET.items()} | {"OMP_NUM_THREADS": "1"}
+    return (
+        passed
+        | {name: os.environ.get(name, value) for name, value in QUIET.items()}
+        | {"OMP_NUM_THREADS": "1"}
+    )
 
 
 def logical_cpus(cluster: ClusterConfig) -> int:
@@ -105,7 +109,12 @@ def _start(cluster: ClusterConfig, folder: Path | None, *, dashboard: bool, debu
     try:
         if folder is None:
             require_token_mode()
-            ray.init(address=os.environ["RAY_ADDRESS"], runtime_env=runtime_env, logging_level=level, log_to_driver=debug)
+            ray.init(
+                address=os.environ["RAY_ADDRESS"],
+                runtime_env=runtime_env,
+                logging_level=level,
+                log_to_driver=debug,
+            )
             return
         _private_token()
         ray.init(
@@ -126,7 +135,8 @@ def _start(cluster: ClusterConfig, folder: Path | None, *, dashboard: bool, debu
                 "Check RAY_ADDRESS, RAY_AUTH_MODE=token and the token (longtake doctor), or unset RAY_ADDRESS",
             ) from error
         raise ClusterError(
-            f"a local Ray cannot be started: {reason}", "Free memory, disk and /dev/shm; `longtake doctor` checks them"
+            f"a local Ray cannot be started: {reason}",
+            "Free memory, disk and /dev/shm; `longtake doctor` checks them",
         ) from error
 
 

@@ -133,16 +133,23 @@ def open_run(
             Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
         client = _client(uri)
         experiment = _experiment(client, config, uri)
-        run_id = _find(client, experiment, config.name, name, parent) or _create(client, experiment, config, name, parent)
+        run_id = _find(client, experiment, config.name, name, parent) or _create(
+            client, experiment, config, name, parent
+        )
         for key, value in (tags or {}).items():
             client.set_tag(run_id, key, value)
         client.update_run(run_id, status="RUNNING")
     except _failures() as error:
         reason = " ".join(str(error).split())[:200]
         raise ClusterError(
-            f"MLflow at {uri} cannot be used: {reason}", "Start the server, correct tracking.uri, or set tracking.enabled=false"
+            f"MLflow at {uri} cannot be used: {reason}",
+            "Start the server, correct tracking.uri, or set tracking.enabled=false",
         ) from error
-    spool = None if is_remote(config.storage.root) else f"{absolute_root(config.storage.root)}/{config.name}/unsent"
+    spool = (
+        None
+        if is_remote(config.storage.root)
+        else f"{absolute_root(config.storage.root)}/{config.name}/unsent"
+    )
     return RunReference(uri, run_id, spool)
 
 
@@ -155,7 +162,11 @@ def _experiment(client: Any, config: RunConfig, uri: str) -> str:
     found = client.get_experiment_by_name(config.tracking.experiment)
     if found is not None:
         return str(found.experiment_id)
-    return str(client.create_experiment(config.tracking.experiment, artifact_location=_artifact_location(config, uri)))
+    return str(
+        client.create_experiment(
+            config.tracking.experiment, artifact_location=_artifact_location(config, uri)
+        )
+    )
 
 
 def _find(client: Any, experiment: str, group: str, name: str, parent: RunReference | None) -> str | None:
@@ -291,8 +302,12 @@ class MlflowTracker:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as file:
             for name, value, time_ms, step in points:
-                file.write(json.dumps({"name": name, "value": value, "time_ms": time_ms, "step": step}) + "\n")
-        logging.getLogger(__name__).warning("%d numbers that MLflow did not take are in %s", len(points), path)
+                file.write(
+                    json.dumps({"name": name, "value": value, "time_ms": time_ms, "step": step}) + "\n"
+                )
+        logging.getLogger(__name__).warning(
+            "%d numbers that MLflow did not take are in %s", len(points), path
+        )
 
     def _complain(self, what: str, error: BaseException) -> None:
         """One warning for each time that the server goes away."""

@@ -1,0 +1,258 @@
+"""`longtake`: one command each for the steps of a run. Everything heavy is imported by the command that needs it."""
+
+import importlib
+import json
+import os
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+
+from jobs.guard import guarded
+
+app = typer.Typer(
+    name="longtake",
+    help="Train few-step generators of long, coherent video.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+
+Config = Annotated[
+    str, typer.Option("--config", help="A preset (tiny, minute, clips, wan-1.3b, ci) or a YAML file.")
+]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", help="dotted.name=value, again and again.", metavar="NAME=VALUE")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print settings, sizes and cost; do nothing.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and what the libraries log.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Start over instead of going on.")]
+Seed = Annotated[
+    int | None, typer.Option("--seed", help="Seed of training and sampling; the config's if left out.")
+]
+Short = Annotated[str | None, typer.Option("--short", help="Folder of the SHORT corpus.", metavar="DIR")]
+Long = Annotated[str | None, typer.Option("--long", help="Folder of the LONG corpus.", metavar="DIR")]
+
+
+class Stage(StrEnum):
+    """Stages of training, in order."""
+
+    teacher = "teacher"
+    sft = "sft"
+    mixed = "mixed"
+    warmup = "warmup"
+    distill = "distill"
+
+
+class HeadName(StrEnum):
+    """Heads of the student."""
+
+    dm = "dm"
+    fm = "fm"
+
+
+def main() -> None:
+    """Entry point of `longtake` and of `python -m jobs`."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    app(prog_name="longtake")
+
+
+def _launch(
+    command: str, source: str, overrides: list[str] | None, *, dry_run: bool, debug: bool, **options: Any
+) -> None:
+    """Load the config and hand it to `jobs.<command>.<command>`, or only describe it."""
+    with guarded(debug=debug):
+        from jobs.config import load
+        from jobs.console import say
+
+        config = load(source, overrides or [])
+        if dry_run:
+            from jobs.describe import render
+
+            say(render(config))
+            return
+        os.environ["LONGTAKE_DEBUG"] = "1" if debug else "0"
+        module = importlib.import_module(f"jobs.{command}")
+        getattr(module, command)(config, **options)
+
+
+def _with(overrides: list[str] | None, **values: object) -> list[str]:
+    """The overrides of `--set` and those that have an option of their own."""
+    named = {name.replace("__", "."): value for name, value in values.items() if value is not None}
+    return [*(overrides or []), *(f"{name}={json.dumps(value)}" for name, value in named.items())]
+
+
+@app.command()
+def quickstart(
+    config: Config = "tiny", overrides: Overrides = None, seeds: Annotated[int, typer.Option(help="Seeds, one after another.", min=1)] = 1,
+    short: Short = None, long: Long = None, fresh: Fresh = False, dry_run: DryRun = False, debug: Debug = False,
+) -> None:  # fmt: skip
+    """Everything in one go: world or your folders, ingest, every stage, samples, evaluation, table.
+
+    \b
+    Examples:
+      longtake quickstart
+      longtake quickstart --seeds 3
+      longtake quickstart --config minute
+      longtake quickstart --config clips --short DIR --long DIR
+    """
+    settings = _with(overrides, data__short=short, data__long=long)
+    _launch("quickstart", config, settings, dry_run=dry_run, debug=debug, seeds=seeds, fresh=fresh)
+
+
+@app.command()
+def world(
+    config: Config = "tiny",
+    overrides: Overrides = None,
+    fresh: Fresh = False,
+    dry_run: DryRun = False,
+    debug: Debug = False,
+) -> None:
+    """Render the built-in world: two folders of MP4 files with captions.
+
+    \b
+    Examples:
+      longtake world
+      longtake world --config ci --set world.long_clips=4
+    """
+    _launch("world", config, overrides, dry_run=dry_run, debug=debug, fresh=fresh)
+
+
+@app.command()
+def ingest(
+    config: Config = "tiny", overrides: Overrides = None, short: Short = None, long: Long = None,
+    fresh: Fresh = False, dry_run: DryRun = False, debug: Debug = False,
+) -> None:  # fmt: skip
+    """Decode both corpora, cut windows, encode them into shards. Only what is missing is done.
+
+    \b
+    Examples:
+      longtake ingest
+      longtake ingest --config clips --short DIR --long DIR
+    """
+    settings = _with(overrides, data__short=short, data__long=long)
+    _launch("ingest", config, settings, dry_run=dry_run, debug=debug, fresh=fresh)
+
+
+@app.command()
+def train(
+    stage: Annotated[Stage, typer.Argument(help="Stage to train; it goes on where it stopped.")],
+    config: Config = "tiny", overrides: Overrides = None, seed: Seed = None,
+    fresh: Fresh = False, dry_run: DryRun = False, debug: Debug = False,
+) -> None:  # fmt: skip
+    """Train one stage on Ray: teacher, sft, mixed, warmup or distill.
+
+    \b
+    Examples:
+      longtake train teacher
+      longtake train distill --seed 1 --set loss.reverse_kl_weight=0.3
+      longtake train teacher --config wan-1.3b --dry-run
+    """
+    _launch(
+        "train",
+        config,
+        _with(overrides, seed=seed),
+        dry_run=dry_run,
+        debug=debug,
+        stage=stage.value,
+        fresh=fresh,
+    )
+
+
+@app.command()
+def sample(
+    config: Config = "tiny", overrides: Overrides = None, seed: Seed = None,
+    checkpoint: Annotated[str | None, typer.Option(help="Checkpoint folder; the newest student if left out.")] = None,
+    count: Annotated[int, typer.Option(help="Videos.", min=1)] = 4,
+    caption: Annotated[list[str] | None, typer.Option(help="Caption, again and again; the corpus's own if left out.")] = None,
+    head: Annotated[HeadName, typer.Option(help="dm: few steps; fm: many.")] = HeadName.dm,
+    steps: Annotated[int | None, typer.Option(help="Steps of the sampler; the config's if left out.", min=1)] = None,
+    out: Annotated[str | None, typer.Option(help="Folder for the videos; the run's samples/ if left out.")] = None,
+    dry_run: DryRun = False, debug: Debug = False,
+) -> None:  # fmt: skip
+    """Sample videos from a trained student: MP4, GIF and a contact sheet.
+
+    \b
+    Examples:
+      longtake sample --count 8
+      longtake sample --head fm --steps 50
+      longtake sample --caption "a bay at dusk, streaked sky, amber sun, slow waves" --out clips
+    """
+    _launch(
+        "sample", config, _with(overrides, seed=seed), dry_run=dry_run, debug=debug,
+        checkpoint=checkpoint, count=count, captions=caption or [], head=head.value, steps=steps, out=out,
+    )  # fmt: skip
+
+
+@app.command()
+def evaluate(
+    config: Config = "tiny", overrides: Overrides = None, seed: Seed = None,
+    fresh: Fresh = False, dry_run: DryRun = False, debug: Debug = False,
+) -> None:  # fmt: skip
+    """Generate with every trained system and compare them; a table, JSON, plots, MLflow.
+
+    \b
+    Examples:
+      longtake evaluate
+      longtake evaluate --seed 1 --set evaluation.videos=100
+    """
+    _launch("evaluate", config, _with(overrides, seed=seed), dry_run=dry_run, debug=debug, fresh=fresh)
+
+
+@app.command()
+def sweep(
+    config: Config = "tiny", overrides: Overrides = None, seed: Seed = None,
+    fresh: Fresh = False, dry_run: DryRun = False, debug: Debug = False,
+) -> None:  # fmt: skip
+    """Search over settings by Ray Tune; each trial is a real training run. It goes on where it stopped.
+
+    \b
+    Examples:
+      longtake sweep
+      longtake sweep --set sweep.space.loss.reverse_kl_weight=[0.3,1,3] --set sweep.trials=3
+      longtake sweep --set "sweep.space.distill.learning_rate={low: 1e-5, high: 1e-4, log: true}"
+    """
+    _launch("sweep", config, _with(overrides, seed=seed), dry_run=dry_run, debug=debug, fresh=fresh)
+
+
+@app.command(context_settings={"allow_interspersed_args": False, "ignore_unknown_options": False})
+def submit(
+    command: Annotated[list[str], typer.Argument(help="A longtake command with its options, or any other command.")],
+    address: Annotated[str | None, typer.Option(help="Jobs server; $RAY_ADDRESS or http://127.0.0.1:8265 if left out.")] = None,
+    submission_id: Annotated[str | None, typer.Option(help="Name of the job; made up if left out.")] = None,
+    follow: Annotated[bool, typer.Option("--follow/--no-wait", help="Print the job's log until it ends.")] = True,
+    env: Annotated[list[str] | None, typer.Option("--env", help="Variable for the job, again and again.", metavar="NAME=VALUE")] = None,
+    working_dir: Annotated[str, typer.Option(help="Folder that travels with the job.")] = ".",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be submitted; do nothing.")] = False,
+    debug: Debug = False,
+) -> None:  # fmt: skip
+    """Run a command as a job on a Ray cluster. Options of this command come before the submitted one.
+
+    \b
+    Examples:
+      longtake submit train teacher --config wan-1.3b
+      longtake submit --no-wait --submission-id night-1 quickstart --config minute
+      longtake submit --address http://head:8265 evaluate --set storage.root=s3://bucket/runs
+    """
+    with guarded(debug=debug):
+        from jobs.submit import Submission
+        from jobs.submit import submit as send
+
+        request = Submission.of(
+            command, address=address, submission_id=submission_id, env=env or [], working_dir=working_dir
+        )
+        raise SystemExit(send(request, follow=follow, dry_run=dry_run))
+
+
+@app.command()
+def doctor(config: Config = "tiny", overrides: Overrides = None, debug: Debug = False) -> None:
+    """Check the environment, and say what to do about what is wrong. Exit code 1 if anything is.
+
+    \b
+    Examples:
+      longtake doctor
+      longtake doctor --set storage.root=/mnt/runs
+    """
+    _launch("doctor", config, overrides, dry_run=False, debug=debug)

@@ -1,0 +1,98 @@
+"""`longtake train`: one stage, or all that are missing, on Ray Train."""
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from ray.train import UserCallback
+
+from jobs.config import config_hash, flatten, to_dict
+from jobs.console import Progress, say
+from jobs.paths import RunPaths
+from jobs.recipes import BASELINES, StagePlan, longer, make_recipe, stage_plan
+from jobs.settings import RunConfig
+from jobs.tracking import RunReference, factory, open_run
+from pipelines.data.dataset import DatasetInfo
+from pipelines.training.progress import BoardReporter, ProgressBoard
+from pipelines.training.run import StageOutcome, TrainingRun, train_stage
+
+POLL_S = 0.5
+
+
+@contextmanager
+def progress_board(progress: Progress) -> Iterator[BoardReporter]:
+    """Shows on this terminal what workers report, for the length of a `with` block."""
+    board: Any = ProgressBoard.remote()  # type: ignore[attr-defined]
+    stop = threading.Event()
+    shown: dict[str, int] = {}
+
+    def show() -> None:
+        for entry in ray.get(board.read.remote()):
+            if shown.get(entry.name) != entry.done:
+                shown[entry.name] = entry.done
+                progress(entry.name, entry.done, entry.total, entry.text)
+
+    def watch() -> None:
+        while not stop.wait(POLL_S):
+            show()
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield BoardReporter(board)
+    finally:
+        stop.set()
+        watcher.join()
+        show()
+        ray.kill(board)
+
+
+def run_stage(
+    config: RunConfig,
+    plan: StagePlan,
+    seed: int,
+    reporter: BoardReporter | None,
+    parent: RunReference | None = None,
+    callbacks: Sequence[UserCallback] = (),
+) -> StageOutcome:
+    """Trains one stage of one seed, resumes it, or returns what it had finished.
+
+    Args:
+        config: the run's settings.
+        plan: the stage.
+        seed: seed of training.
+        reporter: takes progress.
+        parent: MLflow run that the stage's run is a child of.
+        callbacks: passed to Ray Train.
+    """
+    paths = RunPaths.of(config)
+    root = paths.seed(seed)
+    recipe = make_recipe(config, plan, DatasetInfo.load(paths.dataset), root, seed)
+    name = f"seed-{seed}/{plan.name}"
+    reference = open_run(config, name, parent=parent, tags={"longtake.config_hash": config_hash(config)})
+    tracker = factory(reference)
+    tracker().params(flatten(config))
+    run = TrainingRun(
+        plan.name, root, paths.dataset, recipe, config.cluster, to_dict(config), tracker, reporter
+    )
+    return train_stage(run, callbacks)
+
+
+def train(config: RunConfig, stage: str, seed: int) -> StageOutcome:
+    """The command: trains `stage` and shows its progress; the caller holds Ray.
+
+    Returns:
+        its last checkpoint and summary.
+    """
+    plan = (
+        longer(config, RunPaths.of(config).seed(seed), stage)
+        if stage in BASELINES
+        else stage_plan(config, stage)
+    )
+    with Progress() as progress, progress_board(progress) as reporter:
+        outcome = run_stage(config, plan, seed, reporter)
+    say(f"{stage}: {outcome.summary['steps']:.0f} steps, {outcome.summary['cpu_seconds']:.0f} CPU-s")
+    say(f"checkpoint: {outcome.checkpoint}")
+    return outcome
