@@ -1,4 +1,4 @@
-"""`longtake`: one command each for the steps of a run. Everything heavy is imported by the command that needs it."""
+"""`longtake`: a command for each step of a run. A command imports what is heavy only when it runs."""
 
 import importlib
 import json
@@ -31,6 +31,11 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and what t
 Fresh = Annotated[bool, typer.Option("--fresh", help="Start over instead of going on.")]
 Seed = Annotated[
     int | None, typer.Option("--seed", help="Seed of training and sampling; the config's if left out.")
+]
+Seeds = Annotated[int, typer.Option("--seeds", help="Seeds, one after another.", min=1)]
+Variables = Annotated[
+    list[str] | None,
+    typer.Option("--env", help="Variable for the job, again and again.", metavar="NAME=VALUE"),
 ]
 Short = Annotated[str | None, typer.Option("--short", help="Folder of the SHORT corpus.", metavar="DIR")]
 Long = Annotated[str | None, typer.Option("--long", help="Folder of the LONG corpus.", metavar="DIR")]
@@ -66,6 +71,7 @@ def _launch(
     with guarded(debug=debug):
         from jobs.config import load
         from jobs.console import say
+        from jobs.paths import require_lasting_root
 
         config = load(source, overrides or [])
         if dry_run:
@@ -73,6 +79,7 @@ def _launch(
 
             say(render(config))
             return
+        require_lasting_root(config.storage.root)
         os.environ["LONGTAKE_DEBUG"] = "1" if debug else "0"
         module = importlib.import_module(f"jobs.{command}")
         getattr(module, command)(config, **options)
@@ -86,8 +93,8 @@ def _with(overrides: list[str] | None, **values: object) -> list[str]:
 
 @app.command()
 def quickstart(
-    config: Config = "tiny", overrides: Overrides = None, seeds: Annotated[int, typer.Option(help="Seeds, one after another.", min=1)] = 1,
-    short: Short = None, long: Long = None, fresh: Fresh = False, dry_run: DryRun = False, debug: Debug = False,
+    config: Config = "tiny", overrides: Overrides = None, seeds: Seeds = 1, short: Short = None, long: Long = None,
+    fresh: Fresh = False, dry_run: DryRun = False, debug: Debug = False,
 ) -> None:  # fmt: skip
     """Everything in one go: world or your folders, ingest, every stage, samples, evaluation, table.
 
@@ -164,12 +171,12 @@ def train(
 @app.command()
 def sample(
     config: Config = "tiny", overrides: Overrides = None, seed: Seed = None,
-    checkpoint: Annotated[str | None, typer.Option(help="Checkpoint folder; the newest student if left out.")] = None,
+    checkpoint: Annotated[str | None, typer.Option(help="Checkpoint folder; the student's if left out.")] = None,
     count: Annotated[int, typer.Option(help="Videos.", min=1)] = 4,
-    caption: Annotated[list[str] | None, typer.Option(help="Caption, again and again; the corpus's own if left out.")] = None,
+    caption: Annotated[list[str] | None, typer.Option(help="Again and again; LONG's own if left out.")] = None,
     head: Annotated[HeadName, typer.Option(help="dm: few steps; fm: many.")] = HeadName.dm,
-    steps: Annotated[int | None, typer.Option(help="Steps of the sampler; the config's if left out.", min=1)] = None,
-    out: Annotated[str | None, typer.Option(help="Folder for the videos; the run's samples/ if left out.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps; the config's if left out.", min=1)] = None,
+    out: Annotated[str | None, typer.Option(help="Folder; the run's samples/ if left out.")] = None,
     dry_run: DryRun = False, debug: Debug = False,
 ) -> None:  # fmt: skip
     """Sample videos from a trained student: MP4, GIF and a contact sheet.
@@ -219,13 +226,13 @@ def sweep(
 
 @app.command(context_settings={"allow_interspersed_args": False, "ignore_unknown_options": False})
 def submit(
-    command: Annotated[list[str], typer.Argument(help="A longtake command with its options, or any other command.")],
-    address: Annotated[str | None, typer.Option(help="Jobs server; $RAY_ADDRESS or http://127.0.0.1:8265 if left out.")] = None,
+    command: Annotated[list[str], typer.Argument(help="A longtake command and its options, or any other.")],
+    address: Annotated[str | None, typer.Option(help="Jobs server [default: http://127.0.0.1:8265]")] = None,
     submission_id: Annotated[str | None, typer.Option(help="Name of the job; made up if left out.")] = None,
-    follow: Annotated[bool, typer.Option("--follow/--no-wait", help="Print the job's log until it ends.")] = True,
-    env: Annotated[list[str] | None, typer.Option("--env", help="Variable for the job, again and again.", metavar="NAME=VALUE")] = None,
+    follow: Annotated[bool, typer.Option("--follow/--no-wait", help="Print the job's log to its end.")] = True,
+    env: Variables = None,
     working_dir: Annotated[str, typer.Option(help="Folder that travels with the job.")] = ".",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be submitted; do nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the job; do nothing.")] = False,
     debug: Debug = False,
 ) -> None:  # fmt: skip
     """Run a command as a job on a Ray cluster. Options of this command come before the submitted one.

@@ -138,7 +138,7 @@ def flatten(config: RunConfig) -> dict[str, Any]:
 
 
 def config_hash(config: RunConfig) -> str:
-    """Sixteen hex digits of everything that decides the numbers: not the name, storage, tracking, cluster or sweep."""
+    """Sixteen hex digits of all that decides the numbers: all but name, storage, tracking, cluster and sweep."""
     tree = {name: value for name, value in to_dict(config).items() if name not in _NOT_HASHED}
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -32,7 +32,7 @@ def format_metrics(values: Mapping[str, float]) -> str:
 
 
 class Progress:
-    """Progress of named tasks. Call it as `progress(task, done, total, note)`; use it as a context manager."""
+    """Progress of named tasks. Use it by `with`, and call `progress(task, done, total, note)`."""
 
     def __init__(self, *, terminal: bool | None = None) -> None:
         self._terminal = sys.stdout.isatty() if terminal is None else terminal

@@ -1,4 +1,4 @@
-"""What a run would do, without doing it: `--dry-run`. Sizes come from the networks themselves, built without memory."""
+"""`--dry-run`: what a run would do. Sizes come from the networks themselves, built without memory."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from models.ddt import Student
 from models.dit import DiT
 
 CPU_FLOPS, GPU_FLOPS = 5e10, 1.5e14
-"""Floating-point operations a second that one CPU core (measured: 47-62e9 in training) and one GPU (assumed) do."""
+"""Floating-point operations a second of a CPU core (measured: 47-62e9 in training) and a GPU (assumed)."""
 
 NUMBER_BYTES = 4
 """Weights, gradients, moments and averages are float32."""
@@ -84,7 +84,7 @@ def render(config: RunConfig) -> str:
 
 
 def forward_flops(config: RunConfig, parameters: int, frames: int) -> float:
-    """Floating-point operations of one clip through one plain stack: 2 P N, and 4 N M D of each block's attention."""
+    """Operations of one clip through a plain stack: 2 P N, and 4 N M D of each block's attention."""
     tokens_per_frame = shapes.shapes(config).tokens_per_frame
     steps = frames // config.model.patch_size[0]
     tokens, width = steps * tokens_per_frame, config.model.num_heads * config.model.head_dim
@@ -98,7 +98,7 @@ def _count(module: torch.nn.Module) -> int:
 
 
 def _runs(config: RunConfig, stage: str) -> bool:
-    """Whether a stage does anything: pretrained weights replace the teacher's, and warm-up may have no steps."""
+    """Pretrained weights replace the teacher's stage, and the warm-up may have no steps."""
     if stage == "teacher":
         return config.model.pretrained is None
     return stage != "warmup" or config.warmup.steps > 0
@@ -133,17 +133,19 @@ def _lines(config: RunConfig, described: Description) -> Iterator[str]:
     note = "" if sizes.channels_known else " (ingest decides; assumed here)"
     yield f"config hash       {configs.config_hash(config)}"
     yield f"latent channels   {sizes.channels}{note}"
-    yield f"SHORT window      {config.data.short_frames} frames -> latents {_shape(sizes, sizes.short_frames)}"
-    yield f"LONG window       {config.data.long_frames} frames -> latents {_shape(sizes, sizes.long_frames)}"
-    yield f"tokens            {sizes.tokens_per_frame} a frame, {sizes.tokens_per_frame * sizes.long_frames} a LONG window"
+    data, tokens = config.data, sizes.tokens_per_frame
+    yield f"SHORT window      {data.short_frames} frames -> latents {_shape(sizes, sizes.short_frames)}"
+    yield f"LONG window       {data.long_frames} frames -> latents {_shape(sizes, sizes.long_frames)}"
+    yield f"tokens            {tokens} a frame, {tokens * sizes.long_frames} a LONG window"
     yield f"teacher, critic   {described.teacher_parameters:,} parameters"
     yield f"student           {described.student_parameters:,} parameters"
     yield f"scored windows    {described.windows} of {config.distill.window_frames} latent frames a rollout"
     where = "GPU" if described.use_gpu else "CPU core"
     for stage in described.stages:
         yield (
-            f"{stage.stage:<17} {stage.steps} steps, {stage.flops:.2g} FLOP, about {stage_seconds(described, stage):,.0f} s "
-            f"on {described.workers} {where}(s), state {stage.state_bytes / 2**20:,.0f} MiB a worker"
+            f"{stage.stage:<17} {stage.steps} steps, {stage.flops:.2g} FLOP, about "
+            f"{stage_seconds(described, stage):,.0f} s on {described.workers} {where}(s), "
+            f"state {stage.state_bytes / 2**20:,.0f} MiB a worker"
         )
     yield f"training          about {described.seconds:,.0f} s in all; nothing was read or written"
 

@@ -1,10 +1,12 @@
 """Where a run keeps what: every path below `{storage.root}/{name}`, named once."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from jobs.settings import RunConfig
+from models.errors import ConfigError
 
 
 def is_remote(root: str) -> bool:
@@ -17,6 +19,20 @@ def absolute_root(root: str) -> str:
     if is_remote(root):
         return root.rstrip("/")
     return str(Path(root.removeprefix("file://").removeprefix("local://")).expanduser().absolute())
+
+
+def require_lasting_root(root: str) -> None:
+    """Refuse a relative root inside a Ray job, whose working directory is a temporary copy.
+
+    Raises:
+        ConfigError: the root is relative and this process was started by a Jobs server.
+    """
+    relative = not is_remote(root) and not Path(root.removeprefix("file://")).expanduser().is_absolute()
+    if relative and "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+        raise ConfigError(
+            f"storage.root {root!r} is relative, and a job's working directory is temporary",
+            "Set storage.root to a folder or URI that every node reaches: --set storage.root=/mnt/runs",
+        )
 
 
 @dataclass(frozen=True)

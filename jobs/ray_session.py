@@ -1,7 +1,7 @@
 """One Ray for a command: the cluster's inside a job or where RAY_ADDRESS says so, else a private local one.
 
-A local Ray counts at least four logical CPUs, because controllers and workers wait for each other on fewer; it asks
-for a token, listens on this machine only, reports nothing to anyone, and leaves no process and no file behind.
+A local Ray counts at least four logical CPUs, because controllers and workers wait for each other on fewer; it
+asks for a token, listens on this machine only, reports nothing, and leaves no process and no file behind.
 """
 
 import logging
@@ -22,6 +22,7 @@ OBJECT_STORE_BYTES = 384 << 20
 
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_OVERRIDE_JOB_RUNTIME_ENV": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
@@ -40,7 +41,7 @@ def joins_cluster() -> bool:
 
 
 def require_token_mode() -> None:
-    """Say explicitly that tokens are used where one is at hand: Ray's client never assumes it and is then refused."""
+    """Turn tokens on where one is at hand: Ray's client never does by itself, and is then refused."""
     if "RAY_AUTH_MODE" in os.environ:
         return
     named = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
@@ -59,7 +60,7 @@ def worker_environment() -> dict[str, str]:
 
 
 def logical_cpus(cluster: ClusterConfig) -> int:
-    """CPUs that a local Ray counts: the setting's, or the machine's, at least four and two beside the workers."""
+    """CPUs that a local Ray counts: the setting's, or the machine's, at least 4 and 2 beside the workers."""
     return cluster.logical_cpus or max(4, os.cpu_count() or 1, cluster.num_workers + 2)
 
 
@@ -132,7 +133,7 @@ def _start(cluster: ClusterConfig, folder: Path | None, *, dashboard: bool, debu
         if folder is None:
             raise ClusterError(
                 f"the Ray cluster at {os.environ['RAY_ADDRESS']} cannot be joined: {reason}",
-                "Check RAY_ADDRESS, RAY_AUTH_MODE=token and the token (longtake doctor), or unset RAY_ADDRESS",
+                "Check RAY_ADDRESS, RAY_AUTH_MODE=token and the token, or unset RAY_ADDRESS",
             ) from error
         raise ClusterError(
             f"a local Ray cannot be started: {reason}",
@@ -141,7 +142,7 @@ def _start(cluster: ClusterConfig, folder: Path | None, *, dashboard: bool, debu
 
 
 def _private_token() -> None:
-    """A token of our own, held in memory, for a private Ray, unless the user has one. Ray turns the token mode on."""
+    """A token in memory for a private Ray, unless the user has one. Ray itself turns the token mode on."""
     if "RAY_AUTH_TOKEN" not in os.environ and "RAY_AUTH_TOKEN_PATH" not in os.environ:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 

@@ -1,4 +1,4 @@
-"""RunConfig: every setting of a run, put together from the dataclasses that live beside the code that uses them."""
+"""RunConfig: every setting of a run, put together from dataclasses that live beside the code they steer."""
 
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
@@ -85,7 +85,7 @@ def _mixed() -> StageConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """Every setting of a run. A field's dotted name is its only name: in YAML, `--set`, Ray Tune and MLflow."""
+    """Every setting of a run. Its dotted name is its only name: in YAML, `--set`, Ray Tune and MLflow."""
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", allow_inf_nan=False)
 

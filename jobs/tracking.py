@@ -1,7 +1,7 @@
-"""MLflow: the only module that imports it. Numbers wait in a local buffer, so that training never waits for a server.
+"""MLflow; no other module imports it. Numbers wait in a local buffer, so that training waits for no server.
 
-Runs are resumed by id: the same command writes on in the same run. A sweep or comparison is a parent run, its trials
-are children by the tag `mlflow.parentRunId`.
+Runs are resumed by id: the same command writes on in the same run. A sweep or comparison is a parent run, its
+trials are children by the tag `mlflow.parentRunId`.
 """
 
 import json
@@ -63,7 +63,7 @@ def _failures() -> tuple[type[BaseException], ...]:
 
 
 def tracking_uri(config: RunConfig) -> str:
-    """MLflow's address: `tracking.uri`, else $MLFLOW_TRACKING_URI, else a sqlite file in a local `storage.root`.
+    """MLflow's address: `tracking.uri`, else $MLFLOW_TRACKING_URI, else a sqlite file in `storage.root`.
 
     Raises:
         ConfigError: `storage.root` is remote and no address is set.
@@ -89,7 +89,7 @@ def _artifact_location(config: RunConfig, uri: str) -> str | None:
 
 @dataclass(frozen=True)
 class RunReference:
-    """Where a run is recorded; picklable. Calling it opens a Tracker in the process that calls: a TrackerFactory."""
+    """Where a run is recorded; picklable. A TrackerFactory: calling it opens the run in the calling process."""
 
     uri: str
     """MLflow's address."""
@@ -192,8 +192,8 @@ def commit_tags() -> dict[str, str]:
         return {"mlflow.source.git.commit": named}
     here = Path(__file__).parent
     try:
-        found = subprocess.run(  # noqa: S603 - no shell, fixed words
-            ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40"],  # noqa: S607
+        found = subprocess.run(
+            ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40"],
             capture_output=True, text=True, timeout=10, check=True,
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError):
@@ -226,7 +226,7 @@ class MlflowTracker:
         self._away = False
 
     def params(self, values: Mapping[str, object]) -> None:
-        """Record settings under their dotted names; a changed value of a resumed run becomes a tag `changed.<name>`."""
+        """Record settings; one that changed since the run began becomes a tag `changed.<name>`."""
         from mlflow.entities import Param
 
         pieces = _pieces(values)

@@ -1,6 +1,7 @@
 """Combinations of settings that cannot work, refused before anything is read, written or allocated."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -10,10 +11,10 @@ from models.errors import ConfigError
 
 _POSITIVE = (
     "world.size world.fps world.short_clips world.short_frames world.long_clips world.long_frames "
-    "data.height data.width data.short_frames data.short_stride data.long_frames data.long_stride data.block_bytes "
-    "autoencoder.max_components autoencoder.fit_frames text.dim text.max_tokens "
-    "model.num_layers model.head_layers model.num_heads model.head_dim model.ffn_dim model.freq_dim model.window "
-    "model.rope_theta_windowed model.rope_theta_global flow.timestep_shift flow.timestep_shift_frames "
+    "data.height data.width data.short_frames data.short_stride data.long_frames data.long_stride "
+    "data.block_bytes autoencoder.max_components autoencoder.fit_frames text.dim text.max_tokens "
+    "model.num_layers model.head_layers model.num_heads model.head_dim model.ffn_dim model.freq_dim "
+    "model.window model.rope_theta_windowed model.rope_theta_global flow.timestep_shift flow.timestep_shift_frames "
     "loss.normalizer_block loss.normalizer_floor sampling.ode_steps sampling.rollout_steps "
     "teacher.steps sft.steps mixed.steps distill.steps teacher.short_batch sft.long_batch mixed.short_batch "
     "mixed.long_batch distill.long_batch distill.rollout_batch distill.critic_batch distill.rollout_pool "
@@ -29,7 +30,8 @@ _SHARES = (
 ).split()
 _NOT_NEGATIVE = (
     "autoencoder.patch_size loss.flow_matching_weight loss.reverse_kl_weight loss.anchor_weight "
-    "warmup.steps distill.ramp_steps distill.critic_updates cluster.max_failures evaluation.showcase world.long_noise"
+    "warmup.steps distill.ramp_steps distill.critic_updates cluster.max_failures "
+    "evaluation.showcase world.long_noise"
 ).split()
 
 
@@ -103,7 +105,7 @@ def _world(config: RunConfig) -> None:
     data, world = config.data, config.world
     if (data.height, data.width) != (world.size, world.size):
         _refuse(
-            f"data.height x data.width is {data.height}x{data.width}, but the built-in world is {world.size}x{world.size}",
+            f"frames are {data.height}x{data.width}, but the built-in world is {world.size}x{world.size}",
             f"Set data.height={world.size} data.width={world.size}, or world.size",
         )
     for corpus in ("short", "long"):
@@ -138,9 +140,10 @@ def _network(config: RunConfig) -> None:
             f"model.head_layers {model.head_layers} is more than model.num_layers {model.num_layers}",
             f"A head is the last blocks of the stack: set model.head_layers to {model.num_layers} or less",
         )
-    if len(model.attention_pattern) != model.num_layers or set(model.attention_pattern) - set("WG"):
+    pattern = model.attention_pattern
+    if len(pattern) != model.num_layers or set(pattern) - set("WG"):
         _refuse(
-            f"model.attention_pattern {model.attention_pattern!r} is not one W or G for each of {model.num_layers} blocks",
+            f"model.attention_pattern {pattern!r} is not one W or G for each of {model.num_layers} blocks",
             f"Set model.attention_pattern={('WG' * model.num_layers)[: model.num_layers]}, or model.num_layers",
         )
     if model.head_dim % 2 or model.head_dim < 6:
@@ -168,7 +171,7 @@ def _sizes(config: RunConfig) -> None:
     data, (rows, columns) = config.data, shapes.pixels_per_latent(config)
     if data.height % rows or data.width % columns:
         _refuse(
-            f"frames of {data.height}x{data.width} do not divide into the autoencoder's {rows}x{columns} patches",
+            f"frames of {data.height}x{data.width} do not divide into patches of {rows}x{columns}",
             f"Make data.height and data.width multiples of {rows}, or change autoencoder.patch_size",
         )
     for name in ("short_frames", "long_frames"):
@@ -196,24 +199,25 @@ def _sizes(config: RunConfig) -> None:
 
 def _windows(config: RunConfig) -> None:
     distill, sizes = config.distill, shapes.shapes(config)
-    if distill.window_frames > sizes.long_frames:
+    length = distill.window_frames
+    if length > sizes.long_frames:
         _refuse(
-            f"distill.window_frames {distill.window_frames} is longer than a clip of {sizes.long_frames} latent frames",
+            f"distill.window_frames {length} is longer than a clip of {sizes.long_frames} latent frames",
             "Lower distill.window_frames, or raise data.long_frames",
         )
-    if distill.window_frames > sizes.short_frames:
+    if length > sizes.short_frames:
         _refuse(
-            f"distill.window_frames {distill.window_frames} is longer than the {sizes.short_frames} latent frames the teacher knows",
+            f"distill.window_frames {length} is longer than the {sizes.short_frames} latent frames the teacher knows",
             f"Set distill.window_frames={sizes.short_frames}",
         )
     causal = config.autoencoder.kind == "wan"
-    most = distill.window_frames - (1 if causal else 0)
+    most = length - (1 if causal else 0)
     if distill.window_stride > most:
         _refuse(
             f"distill.window_stride {distill.window_stride} leaves frames that no window scores",
             f"Set it to {most} or less",
         )
-    tiling = (sizes.long_frames - distill.window_frames) // distill.window_stride + 2
+    tiling = (sizes.long_frames - length) // distill.window_stride + 2
     if distill.windows_per_video is not None and not 1 <= distill.windows_per_video <= tiling:
         _refuse(
             f"distill.windows_per_video is {distill.windows_per_video}, but the tiling has {tiling} windows",
@@ -236,7 +240,7 @@ def _batches(config: RunConfig) -> None:
 
 def _times(config: RunConfig) -> None:
     steps = config.sampling.steps
-    falling = all(later < earlier for earlier, later in zip(steps, steps[1:], strict=False))
+    falling = all(later < earlier for earlier, later in itertools.pairwise(steps))
     if not steps or steps[0] != 1.0 or steps[-1] <= 0 or not falling:
         _refuse(
             f"sampling.steps {list(steps)} do not fall from 1 towards 0",
@@ -245,7 +249,7 @@ def _times(config: RunConfig) -> None:
     loss = config.loss
     if not 0 < loss.score_t_min < loss.score_t_max < 1:
         _refuse(
-            f"loss.score_t_min {loss.score_t_min} and loss.score_t_max {loss.score_t_max} do not rise within 0 ... 1",
+            f"loss.score_t_min {loss.score_t_min} and score_t_max {loss.score_t_max} do not rise within 0 ... 1",
             "Set, for example, 0.02 and 0.98",
         )
 
@@ -254,12 +258,12 @@ def _machines(config: RunConfig) -> None:
     evaluation, cluster = config.evaluation, config.cluster
     if evaluation.min_actors > evaluation.max_actors:
         _refuse(
-            f"evaluation.min_actors {evaluation.min_actors} is more than evaluation.max_actors {evaluation.max_actors}",
+            f"evaluation.min_actors {evaluation.min_actors} is more than max_actors {evaluation.max_actors}",
             "Raise evaluation.max_actors",
         )
     if cluster.logical_cpus is not None and cluster.logical_cpus <= cluster.num_workers:
         _refuse(
-            f"cluster.logical_cpus {cluster.logical_cpus} leaves no CPU beside cluster.num_workers {cluster.num_workers}",
+            f"cluster.logical_cpus {cluster.logical_cpus} leaves no CPU beside {cluster.num_workers} workers",
             f"Set cluster.logical_cpus={cluster.num_workers + 2} or null",
         )
 

@@ -1,4 +1,4 @@
-"""What a pipeline may tell a tracking service. jobs/tracking.py gives the MLflow one; tests and dry runs the null one."""
+"""What a pipeline may tell a tracking service. jobs/tracking.py gives the MLflow one."""
 
 from collections.abc import Callable, Mapping
 from typing import Literal, Protocol
