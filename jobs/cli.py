@@ -93,7 +93,8 @@ def _with(overrides: list[str] | None, **values: object) -> list[str]:
 
 @app.command()
 def quickstart(
-    config: Config = "tiny", overrides: Overrides = None, seeds: Seeds = 1, short: Short = None, long: Long = None,
+    config: Config = "tiny", overrides: Overrides = None, seeds: Seeds = 1, short: Short = None,
+    long: Long = None,
     fresh: Fresh = False, dry_run: DryRun = False, debug: Debug = False,
 ) -> None:  # fmt: skip
     """Everything in one go: world or your folders, ingest, every stage, samples, evaluation, table.
@@ -171,9 +172,9 @@ def train(
 @app.command()
 def sample(
     config: Config = "tiny", overrides: Overrides = None, seed: Seed = None,
-    checkpoint: Annotated[str | None, typer.Option(help="Checkpoint folder; the student's if left out.")] = None,
+    checkpoint: Annotated[str | None, typer.Option(help="Folder; the student's if left out.")] = None,
     count: Annotated[int, typer.Option(help="Videos.", min=1)] = 4,
-    caption: Annotated[list[str] | None, typer.Option(help="Again and again; LONG's own if left out.")] = None,
+    caption: Annotated[list[str] | None, typer.Option(help="Again and again; LONG's if left out.")] = None,
     head: Annotated[HeadName, typer.Option(help="dm: few steps; fm: many.")] = HeadName.dm,
     steps: Annotated[int | None, typer.Option(help="Steps; the config's if left out.", min=1)] = None,
     out: Annotated[str | None, typer.Option(help="Folder; the run's samples/ if left out.")] = None,
@@ -229,7 +230,7 @@ def submit(
     command: Annotated[list[str], typer.Argument(help="A longtake command and its options, or any other.")],
     address: Annotated[str | None, typer.Option(help="Jobs server [default: http://127.0.0.1:8265]")] = None,
     submission_id: Annotated[str | None, typer.Option(help="Name of the job; made up if left out.")] = None,
-    follow: Annotated[bool, typer.Option("--follow/--no-wait", help="Print the job's log to its end.")] = True,
+    follow: Annotated[bool, typer.Option("--follow/--no-wait", help="Print the job's log.")] = True,
     env: Variables = None,
     working_dir: Annotated[str, typer.Option(help="Folder that travels with the job.")] = ".",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the job; do nothing.")] = False,

@@ -138,7 +138,7 @@ def flatten(config: RunConfig) -> dict[str, Any]:
 
 
 def config_hash(config: RunConfig) -> str:
-    """Sixteen hex digits of all that decides the numbers: all but name, storage, tracking, cluster and sweep."""
+    """Sixteen hex digits of what decides the numbers: not name, storage, tracking, cluster or sweep."""
     tree = {name: value for name, value in to_dict(config).items() if name not in _NOT_HASHED}
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:16]
 

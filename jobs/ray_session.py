@@ -1,7 +1,7 @@
 """One Ray for a command: the cluster's inside a job or where RAY_ADDRESS says so, else a private local one.
 
-A local Ray counts at least four logical CPUs, because controllers and workers wait for each other on fewer; it
-asks for a token, listens on this machine only, reports nothing, and leaves no process and no file behind.
+A local Ray counts at least four logical CPUs, because controllers and workers wait for each other on fewer.
+It asks for a token, listens on this machine only, reports nothing, and leaves no process and no file behind.
 """
 
 import logging

@@ -89,7 +89,7 @@ def _artifact_location(config: RunConfig, uri: str) -> str | None:
 
 @dataclass(frozen=True)
 class RunReference:
-    """Where a run is recorded; picklable. A TrackerFactory: calling it opens the run in the calling process."""
+    """Where a run is recorded. A picklable TrackerFactory: a call opens the run in the calling process."""
 
     uri: str
     """MLflow's address."""

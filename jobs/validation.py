@@ -14,7 +14,8 @@ _POSITIVE = (
     "data.height data.width data.short_frames data.short_stride data.long_frames data.long_stride "
     "data.block_bytes autoencoder.max_components autoencoder.fit_frames text.dim text.max_tokens "
     "model.num_layers model.head_layers model.num_heads model.head_dim model.ffn_dim model.freq_dim "
-    "model.window model.rope_theta_windowed model.rope_theta_global flow.timestep_shift flow.timestep_shift_frames "
+    "model.window model.rope_theta_windowed model.rope_theta_global flow.timestep_shift "
+    "flow.timestep_shift_frames "
     "loss.normalizer_block loss.normalizer_floor sampling.ode_steps sampling.rollout_steps "
     "teacher.steps sft.steps mixed.steps distill.steps teacher.short_batch sft.long_batch mixed.short_batch "
     "mixed.long_batch distill.long_batch distill.rollout_batch distill.critic_batch distill.rollout_pool "
@@ -144,7 +145,7 @@ def _network(config: RunConfig) -> None:
     if len(pattern) != model.num_layers or set(pattern) - set("WG"):
         _refuse(
             f"model.attention_pattern {pattern!r} is not one W or G for each of {model.num_layers} blocks",
-            f"Set model.attention_pattern={('WG' * model.num_layers)[: model.num_layers]}, or model.num_layers",
+            f"Set model.attention_pattern={('WG' * model.num_layers)[: model.num_layers]}",
         )
     if model.head_dim % 2 or model.head_dim < 6:
         _refuse(
@@ -207,7 +208,7 @@ def _windows(config: RunConfig) -> None:
         )
     if length > sizes.short_frames:
         _refuse(
-            f"distill.window_frames {length} is longer than the {sizes.short_frames} latent frames the teacher knows",
+            f"distill.window_frames {length} is longer than the {sizes.short_frames} frames that the teacher knows",
             f"Set distill.window_frames={sizes.short_frames}",
         )
     causal = config.autoencoder.kind == "wan"
@@ -249,7 +250,7 @@ def _times(config: RunConfig) -> None:
     loss = config.loss
     if not 0 < loss.score_t_min < loss.score_t_max < 1:
         _refuse(
-            f"loss.score_t_min {loss.score_t_min} and score_t_max {loss.score_t_max} do not rise within 0 ... 1",
+            f"loss.score_t_min {loss.score_t_min}, score_t_max {loss.score_t_max} do not rise in 0 ... 1",
             "Set, for example, 0.02 and 0.98",
         )
 
