@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from jobs.settings import RunConfig
 from models.errors import CheckpointError, ConfigError
-from pipelines.data.dataset import DatasetInfo
+from pipelines.data.info import DatasetInfo
 from pipelines.training.config import StageConfig
 from pipelines.training.run import finished_stage
 from pipelines.training.stages import Recipe
@@ -75,8 +75,8 @@ def make_recipe(config: RunConfig, plan: StagePlan, dataset: DatasetInfo, root: 
         loss=config.loss,
         sampling=config.sampling,
         stage=plan.settings,
-        short_shape=dataset.shape("short"),
-        long_shape=dataset.shape("long"),
+        short_shape=dataset.short.latent_shape,
+        long_shape=dataset.long.latent_shape,
         start={role: last_checkpoint(root, stage, plan.name) for role, stage in plan.starts.items()},
         seed=seed,
         critic_only=plan.critic_only,

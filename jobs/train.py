@@ -11,10 +11,12 @@ from ray.train import UserCallback
 from jobs.config import config_hash, flatten, to_dict
 from jobs.console import Progress, say
 from jobs.paths import RunPaths
-from jobs.recipes import BASELINES, StagePlan, longer, make_recipe, stage_plan
+from jobs.ray_session import ray_session
+from jobs.recipes import StagePlan, make_recipe, stage_plan
 from jobs.settings import RunConfig
 from jobs.tracking import RunReference, factory, open_run
-from pipelines.data.dataset import DatasetInfo
+from pipelines.data.info import read_info
+from pipelines.storage import Storage
 from pipelines.training.progress import BoardReporter, ProgressBoard
 from pipelines.training.run import StageOutcome, TrainingRun, train_stage
 
@@ -69,7 +71,7 @@ def run_stage(
     """
     paths = RunPaths.of(config)
     root = paths.seed(seed)
-    recipe = make_recipe(config, plan, DatasetInfo.load(paths.dataset), root, seed)
+    recipe = make_recipe(config, plan, read_info(paths.dataset), root, seed)
     name = f"seed-{seed}/{plan.name}"
     reference = open_run(config, name, parent=parent, tags={"longtake.config_hash": config_hash(config)})
     tracker = factory(reference)
@@ -80,19 +82,26 @@ def run_stage(
     return train_stage(run, callbacks)
 
 
-def train(config: RunConfig, stage: str, seed: int) -> StageOutcome:
-    """The command: trains `stage` and shows its progress; the caller holds Ray.
+def train(config: RunConfig, *, stage: str, fresh: bool = False) -> StageOutcome:
+    """Train one stage with the config's seed: resumed where it stopped, skipped where it has finished.
+
+    Args:
+        config: the run's settings.
+        stage: teacher, sft, mixed, warmup or distill.
+        fresh: remove what the stage has first.
 
     Returns:
-        its last checkpoint and summary.
+        Its last checkpoint and summary.
+
+    Raises:
+        CheckpointError: a stage before it has not finished, or its folder holds a run of other settings.
+        TrainingDiverged: a loss, score or gradient was not finite.
     """
-    plan = (
-        longer(config, RunPaths.of(config).seed(seed), stage)
-        if stage in BASELINES
-        else stage_plan(config, stage)
-    )
-    with Progress() as progress, progress_board(progress) as reporter:
-        outcome = run_stage(config, plan, seed, reporter)
+    root = RunPaths.of(config).seed(config.seed)
+    if fresh:
+        Storage(root).delete(stage)
+    with ray_session(config.cluster), Progress() as progress, progress_board(progress) as reporter:
+        outcome = run_stage(config, stage_plan(config, stage), config.seed, reporter)
     say(f"{stage}: {outcome.summary['steps']:.0f} steps, {outcome.summary['cpu_seconds']:.0f} CPU-s")
     say(f"checkpoint: {outcome.checkpoint}")
     return outcome

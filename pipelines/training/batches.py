@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import torch
 
-from models.errors import DataError
 from pipelines.data.dataset import ShardDataset
 from pipelines.data.plan import BatchPlan
 from pipelines.training.config import StageConfig
@@ -43,7 +42,7 @@ class BatchSource:
     def __init__(self, dataset: str, stage: StageConfig, seed: int) -> None:
         wanted = {"short": stage.short_batch, "long": stage.long_batch}
         self.corpora = {
-            name: Corpus(rows := _open(dataset, name), BatchPlan(seed, len(rows), batch))
+            name: Corpus(rows := ShardDataset(dataset, name), BatchPlan(seed, len(rows), batch, name))
             for name, batch in wanted.items()
             if batch
         }
@@ -52,13 +51,3 @@ class BatchSource:
         """This worker's share of the batches of `step`."""
         parts = {name: corpus.batch(step, workers, device) for name, corpus in self.corpora.items()}
         return Batches(**parts)
-
-
-def _open(dataset: str, name: str) -> ShardDataset:
-    rows = ShardDataset(dataset, name)
-    if len(rows) == 0:
-        raise DataError(
-            f"the dataset {dataset} has no {name.upper()} windows to train on",
-            f"add longer {name.upper()} videos, or shorten data.{name}_frames",
-        )
-    return rows

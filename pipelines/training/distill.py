@@ -9,13 +9,14 @@ from torch import Tensor
 from models.ddt import Student
 from models.dit import DiT
 from models.ema import Ema
-from models.flow import VelocityModel, interpolate, shift, shift_for
+from models.flow import VelocityModel, shift, shift_for
 from models.losses import Loss, Scorers, anchor_loss, flow_matching_loss, reverse_kl_loss, x0_prediction
 from models.rng import Key, normal, uniform
 from models.sampling import noisy_input
 from models.text import Conditioning, withhold_some
 from models.weights import copy_into
 from models.windows import Span, spans
+from pipelines.generation import few_step_times
 from pipelines.training.config import DistillConfig
 from pipelines.training.networks import NetworkSpec, critic_weights, load_network
 from pipelines.training.parallel import Workers
@@ -77,8 +78,7 @@ class DistillStage:
         self.spec = NetworkSpec(
             "student", recipe.model, recipe.text, recipe.long_shape[1], recipe.long_shape
         )
-        amount = shift_for(recipe.flow, recipe.long_shape[0])
-        self.times = [float(shift(torch.tensor(t, dtype=torch.float64), amount)) for t in recipe.sampling.steps]
+        self.times = few_step_times(recipe.sampling, recipe.flow, recipe.long_shape[0])
         self.teacher: DiT
         self.reference: VelocityModel
 

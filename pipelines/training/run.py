@@ -5,12 +5,13 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchTrainer
 
-from models.errors import CheckpointError, LongtakeError, TrainingDiverged
+from models.errors import CheckpointError
 from pipelines.storage import Storage
 from pipelines.tracking import TrackerFactory
 from pipelines.training.config import ClusterConfig
@@ -107,12 +108,10 @@ def train_stage(run: TrainingRun, callbacks: Sequence[UserCallback] = ()) -> Sta
             callbacks=list(callbacks),
         ),
     )
-    try:
-        result = trainer.fit()
-    except Exception as error:
-        raise _own_error(error) from error
+    result = trainer.fit()
     assert result.checkpoint is not None
-    outcome = StageOutcome(str(result.checkpoint.path), dict(result.return_value or {}))
+    folder = f"{run.root}/{run.name}/{Path(result.checkpoint.path).name}"
+    outcome = StageOutcome(folder, dict(result.return_value or {}))
     plain = {**dataclasses.asdict(outcome), "recipe": recipe_hash(run.recipe)}
     Storage(run.root).write_json(f"{run.name}/{OUTCOME_FILE}", plain)
     return outcome
@@ -140,26 +139,3 @@ def _job(run: TrainingRun) -> dict[str, Any]:
         run.cluster.use_gpu,
     )
     return {"job": job}
-
-
-def _own_error(error: BaseException) -> BaseException:
-    """The LongtakeError below Ray's wrapping, if there is one."""
-    seen: list[BaseException] = []
-    waiting: list[BaseException | None] = [error]
-    while waiting:
-        cause = waiting.pop()
-        if cause is None or cause in seen:
-            continue
-        seen.append(cause)
-        if isinstance(cause, LongtakeError):
-            return cause
-        waiting += [cause.__cause__, cause.__context__, *_failures(cause)]
-    return error
-
-
-def _failures(error: BaseException) -> list[BaseException]:
-    failures = getattr(error, "worker_failures", None) or {}
-    return list(failures.values())
-
-
-__all__ = ["StageOutcome", "TrainingDiverged", "TrainingRun", "finished_stage", "recipe_hash", "train_stage"]

@@ -1,0 +1,28 @@
+"""Tiny networks and inputs for tests."""
+
+import torch
+from torch import Tensor, nn
+
+from models.config import ModelConfig
+from models.text import Conditioning
+
+TINY = ModelConfig(num_heads=2, head_dim=12, ffn_dim=32, freq_dim=16, patch_size=(1, 1, 1), window=8)
+
+
+def randomize(module: nn.Module, seed: int = 0, std: float = 0.2) -> None:
+    """Every parameter normal, so that no zero layer hides a fault."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(std * torch.randn(parameter.shape, generator=generator))
+
+
+def latents(batch: int = 2, frames: int = 8, channels: int = 4, side: int = 1, seed: int = 1) -> Tensor:
+    """Normal latents [batch, frames, channels, side, side]."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(batch, frames, channels, side, side, generator=generator)
+
+
+def captions(batch: int = 2, tokens: int = 3, dim: int = 10, seed: int = 2) -> Conditioning:
+    """Normal text tokens."""
+    return Conditioning(torch.randn(batch, tokens, dim, generator=torch.Generator().manual_seed(seed)))
