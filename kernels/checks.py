@@ -1,0 +1,141 @@
+"""What the operations accept: ValueErrors that say what is wrong, where, and the remedy."""
+
+from collections.abc import Sequence
+from typing import get_args
+
+import torch
+from torch import Tensor
+
+from kernels.reference import Normalizer
+
+
+def attention_inputs(q: Tensor, k: Tensor, v: Tensor) -> None:
+    """Shapes [B, heads, N, D], [B, heads, M, D], [B, heads, M, D], nothing empty, one type and device."""
+    if (
+        q.dim() != 4
+        or k.shape != v.shape
+        or k.dim() != 4
+        or (q.shape[:2], q.shape[3]) != (k.shape[:2], k.shape[3])
+    ):
+        raise ValueError(
+            f"attention: q {list(q.shape)}, k {list(k.shape)} and v {list(v.shape)} do not fit. "
+            "Give [B, heads, tokens, head_dim], k and v alike"
+        )
+    if not q.numel() or not k.numel():
+        raise ValueError(
+            f"attention: q {list(q.shape)} or k {list(k.shape)} is empty. Give at least one token"
+        )
+    if not q.dtype == k.dtype == v.dtype or not q.device == k.device == v.device or not q.is_floating_point():
+        kinds = ", ".join(f"{x.dtype} on {x.device}" for x in (q, k, v))
+        raise ValueError(
+            f"attention: q, k and v are {kinds}. Bring them to one floating-point type and device"
+        )
+
+
+def window_options(
+    q: Tensor, k: Tensor, tokens_per_frame: int, window: int, valid_frames: Tensor | None, global_frames: int
+) -> None:
+    """Tokens are whole frames, the window and the options are possible."""
+    tokens = q.shape[2]
+    if k.shape != q.shape:
+        raise ValueError(
+            f"window_attention: q {list(q.shape)} and k {list(k.shape)} differ. "
+            "Use dense_attention across sequences"
+        )
+    if tokens_per_frame < 1 or tokens % tokens_per_frame:
+        raise ValueError(
+            f"window_attention: {tokens} tokens are not whole frames of tokens_per_frame={tokens_per_frame}. "
+            "Pad the clip, or correct tokens_per_frame"
+        )
+    if window < 0 or global_frames < 0:
+        raise ValueError(
+            f"window_attention: window={window} and global_frames={global_frames}. Neither may be negative"
+        )
+    if valid_frames is not None and (valid_frames.shape != q.shape[:1] or valid_frames.is_floating_point()):
+        raise ValueError(
+            f"window_attention: valid_frames is {valid_frames.dtype} {list(valid_frames.shape)}. "
+            f"Give {q.shape[0]} integers, one a sample"
+        )
+
+
+def score_inputs(x0: Tensor, others: dict[str, Tensor | None], t: Tensor) -> None:
+    """All like x0 [N, L, ...], t [N], on one device."""
+    if x0.dim() < 2 or not x0.numel() or not x0.is_floating_point():
+        raise ValueError(
+            f"reverse_kl_score: x0 is {x0.dtype} {list(x0.shape)}. "
+            "Give windows [N, L, C, h, w], none of it empty"
+        )
+    for name, x in others.items():
+        if x is not None and (x.shape != x0.shape or x.device != x0.device):
+            raise ValueError(
+                f"reverse_kl_score: {name} is {list(x.shape)} on {x.device}, x0 is {list(x0.shape)} on "
+                f"{x0.device}. Give tensors of one shape and device"
+            )
+    if t.shape != x0.shape[:1] or t.device != x0.device:
+        raise ValueError(
+            f"reverse_kl_score: t is {list(t.shape)} on {t.device}. "
+            f"Give {x0.shape[0]} times, one a window, on {x0.device}"
+        )
+
+
+def score_options(
+    x0: Tensor,
+    v_uncond: Tensor | None,
+    guidance_scale: float,
+    normalizer: Normalizer,
+    windows_per_sample: int,
+    block_frames: int,
+    floor: float,
+) -> None:
+    """Conventions that can be followed."""
+    if v_uncond is None and guidance_scale != 1.0:
+        raise ValueError(
+            f"reverse_kl_score: guidance_scale={guidance_scale} without v_uncond. Give the teacher's "
+            "unconditional velocity, or set guidance_scale=1"
+        )
+    if normalizer not in get_args(Normalizer):
+        raise ValueError(
+            f"reverse_kl_score: unknown normalizer {normalizer!r}. "
+            f"Use one of {', '.join(get_args(Normalizer))}"
+        )
+    if windows_per_sample < 1 or x0.shape[0] % windows_per_sample:
+        raise ValueError(
+            f"reverse_kl_score: {x0.shape[0]} windows are not whole videos of windows_per_sample="
+            f"{windows_per_sample}. Fold the same number of windows of every video"
+        )
+    if block_frames < 1 or floor <= 0:
+        raise ValueError(
+            f"reverse_kl_score: block_frames={block_frames} and floor={floor}. Both must be positive"
+        )
+
+
+def window_places(operation: str, starts: Sequence[int], length: int, num_frames: int) -> None:
+    """At least one window, all of them inside the video."""
+    if not starts or length < 1 or min(starts) < 0 or max(starts) + length > num_frames:
+        raise ValueError(
+            f"{operation}: windows of {length} frames at {list(starts)} do not lie in {num_frames} frames. "
+            f"Give starts between 0 and {num_frames - length}"
+        )
+
+
+def key_mask_shape(k: Tensor, key_mask: Tensor | None) -> None:
+    """A bool [B, M], or nothing."""
+    if key_mask is not None and (key_mask.dtype != torch.bool or key_mask.shape != (k.shape[0], k.shape[2])):
+        raise ValueError(
+            f"dense_attention: key_mask is {key_mask.dtype} {list(key_mask.shape)}, k is {list(k.shape)}. "
+            f"Give a bool mask [{k.shape[0]}, {k.shape[2]}]"
+        )
+
+
+def scatter_options(folded: Tensor, starts: Sequence[int], num_frames: int, coverage: Tensor | None) -> None:
+    """Rows are whole videos, the coverage is one number a frame."""
+    if folded.shape[0] % len(starts):
+        raise ValueError(
+            f"window_scatter: {folded.shape[0]} windows are not whole videos of {len(starts)}. "
+            "Give the starts of one video"
+        )
+    if coverage is not None and coverage.shape != (num_frames,):
+        raise ValueError(
+            f"window_scatter: coverage is {list(coverage.shape)} for {num_frames} frames. Give one number a "
+            "frame"
+        )

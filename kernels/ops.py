@@ -1,0 +1,291 @@
+"""The operations the models use, and which code runs them: Triton on a GPU, the CPU paths on a CPU.
+
+LONGTAKE_KERNELS = triton | cpu | reference demands one; a demand that cannot be met is an error, never
+another path. Which path runs, and why, is logged once by the logger `longtake.kernels`.
+"""
+
+import importlib
+import importlib.util
+import logging
+import os
+from collections.abc import Sequence
+from functools import cache
+from types import ModuleType
+from typing import Literal, overload
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from kernels import checks, window_attention_cpu
+from kernels import window_gather as windows
+from kernels.reference import Normalizer, ReverseKLScore
+
+__all__ = [
+    "ReverseKLScore",
+    "dense_attention",
+    "path_for",
+    "reverse_kl_score",
+    "window_attention",
+    "window_gather",
+    "window_scatter",
+]
+
+VARIABLE = "LONGTAKE_KERNELS"
+"""The environment variable that demands a path."""
+_PATHS = ("triton", "cpu", "reference")
+_log = logging.getLogger("longtake.kernels")
+
+
+def path_for(device: torch.device) -> str:
+    """`triton`, `cpu` or `reference`: the path for tensors on a device.
+
+    Raises:
+        RuntimeError: the path is demanded, or is the only one for this device, and cannot run here.
+    """
+    demanded = os.environ.get(VARIABLE, "")
+    if demanded:
+        _check_demand(demanded, device)
+        return demanded
+    if device.type == "cuda":
+        _check_demand("triton", device)
+        return "triton"
+    return "cpu" if device.type == "cpu" else "reference"
+
+
+def _check_demand(path: str, device: torch.device) -> None:
+    """Refuse a path that cannot run on a device."""
+    if path not in _PATHS:
+        raise RuntimeError(
+            f"{VARIABLE}={path} names no path. Set it to one of {', '.join(_PATHS)}, or unset it"
+        )
+    if path == "cpu" and device.type != "cpu":
+        raise RuntimeError(
+            f"{VARIABLE}=cpu cannot run on tensors on {device}. "
+            f"Move the model to the CPU, or unset {VARIABLE}"
+        )
+    if path != "triton":
+        return
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if device.type != "cuda" and not interpreted:
+        raise RuntimeError(
+            f"the Triton kernels cannot run on tensors on {device}. Move the model to a GPU, interpret them "
+            f"with TRITON_INTERPRET=1 (slow), or unset {VARIABLE}"
+        )
+    if not _has_triton():
+        raise RuntimeError(
+            "the Triton kernels need the package triton (3.6 to 3.9), which is not installed. "
+            f"Install it, or set {VARIABLE}=reference"
+        )
+
+
+@cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+@cache
+def _announce(operation: str, path: str, reason: str) -> None:
+    """Log a choice, once."""
+    _log.info("%s runs the %s path: %s", operation, path, reason)
+
+
+def _module(operation: str, device: torch.device, modules: dict[str, str]) -> ModuleType:
+    """The module that serves an operation on a device; modules maps the paths to names in this package."""
+    path = path_for(device)
+    demanded = bool(os.environ.get(VARIABLE))
+    _announce(operation, path, f"{VARIABLE} demands it" if demanded else f"tensors are on {device.type}")
+    return importlib.import_module(f"kernels.{modules[path]}")
+
+
+@overload
+def window_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    tokens_per_frame: int,
+    window: int,
+    scale: float | None = None,
+    valid_frames: Tensor | None = None,
+    global_frames: int = 0,
+    wrap: bool = False,
+    return_lse: Literal[False] = False,
+) -> Tensor: ...
+@overload
+def window_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    tokens_per_frame: int,
+    window: int,
+    scale: float | None = None,
+    valid_frames: Tensor | None = None,
+    global_frames: int = 0,
+    wrap: bool = False,
+    return_lse: Literal[True],
+) -> tuple[Tensor, Tensor]: ...
+def window_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    tokens_per_frame: int,
+    window: int,
+    scale: float | None = None,
+    valid_frames: Tensor | None = None,
+    global_frames: int = 0,
+    wrap: bool = False,
+    return_lse: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """softmax(scale q k^T) v where a frame sees the frames at a distance of at most `window`, cut at the
+    ends.
+
+    Args:
+        q, k, v: [B, heads, tokens, head_dim], tokens ordered by frame, `tokens_per_frame` each; any strides.
+        window: frames to each side; T - 1 and more is dense attention.
+        scale: factor of the logits, head_dim ** -0.5 by default.
+        valid_frames: integers [B]; frames at or beyond a sample's count see nothing and are seen by none.
+        global_frames: the first so many frames see all and are seen by all.
+        wrap: frames form a ring.
+        return_lse: also return the natural log of each row's sum of exponentials [B, heads, tokens], float32
+            or float64, without gradient.
+
+    Returns:
+        [B, heads, tokens, head_dim]; rows that see nothing are 0 (their lse -inf).
+
+    Raises:
+        ValueError: shapes or options that do not fit together.
+        RuntimeError: the demanded path cannot run.
+    """
+    checks.attention_inputs(q, k, v)
+    checks.window_options(q, k, tokens_per_frame, window, valid_frames, global_frames)
+    plain = valid_frames is None and not global_frames and not wrap and not return_lse
+    if plain and window >= q.shape[2] // tokens_per_frame - 1 and not os.environ.get(VARIABLE):
+        return dense_attention(q, k, v, scale)
+    modules = {"triton": "window_attention", "cpu": "window_attention_cpu", "reference": "reference"}
+    result: Tensor | tuple[Tensor, Tensor] = _module("window_attention", q.device, modules).window_attention(
+        q,
+        k,
+        v,
+        tokens_per_frame=tokens_per_frame,
+        window=window,
+        scale=scale,
+        valid_frames=valid_frames,
+        global_frames=global_frames,
+        wrap=wrap,
+        return_lse=return_lse,
+    )
+    return result
+
+
+def dense_attention(
+    q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, key_mask: Tensor | None = None
+) -> Tensor:
+    """softmax(scale q k^T) v over all keys: self-attention of a whole clip, or cross-attention to a caption.
+
+    On a GPU this is torch's scaled_dot_product_attention, whatever LONGTAKE_KERNELS says.
+
+    Args:
+        q: [B, heads, N, head_dim]; k, v: [B, heads, M, head_dim].
+        scale: head_dim ** -0.5 by default.
+        key_mask: bool [B, M], True where a key may be seen. A sample without any gives 0.
+
+    Returns:
+        [B, heads, N, head_dim].
+
+    Raises:
+        ValueError: shapes that do not fit together.
+    """
+    checks.attention_inputs(q, k, v)
+    checks.key_mask_shape(k, key_mask)
+    if q.device.type == "cpu":
+        return window_attention_cpu.dense_attention(q, k, v, scale, key_mask)
+    if key_mask is None:
+        return F.scaled_dot_product_attention(q, k, v, scale=scale)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=key_mask[:, None, None, :], scale=scale)
+    return out.masked_fill(~key_mask.any(1)[:, None, None, None], 0.0)
+
+
+def reverse_kl_score(
+    x0: Tensor,
+    x_t: Tensor,
+    t: Tensor,
+    v_cond: Tensor,
+    v_uncond: Tensor | None,
+    v_fake: Tensor,
+    *,
+    guidance_scale: float,
+    normalizer: Normalizer,
+    windows_per_sample: int = 1,
+    block_frames: int = 1,
+    floor: float = 1e-4,
+) -> ReverseKLScore:
+    """(x0_fake - x0_real) / max(mean |x0 - x0_real|, floor): the reverse KL's push on each window.
+
+    x0_real = x_t - t v_real, v_real = u + guidance_scale (c - u) (1 is no guidance), x0_fake = x_t - t
+    v_fake. With loss 0.5 mean((x0 - stopgrad(x0 - score))^2) the gradient of x0 is score / numel.
+
+    Args:
+        x0: [N, L, C, h, w], the student's windows; the rows of one video stand together.
+        x_t, v_cond, v_uncond, v_fake: like x0; `v_uncond` may be None when guidance_scale is 1.
+        t: [N], the time of each window (0 data, 1 noise).
+        normalizer: what the mean is taken over: `window` a row; `sample` `windows_per_sample` consecutive
+            rows; `block` `block_frames` consecutive frames of a row (the last block may be shorter).
+        floor: the smallest normaliser.
+
+    Returns:
+        ReverseKLScore: the score, and diagnostics. Non-finite entries are 0 and counted.
+
+    Raises:
+        ValueError: shapes or options that do not fit together.
+        RuntimeError: the demanded path cannot run.
+    """
+    checks.score_inputs(x0, {"x_t": x_t, "v_cond": v_cond, "v_uncond": v_uncond, "v_fake": v_fake}, t)
+    checks.score_options(x0, v_uncond, guidance_scale, normalizer, windows_per_sample, block_frames, floor)
+    modules = {"triton": "reverse_kl", "cpu": "reverse_kl_cpu", "reference": "reference"}
+    result: ReverseKLScore = _module("reverse_kl_score", x0.device, modules).reverse_kl_score(
+        x0,
+        x_t,
+        t,
+        v_cond,
+        v_uncond,
+        v_fake,
+        guidance_scale=guidance_scale,
+        normalizer=normalizer,
+        windows_per_sample=windows_per_sample,
+        block_frames=block_frames,
+        floor=floor,
+    )
+    return result
+
+
+def window_gather(video: Tensor, starts: Sequence[int], length: int) -> Tensor:
+    """video [B, T, ...] -> [B * M, length, ...]: the windows that begin at M starts, one video's together.
+
+    Raises:
+        ValueError: no windows, or one that leaves the video.
+    """
+    checks.window_places("window_gather", starts, length, video.shape[1])
+    return windows.window_gather(video, starts, length)
+
+
+def window_scatter(
+    folded: Tensor, starts: Sequence[int], num_frames: int, coverage: Tensor | None = None
+) -> Tensor:
+    """windows [B * M, L, ...] -> [B, T, ...]: the sum of the windows over a frame, divided by its coverage.
+
+    Args:
+        starts: M first frames, the same for every video, in the order of `window_gather`.
+        num_frames: T.
+        coverage: [T], what the sums are divided by; None counts these windows. Where it is 0, the result is
+            0.
+
+    Raises:
+        ValueError: no windows, one that leaves the video, rows that are not whole videos, a coverage of
+            another length.
+    """
+    checks.window_places("window_scatter", starts, folded.shape[1], num_frames)
+    checks.scatter_options(folded, starts, num_frames, coverage)
+    return windows.window_scatter(folded, starts, num_frames, coverage)

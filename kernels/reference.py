@@ -1,0 +1,182 @@
+"""What every operation means, in plain torch with an explicit mask: slow, and the truth of the tests.
+
+The fast paths (window_attention*.py, reverse_kl*.py) are compared with this file and with nothing else.
+"""
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+Normalizer = Literal["window", "sample", "block"]
+
+
+class ReverseKLScore(NamedTuple):
+    """The reverse-KL gradient of folded windows and its diagnostics; nothing here carries a gradient."""
+
+    score: Tensor
+    """[N, L, C, h, w], x0's dtype: (x0_fake - x0_real) / norm, non-finite entries zero."""
+    distance_real: Tensor
+    """[N]: mean |x0 - x0_real| of each window: how far the student is from its teacher."""
+    distance_fake: Tensor
+    """[N]: mean |x0_fake - x0_real| of each window: how far the critic is from the teacher."""
+    norm: Tensor
+    """[N], or [N, blocks] with normalizer `block`: what the difference was divided by."""
+    non_finite: Tensor
+    """0-dimensional int64: entries that were not finite and were set to zero."""
+
+
+def frame_mask(
+    num_frames: int,
+    window: int,
+    *,
+    valid_frames: Tensor | None = None,
+    global_frames: int = 0,
+    wrap: bool = False,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Which frame sees which: bool [B or 1, T, T], rows are queries.
+
+    Frame i sees frame j iff |i - j| <= window, or either is one of the first `global_frames`; with `wrap` the
+    distance is taken around a ring of the sample's valid frames. Frames at or beyond `valid_frames` ([B], a
+    count a sample) see nothing and are seen by none.
+    """
+    index = torch.arange(num_frames, device=device)
+    count = torch.full((1,), num_frames) if valid_frames is None else valid_frames
+    count = count.to(device=device, dtype=torch.int64).view(-1, 1, 1)
+    distance = (index[:, None] - index[None, :]).abs()[None]
+    if wrap:
+        distance = torch.minimum(distance, count - distance)
+    is_global = index < global_frames
+    seen = (distance <= window) | is_global[:, None] | is_global[None, :]
+    return seen & (index[:, None] < count) & (index[None, :] < count)
+
+
+def window_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    tokens_per_frame: int,
+    window: int,
+    scale: float | None = None,
+    valid_frames: Tensor | None = None,
+    global_frames: int = 0,
+    wrap: bool = False,
+    return_lse: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """softmax(scale q k^T) v over the frames that `frame_mask` allows.
+
+    Args:
+        q, k, v: [B, heads, tokens, head_dim], tokens ordered by frame, `tokens_per_frame` each.
+        window: frames to each side that a frame sees; cut at the ends.
+        scale: factor of the logits, head_dim ** -0.5 by default.
+
+    Returns:
+        [B, heads, tokens, head_dim], and with `return_lse` the log of each row's sum of exponentials
+        [B, heads, tokens] (float32 or float64, natural log, without gradient). A row that sees nothing gives
+        0 and -inf. Half precision is computed in float32.
+    """
+    compute = torch.promote_types(q.dtype, torch.float32)
+    mask = frame_mask(
+        q.shape[2] // tokens_per_frame,
+        window,
+        valid_frames=valid_frames,
+        global_frames=global_frames,
+        wrap=wrap,
+        device=q.device,
+    )
+    mask = mask.repeat_interleave(tokens_per_frame, 1).repeat_interleave(tokens_per_frame, 2)[:, None]
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    scores = q.to(compute) @ k.to(compute).transpose(-1, -2) * scale
+    scores = scores.masked_fill(~mask, float("-inf"))
+    lse = torch.logsumexp(scores.detach(), dim=-1)
+    sees_nothing = ~mask.any(-1, keepdim=True)
+    weights = torch.softmax(scores.masked_fill(sees_nothing, 0.0), dim=-1).masked_fill(~mask, 0.0)
+    out = (weights @ v.to(compute)).to(q.dtype)
+    return (out, lse) if return_lse else out
+
+
+def reverse_kl_score(
+    x0: Tensor,
+    x_t: Tensor,
+    t: Tensor,
+    v_cond: Tensor,
+    v_uncond: Tensor | None,
+    v_fake: Tensor,
+    *,
+    guidance_scale: float,
+    normalizer: Normalizer,
+    windows_per_sample: int = 1,
+    block_frames: int = 1,
+    floor: float = 1e-4,
+) -> ReverseKLScore:
+    """(x0_fake - x0_real) / max(mean |x0 - x0_real|, floor), the gradient of DMD2's reverse KL (arXiv
+    2405.14867).
+
+    x0_real = x_t - t v_real with v_real = u + guidance_scale (c - u); x0_fake = x_t - t v_fake.
+
+    Args:
+        x0: [N, L, C, h, w], the student's windows; the rows of one video stand together.
+        x_t, v_cond, v_uncond, v_fake: like x0; `v_uncond` may be None when guidance_scale is 1.
+        t: [N], the time of each window (0 data, 1 noise).
+        normalizer: what the mean is taken over: `window` a row; `sample` `windows_per_sample` consecutive
+            rows; `block` `block_frames` consecutive frames of a row (the last block may be shorter).
+        floor: the smallest normaliser.
+
+    An entry counts as non-finite when its quotient or x0 - x0_real is: it becomes 0 and is counted.
+    """
+    compute = torch.promote_types(x0.dtype, torch.float32)
+    x0_, x_t, v_cond, v_fake = (x.detach().to(compute) for x in (x0, x_t, v_cond, v_fake))
+    time = t.detach().to(compute).view(-1, *[1] * (x0.dim() - 1))
+    v_real = v_cond
+    if v_uncond is not None and guidance_scale != 1.0:
+        base = v_uncond.detach().to(compute)
+        v_real = base + guidance_scale * (v_cond - base)
+    x0_real = x_t - time * v_real
+    x0_fake = x_t - time * v_fake
+    gap = x0_ - x0_real
+    difference = x0_fake - x0_real
+    norm, divisor = _normaliser(gap.abs(), normalizer, windows_per_sample, block_frames, floor)
+    score = difference / divisor
+    bad = ~(torch.isfinite(score) & torch.isfinite(gap))
+    return ReverseKLScore(
+        score=score.masked_fill(bad, 0.0).to(x0.dtype),
+        distance_real=gap.abs().flatten(1).mean(1),
+        distance_fake=difference.abs().flatten(1).mean(1),
+        norm=norm,
+        non_finite=bad.sum(),
+    )
+
+
+def _normaliser(
+    gap: Tensor, normalizer: Normalizer, windows_per_sample: int, block_frames: int, floor: float
+) -> tuple[Tensor, Tensor]:
+    """The normaliser as reported ([N] or [N, blocks]) and shaped so that it divides `gap` [N, L, ...]."""
+    unit = [1] * (gap.dim() - 2)
+    if normalizer == "block":
+        blocks = [block.flatten(1).mean(1).clamp_min(floor) for block in gap.split(block_frames, dim=1)]
+        norm = torch.stack(blocks, dim=1)
+        divisor = norm.repeat_interleave(block_frames, dim=1)[:, : gap.shape[1]]
+        return norm, divisor.view(*divisor.shape, *unit)
+    rows = windows_per_sample if normalizer == "sample" else 1
+    norm = gap.reshape(gap.shape[0] // rows, -1).mean(1).clamp_min(floor).repeat_interleave(rows)
+    return norm, norm.view(-1, 1, *unit)
+
+
+def window_gather(video: Tensor, starts: list[int], length: int) -> Tensor:
+    """video [B, T, ...] -> [B * M, length, ...]: windows at M starts, one video's together."""
+    return torch.stack([video[:, start : start + length] for start in starts], dim=1).flatten(0, 1)
+
+
+def window_scatter(windows: Tensor, starts: list[int], num_frames: int) -> Tensor:
+    """windows [B * M, L, ...] -> [B, T, ...]: the mean of those that cover a frame, 0 where none do."""
+    length = windows.shape[1]
+    frames = []
+    folded = windows.unflatten(0, (-1, len(starts)))
+    for frame in range(num_frames):
+        covering = [
+            folded[:, m, frame - start] for m, start in enumerate(starts) if start <= frame < start + length
+        ]
+        frames.append(torch.stack(covering).mean(0) if covering else torch.zeros_like(folded[:, 0, 0]))
+    return torch.stack(frames, dim=1)
