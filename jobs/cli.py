@@ -186,7 +186,7 @@ def sample(
     Examples:
       longtake sample --count 8
       longtake sample --head fm --steps 50
-      longtake sample --caption "a bay at dusk, streaked sky, amber sun, slow waves" --out clips
+      longtake sample --caption "a bay at dusk, streaked sky, amber sun, slow waves rolling in" --out clips
     """
     _launch(
         "sample", config, _with(overrides, seed=seed), dry_run=dry_run, debug=debug,

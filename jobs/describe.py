@@ -10,6 +10,7 @@ from jobs import shapes
 from jobs.settings import STAGES, RunConfig
 from models.ddt import Student
 from models.dit import DiT
+from pipelines.training.config import StageConfig, WarmupConfig
 
 CPU_FLOPS, GPU_FLOPS = 5e10, 1.5e14
 """Floating-point operations a second of a CPU core (measured: 47-62e9 in training) and a GPU (assumed)."""
@@ -106,26 +107,45 @@ def _runs(config: RunConfig, stage: str) -> bool:
 
 def _stage_cost(config: RunConfig, stage: str, teacher: int, student: int, windows: int) -> StageCost:
     """Operations and state of a stage; a training pass is three forward passes."""
-    settings, sizes = getattr(config, stage), shapes.shapes(config)
-    long = forward_flops(config, teacher, sizes.long_frames)
-    window = forward_flops(config, teacher, config.distill.window_frames)
-    step = (
-        3 * settings.short_batch * forward_flops(config, teacher, sizes.short_frames)
-        + 3 * settings.long_batch * long
-    )
-    state = TRAINED * (teacher if stage == "teacher" else student)
+    settings: StageConfig | WarmupConfig
+    if stage == "warmup":
+        step, settings = _critic_flops(config, teacher), config.warmup
+    elif stage == "distill":
+        step = _supervised_flops(config, config.distill, teacher) + _critic_flops(config, teacher)
+        step += _score_flops(config, teacher, windows)
+        settings = config.distill
+    else:
+        settings = getattr(config, stage)
+        step = _supervised_flops(config, getattr(config, stage), teacher)
+    copies = TRAINED * (teacher if stage == "teacher" else student)
     if stage in ("warmup", "distill"):
-        distill, exits = config.distill, len(config.sampling.steps)
-        scored = 1 + (1 if config.loss.guidance_scale == 1.0 else 2)
-        critic = 3 * distill.critic_batch * window * max(distill.critic_updates, 1)
-        rollout = distill.rollout_batch * ((exits + 1) / 2 + 2) * long
-        step += (
-            critic
-            + rollout
-            + (distill.rollout_batch * windows * scored * window if stage == "distill" else 0)
-        )
-        state += TRAINED * teacher + FROZEN * teacher + (FROZEN * student if config.loss.anchor_weight else 0)
-    return StageCost(stage, settings.steps, step * settings.steps, state * NUMBER_BYTES)
+        copies += (TRAINED + FROZEN) * teacher + (FROZEN * student if config.loss.anchor_weight else 0)
+    return StageCost(stage, settings.steps, step * settings.steps, copies * NUMBER_BYTES)
+
+
+def _supervised_flops(config: RunConfig, stage: StageConfig, teacher: int) -> float:
+    """One flow-matching step on SHORT and LONG."""
+    sizes = shapes.shapes(config)
+    short = stage.short_batch * forward_flops(config, teacher, sizes.short_frames)
+    return 3 * (short + stage.long_batch * forward_flops(config, teacher, sizes.long_frames))
+
+
+def _critic_flops(config: RunConfig, teacher: int) -> float:
+    """One rollout without gradients, and the critic's steps on its windows."""
+    distill, exits = config.distill, len(config.sampling.steps)
+    rollout = (exits + 1) / 2 * distill.rollout_batch
+    trained = 3 * max(distill.critic_updates, 1) * distill.critic_batch
+    return rollout * forward_flops(
+        config, teacher, shapes.shapes(config).long_frames
+    ) + trained * forward_flops(config, teacher, distill.window_frames)
+
+
+def _score_flops(config: RunConfig, teacher: int, windows: int) -> float:
+    """Teacher and critic on every scored window, and the backward pass through the rollout's last step."""
+    calls = 2 if config.loss.guidance_scale == 1.0 else 3
+    scored = calls * windows * forward_flops(config, teacher, config.distill.window_frames)
+    backward = 2 * forward_flops(config, teacher, shapes.shapes(config).long_frames)
+    return config.distill.rollout_batch * (scored + backward)
 
 
 def _lines(config: RunConfig, described: Description) -> Iterator[str]:

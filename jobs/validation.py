@@ -208,7 +208,7 @@ def _windows(config: RunConfig) -> None:
         )
     if length > sizes.short_frames:
         _refuse(
-            f"distill.window_frames {length} is longer than the {sizes.short_frames} frames that the teacher knows",
+            f"distill.window_frames {length} is longer than the teacher's {sizes.short_frames} frames",
             f"Set distill.window_frames={sizes.short_frames}",
         )
     causal = config.autoencoder.kind == "wan"

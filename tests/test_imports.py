@@ -1,0 +1,189 @@
+"""The walls: imports run one way, each layer knows its own libraries, and no file is trusted with code."""
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LAYERS = ("kernels", "models", "pipelines", "jobs")
+LIBRARIES = {
+    "kernels": {"torch", "triton", "numpy"},
+    "models": {"einops", "safetensors", "diffusers", "transformers"},
+    "pipelines": {"ray", "pyarrow", "decord", "av", "fsspec", "scipy", "matplotlib", "PIL", "torchmetrics"},
+    "jobs": {"mlflow", "typer", "rich", "pydantic", "yaml", "optuna", "psutil", "requests", "sqlalchemy"},
+}
+ONLY_IN = {
+    "mlflow": {"jobs/tracking.py"},
+    "diffusers": {"models/wan.py", "models/text.py", "models/autoencoders.py"},
+    "transformers": {"models/wan.py", "models/text.py", "models/autoencoders.py"},
+}
+LAZY = {"diffusers", "transformers"}
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+LOADS_CODE = {"pickle", "cPickle", "dill", "joblib", "shelve", "marshal", "cloudpickle"}
+
+FILES = sorted(path.relative_to(ROOT).as_posix() for layer in LAYERS for path in (ROOT / layer).rglob("*.py"))
+
+
+def tree_of(name: str) -> ast.Module:
+    return ast.parse((ROOT / name).read_text(encoding="utf-8"))
+
+
+def imported(tree: ast.AST) -> Iterator[tuple[str, bool]]:
+    """Top-level names of what is imported, and whether it is at the top of the file."""
+    for node in ast.walk(tree):
+        at_top = getattr(node, "col_offset", 1) == 0
+        if isinstance(node, ast.Import):
+            yield from ((alias.name.split(".")[0], at_top) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            yield (node.module or "").split(".")[0], at_top
+
+
+def allowed(layer: str) -> set[str]:
+    """First-party and third-party names that a layer may import."""
+    below = LAYERS[: LAYERS.index(layer) + 1]
+    return set(below).union(*(LIBRARIES[name] for name in below)) | set(sys.stdlib_module_names)
+
+
+def violations(name: str, tree: ast.AST) -> list[str]:
+    layer = name.split("/")[0]
+    found = []
+    for module, at_top in imported(tree):
+        if module not in allowed(layer):
+            found.append(f"{name} imports {module}")
+        if module in ONLY_IN and name not in ONLY_IN[module]:
+            found.append(f"{name} imports {module}, which belongs in {sorted(ONLY_IN[module])}")
+        if module in LAZY and at_top:
+            found.append(f"{name} imports {module} before it is needed")
+    return found
+
+
+def loads_code(tree: ast.AST) -> list[str]:
+    """Names by which a file could run what another file holds."""
+    found = [module for module, _ in imported(tree) if module in LOADS_CODE]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            dotted = f"{node.value.id}.{node.attr}"
+            found += [dotted] if dotted in {"torch.load", "torch.save", "np.load", "numpy.load"} else []
+        if (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Name)
+            and node.func.id in {"eval", "exec"}
+        ):
+            found.append(node.func.id)
+        if isinstance(node, ast.keyword) and node.arg in {"allow_pickle", "trust_remote_code"}:
+            found.append(node.arg)
+    return found
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_imports_run_one_way(name):
+    assert violations(name, tree_of(name)) == []
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_no_file_is_trusted_with_code(name):
+    assert loads_code(tree_of(name)) == []
+
+
+def test_only_known_packages_lie_at_the_root():
+    packages = {path.parent.name for path in ROOT.glob("*/__init__.py")}
+    assert packages == {*LAYERS, "tests"}
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "word"),
+    [
+        ("kernels/a.py", "import models.ddt", "models"),
+        ("kernels/a.py", "import einops", "einops"),
+        ("models/a.py", "from pipelines.data import dataset", "pipelines"),
+        ("models/a.py", "def f():\n    import ray", "ray"),
+        ("pipelines/a.py", "from mlflow import log_metric", "mlflow"),
+        ("jobs/cli.py", "import mlflow", "mlflow"),
+        ("models/wan.py", "import diffusers", "before it is needed"),
+        ("jobs/a.py", "import kernels_extra", "kernels_extra"),
+    ],
+)
+def test_a_breach_is_seen(name, source, word):
+    assert word in " ".join(violations(name, ast.parse(source)))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import pickle",
+        "from joblib import load",
+        "import torch\ntorch.load(p)",
+        "eval(x)",
+        "f(allow_pickle=False)",
+    ],
+)
+def test_loading_code_is_seen(source):
+    assert loads_code(ast.parse(source))
+
+
+def test_lazy_imports_are_allowed_where_they_belong():
+    assert violations("models/wan.py", ast.parse("def f():\n    import diffusers")) == []
+
+
+def measured() -> list[tuple[str, ast.Module, int]]:
+    return [
+        (name, tree_of(name), len((ROOT / name).read_text(encoding="utf-8").splitlines())) for name in FILES
+    ]
+
+
+def function_lengths(tree: ast.Module) -> list[tuple[str, int]]:
+    """Lines of each function's body without its docstring."""
+    lengths = []
+    for node in ast.walk(tree):
+        if isinstance(node, FUNCTIONS):
+            body = node.body[1:] if ast.get_docstring(node) and len(node.body) > 1 else node.body
+            lengths.append((node.name, (body[-1].end_lineno or 0) - body[0].lineno + 1))
+    return lengths
+
+
+def test_files_stay_small():
+    sizes = sorted((lines, name) for name, _, lines in measured())
+    assert sizes[len(sizes) // 2][0] <= 200
+    assert [name for lines, name in sizes if lines > 500] == []
+
+
+def test_functions_stay_small():
+    lengths = [
+        (count, f"{name}:{function}")
+        for name, tree, _ in measured()
+        for function, count in function_lengths(tree)
+    ]
+    lengths.sort()
+    assert lengths[len(lengths) // 2][0] <= 10
+    assert [name for count, name in lengths if count > 80] == []
+
+
+def test_every_public_name_is_documented_and_every_function_annotated():
+    faults = []
+    for name, tree, _ in measured():
+        functions = [node for node in ast.walk(tree) if isinstance(node, FUNCTIONS)]
+        faults += [f"{name}: {node.name} has no return type" for node in functions if node.returns is None]
+        for node in tree.body:
+            public = isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")
+            if public and ast.get_docstring(node) is None:
+                faults.append(f"{name}: {node.name} has no docstring")
+    assert faults == []
+
+
+def test_nothing_is_left_to_do():
+    words = ("TO" + "DO", "FIX" + "ME", "XX" + "X")
+    faults = [
+        f"{name}: {word}"
+        for name in FILES
+        for word in words
+        if word in (ROOT / name).read_text(encoding="utf-8")
+    ]
+    assert faults == []
+
+
+def test_source_is_ascii():
+    assert [name for name in FILES if not (ROOT / name).read_text(encoding="utf-8").isascii()] == []
