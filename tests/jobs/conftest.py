@@ -1,0 +1,76 @@
+"""What the tests of the commands share: a clean environment, a ready MLflow file, free ports."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jobs import config as configs
+from jobs.tracking import open_run
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _plain_environment(monkeypatch):
+    """No address, token or tracking server of the machine that tests."""
+    for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "MLFLOW_TRACKING_URI", "LONGTAKE_COMMIT"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="session")
+def mlflow_template(tmp_path_factory):
+    """A migrated sqlite file: making one takes seconds, copying it none."""
+    folder = tmp_path_factory.mktemp("mlflow")
+    config = configs.load("ci", [f"storage.root={folder}", "tracking.experiment=template"])
+    reference = open_run(config, "template")
+    reference().close()
+    return folder / "mlflow.db"
+
+
+@pytest.fixture
+def root(tmp_path, mlflow_template):
+    """A storage root whose MLflow file is ready."""
+    shutil.copy(mlflow_template, tmp_path / "mlflow.db")
+    return tmp_path
+
+
+@pytest.fixture
+def run_config(root):
+    """The `ci` preset in a storage root of its own."""
+    return configs.load("ci", [f"storage.root={root}"])
+
+
+def free_port():
+    """A port that nothing listens on; above Ray's worker range of 10002-19999."""
+    for _ in range(100):
+        with socket.socket() as sock:
+            sock.bind(("127.0.0.1", 0))
+            port = sock.getsockname()[1]
+        if port > 20000:
+            return port
+    raise RuntimeError("no free port above 20000")
+
+
+@pytest.fixture
+def longtake(tmp_path):
+    """Runs `python -m jobs` as a user would, in a home of its own; returns the finished process."""
+
+    def run(*words, timeout=120, **environment):
+        home = tmp_path / "home"
+        home.mkdir(exist_ok=True)
+        variables = os.environ | {"HOME": str(home), "OMP_NUM_THREADS": "1"} | environment
+        return subprocess.run(
+            [sys.executable, "-m", "jobs", *words],
+            cwd=ROOT,
+            env=variables,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+
+    return run
