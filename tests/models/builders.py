@@ -26,3 +26,27 @@ def latents(batch: int = 2, frames: int = 8, channels: int = 4, side: int = 1, s
 def captions(batch: int = 2, tokens: int = 3, dim: int = 10, seed: int = 2) -> Conditioning:
     """Normal text tokens."""
     return Conditioning(torch.randn(batch, tokens, dim, generator=torch.Generator().manual_seed(seed)))
+
+
+class GaussianVelocity:
+    """The exact velocity for data N(mean, std^2), every element independent: v = (x_t - E[x0 | x_t]) / t.
+
+    Args:
+        mean, std: of the data.
+    """
+
+    def __init__(self, mean: float, std: float) -> None:
+        self.mean, self.std = mean, std
+        self.calls = 0
+
+    def x0(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """E[x0 | x_t]."""
+        variance = (1 - t) ** 2 * self.std**2 + t**2
+        return self.mean + (1 - t) * self.std**2 / variance * (x_t - (1 - t) * self.mean)
+
+    def __call__(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+        self.calls += 1
+        time = t.view(-1, *([1] * (x_t.ndim - 1))).to(x_t)
+        variance = (1 - time) ** 2 * self.std**2 + time**2
+        centred = x_t - (1 - time) * self.mean
+        return (time - (1 - time) * self.std**2) / variance * centred - self.mean

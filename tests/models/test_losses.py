@@ -1,0 +1,178 @@
+"""The losses against closed forms and brute force."""
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor
+
+from models.config import LossConfig
+from models.flow import interpolate
+from models.losses import Scorers, anchor_loss, flow_matching_loss, reverse_kl_loss, x0_prediction
+from models.text import Conditioning
+from models.windows import Span, coverage, spans
+from tests.models.builders import GaussianVelocity, captions, latents
+
+CONFIG = LossConfig()
+
+
+def _zero(x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+    return torch.zeros_like(x_t)
+
+
+def test_flow_matching_is_the_mean_square_of_what_is_missing() -> None:
+    x0, noise = latents(), latents(seed=9)
+    loss = flow_matching_loss(_zero, x0, noise, torch.tensor([0.2, 0.8]), captions())
+    assert torch.allclose(loss.value, (noise - x0).square().mean())
+    perfect = flow_matching_loss(lambda x, t, c: noise - x0, x0, noise, torch.tensor([0.2, 0.8]), captions())
+    assert float(perfect.value) == 0
+
+
+def test_the_anchor_is_zero_at_its_reference() -> None:
+    x0 = latents()
+    assert float(anchor_loss(x0, x0).value) == 0
+    assert float(anchor_loss(x0 + 2, x0).value) == pytest.approx(4)
+
+
+def test_the_prediction_of_a_gaussian_is_its_posterior_mean() -> None:
+    model, x_t, t = GaussianVelocity(1.5, 0.5), latents(), torch.tensor([0.3, 1.0])
+    expected = model.x0(x_t, t.view(-1, 1, 1, 1, 1))
+    assert torch.allclose(x0_prediction(model, x_t, t, captions()), expected, atol=1e-5)
+    assert torch.allclose(expected[1], torch.full_like(expected[1], 1.5))
+
+
+def _by_hand(
+    video: Tensor, tiling: list[Span], noise: Tensor, t: Tensor, teacher: GaussianVelocity, critic: GaussianVelocity
+) -> Tensor:
+    """Window after window, frame after frame."""
+    total = torch.zeros_like(video)
+    for b, (k, window) in itertools.product(range(len(video)), enumerate(tiling)):
+        row = b * len(tiling) + k
+        w = video[b, window.start : window.stop]
+        x_t = (1 - t[row]) * w + t[row] * noise[row]
+        real, fake = teacher.x0(x_t, t[row]), critic.x0(x_t, t[row])
+        total[b, window.start : window.stop] += (fake - real) / (w - real).abs().mean()
+    return total / torch.tensor(coverage(tiling, video.shape[1])).view(1, -1, 1, 1, 1)
+
+
+def test_the_gradient_is_the_covered_mean_of_the_windows_scores() -> None:
+    video = latents(2, 13).requires_grad_()
+    tiling = spans(13, 5, 3, phase=2)
+    rows = 2 * len(tiling)
+    noise, t = latents(rows, 5, seed=4), torch.linspace(0.1, 0.9, rows)
+    teacher, critic = GaussianVelocity(1.0, 0.5), GaussianVelocity(0.0, 1.0)
+    loss = reverse_kl_loss(
+        video, tiling, range(len(tiling)), noise, t, captions(), Scorers(teacher, critic), CONFIG
+    )
+    loss.value.backward()
+    expected = _by_hand(video.detach(), tiling, noise, t, teacher, critic)
+    assert video.grad is not None
+    assert torch.allclose(video.grad, expected / video.numel(), atol=1e-7)
+    assert loss.value.item() == pytest.approx(float(0.5 * expected.square().mean()), rel=1e-5)
+    assert (teacher.calls, critic.calls) == (1, 1)
+    assert loss.non_finite == 0
+
+
+def test_descent_moves_videos_towards_the_teacher() -> None:
+    """The student is N(0, 1) and the critic knows it; the teacher is N(1, 1): every frame must rise."""
+    video = latents(4, 12).requires_grad_()
+    tiling = spans(12, 4, 2)
+    rows = 4 * len(tiling)
+    scorers = Scorers(GaussianVelocity(1.0, 1.0), GaussianVelocity(0.0, 1.0))
+    noise, t = latents(rows, 4, seed=4), torch.full((rows,), 0.5)
+    reverse_kl_loss(
+        video, tiling, range(len(tiling)), noise, t, captions(4), scorers, CONFIG
+    ).value.backward()
+    assert video.grad is not None
+    assert float(video.grad.max()) < 0
+
+
+def test_a_student_that_equals_its_teacher_is_left_alone() -> None:
+    video = latents(2, 12).requires_grad_()
+    tiling = spans(12, 4, 4)
+    rows = 2 * len(tiling)
+    scorers = Scorers(GaussianVelocity(0.0, 1.0), GaussianVelocity(0.0, 1.0))
+    loss = reverse_kl_loss(
+        video,
+        tiling,
+        range(len(tiling)),
+        latents(rows, 4, seed=4),
+        torch.full((rows,), 0.5),
+        captions(),
+        scorers,
+        CONFIG,
+    )
+    loss.value.backward()
+    assert video.grad is not None
+    assert not video.grad.any()
+
+
+def test_scoring_some_windows_is_right_on_average() -> None:
+    tiling = spans(14, 4, 2, phase=1)
+    scorers = Scorers(GaussianVelocity(1.0, 0.5), GaussianVelocity(0.0, 1.0))
+    video = latents(2, 14)
+
+    def gradient(chosen: list[int]) -> Tensor:
+        leaf = video.clone().requires_grad_()
+        rows = 2 * len(chosen)
+        noise, t = torch.zeros(rows, 4, *video.shape[2:]), torch.full((rows,), 0.5)
+        reverse_kl_loss(leaf, tiling, chosen, noise, t, captions(), scorers, CONFIG).value.backward()
+        assert leaf.grad is not None
+        return leaf.grad
+
+    parts = [gradient(list(c)) for c in itertools.combinations(range(len(tiling)), 2)]
+    assert torch.allclose(torch.stack(parts).mean(0), gradient(list(range(len(tiling)))), atol=1e-6)
+
+
+def test_guidance_uses_the_null_caption() -> None:
+    calls: list[float] = []
+
+    def teacher(x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+        calls.append(float(conditioning.text.abs().sum()))
+        return torch.zeros_like(x_t)
+
+    tiling = [Span(0, 4)]
+    config = LossConfig(guidance_scale=3.0)
+    reverse_kl_loss(
+        latents(2, 4).requires_grad_(),
+        tiling,
+        [0],
+        latents(2, 4),
+        torch.tensor([0.5, 0.5]),
+        captions(),
+        Scorers(teacher, _zero),
+        config,
+    )
+    assert calls[0] > 0
+    assert calls[1] == 0
+
+
+def test_non_finite_scores_are_counted_and_do_not_reach_the_gradient() -> None:
+    def broken(x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+        out = torch.zeros_like(x_t)
+        out[0, 0] = torch.nan
+        return out
+
+    video = latents(2, 4).requires_grad_()
+    loss = reverse_kl_loss(
+        video, [Span(0, 4)], [0], latents(2, 4), torch.tensor([0.5, 0.5]), captions(), Scorers(_zero, broken), CONFIG
+    )
+    loss.value.backward()
+    assert loss.non_finite == 4
+    assert video.grad is not None
+    assert bool(video.grad.isfinite().all())
+
+
+def test_interpolation_is_what_the_scores_see() -> None:
+    seen: list[Tensor] = []
+
+    def spy(x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+        seen.append(x_t)
+        return torch.zeros_like(x_t)
+
+    video, noise, t = latents(2, 6), latents(4, 3, seed=8), torch.tensor([0.1, 0.4, 0.6, 0.9])
+    tiling = [Span(0, 3), Span(3, 3)]
+    reverse_kl_loss(video, tiling, [0, 1], noise, t, captions(), Scorers(spy, spy), CONFIG)
+    windows = torch.stack([video[0, :3], video[0, 3:], video[1, :3], video[1, 3:]])
+    assert torch.equal(seen[0], interpolate(windows, noise, t))
+    assert torch.equal(seen[0], seen[1])

@@ -1,0 +1,93 @@
+"""Samplers on data whose velocity is known exactly."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from models.rng import Key
+from models.sampling import few_step, noisy_input, ode, roll_out_by_windows
+from models.text import Conditioning
+from tests.models.builders import GaussianVelocity
+
+SHAPE = (6, 5, 1, 1)
+KEY = Key(0, purpose="test")
+
+
+def _captions(count: int) -> Conditioning:
+    return Conditioning(torch.zeros(count, 1, 2))
+
+
+def test_euler_steps_reach_the_gaussian() -> None:
+    x = ode(GaussianVelocity(2.0, 0.5), SHAPE, 100, 1.0, _captions(600), KEY, range(600))
+    assert float(x.mean()) == pytest.approx(2.0, abs=0.02)
+    assert float(x.std()) == pytest.approx(0.5, abs=0.02)
+
+
+def test_the_first_step_gives_the_mean_and_more_steps_give_back_spread() -> None:
+    model, captions = GaussianVelocity(2.0, 0.5), _captions(400)
+    one = few_step(model, SHAPE, [1.0], captions, KEY, range(400))
+    assert torch.allclose(one, torch.full_like(one, 2.0), atol=1e-5)
+    times = [1.0, 0.6, 0.3, 0.1]
+    few = few_step(model, SHAPE, times, captions, KEY, range(400))
+    variance = 0.0
+    for t in times[1:]:
+        reached = (1 - t) ** 2 * variance + t**2
+        variance = reached * ((1 - t) * 0.25 / ((1 - t) ** 2 * 0.25 + t**2)) ** 2
+    assert float(few.std()) == pytest.approx(variance**0.5, rel=0.03)
+    assert float(few.mean()) == pytest.approx(2.0, abs=0.03)
+
+
+def test_network_evaluations_are_counted_as_promised() -> None:
+    model = GaussianVelocity(0.0, 1.0)
+    few_step(model, SHAPE, [1.0, 0.6, 0.3], _captions(1), KEY, [0])
+    assert model.calls == 3
+    ode(model, SHAPE, 7, 2.0, _captions(1), KEY, [0])
+    assert model.calls == 10
+    ode(model, SHAPE, 7, 2.0, _captions(1), KEY, [0], guidance_scale=2.0)
+    assert model.calls == 24
+
+
+@pytest.mark.parametrize("name", ["few", "ode", "windows"])
+def test_a_sample_does_not_depend_on_its_batch(name: str) -> None:
+    model = GaussianVelocity(0.5, 0.7)
+
+    def draw(samples: list[int]) -> Tensor:
+        captions = _captions(len(samples))
+        if name == "few":
+            return few_step(model, SHAPE, [1.0, 0.5], captions, KEY, samples)
+        if name == "ode":
+            return ode(model, SHAPE, 3, 1.0, captions, KEY, samples)
+        return roll_out_by_windows(model, 9, 4, 2, 3, SHAPE[1:], captions, KEY, samples)
+
+    assert torch.equal(draw([0, 1, 2])[1:], torch.cat([draw([1]), draw([2])]))
+
+
+def test_rollouts_of_training_go_through_the_samplers_states() -> None:
+    model, times = GaussianVelocity(0.5, 0.7), [1.0, 0.6, 0.3]
+    x = noisy_input(model, SHAPE, times, _captions(2), KEY, [0, 1])
+    t = torch.full((2,), times[-1])
+    finished = x - t.view(-1, 1, 1, 1, 1) * model(x, t, _captions(2))
+    assert torch.allclose(finished, few_step(model, SHAPE, times, _captions(2), KEY, [0, 1]))
+
+
+def test_windows_go_on_from_known_frames() -> None:
+    """A teacher that copies its first frame everywhere must give a constant video."""
+
+    def copies(x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+        x0 = (x_t[:, :1] / (1 - t.view(-1, 1, 1, 1, 1)).clamp_min(1e-3)).expand_as(x_t).clamp(-3, 3)
+        return (x_t - x0) / t.view(-1, 1, 1, 1, 1)
+
+    video = roll_out_by_windows(copies, 10, 4, 2, 40, (1, 1, 1), _captions(1), KEY, [0])
+    assert video.shape == (1, 10, 1, 1, 1)
+    first = roll_out_by_windows(copies, 4, 4, 2, 40, (1, 1, 1), _captions(1), KEY, [0])
+    assert torch.equal(video[:, :4], first)
+
+
+def test_guidance_extrapolates_from_the_null_caption() -> None:
+    def model(x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+        return conditioning.text.sum(dim=(1, 2)).view(-1, 1, 1, 1, 1).expand_as(x_t)
+
+    captions = Conditioning(torch.ones(1, 1, 1))
+    plain = ode(model, SHAPE, 1, 1.0, captions, KEY, [0])
+    guided = ode(model, SHAPE, 1, 1.0, captions, KEY, [0], guidance_scale=3.0)
+    assert torch.allclose(plain - guided, torch.full_like(plain, 2.0), atol=1e-6)

@@ -1,0 +1,54 @@
+"""Averages and weights on disk."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from models.ema import Ema
+from models.errors import CheckpointError
+from models.weights import copy_into, load_tensors, save_tensors
+
+
+def test_the_average_follows_the_ramped_decay() -> None:
+    layer = nn.Linear(1, 1, bias=False)
+    with torch.no_grad():
+        layer.weight.fill_(0.0)
+    ema = Ema(layer, decay=0.9)
+    expected = 0.0
+    for step in range(1, 200):
+        with torch.no_grad():
+            layer.weight.fill_(float(step))
+        ema.update(layer)
+        decay = min(0.9, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * step
+    assert float(ema.tensors()["weight"]) == pytest.approx(expected, rel=1e-5)
+    ema.copy_to(layer)
+    assert layer.weight.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_weights_come_back_bit_for_bit_and_keep_their_place(tmp_path: Path) -> None:
+    first, second = nn.Linear(3, 4), nn.Linear(3, 4)
+    save_tensors(first.state_dict(), tmp_path / "w.safetensors")
+    address = second.weight.data_ptr()
+    copy_into(second, load_tensors(tmp_path / "w.safetensors"), "w")
+    assert torch.equal(first.weight, second.weight)
+    assert second.weight.data_ptr() == address
+
+
+def test_weights_of_another_network_are_refused() -> None:
+    with pytest.raises(CheckpointError, match="names differ"):
+        copy_into(nn.Linear(3, 4), {"weight": torch.zeros(4, 3)}, "x")
+    with pytest.raises(CheckpointError, match=r"weight is \(2, 3\)"):
+        copy_into(nn.Linear(3, 4), {"weight": torch.zeros(2, 3), "bias": torch.zeros(4)}, "x")
+
+
+@pytest.mark.parametrize("content", [b"", b"not weights", b"\x08\0\0\0\0\0\0\0{\"a\":1}}"])
+def test_a_damaged_file_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        load_tensors(path)
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        load_tensors(tmp_path / "missing.safetensors")
