@@ -1,0 +1,94 @@
+"""Small recipes and batches for the training tests."""
+
+import dataclasses
+from pathlib import Path
+
+import torch
+
+from models.config import FlowConfig, LossConfig, SamplingConfig, TextConfig
+from models.rng import Key
+from pipelines.training.checkpoint import save_state
+from pipelines.training.config import DistillConfig, StageConfig
+from pipelines.training.distill import DistillStage
+from pipelines.training.parallel import Workers
+from pipelines.training.stages import Batch, Batches, Recipe, SupervisedStage
+from pipelines.training.state import TrainState
+from tests.models.builders import TINY, latents
+
+TEXT = TextConfig(dim=10, withheld_words=("red",), withhold_probability=0.3)
+SHORT, LONG = (4, 4, 1, 1), (12, 4, 1, 1)
+CAPTIONS = {"short": ["red sun", "blue sun", "red moon"], "long": ["blue moon", "red sun"]}
+TEACHER = StageConfig(steps=6, short_batch=4, learning_rate=1e-3, warmup_steps=2)
+SFT = StageConfig(steps=6, long_batch=4, learning_rate=1e-3, warmup_steps=2)
+DISTILL = DistillConfig(
+    steps=6,
+    long_batch=4,
+    rollout_batch=4,
+    critic_batch=8,
+    window_frames=4,
+    window_stride=2,
+    windows_per_video=3,
+    learning_rate=1e-3,
+    ramp_steps=3,
+)
+
+
+def recipe(stage: StageConfig, start: dict[str, str] | None = None) -> Recipe:
+    """A recipe of tiny networks."""
+    return Recipe(
+        model=dataclasses.replace(TINY, window=3, num_layers=2, head_layers=1, attention_pattern="WG"),
+        text=TEXT,
+        flow=FlowConfig(timestep_shift_frames=6),
+        loss=LossConfig(),
+        sampling=SamplingConfig(),
+        stage=stage,
+        short_shape=SHORT,
+        long_shape=LONG,
+        start=start or {},
+        seed=0,
+    )
+
+
+def batches(step: int, workers: Workers, short: int = 0, long: int = 4) -> Batches:
+    """This worker's share of a keyed batch."""
+
+    def part(count: int, frames: int, name: str) -> Batch | None:
+        if not count:
+            return None
+        share = workers.share(count)
+        x = latents(count, frames, seed=1000 + step)[share.start : share.stop]
+        return Batch(x, [CAPTIONS[name][i % len(CAPTIONS[name])] for i in share], share)
+
+    return Batches(part(short, SHORT[0], "short"), part(long, LONG[0], "long"))
+
+
+def run(
+    stage: SupervisedStage | DistillStage,
+    state: TrainState,
+    steps: int,
+    short: int = 0,
+    long: int = 4,
+    workers: Workers = Workers(),
+) -> list[dict[str, float]]:
+    """Takes steps with keyed batches; their metrics."""
+    metrics = []
+    for _ in range(steps):
+        key = Key(0, state.step, purpose="step")
+        metrics.append(stage.step(state, batches(state.step, workers, short, long), key).metrics)
+    return metrics
+
+
+def trained_starts(folder: Path) -> dict[str, str]:
+    """Checkpoints of a teacher and a long-SFT student after a few steps."""
+    torch.set_num_threads(1)
+    teacher = SupervisedStage(recipe(TEACHER))
+    state = teacher.init("cpu")
+    run(teacher, state, 3, short=4, long=0)
+    (folder / "teacher").mkdir()
+    save_state(state, teacher.spec, folder / "teacher")
+    student = SupervisedStage(recipe(SFT, {"teacher": str(folder / "teacher")}))
+    state = student.init("cpu")
+    run(student, state, 3)
+    (folder / "student").mkdir()
+    save_state(state, student.spec, folder / "student")
+    return {"teacher": str(folder / "teacher"), "student": str(folder / "student")}
