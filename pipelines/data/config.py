@@ -44,7 +44,8 @@ class DataConfig:
     long_stride: int = 32
     """Frames from one LONG window to the next."""
     holdout: float = 0.0
-    """Share of the windows of each corpus kept out of training (a window is held out by the hash of its id)."""
+    """Share of the windows of each corpus kept out of training (a window is held out by the hash of its
+    id)."""
     block_bytes: int = 8 << 20
     """Small videos are grouped into one task up to this size."""
     max_reject_share: float = 0.5

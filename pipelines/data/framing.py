@@ -1,0 +1,65 @@
+"""From a video's own frames to the corpus's: which of them, at what rate, how large. No decoder, no torch."""
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+Frame = NDArray[np.uint8]
+Timed = tuple[float, Frame]
+
+
+def fit_box(height: int, width: int, out_height: int, out_width: int) -> tuple[float, float, float, float]:
+    """The largest centred box (left, top, right, bottom) of a frame that has the output's aspect ratio."""
+    scale = min(height / out_height, width / out_width)
+    box_height, box_width = out_height * scale, out_width * scale
+    left, top = (width - box_width) / 2, (height - box_height) / 2
+    return left, top, left + box_width, top + box_height
+
+
+def resize(frame: Frame, height: int, width: int) -> Frame:
+    """Resize [H, W, 3] with antialiasing to cover height x width, centre-cropped; an exact fit passes
+    unchanged."""
+    if frame.shape[:2] == (height, width):
+        return frame
+    box = fit_box(frame.shape[0], frame.shape[1], height, width)
+    image = Image.fromarray(frame).resize(
+        (width, height), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0
+    )
+    return np.asarray(image)
+
+
+def resample(frames: Iterable[Timed], rate: float, fps: float | None) -> Iterator[Timed]:
+    """Frames at the ticks k / fps, each the frame nearest in time; None keeps every frame.
+
+    Args:
+        rate: the video's own frames a second; its last frame is shown for 1 / rate.
+        fps: wanted frames a second; a slower video repeats frames.
+    """
+    if fps is None:
+        yield from frames
+        return
+    held: Timed | None = None
+    tick = 0
+    for now, frame in frames:
+        while held is not None and tick / fps < (held[0] + now) / 2:
+            yield tick / fps, held[1]
+            tick += 1
+        held = now, frame
+    while held is not None and tick / fps < held[0] + 1 / rate - 0.25 / fps:
+        yield tick / fps, held[1]
+        tick += 1
+
+
+def pick(frames: Iterable[Timed], total: int, picks: int, horizon: int) -> Iterator[Timed]:
+    """`picks` frames spread evenly over the first min(total, horizon); reading stops after the last of
+    them."""
+    span = min(total, horizon)
+    wanted = sorted({int((i + 0.5) * span / picks) for i in range(picks)})
+    for index, timed in enumerate(frames):
+        if index == wanted[0]:
+            yield timed
+            wanted.pop(0)
+            if not wanted:
+                return

@@ -1,0 +1,21 @@
+"""Why a video is not in the dataset."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Reject:
+    """A stage and a reason."""
+
+    stage: str
+    """`manifest`, `bytes`, `open`, `limits`, `decode`, `memory`, `timeout`, `crash`, `window` or `worker`."""
+    reason: str
+    """One line for a person."""
+
+
+class Rejected(Exception):
+    """Carries a Reject out of the reading of one video."""
+
+    def __init__(self, reject: Reject) -> None:
+        super().__init__(f"{reject.stage}: {reject.reason}")
+        self.reject = reject

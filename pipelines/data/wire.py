@@ -1,0 +1,80 @@
+"""What the decoding process and its parent say to each other: JSON with an optional block of bytes.
+
+Nothing is pickled: the decoding process reads untrusted files, so its parent treats each of its words as
+untrusted.
+"""
+
+import json
+import os
+import select
+import struct
+import time
+from typing import Any, BinaryIO
+
+HEADER = struct.Struct("<II")
+MAX_TEXT = 1 << 20
+MAX_PAYLOAD = 1 << 28
+READY, PROBE, FRAMES, BUSY, END, REJECT = "ready", "probe", "frames", "busy", "end", "reject"
+
+
+class Silence(Exception):
+    """Nothing was said for longer than allowed."""
+
+
+class Garbled(Exception):
+    """The other side hung up or said what cannot be meant."""
+
+
+def send(file: BinaryIO, message: dict[str, Any], payload: bytes | memoryview = b"") -> None:
+    """Write one message and flush it."""
+    text = json.dumps(message).encode()
+    file.write(HEADER.pack(len(text), len(payload)) + text)
+    if len(payload):
+        file.write(payload)
+    file.flush()
+
+
+def receive(file: BinaryIO) -> tuple[dict[str, Any], bytes] | None:
+    """The next message of a file, waiting for it; None at its end."""
+    head = file.read(HEADER.size)
+    if len(head) < HEADER.size:
+        return None
+    text, payload = HEADER.unpack(head)
+    return json.loads(file.read(text)), file.read(payload)
+
+
+def receive_within(fd: int, seconds: float) -> tuple[dict[str, Any], bytearray]:
+    """The next message of a file descriptor.
+
+    Raises:
+        Silence: `seconds` passed without a byte.
+        Garbled: the other side hung up, or the message is too long or not JSON.
+    """
+    text, payload = HEADER.unpack(_exactly(fd, HEADER.size, seconds))
+    if text > MAX_TEXT or payload > MAX_PAYLOAD:
+        raise Garbled(f"a message of {text} + {payload} bytes")
+    try:
+        message = json.loads(_exactly(fd, text, seconds))
+    except ValueError as error:
+        raise Garbled("a message that is not JSON") from error
+    if not isinstance(message, dict) or not isinstance(message.get("kind"), str):
+        raise Garbled("a message without a kind")
+    return message, _exactly(fd, payload, seconds)
+
+
+def _exactly(fd: int, count: int, seconds: float) -> bytearray:
+    """`count` bytes; `seconds` bounds each silence, not the whole."""
+    data = bytearray(count)
+    view, have = memoryview(data), 0
+    poll = select.poll()
+    poll.register(fd, select.POLLIN | select.POLLHUP)
+    while have < count:
+        deadline = time.monotonic() + seconds
+        while not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+            if time.monotonic() >= deadline:
+                raise Silence
+        got = os.readv(fd, [view[have:]])
+        if got == 0:
+            raise Garbled("the decoder hung up")
+        have += got
+    return data

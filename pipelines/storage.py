@@ -1,0 +1,289 @@
+"""One place for datasets, checkpoints and runs: a plain folder or any fsspec URI (file://, s3://, gs://,
+memory://).
+
+A file appears whole or not at all. On a local disk it is written aside, synced and renamed; on an object
+store it is written to a local temporary file and uploaded in one piece.
+"""
+
+import errno
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from models.errors import ClusterError
+
+ASIDE = ".aside-"
+"""Start of the names of files that are not finished; they may be deleted when nothing is being written."""
+Names = list[str]
+
+
+class Pending:
+    """A file being written: fill `.path`, then commit or abort."""
+
+    def __init__(self, storage: "Storage", name: str) -> None:
+        self._storage = storage
+        self._name = name
+        folder = None
+        if storage.is_local:
+            target = Path(storage.local(name))
+            with storage.explained(name):
+                target.parent.mkdir(parents=True, exist_ok=True)
+            folder = str(target.parent)
+        with storage.explained(name):
+            handle, path = tempfile.mkstemp(prefix=f"{ASIDE}{Path(name).name}-", dir=folder)
+        os.close(handle)
+        self.path = path
+        """Local file to write to."""
+
+    def commit(self) -> None:
+        """Make the file appear under its name, replacing what was there."""
+        with self._storage.explained(self._name):
+            if self._storage.is_local:
+                os.chmod(self.path, 0o644)
+                _sync(self.path)
+                target = self._storage.local(self._name)
+                os.replace(self.path, target)
+                _sync(os.path.dirname(target))
+            else:
+                self._storage.upload(self.path, self._name)
+                os.remove(self.path)
+
+    def abort(self) -> None:
+        """Forget the file."""
+        Path(self.path).unlink(missing_ok=True)
+
+
+class Storage:
+    """Files under one root. Small enough to be sent to other processes.
+
+    Args:
+        root: a folder (made absolute) or an fsspec URI. It need not exist.
+
+    Raises:
+        ClusterError: the URI's file system is unknown or not installed. Every method raises it, with the
+            remedy, when the disk is full, a file is missing, or permission is refused.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        try:
+            self._fs, path = fsspec.core.url_to_fs(str(root))
+        except (ValueError, ImportError) as error:
+            raise ClusterError(
+                f"storage {root!s} cannot be used: {error}", "Give a folder or a URI such as s3://bucket/runs"
+            ) from error
+        self._root = path.rstrip("/") or "/"
+        self.is_local = isinstance(self._fs, LocalFileSystem)
+        self._text = self._root if self.is_local else self._fs.unstrip_protocol(self._root)
+
+    def __str__(self) -> str:
+        return self._text
+
+    def __repr__(self) -> str:
+        return f"Storage({self._text!r})"
+
+    def __reduce__(self) -> tuple[type["Storage"], tuple[str]]:
+        return Storage, (self._text,)
+
+    def child(self, path: str) -> "Storage":
+        """The storage of a folder below this one."""
+        return Storage(f"{self._text}/{path}")
+
+    def local(self, path: str = "") -> str:
+        """The path on this machine's disk.
+
+        Raises:
+            ClusterError: the storage is not a local folder.
+        """
+        if not self.is_local:
+            raise ClusterError(
+                f"{self}/{path} is not on this machine's disk", "Use get_folder to copy it here"
+            )
+        return self._at(path)
+
+    def _at(self, path: str) -> str:
+        return f"{self._root}/{path}".rstrip("/") if path else self._root
+
+    @contextmanager
+    def explained(self, path: str) -> Iterator[None]:
+        """Turn what a file system raises about `path` into a ClusterError with its remedy."""
+        try:
+            yield
+        except OSError as error:
+            number = error.errno or _errno_in(str(error))
+            reason = os.strerror(number) if number else str(error).strip()
+            raise ClusterError(f"{self._text}/{path}: {reason}", _remedy(number, self._text)) from error
+
+    @contextmanager
+    def open(self, path: str, mode: str = "rb") -> Iterator[IO[Any]]:
+        """A file as a context. Writing is for logs and streams: use `pending` or `write_bytes` for whole
+        files."""
+        with self.explained(path):
+            if "r" not in mode:
+                self._fs.makedirs(_parent(self._at(path)), exist_ok=True)
+            file = self._fs.open(self._at(path), mode)
+        with file:
+            yield file
+
+    def pending(self, path: str) -> Pending:
+        """Start a file that appears when it is committed."""
+        return Pending(self, path)
+
+    def write_bytes(self, path: str, data: bytes) -> None:
+        """Write a whole file at once, atomically."""
+        pending = self.pending(path)
+        try:
+            with self.explained(path), open(pending.path, "wb") as file:
+                file.write(data)
+            pending.commit()
+        except ClusterError:
+            pending.abort()
+            raise
+
+    def read_bytes(self, path: str) -> bytes:
+        """The whole of a file."""
+        with self.explained(path):
+            return bytes(self._fs.cat_file(self._at(path)))
+
+    def write_json(self, path: str, value: object) -> None:
+        """Write a value as JSON, keys in their given order, atomically."""
+        self.write_bytes(path, (json.dumps(value, indent=1) + "\n").encode())
+
+    def read_json(self, path: str) -> Any:
+        """A JSON file's value.
+
+        Raises:
+            ClusterError: also when the file is no JSON.
+        """
+        try:
+            return json.loads(self.read_bytes(path))
+        except ValueError as error:
+            raise ClusterError(f"{self}/{path} is damaged: {error}", "Delete it and make it again") from error
+
+    def exists(self, path: str = "") -> bool:
+        """Whether there is a file or folder."""
+        with self.explained(path):
+            return bool(self._fs.exists(self._at(path)))
+
+    def list(self, path: str = "") -> Names:
+        """Names in a folder, sorted, without unfinished files; a folder that does not exist is empty."""
+        with self.explained(path):
+            self._fs.invalidate_cache()
+            if not self._fs.isdir(self._at(path)):
+                return []
+            names = [
+                str(entry).rstrip("/").rsplit("/", 1)[-1] for entry in self._fs.ls(self._at(path), False)
+            ]
+        return sorted(name for name in names if not name.startswith(ASIDE))
+
+    def size(self, path: str) -> int:
+        """Bytes of a file."""
+        with self.explained(path):
+            return int(self._fs.size(self._at(path)))
+
+    @contextmanager
+    def on_disk(self, path: str = "") -> Iterator[Path]:
+        """A folder of this storage on the local disk for as long as the context lasts: itself, or a copy."""
+        if self.is_local:
+            yield Path(self.local(path))
+            return
+        with tempfile.TemporaryDirectory() as copy:
+            self.get_folder(path, copy)
+            yield Path(copy)
+
+    def delete(self, path: str) -> None:
+        """Delete a file, or a folder with all in it; nothing there is fine."""
+        with self.explained(path):
+            if self._fs.exists(self._at(path)):
+                self._fs.rm(self._at(path), recursive=True)
+
+    def delete_unfinished(self, path: str) -> None:
+        """Delete what writers that were killed left in a local folder; call it when nothing is being
+        written."""
+        if not self.is_local:
+            return
+        for leftover in Path(self.local(path)).glob(f"{ASIDE}*"):
+            leftover.unlink(missing_ok=True)
+
+    def upload(self, local: str, path: str) -> None:
+        """Copy one local file here."""
+        with self.explained(path):
+            self._fs.makedirs(_parent(self._at(path)), exist_ok=True)
+            self._fs.put_file(local, self._at(path))
+
+    def put_folder(self, local: str | Path, path: str) -> None:
+        """Copy a local folder here, replacing `path`; on a local disk it appears whole.
+
+        On an object store the files arrive one by one in the order of their names.
+        """
+        if not self.is_local:
+            for file in sorted(p for p in Path(local).rglob("*") if p.is_file()):
+                self.upload(str(file), f"{path}/{file.relative_to(local).as_posix()}")
+            return
+        target = Path(self.local(path))
+        with self.explained(path):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            aside = Path(tempfile.mkdtemp(prefix=f"{ASIDE}{target.name}-", dir=target.parent))
+            try:
+                shutil.copytree(local, aside, dirs_exist_ok=True)
+                _sync_tree(aside)
+                self.delete(path)
+                os.replace(aside, target)
+                _sync(str(target.parent))
+            finally:
+                shutil.rmtree(aside, ignore_errors=True)
+
+    def get_folder(self, path: str, local: str | Path) -> None:
+        """Copy a folder from here into a local folder, which is made."""
+        with self.explained(path):
+            if not self._fs.isdir(self._at(path)):
+                raise FileNotFoundError(errno.ENOENT, "no such folder")
+            for file in self._fs.find(self._at(path)):
+                name = str(file)[len(self._at(path)) :].lstrip("/")
+                target = Path(local) / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                self._fs.get_file(file, str(target))
+
+
+def _parent(path: str) -> str:
+    return path.rsplit("/", 1)[0]
+
+
+def _errno_in(message: str) -> int | None:
+    """Arrow's file errors carry the number in their text only."""
+    found = re.search(r"\[errno (\d+)\]", message)
+    return int(found[1]) if found else None
+
+
+def _remedy(number: int | None, root: str) -> str:
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        return f"Free space on the disk of {root}, or set storage.root to another place, and run it again"
+    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"Give this user the right to write below {root}, or set storage.root to another place"
+    if number == errno.ENOENT:
+        return "Check the path, and that the step that makes it has run"
+    if number in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
+        return f"A file stands where a folder is needed: move it away, or move storage.root from {root}"
+    return f"Check that {root} can be reached and written, and run the command again"
+
+
+def _sync(path: str) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _sync_tree(folder: Path) -> None:
+    folder.chmod(0o755)
+    for path in [folder, *folder.rglob("*")]:
+        _sync(str(path))
