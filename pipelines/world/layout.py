@@ -16,7 +16,7 @@ HARMONIC = slice(11, 13)
 
 WAVE_SPEEDS = (0.5, -0.8)
 """Legal phase steps, radians a frame: towards the viewer, and away."""
-HUES = (352.0, 40.0, 138.0, 208.0, 280.0)
+HUES = (352.0, 36.0, 138.0, 208.0, 280.0)
 """Hues of the sun, degrees."""
 
 

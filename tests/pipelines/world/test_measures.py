@@ -20,6 +20,8 @@ from pipelines.world.layout import (
     colour_codes,
     texture_codes,
 )
+from pipelines.world.readback import FactorReader
+from pipelines.world.render import render, through_mp4
 
 RNG = np.random.Generator(np.random.PCG64(0))
 
@@ -212,3 +214,40 @@ def test_spread_is_the_deviation_among_videos_of_a_caption() -> None:
     assert measures.spread(factors, labels) == pytest.approx(0.3, rel=0.05)
     assert measures.spread(factors[[0, 500]], labels[[0, 500]]) > 3.0
     assert measures.spread(factors[:1], labels[:1]) == 0.0
+
+
+@pytest.fixture(scope="module")
+def decoded() -> dict[str, Clips]:
+    """Both grades after rendering, H.264 and reading back, 64 x 64."""
+    found = {}
+    for grade in ("low", "clean"):
+        clips = draw_long(WorldConfig(), 30, 6, grade)
+        frames = np.stack([through_mp4(render(clip, 64), 8.0, 14) for clip in clips.factors])
+        found[grade] = Clips(FactorReader(64).factors(frames), clips.captions, clips.labels)
+    return found
+
+
+def test_clean_files_read_nearly_clean(decoded: dict[str, Clips]) -> None:
+    scores = measures.measure_all(decoded["clean"].factors, decoded["clean"].labels)
+    assert scores["rule"] == scores["same_colour"] == scores["caption_accuracy"] == scores["ramp"] == 1.0
+    assert scores["texture_error"] < 0.08
+    assert scores["motion_error"] < 0.02
+    assert 0.94 < scores["sharpness"] < 1.0
+    assert scores["rise"] == pytest.approx(2.18, abs=0.06)
+
+
+def test_low_grade_files_keep_the_story_and_lose_the_detail(decoded: dict[str, Clips]) -> None:
+    scores = measures.measure_all(decoded["low"].factors, decoded["low"].labels)
+    assert scores["rule"] == scores["same_colour"] == scores["caption_accuracy"] == 1.0
+    assert scores["texture_error"] > 8 * measures.texture_error(decoded["clean"].factors).mean()
+    assert scores["sharpness"] < 0.5
+
+
+def test_measure_all_gives_plain_numbers_under_the_names_of_the_functions() -> None:
+    clips = clean(30)
+    scores = measures.measure_all(clips.factors, clips.labels)
+    assert all(type(value) is float for value in scores.values())
+    for name in ("texture_error", "motion_error", "sharpness", "same_colour", "ramp", "rise"):
+        assert scores[name] == pytest.approx(float(getattr(measures, name)(clips.factors).mean()))
+    assert {f"texture_error_eighth_{index}" for index in range(1, 9)} <= set(scores)
+    assert {"rule", "rule_strict", "caption_accuracy", "diversity"} <= set(scores)

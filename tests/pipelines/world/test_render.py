@@ -1,7 +1,10 @@
 """The world on disk: true to its factors, whole, resumable, and the same bytes every time."""
 
+import errno
 import hashlib
 import json
+import os
+import signal
 from dataclasses import asdict
 from pathlib import Path
 
@@ -9,10 +12,11 @@ import numpy as np
 import pytest
 
 from models.errors import ClusterError, ConfigError, DataError
-from pipelines.video import read_back
+from pipelines.video import encode, read_back
 from pipelines.world import render as module
 from pipelines.world.captions import TEXTURES, parse
 from pipelines.world.config import WorldConfig
+from pipelines.world.measures import texture_error
 from pipelines.world.render import clip_name, corpora, render, through_mp4, write_world
 from pipelines.world.scene import basis_images, mean_image
 
@@ -154,3 +158,49 @@ def test_a_folder_that_cannot_be_written_is_one_error_with_a_remedy(tmp_path: Pa
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(ClusterError, match=r"storage\.root"):
         write_world(CONFIG, tmp_path / "file")
+
+
+def test_a_full_disk_is_one_error_and_what_was_written_is_kept(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[str] = []
+
+    def until_full(target: str, *arguments: object, **options: object) -> int:
+        if len(written) == 4:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written.append(target)
+        return encode(target, *arguments, **options)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "encode", until_full)
+        with pytest.raises(ClusterError, match="No space left"):
+            write_world(CONFIG, tmp_path)
+    assert len([name for name in digests(tmp_path) if name.endswith(".mp4")]) == 4
+    write_world(CONFIG, tmp_path)
+    assert digests(tmp_path) == digests(world)
+
+
+def kill_self(task: object) -> int:
+    """Stands for a process that the kernel kills for its memory."""
+    os.kill(os.getpid(), signal.SIGKILL)
+    return 0
+
+
+def test_a_killed_worker_is_one_error_that_says_to_run_again(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "TASK_FRAMES", 24)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_render_task", kill_self)
+        with pytest.raises(ClusterError, match="same command again"):
+            write_world(CONFIG, tmp_path, workers=2)
+    write_world(CONFIG, tmp_path)
+    assert digests(tmp_path) == digests(world)
+
+
+def test_long_is_drawn_low_grade_and_short_sharp() -> None:
+    clips = corpora(CONFIG)
+    assert clips["short"].factors.shape == (7, 8, 13)
+    assert clips["long"].factors.shape == (3, 16, 13)
+    assert texture_error(clips["short"].factors).max() < 1e-5
+    assert texture_error(clips["long"].factors).min() > 0.5
