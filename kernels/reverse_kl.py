@@ -7,8 +7,6 @@ No
 atomics: two runs give the same bits.
 """
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -25,19 +23,19 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 @triton.jit  # type: ignore[untyped-decorator]
 def difference_kernel(
-    x0: Any,
-    x_t: Any,
-    t: Any,
-    v_cond: Any,
-    v_uncond: Any,
-    v_fake: Any,
-    difference: Any,
-    sums: Any,
-    guidance_scale: Any,
-    row_size: Any,
-    segment_size: Any,
-    segments: Any,
-    tiles: Any,
+    x0: tl.tensor,
+    x_t: tl.tensor,
+    t: tl.tensor,
+    v_cond: tl.tensor,
+    v_uncond: tl.tensor,
+    v_fake: tl.tensor,
+    difference: tl.tensor,
+    sums: tl.tensor,
+    guidance_scale: tl.tensor,
+    row_size: tl.tensor,
+    segment_size: tl.tensor,
+    segments: tl.tensor,
+    tiles: tl.tensor,
     GUIDED: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
@@ -72,14 +70,14 @@ def difference_kernel(
 
 @triton.jit  # type: ignore[untyped-decorator]
 def divide_kernel(
-    difference: Any,
-    norm: Any,
-    score: Any,
-    counts: Any,
-    row_size: Any,
-    segment_size: Any,
-    segments: Any,
-    tiles: Any,
+    difference: tl.tensor,
+    norm: tl.tensor,
+    score: tl.tensor,
+    counts: tl.tensor,
+    row_size: tl.tensor,
+    segment_size: tl.tensor,
+    segments: tl.tensor,
+    tiles: tl.tensor,
     BLOCK: tl.constexpr,
 ) -> None:
     """One tile of score = difference / norm, non-finite entries zero and counted in counts [programs]."""

@@ -41,25 +41,29 @@ class Tile(NamedTuple):
     stages: int
 
 
-def tile_for(tokens: int, dtype: torch.dtype, interpreted: bool = INTERPRETED) -> Tile:
-    """Large tiles that compile without spilling for sm_90; small ones for few tokens and the interpreter."""
+def tile_for(tokens: int, head_dim: int, dtype: torch.dtype, interpreted: bool = INTERPRETED) -> Tile:
+    """Large tiles where they compile for sm_80 and sm_90 without spilling registers (float32 of head_dim 128
+    spills in every tile); small ones for few tokens and the interpreter.
+    """
     if interpreted:
         return Tile(32, 32, 4, 1)
     if tokens <= 64:
         return Tile(32, 32, 4, 2)
-    return Tile(64, 32, 4, 2) if dtype == torch.float32 else Tile(128, 64, 8, 3)
+    if dtype == torch.float32:
+        return Tile(64 if head_dim <= 64 else 32, 32, 8, 2)
+    return Tile(128, 64, 8, 3)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _load_tile(
-    base: Any,
-    tokens: Any,
-    channels: Any,
-    limit: Any,
-    stride: Any,
+    base: tl.tensor,
+    tokens: tl.tensor,
+    channels: tl.tensor,
+    limit: tl.tensor,
+    stride: tl.tensor,
     HEAD_DIM: tl.constexpr,
     UPCAST: tl.constexpr,
-) -> Any:
+) -> tl.tensor:
     """[tokens, channels] from `base`, zero at and beyond token `limit` and channel HEAD_DIM."""
     inside = (tokens < limit)[:, None] & (channels < HEAD_DIM)[None, :]
     offsets = tokens.to(tl.int64)[:, None] * stride + channels[None, :]
@@ -69,14 +73,14 @@ def _load_tile(
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _seen(
-    row_frame: Any,
-    column_frame: Any,
-    count: Any,
-    window: Any,
-    global_frames: Any,
+    row_frame: tl.tensor,
+    column_frame: tl.tensor,
+    count: tl.tensor,
+    window: tl.tensor,
+    global_frames: tl.tensor,
     ANY_FRAME: tl.constexpr,
     WRAP: tl.constexpr,
-) -> Any:
+) -> tl.tensor:
     """[rows, columns]: which key a query sees; as `reference.frame_mask`."""
     distance = tl.abs(row_frame[:, None] - column_frame[None, :])
     if WRAP:
@@ -89,8 +93,15 @@ def _seen(
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _accumulate(
-    q_tile: Any, k_tile: Any, v_tile: Any, seen: Any, scale: Any, top: Any, total: Any, acc: Any
-) -> Any:
+    q_tile: tl.tensor,
+    k_tile: tl.tensor,
+    v_tile: tl.tensor,
+    seen: tl.tensor,
+    scale: tl.tensor,
+    top: tl.tensor,
+    total: tl.tensor,
+    acc: tl.tensor,
+) -> tl.tensor:
     """One step of the running softmax: maximum, sum and weighted values with one more tile of keys.
 
     Rows that have seen nothing keep a maximum of -inf; their weights are exp2(-inf - 0) = 0.
@@ -108,27 +119,27 @@ def _accumulate(
 
 @triton.jit  # type: ignore[untyped-decorator]
 def forward_kernel(
-    q: Any,
-    k: Any,
-    v: Any,
-    out: Any,
-    lse: Any,
-    valid_frames: Any,
-    stride_qb: Any,
-    stride_qh: Any,
-    stride_qn: Any,
-    stride_kb: Any,
-    stride_kh: Any,
-    stride_kn: Any,
-    stride_vb: Any,
-    stride_vh: Any,
-    stride_vn: Any,
-    heads: Any,
-    tokens: Any,
-    per_frame: Any,
-    window: Any,
-    global_frames: Any,
-    scale_log2: Any,
+    q: tl.tensor,
+    k: tl.tensor,
+    v: tl.tensor,
+    out: tl.tensor,
+    lse: tl.tensor,
+    valid_frames: tl.tensor,
+    stride_qb: tl.tensor,
+    stride_qh: tl.tensor,
+    stride_qn: tl.tensor,
+    stride_kb: tl.tensor,
+    stride_kh: tl.tensor,
+    stride_kn: tl.tensor,
+    stride_vb: tl.tensor,
+    stride_vh: tl.tensor,
+    stride_vn: tl.tensor,
+    heads: tl.tensor,
+    tokens: tl.tensor,
+    per_frame: tl.tensor,
+    window: tl.tensor,
+    global_frames: tl.tensor,
+    scale_log2: tl.tensor,
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -198,7 +209,7 @@ def _launch(q: Tensor, k: Tensor, v: Tensor, options: _Options) -> tuple[Tensor,
         valid = torch.full((batch,), num_frames, dtype=torch.int32, device=q.device)
     else:
         valid = options.valid_frames.to(device=q.device, dtype=torch.int32).contiguous()
-    tile = tile_for(tokens, q.dtype)
+    tile = tile_for(tokens, head_dim, q.dtype)
     forward_kernel[(triton.cdiv(tokens, tile.rows) * batch * heads,)](
         q,
         k,

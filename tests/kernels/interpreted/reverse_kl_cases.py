@@ -1,0 +1,75 @@
+"""The reverse-KL score in Triton's interpreter: run by test_interpreted.py in a process of its own."""
+
+import pytest
+import torch
+
+from kernels import ops, reference
+from kernels.reverse_kl import BLOCK, reverse_kl_score
+from tests.kernels.helpers import relative, windows
+
+NORMALIZERS = ["window", "sample", "block"]
+BOUNDS = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
+
+
+@pytest.mark.parametrize("dtype", BOUNDS)
+@pytest.mark.parametrize("normalizer", NORMALIZERS)
+@pytest.mark.parametrize("inner", [(3, 2, 2), (5, 11, 23)])
+def test_all_fields_are_the_float64_reference(dtype, normalizer, inner):
+    inputs = windows(4, 5, dtype=dtype, inner=inner)
+    options = {"guidance_scale": 3.0, "normalizer": normalizer, "windows_per_sample": 2, "block_frames": 2}
+    result = reverse_kl_score(*inputs, **options)
+    truth = reference.reverse_kl_score(*[x.double() for x in inputs], **options)
+    assert result.score.dtype == dtype
+    assert relative(result.score, truth.score) < BOUNDS[dtype]
+    for value, expected in zip(result[1:4], truth[1:4], strict=True):
+        assert value.shape == expected.shape
+        assert relative(value, expected) < 1e-6
+    assert result.non_finite == truth.non_finite == 0
+
+
+def test_without_guidance_the_unconditional_velocity_is_not_read():
+    x0, x_t, t, cond, uncond, fake = windows(2, 3, dtype=torch.float32)
+    options = {"guidance_scale": 1.0, "normalizer": "window"}
+    poisoned = reverse_kl_score(x0, x_t, t, cond, uncond * float("nan"), fake, **options)
+    assert torch.equal(poisoned.score, reverse_kl_score(x0, x_t, t, cond, None, fake, **options).score)
+    assert poisoned.non_finite == 0
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+@pytest.mark.parametrize("place", [0, 1, 3, 4, 5])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_zero_and_counted_as_in_the_reference(place, value):
+    inputs = list(windows(3, 4, dtype=torch.float32))
+    inputs[place][1, 2, 0, 0, 0] = value
+    options = {"guidance_scale": 2.0, "normalizer": "window"}
+    result, truth = reverse_kl_score(*inputs, **options), reference.reverse_kl_score(*inputs, **options)
+    assert result.non_finite.item() == truth.non_finite.item() > 0
+    assert torch.allclose(result.score, truth.score, atol=1e-6)
+
+
+def test_two_runs_give_the_same_bits_and_a_batch_changes_no_row():
+    inputs = windows(3, 2, dtype=torch.float32, inner=(4, 16, BLOCK // 48))
+    options = {"guidance_scale": 2.0, "normalizer": "window"}
+    one, two = reverse_kl_score(*inputs, **options), reverse_kl_score(*inputs, **options)
+    assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+    alone = reverse_kl_score(*[x[1:2] for x in inputs], **options)
+    assert torch.equal(alone.score, one.score[1:2])
+
+
+def test_slices_and_unwritten_memory(monkeypatch):
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *a, **k: empty(*a, **k).fill_(77))
+    wide = windows(4, 6, dtype=torch.float32)
+    inputs = [x[::2, 1:4] if x.dim() > 1 else x[::2] for x in wide]
+    result = reverse_kl_score(*inputs, guidance_scale=2.0, normalizer="block", block_frames=2)
+    truth = reference.reverse_kl_score(*inputs, guidance_scale=2.0, normalizer="block", block_frames=2)
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(result, truth, strict=True))
+
+
+def test_the_kernel_is_reached_by_demand_and_refuses_float64(monkeypatch):
+    monkeypatch.setenv(ops.VARIABLE, "triton")
+    inputs = windows(2, 3, dtype=torch.float32)
+    result = ops.reverse_kl_score(*inputs, guidance_scale=2.0, normalizer="window")
+    assert torch.equal(result.score, reverse_kl_score(*inputs, guidance_scale=2.0, normalizer="window").score)
+    with pytest.raises(ValueError, match="LONGTAKE_KERNELS=reference"):
+        ops.reverse_kl_score(*windows(2, 3), guidance_scale=2.0, normalizer="window")
