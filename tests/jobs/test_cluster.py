@@ -24,7 +24,7 @@ def test_ray_accepts_it(cluster):
     validate(cluster)
 
 
-@pytest.mark.parametrize("key", ["min_workers", "idle_timeout_minuts"])
+@pytest.mark.parametrize("key", ["head_nodes", "idle_timeout_minuts"])
 def test_ray_refuses_a_key_that_is_not_one(cluster, key):
     with pytest.raises(Exception, match=key):
         validate(cluster | {key: 1})
