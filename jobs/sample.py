@@ -17,7 +17,7 @@ from models.autoencoders import Autoencoder
 from models.errors import ConfigError
 from models.rng import Key
 from pipelines.data.dataset import ShardDataset
-from pipelines.data.info import read_info
+from pipelines.data.info import dataset_autoencoder, read_info
 from pipelines.generation import Head, Method, check, generate_latents
 from pipelines.storage import Storage
 from pipelines.training.networks import Network, load_network
@@ -66,7 +66,7 @@ def sample(
     chosen = list(itertools.islice(itertools.cycle(texts), count))
     target = Storage(out or paths.samples)
     with Progress() as progress:
-        made = _videos(config, network, method, info.autoencoder_model(paths.dataset), chosen, config.evaluation.batch_size)
+        made = _videos(config, network, method, dataset_autoencoder(paths.dataset), chosen, config.evaluation.batch_size)
         written = _write(target, made, chosen, info.long.fps, progress)
     say(f"{count} videos, a contact sheet and metadata.jsonl in {target}")
     return written

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from models.autoencoders import load_autoencoder
+from pipelines.data.info import dataset_autoencoder
 from pipelines.data.dataset import ShardDataset
 
 VIDEOS = 8
@@ -18,7 +18,7 @@ class Diagnostics:
     """
 
     def __init__(self, dataset: str) -> None:
-        self.autoencoder = load_autoencoder(f"{dataset}/autoencoder")
+        self.autoencoder = dataset_autoencoder(dataset)
         rows = ShardDataset(dataset, "long")
         count = min(len(rows), 4 * VIDEOS)
         self.reference = self._measure(rows.read(list(range(count))).latents) if count else {}
