@@ -77,7 +77,7 @@ class FactorFeatures:
 
     def __call__(self, rows: NDArray[np.floating]) -> Floats:
         """Features float64 [N, 32] of rows [N, n]."""
-        return np.tanh(np.asarray(rows, dtype=np.float64) @ self._a + self._c) @ self._b
+        return np.asarray(np.tanh(np.asarray(rows, dtype=np.float64) @ self._a + self._c) @ self._b)
 
 
 def factor_windows(factors: NDArray[np.floating], length: int, count: int) -> Floats:
@@ -142,7 +142,9 @@ class RandomConvolutions:
     def __call__(self, pixels: Tensor) -> Tensor:
         """Features float32 [N, 64] of windows [N, 3, F, h, w] on the CPU, F >= 2."""
         change = torch.diff(pixels, dim=2, prepend=pixels[:, :, :1]) * DIFFERENCE_GAIN
-        hidden = F.conv3d(torch.cat([pixels - 0.5, change], dim=1), self._first, stride=(1, 3, 3), padding=(1, 2, 2))
+        hidden = F.conv3d(
+            torch.cat([pixels - 0.5, change], dim=1), self._first, stride=(1, 3, 3), padding=(1, 2, 2)
+        )
         hidden = F.conv3d(F.leaky_relu(hidden, 0.2), self._second, stride=(2, 2, 2), padding=1)
         hidden = F.leaky_relu(hidden, 0.2).flatten(2)
         return torch.cat([hidden.mean(dim=2), hidden.std(dim=2)], dim=1)
@@ -174,7 +176,7 @@ class Statistics:
         for _ in range(4):
             parts.append(self._energies(light))
             light = F.avg_pool2d(light, 2)
-        parts.append((level[:, -1:] - level[:, :1]))
+        parts.append(level[:, -1:] - level[:, :1])
         parts.append(level.diff(dim=1).abs().mean(dim=1, keepdim=True))
         return torch.cat(parts, dim=1)
 
@@ -193,7 +195,9 @@ def pixel_extractors() -> list[PixelFeatures]:
 
 def window_pixels(pixels: Tensor, length: int, count: int) -> Tensor:
     """`count` evenly spread windows of `length` frames of one video [3, T, h, w]: [count, 3, length, h, w]."""
-    return torch.stack([pixels[:, span.start : span.stop] for span in even_spans(pixels.shape[1], length, count)])
+    return torch.stack(
+        [pixels[:, span.start : span.stop] for span in even_spans(pixels.shape[1], length, count)]
+    )
 
 
 def luma(pixels: Tensor) -> Tensor:

@@ -62,12 +62,11 @@ class Moments:
                 f"moments of {other.dim} and of {self.dim} numbers do not merge",
                 "Merge moments of one extractor only",
             )
-        self._add(other.count, other._mean, other._scatter)
+        if other.count:
+            self._add(other.count, other.mean, other.scatter)
         return self
 
     def _add(self, count: int, mean: Array, scatter: Array) -> None:
-        if count == 0:
-            return
         total = self.count + count
         step = mean - self._mean
         self._scatter = self._scatter + scatter + np.outer(step, step) * (self.count * count / total)
@@ -79,6 +78,11 @@ class Moments:
         """Mean [d]; an error before the first vector."""
         self._need(1)
         return self._mean
+
+    @property
+    def scatter(self) -> Array:
+        """Sum of the outer products of the vectors less their mean [d, d]."""
+        return self._scatter
 
     @property
     def cov(self) -> Array:
@@ -148,7 +152,9 @@ def frechet_distance(mean_a: ArrayLike, cov_a: ArrayLike, mean_b: ArrayLike, cov
     overlap = float(np.linalg.svd(_root(s1).T @ _root(s2), compute_uv=False).sum())
     value = float((m1 - m2) @ (m1 - m2)) + traces - 2.0 * overlap
     if value < -_ROUNDING * max(traces, np.finfo(np.float64).tiny):
-        raise DataError(f"a Frechet distance came out as {value:.3g}", "Check the features for broken numbers")
+        raise DataError(
+            f"a Frechet distance came out as {value:.3g}", "Check the features for broken numbers"
+        )
     return max(value, 0.0)
 
 
@@ -163,7 +169,10 @@ def kernel_distance(x: ArrayLike, y: ArrayLike) -> float:
     a, b = _rows(x), _rows(y)
     if min(len(a), len(b)) < 2:
         raise DataError("a kernel distance needs two vectors on each side", "Evaluate more videos")
-    within = [(kernel.sum() - np.trace(kernel)) / (len(kernel) * (len(kernel) - 1)) for kernel in map(_cubic, (a, b))]
+    within = [
+        (kernel.sum() - np.trace(kernel)) / (len(kernel) * (len(kernel) - 1))
+        for kernel in map(_cubic, (a, b))
+    ]
     return float(sum(within) - 2.0 * _cubic(a, b).mean())
 
 
@@ -189,16 +198,18 @@ def _rows(features: ArrayLike) -> Array:
 
 def _cubic(x: Array, y: Array | None = None) -> Array:
     other = x if y is None else y
-    return (x @ other.T / x.shape[1] + 1.0) ** 3
+    return np.asarray((x @ other.T / x.shape[1] + 1.0) ** 3)
 
 
 def _root(cov: Array) -> Array:
     """L [d, rank] with L L^T = cov; eigenvalues that are only rounding are left out."""
     if not np.isfinite(cov).all():
-        raise DataError("a covariance holds numbers that are not finite", "Check the features for broken numbers")
+        raise DataError(
+            "a covariance holds numbers that are not finite", "Check the features for broken numbers"
+        )
     values, vectors = np.linalg.eigh((cov + cov.T) / 2.0)
     largest = max(float(values.max()), 0.0)
     if float(values.min()) < -_ROUNDING * max(largest, 1e-300):
         raise DataError("a covariance is not positive semi-definite", "Check the features for broken numbers")
     kept = values > len(values) * np.finfo(np.float64).eps * largest
-    return vectors[:, kept] * np.sqrt(values[kept])
+    return np.asarray(vectors[:, kept] * np.sqrt(values[kept]))

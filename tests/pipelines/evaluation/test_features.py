@@ -103,7 +103,9 @@ def jitter(video, amount, random):
 
 
 def shift(video, down, right):
-    rows, columns = (np.clip(np.arange(n) + k, 0, n - 1) for n, k in zip(video.shape[1:3], (down, right), strict=True))
+    rows, columns = (
+        np.clip(np.arange(n) + k, 0, n - 1) for n, k in zip(video.shape[1:3], (down, right), strict=True)
+    )
     return video[:, rows][:, :, columns]
 
 

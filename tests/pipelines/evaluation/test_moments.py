@@ -95,7 +95,9 @@ def test_invariants(seed, n, d, scale):
     order = np.random.default_rng(seed).permutation(n)
     assert distance >= 0
     assert Moments.of(y).distance(Moments.of(x)) == pytest.approx(distance, abs=tolerance)
-    assert Moments.of(x @ rotation + 7).distance(Moments.of(y @ rotation + 7)) == pytest.approx(distance, abs=tolerance)
+    assert Moments.of(x @ rotation + 7).distance(Moments.of(y @ rotation + 7)) == pytest.approx(
+        distance, abs=tolerance
+    )
     assert Moments.of(x * scale).distance(Moments.of(y * scale)) == pytest.approx(
         distance * scale**2, abs=tolerance * (1 + scale**2)
     )

@@ -1,0 +1,213 @@
+"""Videos of the systems, made and measured by a pool of Ray actors.
+
+Work is cut into items of one system, draw and group of captions. An actor loads each network once, samples an
+item, measures it, writes the showcase videos and returns the measurements; no pixels travel. The noise of a video
+is named by (seed, group, draw, index), so how work is cut and shared out changes nothing, and all systems start
+from the same noise.
+"""
+
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray.data
+import torch
+from torch import Tensor
+
+from models.rng import Key
+from pipelines.data.info import dataset_autoencoder
+from pipelines.evaluation.measure import Columns, Measured, Measurer
+from pipelines.evaluation.parts import PART, join, run_parts, within
+from pipelines.evaluation.settings import EvaluationSettings, Group, Progress, System
+from pipelines.generation import generate_latents
+from pipelines.storage import Storage
+from pipelines.training.networks import Network, load_network
+from pipelines.video import write_mp4
+from pipelines.world.readback import FactorReader
+
+CLIPS = "clips"
+"""Folder of the showcase videos, below the evaluation's."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """A batch of videos of one system: the unit of work of an actor."""
+
+    system: System
+    group: Group
+    """Which captions: of LONG, of textures that LONG never shows, or with words withheld."""
+    draw: int
+    start: int
+    """Index of the first video."""
+    captions: tuple[str, ...]
+    """One a video."""
+    pixels: bool
+    """Whether window features of pixels are wanted."""
+
+    @property
+    def samples(self) -> range:
+        """Indices of the videos."""
+        return range(self.start, self.start + len(self.captions))
+
+
+@dataclass(frozen=True)
+class Clip:
+    """The shape of the videos that are made, and of the windows they are judged by."""
+
+    latents: tuple[int, int, int, int]
+    """[T, C, h, w] of a LONG video."""
+    frames: int
+    """Frames of a LONG video."""
+    fps: float
+    """Frames a second."""
+    window_latents: int
+    """Latent frames of a SHORT window."""
+    window_frames: int
+    """Frames of a SHORT window."""
+
+    @property
+    def seconds(self) -> float:
+        """Length of a LONG video."""
+        return self.frames / self.fps
+
+    def evaluations(self, system: System) -> int:
+        """Network evaluations a video."""
+        return system.method.evaluations(self.latents[0], self.window_latents)
+
+
+@contextmanager
+def on_disk(folder: str) -> Iterator[Path]:
+    """A folder of local or remote storage as a folder on this machine's disk, while the context lasts."""
+    storage = Storage(folder)
+    if storage.is_local:
+        yield Path(storage.local())
+        return
+    with tempfile.TemporaryDirectory() as copy:
+        storage.get_folder("", copy)
+        yield Path(copy)
+
+
+def sample(network: Network, item: Item, clip: Clip, settings: EvaluationSettings, device: str) -> Tensor:
+    """Latents [B, T, C, h, w] of an item's videos."""
+    return generate_latents(
+        network,
+        item.system.method,
+        clip.latents,
+        item.captions,
+        Key(settings.seed, purpose=f"evaluate/{item.group}/{item.draw}"),
+        item.samples,
+        sampling=settings.sampling,
+        flow=settings.flow,
+        device=device,
+    )
+
+
+class Generator:
+    """The actor: samples and measures items.
+
+    Args:
+        items: all the work; a batch names items by number.
+        clip: shape of the videos.
+        settings: of the evaluation.
+        out: folder below which the showcase is written.
+    """
+
+    def __init__(self, items: Sequence[Item], clip: Clip, settings: EvaluationSettings, out: str) -> None:
+        self._items, self._clip, self._settings = items, clip, settings
+        self._device = "cuda" if settings.use_gpu else "cpu"
+        if not settings.use_gpu:
+            torch.set_num_threads(1)
+        reader = None if settings.world is None else FactorReader(settings.world.size)
+        windows = settings.evaluation.windows_per_video
+        autoencoder = dataset_autoencoder(settings.dataset)
+        self._measurer = Measurer(clip.window_frames, windows, clip.fps, reader, autoencoder)
+        self._out = Storage(out).child(CLIPS)
+        self._networks: dict[str, Network] = {}
+
+    def __call__(self, batch: dict[str, np.ndarray[Any, Any]]) -> Columns:
+        """Columns of the videos of one item; `id` holds its number."""
+        number = int(batch["id"][0])
+        item = self._items[number]
+        latents, seconds = self._sample(item)
+        settings = self._settings.evaluation
+        headline = item.group == "seen" and item.draw == 0
+        columns, decoding = self._measurer.latents(
+            latents.cpu(),
+            pixels=len(latents) if item.pixels else 0,
+            temporal=within(settings.temporal_videos, item.samples) if headline else 0,
+            show=(lambda place, frames: self._show(item, place, frames)) if headline else None,
+        )
+        rows = len(latents)
+        columns["sampling"], columns["decoding"] = np.full(rows, seconds / rows), np.full(rows, decoding)
+        return columns | {PART: np.full(rows, number)}
+
+    def _network(self, checkpoint: str) -> Network:
+        if checkpoint not in self._networks:
+            with on_disk(checkpoint) as folder:
+                self._networks[checkpoint] = load_network(folder, self._device)
+        return self._networks[checkpoint]
+
+    def _sample(self, item: Item) -> tuple[Tensor, float]:
+        """Latents, and the seconds they took: of the processor, or of the clock where a GPU does the work."""
+        network = self._network(item.system.checkpoint)
+        clock = time.perf_counter if self._settings.use_gpu else time.process_time
+        start = clock()
+        latents = sample(network, item, self._clip, self._settings, self._device)
+        if self._settings.use_gpu:
+            torch.cuda.synchronize()
+        return latents, clock() - start
+
+    def _show(self, item: Item, place: int, frames: Tensor) -> None:
+        index = item.start + place
+        if index < self._settings.evaluation.showcase:
+            put_clip(self._out, clip_name(item.system.name, index), frames.numpy(), self._clip.fps)
+
+
+def clip_name(system: str, index: int) -> str:
+    """Path of a showcase video below the folder of clips."""
+    return f"{system}/{index:03d}.mp4"
+
+
+def put_clip(storage: Storage, name: str, frames: np.ndarray[Any, Any], fps: float) -> None:
+    """Writes frames uint8 [F, H, W, 3] as MP4 to local or remote storage."""
+    with tempfile.TemporaryDirectory() as folder:
+        local = Path(folder) / "clip.mp4"
+        write_mp4(str(local), frames, fps)
+        storage.write_bytes(name, local.read_bytes())
+
+
+def generate(
+    items: Sequence[Item], clip: Clip, settings: EvaluationSettings, out: str, progress: Progress
+) -> dict[tuple[str, Group, int], Measured]:
+    """Makes and measures all items; the result is keyed by (system, group, draw), videos by index.
+
+    The longest items go first, so that the actors finish together.
+    """
+    order = sorted(items, key=lambda item: -clip.evaluations(item.system))
+    wanted = settings.evaluation
+    most = min(wanted.max_actors, len(order))
+    done = run_parts(
+        Generator,
+        len(order),
+        lambda finished: progress("videos", finished, len(order)),
+        fn_constructor_args=(order, clip, settings, out),
+        compute=ray.data.ActorPoolStrategy(min_size=min(wanted.min_actors, most), max_size=most),
+        **({"num_gpus": 1} if settings.use_gpu else {"num_cpus": 1}),
+    )
+    return _assemble(order, done)
+
+
+def _assemble(order: Sequence[Item], done: Sequence[Columns]) -> dict[tuple[str, Group, int], Measured]:
+    groups: dict[tuple[str, Group, int], list[int]] = {}
+    for number in sorted(range(len(order)), key=lambda n: order[n].start):
+        item = order[number]
+        groups.setdefault((item.system.name, item.group, item.draw), []).append(number)
+    return {
+        key: join([order[n].captions for n in numbers], [done[n] for n in numbers])
+        for key, numbers in groups.items()
+    }

@@ -1,0 +1,198 @@
+"""What systems are compared with: clean LONG videos of the built-in world, and the corpora themselves.
+
+The clean videos go through real MP4, as the training clips did, so that the codec's marks are no difference. They
+are measured by Ray tasks and kept as safetensors beside the run, named by the hash of everything they depend on.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import ray.data
+import torch
+from safetensors.numpy import load, save
+
+from models.rng import Key
+from pipelines.data.dataset import ShardDataset
+from pipelines.data.info import dataset_autoencoder
+from pipelines.evaluation.features import pixel_extractors
+from pipelines.evaluation.generate import CLIPS, Clip, clip_name, put_clip
+from pipelines.evaluation.measure import Columns, Measured, Measurer
+from pipelines.evaluation.parts import PART, cut, join, run_parts, within
+from pipelines.evaluation.settings import EvaluationSettings, Progress
+from pipelines.storage import Storage
+from pipelines.world.captions import caption
+from pipelines.world.config import WorldConfig
+from pipelines.world.factors import draw_long
+from pipelines.world.readback import FactorReader
+from pipelines.world.render import render, through_mp4
+
+VERSION = 1
+"""Raised when the measurements change, so that kept references are made anew."""
+_PART_VIDEOS = 25
+
+CleanName = Literal["clean", "ideal", "unseen", "unseen_ideal"]
+Corpus = Literal["short", "long"]
+Split = Literal["train", "holdout"]
+Spec: TypeAlias = "CleanSpec | CorpusSpec"
+
+
+@dataclass(frozen=True)
+class CleanSpec:
+    """A set of clean LONG videos of the built-in world."""
+
+    name: CleanName
+    """`ideal` and `unseen_ideal` are second draws: the floor of every distance."""
+    world: WorldConfig
+    """The world."""
+    labels: tuple[tuple[int, int, int], ...]
+    """Texture, colour and speed of each video."""
+    window_frames: int
+    """Frames a window."""
+    windows: int
+    """Windows a video."""
+    temporal: int
+    """Videos with temporal numbers."""
+    showcase: int
+    """Videos that are kept as MP4."""
+
+    @property
+    def captions(self) -> list[str]:
+        """One a video."""
+        return [caption(*label) for label in self.labels]
+
+    @property
+    def file(self) -> str:
+        """Name of the file that keeps the measurements: a hash of all that decides them."""
+        told = [VERSION, dataclasses.asdict(self), [extractor.identity for extractor in pixel_extractors()]]
+        digest = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+        return f"{self.name}-{digest}.safetensors"
+
+
+@dataclass(frozen=True)
+class CorpusSpec:
+    """Videos of a corpus, decoded from its shards."""
+
+    name: Corpus
+    """A SHORT clip is one window; a LONG clip gives as many windows as a generated video."""
+    split: Split
+    """Held-out rows where there are any."""
+    rows: list[int]
+    """Rows of the split that are measured."""
+    captions: list[str]
+    """One a row."""
+
+
+def corpus_spec(name: Corpus, settings: EvaluationSettings, shown: Sequence[str] = ()) -> CorpusSpec:
+    """At most `reference_videos` rows of a corpus, held-out ones if there are any.
+
+    Rows with the captions `shown` come first, so that the showcase compares videos of one caption.
+    """
+    held_out = ShardDataset(settings.dataset, name, "holdout").captions
+    captions = held_out or ShardDataset(settings.dataset, name, "train").captions
+    first = [captions.index(text) for text in dict.fromkeys(shown) if text in captions]
+    rows = [*first, *(i for i in range(len(captions)) if i not in set(first))]
+    rows = rows[: settings.evaluation.reference_videos]
+    return CorpusSpec(name, "holdout" if held_out else "train", rows, [captions[i] for i in rows])
+
+
+def measure_real(
+    specs: Sequence[Spec], settings: EvaluationSettings, clip: Clip, progress: Progress
+) -> dict[str, Measured]:
+    """Measures real videos by Ray tasks; by name of the set. Clean sets that are kept are read instead."""
+    storage = Storage(settings.references)
+    kept = {s.name: s for s in specs if isinstance(s, CleanSpec) and storage.exists(s.file)}
+    parts = [
+        (spec, part)
+        for spec in specs
+        if spec.name not in kept
+        for part in cut(len(spec.captions), _PART_VIDEOS)
+    ]
+    columns = run_parts(
+        measure_part,
+        len(parts),
+        lambda done: progress("real videos", done, len(parts)),
+        fn_kwargs={"parts": parts, "settings": settings, "clip": clip},
+        compute=ray.data.TaskPoolStrategy(size=max(1, min(settings.evaluation.max_actors, len(parts)))),
+        num_cpus=1,
+    )
+    found: dict[str, Measured] = {s.name: from_bytes(storage.read_bytes(s.file)) for s in kept.values()}
+    for spec in specs:
+        if spec.name not in found:
+            own = [table for (owner, _), table in zip(parts, columns, strict=True) if owner is spec]
+            found[spec.name] = join([spec.captions], own)
+            if isinstance(spec, CleanSpec):
+                storage.write_bytes(spec.file, to_bytes(found[spec.name]))
+    return found
+
+
+def measure_part(
+    batch: dict[str, np.ndarray[Any, Any]],
+    parts: Sequence[tuple[Spec, range]],
+    settings: EvaluationSettings,
+    clip: Clip,
+) -> Columns:
+    """The task: measures one part of a set of real videos."""
+    torch.set_num_threads(1)
+    number = int(batch["id"][0])
+    spec, part = parts[number]
+    folder = Storage(settings.references).child(CLIPS)
+    if isinstance(spec, CleanSpec):
+        columns = _clean_part(spec, part, folder)
+    else:
+        columns = _corpus_part(spec, part, folder, settings, clip)
+    return columns | {PART: np.full(len(part), number)}
+
+
+def _clean_part(spec: CleanSpec, part: range, folder: Storage) -> Columns:
+    """Renders the videos, sends each through MP4 and measures it."""
+    world = spec.world
+    seed = Key(world.seed, purpose=f"evaluation/{spec.name}").seed64()
+    drawn = draw_long(world, len(spec.labels), seed, grade="clean", labels=np.array(spec.labels))
+
+    def videos() -> Iterator[np.ndarray[Any, Any]]:
+        for i in part:
+            frames = through_mp4(render(drawn.factors[i], world.size), world.fps, world.crf)
+            if i < spec.showcase:
+                put_clip(folder, clip_name(spec.name, i), frames, world.fps)
+            yield frames
+
+    measurer = Measurer(spec.window_frames, spec.windows, world.fps, FactorReader(world.size), None)
+    return measurer.frames(videos(), temporal=within(spec.temporal, part))
+
+
+def _corpus_part(
+    spec: CorpusSpec, part: range, folder: Storage, settings: EvaluationSettings, clip: Clip
+) -> Columns:
+    """Decodes and measures rows, and keeps the first LONG videos as MP4."""
+    wanted, long = settings.evaluation, spec.name == "long"
+    rows = [spec.rows[i] for i in part]
+    latents = ShardDataset(settings.dataset, spec.name, spec.split).read(rows).latents
+    reader = None if settings.world is None else FactorReader(settings.world.size)
+    windows = wanted.windows_per_video if long else 1
+    measurer = Measurer(clip.window_frames, windows, clip.fps, reader, dataset_autoencoder(settings.dataset))
+
+    def show(place: int, frames: torch.Tensor) -> None:
+        if long and part[place] < wanted.showcase:
+            put_clip(folder, clip_name("corpus_long", part[place]), frames.numpy(), clip.fps)
+
+    temporal = within(wanted.temporal_videos, part) if long else 0
+    return measurer.latents(latents, pixels=len(part), temporal=temporal, show=show)[0]
+
+
+def to_bytes(table: Measured) -> bytes:
+    """Measurements as a safetensors file."""
+    captions = np.frombuffer(json.dumps(table.captions).encode(), dtype=np.uint8)
+    arrays = {name: np.ascontiguousarray(column) for name, column in table.columns.items()}
+    return bytes(save(arrays | {"captions": captions}))
+
+
+def from_bytes(data: bytes) -> Measured:
+    """The inverse of `to_bytes`; without seconds."""
+    columns = dict(load(data))
+    captions = json.loads(columns.pop("captions").tobytes())
+    return Measured(tuple(captions), columns)

@@ -1,0 +1,88 @@
+"""Videos of systems: the same however the work is cut, with the systems' own steps and shared noise."""
+
+import numpy as np
+import pytest
+
+from pipelines.evaluation.evaluate import clip_of
+from pipelines.evaluation.generate import Generator, Item, clip_name
+from pipelines.evaluation.settings import System
+from pipelines.video import read_back
+from pipelines.world.captions import caption
+
+
+@pytest.fixture(scope="module")
+def clip(settings):
+    return clip_of(settings)
+
+
+def run(settings, clip, items, out):
+    actor = Generator(items, clip, settings, str(out))
+    return [actor({"id": np.array([number])}) for number in range(len(items))]
+
+
+def captions(count):
+    return [caption(i % 3, i % 5, i % 2) for i in range(count)]
+
+
+def system(networks, name="mmm_4"):
+    student, teacher = networks["student"], networks["teacher"]
+    return {
+        "mmm_4": System("mmm_4", student, "dm", "few_step", 4, 2),
+        "sft_4": System("sft_4", student, "fm", "ode", 4),
+        "teacher_rollout": System("teacher_rollout", teacher, "teacher", "windows", 3),
+    }[name]
+
+
+@pytest.mark.parametrize("name", ["mmm_4", "sft_4", "teacher_rollout"])
+def test_how_work_is_cut_changes_nothing(settings, clip, networks, tmp_path, name):
+    texts = captions(5)
+    whole = [Item(system(networks, name), "seen", 0, 0, tuple(texts), pixels=True)]
+    parts = [
+        Item(system(networks, name), "seen", 0, start, tuple(texts[start : start + 2]), True)
+        for start in (0, 2, 4)
+    ]
+    together = run(settings, clip, whole, tmp_path / "a")[0]
+    apart = run(settings, clip, parts, tmp_path / "b")
+    for column in ("factors", "rand3d-diff", "st-stats", "temporal"):
+        joined = np.concatenate([part[column] for part in apart])
+        np.testing.assert_allclose(joined, together[column], rtol=2e-3, atol=2e-3)
+
+
+def test_draws_groups_and_indices_have_noise_of_their_own(settings, clip, networks, tmp_path):
+    text = captions(1) * 2
+    one = system(networks)
+    items = [
+        Item(one, "seen", 0, 0, tuple(text), False),
+        Item(one, "seen", 1, 0, tuple(text), False),
+        Item(one, "unseen", 0, 0, tuple(text), False),
+    ]
+    factors = [part["factors"] for part in run(settings, clip, items, tmp_path)]
+    videos = np.concatenate(factors)
+    gaps = np.abs(videos[:, None] - videos[None]).mean(axis=(2, 3)) + np.eye(len(videos))
+    assert gaps.min() > 0.1
+
+
+def test_pixels_are_looked_at_only_where_wanted(settings, clip, networks, tmp_path):
+    item = Item(system(networks), "unseen", 0, 0, tuple(captions(2)), pixels=False)
+    columns = run(settings, clip, [item], tmp_path)[0]
+    assert np.isnan(columns["rand3d-diff"]).all()
+    assert np.isfinite(columns["factors"]).all()
+    assert not list(tmp_path.rglob("*.mp4"))
+
+
+def test_the_first_videos_are_kept_as_mp4_and_get_temporal_numbers(settings, clip, networks, tmp_path):
+    item = Item(system(networks), "seen", 0, 0, tuple(captions(5)), pixels=True)
+    columns = run(settings, clip, [item], tmp_path)[0]
+    kept = sorted(path.relative_to(tmp_path / "clips").as_posix() for path in tmp_path.rglob("*.mp4"))
+    assert kept == [clip_name("mmm_4", 0), clip_name("mmm_4", 1)]
+    assert read_back(tmp_path / "clips" / kept[0]).shape == (32, 64, 64, 3)
+    assert np.isfinite(columns["temporal"][:4, 0]).all()
+    assert np.isnan(columns["temporal"][4:]).all()
+    assert (columns["sampling"] > 0).all()
+    assert (columns["decoding"] > 0).all()
+
+
+def test_evaluations_of_a_video(networks, clip):
+    assert clip.evaluations(system(networks)) == 4
+    assert clip.evaluations(system(networks, "teacher_rollout")) == 3 * 7
+    assert clip.seconds == 4.0
