@@ -64,7 +64,7 @@ def quickstart(config: RunConfig, *, seeds: int, fresh: bool) -> str:
         config_hash=config_hash(config),
         config=to_dict(config),
     )
-    _closing_words(config, results, report.page, summary, time.monotonic() - began)
+    _closing_words(config, results, report.html, summary, time.monotonic() - began)
     return summary
 
 
