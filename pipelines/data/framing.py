@@ -31,7 +31,7 @@ def resize(frame: Frame, height: int, width: int) -> Frame:
 
 
 def resample(frames: Iterable[Timed], rate: float, fps: float | None) -> Iterator[Timed]:
-    """Frames at the ticks k / fps, each the frame nearest in time; None keeps every frame.
+    """Frames at the ticks k / fps, each the frame nearest in time (of two, the earlier); None keeps every frame.
 
     Args:
         rate: the video's own frames a second; its last frame is shown for 1 / rate.
@@ -43,7 +43,7 @@ def resample(frames: Iterable[Timed], rate: float, fps: float | None) -> Iterato
     held: Timed | None = None
     tick = 0
     for now, frame in frames:
-        while held is not None and tick / fps < (held[0] + now) / 2:
+        while held is not None and tick / fps <= (held[0] + now) / 2:
             yield tick / fps, held[1]
             tick += 1
         held = now, frame

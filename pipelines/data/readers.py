@@ -214,6 +214,8 @@ def _by_decord(path: str, header: Header) -> tuple[Iterator[Timed] | None, str]:
         return None, f"decord cannot read the first frame: {_plain(error)}"
     if first.ndim != 3 or first.shape[2] != 3:
         return None, f"decord gives frames of shape {tuple(first.shape)}"
+    if sorted(first.shape[:2]) != sorted((header.height, header.width)):
+        return None, f"decord reads another stream, of {first.shape[1]}x{first.shape[0]} pixels"
     return _decord_frames(reader, first, header.times), ""
 
 

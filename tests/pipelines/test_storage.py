@@ -1,0 +1,203 @@
+"""Storage: a file is whole or absent, wherever it lies, and what fails says what to do."""
+
+import errno
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+
+from models.errors import ClusterError
+from pipelines import storage as module
+from pipelines.storage import ASIDE, Storage
+
+
+@pytest.fixture(params=["folder", "file-uri", "memory"])
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+    """The same promises on a path, a file URI and an object store."""
+    roots = {
+        "folder": str(tmp_path),
+        "file-uri": f"file://{tmp_path}",
+        "memory": f"memory://{tmp_path.name}",
+    }
+    return Storage(roots[request.param])
+
+
+def test_bytes_and_json_come_back(storage: Storage) -> None:
+    storage.write_bytes("a/b.bin", b"\x00\xff")
+    storage.write_json("a/c.json", {"z": 1, "a": [1.5, None]})
+    assert storage.read_bytes("a/b.bin") == b"\x00\xff"
+    assert storage.read_json("a/c.json") == {"z": 1, "a": [1.5, None]}
+    assert list(storage.read_json("a/c.json")) == ["z", "a"]
+    assert storage.size("a/b.bin") == 2
+
+
+def test_a_file_is_replaced(storage: Storage) -> None:
+    storage.write_bytes("x", b"old, and longer")
+    storage.write_bytes("x", b"new")
+    assert storage.read_bytes("x") == b"new"
+
+
+def test_listing_is_sorted_and_a_missing_folder_is_empty(storage: Storage) -> None:
+    for name in ("d/b", "d/a", "d/sub/c"):
+        storage.write_bytes(name, b"")
+    assert storage.list("d") == ["a", "b", "sub"]
+    assert storage.list("nowhere") == []
+
+
+def test_exists_and_delete(storage: Storage) -> None:
+    storage.write_bytes("d/a", b"1")
+    assert storage.exists("d/a")
+    storage.delete("d")
+    storage.delete("d")
+    assert not storage.exists("d/a")
+
+
+def test_a_child_is_the_folder_below(storage: Storage) -> None:
+    storage.child("d").write_bytes("a", b"1")
+    assert storage.read_bytes("d/a") == b"1"
+    assert str(storage.child("d")) == f"{storage}/d"
+
+
+def test_it_travels_between_processes(storage: Storage) -> None:
+    storage.write_bytes("a", b"1")
+    copy = pickle.loads(pickle.dumps(storage))
+    assert str(copy) == str(storage)
+    assert copy.read_bytes("a") == b"1"
+
+
+def test_a_folder_goes_in_and_comes_out(storage: Storage, tmp_path_factory: pytest.TempPathFactory) -> None:
+    source, target = tmp_path_factory.mktemp("from"), tmp_path_factory.mktemp("to")
+    (source / "sub").mkdir()
+    (source / "sub" / "a").write_bytes(b"1")
+    (source / "b").write_bytes(b"2")
+    storage.put_folder(source, "x/folder")
+    storage.get_folder("x/folder", target)
+    assert (target / "sub" / "a").read_bytes() == b"1"
+    assert (target / "b").read_bytes() == b"2"
+
+
+def test_put_folder_replaces_a_folder_on_disk(tmp_path: Path) -> None:
+    for content in ("old", "new"):
+        source = tmp_path / content
+        source.mkdir()
+        (source / content).write_text(content)
+        Storage(tmp_path).put_folder(source, "target")
+    assert os.listdir(tmp_path / "target") == ["new"]
+    assert not list(tmp_path.glob(f"{ASIDE}*"))
+
+
+def test_on_disk_is_the_folder_itself_or_a_copy(storage: Storage) -> None:
+    storage.write_bytes("d/a", b"1")
+    with storage.on_disk("d") as local:
+        assert (local / "a").read_bytes() == b"1"
+    assert local.exists() == storage.is_local
+
+
+def test_an_aborted_file_leaves_nothing(storage: Storage) -> None:
+    pending = storage.pending("d/a")
+    Path(pending.path).write_bytes(b"half")
+    assert storage.list("d") == []
+    pending.abort()
+    assert not storage.exists("d/a")
+    assert not Path(pending.path).exists()
+
+
+def test_a_pending_file_appears_when_committed(storage: Storage) -> None:
+    pending = storage.pending("d/a")
+    Path(pending.path).write_bytes(b"whole")
+    assert not storage.exists("d/a")
+    pending.commit()
+    assert storage.read_bytes("d/a") == b"whole"
+    assert not Path(pending.path).exists()
+
+
+def test_committed_files_can_be_read_by_everybody(tmp_path: Path) -> None:
+    Storage(tmp_path).write_bytes("a", b"")
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o644
+
+
+def test_leftovers_of_killed_writers_are_swept(tmp_path: Path) -> None:
+    storage = Storage(tmp_path)
+    storage.write_bytes("d/done", b"1")
+    storage.pending("d/half")
+    storage.delete_unfinished("d")
+    assert os.listdir(tmp_path / "d") == ["done"]
+
+
+def test_a_relative_root_is_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert str(Storage("runs")) == str(tmp_path / "runs")
+
+
+def test_streams_are_written_and_read(storage: Storage) -> None:
+    with storage.open("log/a.txt", "wb") as file:
+        file.write(b"one")
+    with storage.open("log/a.txt") as file:
+        assert file.read() == b"one"
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (errno.ENOSPC, "Free space"),
+        (errno.EDQUOT, "Free space"),
+        (errno.EACCES, "right to write"),
+        (errno.EROFS, "right to write"),
+        (errno.EIO, "can be reached"),
+    ],
+)
+def test_a_failed_write_names_the_remedy_and_leaves_nothing(
+    number: int, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_path: str) -> None:
+        raise OSError(number, os.strerror(number))
+
+    storage = Storage(tmp_path)
+    monkeypatch.setattr(module, "_sync", fail)
+    with pytest.raises(ClusterError) as caught:
+        storage.write_bytes("d/a", b"1")
+    assert words in caught.value.remedy
+    assert os.strerror(number) in caught.value.problem
+    assert os.listdir(tmp_path / "d") == []
+
+
+def test_arrow_errors_carry_their_number_in_the_text(tmp_path: Path) -> None:
+    with pytest.raises(ClusterError) as caught, Storage(tmp_path).explained("a.parquet"):
+        raise OSError("Error writing bytes to file. Detail: [errno 28] No space left on device")
+    assert "Free space" in caught.value.remedy
+
+
+def test_a_file_where_a_folder_is_needed(tmp_path: Path) -> None:
+    (tmp_path / "d").write_text("a file")
+    with pytest.raises(ClusterError) as caught:
+        Storage(tmp_path).write_bytes("d/a", b"1")
+    assert "file stands where a folder" in caught.value.remedy
+    assert (tmp_path / "d").read_text() == "a file"
+
+
+def test_a_missing_file(storage: Storage) -> None:
+    with pytest.raises(ClusterError) as caught:
+        storage.read_bytes("nowhere/a")
+    assert "nowhere/a" in caught.value.problem
+    with pytest.raises(ClusterError), storage.open("nowhere/b"):
+        pass
+    with pytest.raises(ClusterError):
+        storage.get_folder("nowhere", "unused")
+
+
+def test_damaged_json_is_named(storage: Storage) -> None:
+    storage.write_bytes("a.json", b"{")
+    with pytest.raises(ClusterError, match="damaged"):
+        storage.read_json("a.json")
+
+
+def test_an_unknown_scheme_is_refused() -> None:
+    with pytest.raises(ClusterError) as caught:
+        Storage("nonsense://bucket/runs")
+    assert "URI" in caught.value.remedy
+
+
+def test_only_a_folder_has_local_paths() -> None:
+    with pytest.raises(ClusterError, match="not on this machine"):
+        Storage("memory://somewhere").local("a")
