@@ -128,21 +128,23 @@ def systems_of(config: RunConfig, seed: int) -> list[System]:
         CheckpointError: there is none.
     """
     few, many, draws = len(config.sampling.steps), config.sampling.ode_steps, config.evaluation.draws
+    planned = (
+        ("distill", System("mmm_4", "", "dm", "few_step", few, draws)),
+        ("distill", System("mmm_fm_50", "", "fm", "ode", many)),
+        ("sft", System("sft_50", "", "fm", "ode", many)),
+        ("sft", System("sft_4", "", "fm", "ode", few, draws)),
+        ("sft_longer", System("sft_50_longer", "", "fm", "ode", many)),
+        ("mixed", System("mixed_50", "", "fm", "ode", many)),
+        ("mixed_longer", System("mixed_50_longer", "", "fm", "ode", many)),
+        ("teacher", System("teacher_rollout", "", "teacher", "windows", config.sampling.rollout_steps)),
+    )
     root = RunPaths.of(config).seed(seed)
-    found = []
-    for name, stage, head, sampler, nfe in (
-        ("mmm_4", "distill", "dm", "few_step", few),
-        ("mmm_fm_50", "distill", "fm", "ode", many),
-        ("sft_50", "sft", "fm", "ode", many),
-        ("sft_4", "sft", "fm", "ode", few),
-        ("sft_50_longer", "sft_longer", "fm", "ode", many),
-        ("mixed_50", "mixed", "fm", "ode", many),
-        ("mixed_50_longer", "mixed_longer", "fm", "ode", many),
-        ("teacher_rollout", "teacher", "teacher", "windows", config.sampling.rollout_steps),
-    ):
-        outcome = finished_stage(root, stage)
-        if outcome is not None:
-            found.append(System(name, outcome.checkpoint, head, sampler, nfe, draws if nfe == few else 1))  # type: ignore[arg-type]
+    outcomes = {stage: finished_stage(root, stage) for stage in {stage for stage, _ in planned}}
+    found = [
+        dataclasses.replace(system, checkpoint=outcome.checkpoint)
+        for stage, system in planned
+        if (outcome := outcomes[stage]) is not None
+    ]
     if not found:
         raise CheckpointError(
             f"nothing has been trained in {root}",

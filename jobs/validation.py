@@ -22,7 +22,7 @@ _POSITIVE = (
     "distill.window_frames distill.window_stride distill.critic_learning_rate distill.teacher_gate_ratio "
     "evaluation.videos evaluation.draws evaluation.reference_videos evaluation.windows_per_video "
     "evaluation.batch_size evaluation.min_actors evaluation.max_actors "
-    "sweep.trials sweep.max_concurrent sweep.grace_reports cluster.num_workers"
+    "sweep.videos sweep.trials sweep.max_concurrent sweep.grace_reports cluster.num_workers"
 ).split()
 _OF_STAGES = "learning_rate clip_norm t_std checkpoint_every log_every".split()
 _SHARES = (
