@@ -18,7 +18,7 @@ from jobs.tracking import RunReference, factory, open_run
 from pipelines.data.info import read_info
 from pipelines.storage import Storage
 from pipelines.training.progress import BoardReporter, ProgressBoard
-from pipelines.training.run import StageOutcome, TrainingRun, train_stage
+from pipelines.training.run import StageOutcome, TrainingRun, adopt_teacher, train_stage
 
 POLL_S = 0.5
 
@@ -72,6 +72,8 @@ def run_stage(
     paths = RunPaths.of(config)
     root = paths.seed(seed)
     recipe = make_recipe(config, plan, read_info(paths.dataset), root, seed)
+    if plan.name == "teacher" and config.model.pretrained is not None:
+        return adopt_teacher(root, recipe, config.model.pretrained)
     name = f"seed-{seed}/{plan.name}"
     reference = open_run(config, name, parent=parent, tags={"longtake.config_hash": config_hash(config)})
     tracker = factory(reference)

@@ -16,7 +16,7 @@ from models.config import ModelConfig, TextConfig
 from models.ddt import Student
 from models.dit import DiT
 from models.errors import CheckpointError
-from models.weights import copy_into, load_tensors
+from models.weights import copy_into, load_tensors, save_tensors
 
 Role = Literal["teacher", "student"]
 NETWORK_FILE = "network.json"
@@ -138,3 +138,10 @@ def critic_weights(folder: str | Path) -> dict[str, Tensor]:
     """The critic of a warm-up or distillation checkpoint, verified against its manifest."""
     check_seal(Path(folder))
     return load_tensors(Path(folder) / "critic.safetensors")
+
+
+def save_network(model: DiT | Student, spec: NetworkSpec, folder: Path) -> None:
+    """Writes a network that is not in training, so that `load_network` reads it."""
+    save_tensors(model.state_dict(), folder / f"{spec.role}.average.safetensors")
+    (folder / NETWORK_FILE).write_text(json.dumps(spec.to_json(), indent=1))
+    seal(folder)

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,11 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig,
 from ray.train.torch import TorchTrainer
 
 from models.errors import CheckpointError
+from models.wan import read_transformer
 from pipelines.storage import Storage
 from pipelines.tracking import TrackerFactory
 from pipelines.training.config import ClusterConfig
+from pipelines.training.networks import NetworkSpec, save_network
 from pipelines.training.progress import Reporter
 from pipelines.training.stages import Recipe
 from pipelines.training.worker import WorkerJob, train_worker
@@ -112,9 +115,7 @@ def train_stage(run: TrainingRun, callbacks: Sequence[UserCallback] = ()) -> Sta
     assert result.checkpoint is not None
     folder = f"{run.root}/{run.name}/{Path(result.checkpoint.path).name}"
     outcome = StageOutcome(folder, dict(result.return_value or {}))
-    plain = {**dataclasses.asdict(outcome), "recipe": recipe_hash(run.recipe)}
-    Storage(run.root).write_json(f"{run.name}/{OUTCOME_FILE}", plain)
-    return outcome
+    return _finish(run.root, run.name, run.recipe, outcome)
 
 
 def _claim(run: TrainingRun) -> None:
@@ -139,3 +140,34 @@ def _job(run: TrainingRun) -> dict[str, Any]:
         run.cluster.use_gpu,
     )
     return {"job": job}
+
+
+def adopt_teacher(root: str, recipe: Recipe, folder: str) -> StageOutcome:
+    """A pretrained transformer as the finished `teacher` stage of a seed.
+
+    Args:
+        root: storage of the stages of one seed.
+        recipe: the teacher's.
+        folder: a Wan 2.1 transformer in the diffusers layout.
+
+    Raises:
+        CheckpointError: its files cannot be used.
+        ConfigError: its shape is not the run's.
+    """
+    done = finished_stage(root, "teacher", recipe)
+    if done is not None:
+        return done
+    shape = recipe.short_shape
+    model = read_transformer(Path(folder), recipe.model, shape[1], recipe.text.dim)
+    spec = NetworkSpec("teacher", recipe.model, recipe.text, shape[1], shape)
+    with tempfile.TemporaryDirectory() as name:
+        save_network(model, spec, Path(name))
+        Storage(root).put_folder(name, "teacher/pretrained")
+    outcome = StageOutcome(f"{root}/teacher/pretrained", {"steps": 0.0, "cpu_seconds": 0.0})
+    return _finish(root, "teacher", recipe, outcome)
+
+
+def _finish(root: str, name: str, recipe: Recipe, outcome: StageOutcome) -> StageOutcome:
+    plain = {**dataclasses.asdict(outcome), "recipe": recipe_hash(recipe)}
+    Storage(root).write_json(f"{name}/{OUTCOME_FILE}", plain)
+    return outcome

@@ -1,0 +1,93 @@
+"""Promises about long runs: a killed driver loses nothing, and workers change nothing."""
+
+import hashlib
+import json
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.command import kill, start, succeed
+
+STEPS, EVERY = 8, 2
+DISTILL = ("--set", f"distill.steps={STEPS}", "--set", f"distill.checkpoint_every={EVERY}")
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose dataset, teacher and long-SFT student are finished."""
+    folder = tmp_path_factory.mktemp("prepared")
+    succeed(folder, "ingest", "--config", "ci")
+    succeed(folder, "train", "teacher", "--config", "ci")
+    succeed(folder, "train", "sft", "--config", "ci")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The last checkpoint of a distillation that nothing happened to."""
+    return _distilled(prepared, tmp_path_factory.mktemp("undisturbed"))
+
+
+def _moved(prepared: Path, folder: Path) -> Path:
+    """A copy of the prepared run, whose outcomes name their new place."""
+    shutil.copytree(prepared / "runs", folder / "runs")
+    for outcome in (folder / "runs").rglob("outcome.json"):
+        outcome.write_text(outcome.read_text().replace(str(prepared), str(folder)))
+    return folder
+
+
+def _distilled(prepared: Path, folder: Path, *more: str) -> Path:
+    _moved(prepared, folder)
+    succeed(folder, "train", "distill", "--config", "ci", *DISTILL, *more)
+    return _last_checkpoint(folder)
+
+
+def _last_checkpoint(folder: Path) -> Path:
+    outcome = json.loads((folder / "runs/ci/seed-0/distill/outcome.json").read_text())
+    return Path(outcome["checkpoint"])
+
+
+def _sums(checkpoint: Path) -> dict[str, str]:
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in checkpoint.glob("*.safetensors")}
+
+
+@pytest.mark.timeout(900)
+def test_a_killed_driver_resumes_to_the_same_weights(prepared: Path, undisturbed: Path, tmp_path: Path) -> None:
+    folder = _moved(prepared, tmp_path)
+    process = start(folder, "train", "distill", "--config", "ci", *DISTILL)
+    deadline = time.monotonic() + 240
+    while not list(folder.glob("runs/ci/seed-0/distill/step-*/manifest.json")):
+        assert time.monotonic() < deadline, "no checkpoint appeared"
+        assert process.poll() is None, "the run ended before it could be killed"
+        time.sleep(0.05)
+    kill(process)
+    assert not (folder / "runs/ci/seed-0/distill/outcome.json").exists()
+    succeed(folder, "train", "distill", "--config", "ci", *DISTILL)
+    assert _sums(_last_checkpoint(folder)) == _sums(undisturbed)
+
+
+@pytest.mark.timeout(900)
+def test_two_workers_reach_the_same_weights(prepared: Path, undisturbed: Path, tmp_path: Path) -> None:
+    checkpoint = _distilled(prepared, tmp_path, "--set", "cluster.num_workers=2")
+    for name in ("student", "critic"):
+        alone = load_file(undisturbed / f"{name}.safetensors")
+        together = load_file(checkpoint / f"{name}.safetensors")
+        for key, tensor in alone.items():
+            assert torch.allclose(tensor, together[key], atol=1e-4), key
+
+
+@pytest.mark.timeout(600)
+def test_a_finished_stage_is_not_trained_again_and_other_settings_are_refused(prepared: Path) -> None:
+    from tests.command import longtake
+
+    before = (prepared / "runs/ci/seed-0/teacher/outcome.json").stat().st_mtime_ns
+    succeed(prepared, "train", "teacher", "--config", "ci")
+    assert (prepared / "runs/ci/seed-0/teacher/outcome.json").stat().st_mtime_ns == before
+    refused = longtake(prepared, "train", "teacher", "--config", "ci", "--set", "teacher.learning_rate=1e-4")
+    assert refused.returncode == 1
+    assert "other settings" in refused.stderr
+    assert "--fresh" in refused.stderr
