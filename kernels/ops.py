@@ -111,7 +111,10 @@ def window_attention(
     global_frames: int = 0,
     wrap: bool = False,
     return_lse: Literal[False] = False,
-) -> Tensor: ...
+) -> Tensor:
+    """The output alone."""
+
+
 @overload
 def window_attention(
     q: Tensor,
@@ -125,7 +128,10 @@ def window_attention(
     global_frames: int = 0,
     wrap: bool = False,
     return_lse: Literal[True],
-) -> tuple[Tensor, Tensor]: ...
+) -> tuple[Tensor, Tensor]:
+    """The output and each row's log of the sum of exponentials."""
+
+
 def window_attention(
     q: Tensor,
     k: Tensor,
