@@ -126,10 +126,7 @@ class CrossAttention(Attention):
     def forward(self, x: Tensor, context: Tensor, mask: Tensor | None) -> Tensor:
         """x [B, N, D], context [B, L, D], mask bool [B, L] or None -> [B, N, D]."""
         q, k, v = self.project(x, context)
-        if mask is None:
-            return self.merge(dense_attention(q, k, v))
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None, :])
-        return self.merge(out)
+        return self.merge(dense_attention(q, k, v, key_mask=mask))
 
 
 class FeedForward(nn.Module):
