@@ -143,7 +143,5 @@ class ShardDataset:
 
 def _latents(table: pa.Table) -> Floats:
     """The tensor column [rows, T, C, h, w]."""
-    column = table["latents"].combine_chunks()
-    chunk = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
-    array: Floats = chunk.to_numpy_ndarray()
+    array: Floats = table["latents"].combine_chunks().to_numpy_ndarray()
     return array

@@ -85,8 +85,10 @@ def _sample(
         head = json.loads(answer["head"])
         pixels = np.frombuffer(answer["frames"], np.uint8).reshape(-1, task.data.height, task.data.width, 3)
         rejects.update(head["rejects"])
-        parts = np.split(pixels, np.cumsum(head["counts"])[:-1])
-        found.update({(group.corpus, i): part for i, part in zip(head["ids"], parts, strict=True)})
+        for source_id, stop, count in zip(
+            head["ids"], np.cumsum(head["counts"]), head["counts"], strict=True
+        ):
+            found[group.corpus, source_id] = pixels[stop - count : stop]
         done += len(group.sources)
         progress("fit", done, videos)
     wanted = [(group.corpus, source.id) for group in groups for source in group.sources]

@@ -31,7 +31,7 @@ def resize(frame: Frame, height: int, width: int) -> Frame:
 
 
 def resample(frames: Iterable[Timed], rate: float, fps: float | None) -> Iterator[Timed]:
-    """Frames at the ticks k / fps, each the frame nearest in time (of two, the earlier); None keeps every frame.
+    """Frames at the ticks k / fps, each the nearest in time (of two, the earlier); None keeps every frame.
 
     Args:
         rate: the video's own frames a second; its last frame is shown for 1 / rate.

@@ -1,5 +1,6 @@
 """What a Ray task does with one group of videos: decode, encode, write the shard, report. No Ray in here."""
 
+import atexit
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -23,6 +24,8 @@ from pipelines.storage import Storage
 
 SPILL_BYTES = 64 << 20
 """Latents of one video that are held until it is known to be whole; beyond, it gets a shard of its own."""
+
+_DECODERS: dict[LimitsConfig, Decoder] = {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,10 +261,21 @@ def _stream(task: Task, corpus: str, source: Source, picks: int = 0) -> VideoStr
     return _decoder(data.limits).stream(path, data.height, data.width, fps=data.fps, picks=picks)
 
 
-@lru_cache(maxsize=1)
 def _decoder(limits: LimitsConfig) -> Decoder:
-    """This process's decoding child; it ends when this process does."""
-    return Decoder(limits)
+    """This process's decoding child: one, kept from group to group as long as the limits stay."""
+    if limits not in _DECODERS:
+        close_decoder()
+        _DECODERS[limits] = Decoder(limits)
+    return _DECODERS[limits]
+
+
+def close_decoder() -> None:
+    """End this process's decoding child, if there is one."""
+    while _DECODERS:
+        _DECODERS.popitem()[1].close()
+
+
+atexit.register(close_decoder)
 
 
 @lru_cache(maxsize=1)
@@ -273,9 +287,10 @@ def _autoencoder(out: str, _version: str) -> Autoencoder:
 def explain(error: Exception, group: Group) -> dict[str, str]:
     """An error that is not one video's fault, as plain values for the driver."""
     if isinstance(error, LongtakeError):
-        return {"problem": error.problem, "remedy": error.remedy}
+        return {"kind": type(error).__name__, "problem": error.problem, "remedy": error.remedy}
     first = group.sources[0].path
     return {
+        "kind": "DataError",
         "problem": f"Ingest failed among the videos from {first} on: {type(error).__name__}: {error}",
         "remedy": "This is a defect of the program; run it again with --debug and report it",
     }

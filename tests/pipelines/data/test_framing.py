@@ -101,7 +101,7 @@ def test_the_sides_of_a_wide_frame_are_cut() -> None:
 def test_picks_are_spread_and_reading_stops_after_the_last() -> None:
     read = []
 
-    def frames():  # noqa: ANN202
+    def frames():
         for timed in clip([float(i) for i in range(100)]):
             read.append(timed[0])
             yield timed

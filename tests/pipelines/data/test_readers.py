@@ -199,7 +199,7 @@ def test_what_asks_for_too_much_is_refused_by_name(limits: LimitsConfig, words: 
     ("message", "plain"),
     [
         (
-            "[14:25:15] /github/workspace/src/video.cc:151: Check failed: st_nb >= 0 (-13 vs. 0) ERROR cannot find",
+            "[14:25:15] /github/src/video.cc:151: Check failed: st_nb >= 0 (-13 vs. 0) ERROR cannot find",
             "ERROR cannot find",
         ),
         ("[14:25:15] /github/x.cc:270: [/home/me/a.webm] Failed to measure", "[a.webm] Failed to measure"),

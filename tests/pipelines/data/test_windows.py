@@ -1,0 +1,92 @@
+"""Windows are cut as the shared arithmetic says, however the frames arrive."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from models.windows import data_spans
+from pipelines.data.windows import encoded_windows, reblocked, sliding
+
+
+def split(values: np.ndarray, sizes: list[int]) -> list[np.ndarray]:
+    parts, start = [], 0
+    while start < len(values):
+        size = sizes[len(parts) % len(sizes)]
+        parts.append(values[start : start + size])
+        start += size
+    return parts
+
+
+@given(st.integers(0, 90), st.integers(1, 20), st.integers(1, 30), st.lists(st.integers(1, 25), min_size=1))
+def test_sliding_cuts_the_spans_of_the_shared_arithmetic(
+    total: int, length: int, stride: int, sizes: list[int]
+) -> None:
+    rows = np.arange(total)
+    found = list(sliding(split(rows, sizes), length, stride))
+    spans = data_spans(total, length, stride)
+    assert [start for start, _ in found] == [span.start for span in spans]
+    for start, window in found:
+        np.testing.assert_array_equal(window, rows[start : start + length])
+
+
+@given(st.integers(0, 90), st.integers(1, 20), st.lists(st.integers(1, 25), min_size=1))
+def test_reblocking_keeps_every_row_in_order(total: int, size: int, sizes: list[int]) -> None:
+    rows = np.arange(total)
+    blocks = list(reblocked(split(rows, sizes), size))
+    assert all(len(block) == size for block in blocks[:-1])
+    np.testing.assert_array_equal(np.concatenate([np.empty(0, int), *blocks]), rows)
+
+
+class Counting:
+    """Latents are the mean of a frame; counts the frames it was given."""
+
+    channels = 1
+    reconstruction_error = 0.0
+
+    def __init__(self, crop_safe: bool, temporal_factor: int) -> None:
+        self.crop_safe, self.temporal_factor = crop_safe, temporal_factor
+        self.calls: list[int] = []
+
+    def encode(self, frames: Tensor) -> Tensor:
+        self.calls.append(frames.shape[1])
+        means = frames.float().mean(dim=(2, 3, 4))
+        return means[:, :: self.temporal_factor, None, None, None]
+
+    def decode(self, latents: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+def video(count: int) -> np.ndarray:
+    return np.broadcast_to(np.arange(count, dtype=np.uint8)[:, None, None, None], (count, 2, 2, 3))
+
+
+def test_a_crop_safe_code_reads_each_frame_once() -> None:
+    code = Counting(crop_safe=True, temporal_factor=1)
+    windows = list(encoded_windows(split(video(50), [7]), code, length=20, stride=5))
+    assert [start for start, _ in windows] == [0, 5, 10, 15, 20, 25, 30]
+    assert sum(code.calls) == 50
+    for start, latents in windows:
+        np.testing.assert_array_equal(latents.ravel(), np.arange(start, start + 20))
+
+
+def test_blocks_do_not_depend_on_how_frames_arrive() -> None:
+    calls = []
+    for sizes in ([50], [1], [7, 3]):
+        code = Counting(crop_safe=True, temporal_factor=1)
+        list(encoded_windows(split(video(50), sizes), code, length=8, stride=8))
+        calls.append(code.calls)
+    assert calls == [[16, 16, 16, 2]] * 3
+
+
+@pytest.mark.parametrize(("length", "latents"), [(9, 3), (5, 2)])
+def test_another_code_reads_each_window_from_its_own_first_frame(length: int, latents: int) -> None:
+    code = Counting(crop_safe=False, temporal_factor=4)
+    windows = list(encoded_windows(split(video(30), [7]), code, length=length, stride=4))
+    assert code.calls == [length] * len(windows)
+    for start, found in windows:
+        np.testing.assert_array_equal(found.ravel(), start + 4 * np.arange(latents))
+    assert windows[0][1].shape == (latents, 1, 1, 1)
+    assert torch.float32 == torch.from_numpy(windows[0][1]).dtype
