@@ -1,5 +1,6 @@
 """How a command ends: errors in one line that names the remedy, and a word on how to go on after Ctrl-C."""
 
+import re
 import shlex
 import signal
 import sys
@@ -40,8 +41,16 @@ def guarded(*, debug: bool = False) -> Iterator[None]:
             traceback.print_exception(error)
         if found is not None:
             _end(f"error: {found}", FAILED)
+        if told := told_in(str(error)):
+            _end(f"error: {told}", FAILED)
         reason = " ".join(str(error).split())[:300] or "no message"
         _end(f"error: {type(error).__name__}: {reason}. Run it again with --debug to see where", FAILED)
+
+
+def told_in(text: str) -> str | None:
+    """What our error said, where Ray kept only the text of a worker's traceback."""
+    found = re.findall(r"^models\.errors\.\w+: (.+)$", text, flags=re.MULTILINE)
+    return found[-1] if found else None
 
 
 def find_cause(error: BaseException) -> LongtakeError | None:

@@ -83,11 +83,10 @@ def ray_session(cluster: ClusterConfig, *, dashboard: bool = False, debug: bool 
     if ray.is_initialized():
         yield
         return
-    _quiet_logs(debug)
+    quiet(debug=debug)
     folder = None if joins_cluster() else _short_folder()
     try:
         _start(cluster, folder, dashboard=dashboard, debug=debug)
-        _quiet_data(debug)
         yield
     finally:
         ray.shutdown()
@@ -147,18 +146,14 @@ def _private_token() -> None:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
-def _quiet_logs(debug: bool) -> None:
-    """Leave only errors of Ray's loggers, unless the user debugs."""
-    if not debug:
-        warnings.filterwarnings("ignore", module=r"ray\..*")
-        for name in NOISY_LOGGERS:
-            logging.getLogger(name).setLevel(logging.ERROR)
-
-
-def _quiet_data(debug: bool) -> None:
-    """No bars and no plans of Ray Data."""
+def quiet(*, debug: bool = False) -> None:
+    """Silence Ray's loggers, whose errors are raised as well, and the bars and plans of Ray Data."""
     from ray.data import DataContext
 
     context = DataContext.get_current()
     context.enable_progress_bars = debug
     context.print_on_execution_start = debug
+    if not debug:
+        warnings.filterwarnings("ignore", module=r"ray\..*")
+        for name in NOISY_LOGGERS:
+            logging.getLogger(name).setLevel(logging.CRITICAL)
