@@ -165,7 +165,11 @@ class ShardWriter:
         self._pending = self._storage.pending(self._file())
         self._shape = tuple(shape)
         self._writer = pq.ParquetWriter(
-            self._pending.path, schema(shape), compression="zstd", write_page_checksum=True
+            self._pending.path,
+            schema(shape),
+            compression="zstd",
+            use_dictionary=["source_id", "source", "caption", "reader"],
+            write_page_checksum=True,
         )
         return self._writer
 

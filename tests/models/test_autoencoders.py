@@ -188,26 +188,6 @@ def test_damaged_folders_are_refused(fitted: PcaAutoencoder, tmp_path: Path) -> 
         load_autoencoder(tmp_path)
 
 
-@pytest.fixture(scope="module")
-def wan_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The real class with tiny random weights."""
-    diffusers = pytest.importorskip("diffusers")
-    torch.set_num_threads(1)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = diffusers.AutoencoderKLWan(
-            base_dim=8,
-            z_dim=4,
-            dim_mult=[1, 1, 1, 1],
-            num_res_blocks=1,
-            latents_mean=[0.1, -0.2, 0.3, 0.0],
-            latents_std=[1.5, 2.0, 0.5, 1.0],
-        )
-    folder = tmp_path_factory.mktemp("wan")
-    model.save_pretrained(folder)
-    return folder
-
-
 def video(frames: int, size: int = 16) -> Tensor:
     generator = torch.Generator().manual_seed(1)
     return torch.randint(0, 256, (1, frames, size, size, 3), generator=generator, dtype=torch.uint8)
