@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import os
 import shlex
 import time
@@ -111,6 +112,8 @@ def connect(address: str) -> Any:
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
+    for handler in logging.getLogger("ray").handlers:
+        handler.setLevel(logging.ERROR)
     headers = {"Authorization": f"Bearer {found}"} if found else {}
     try:
         return JobSubmissionClient(address, headers=headers)

@@ -28,7 +28,7 @@ from pipelines.evaluation.evaluate import prepare
 from pipelines.storage import Storage
 
 TRIAL_CPUS = 0.01
-"""CPUs of the process that waits for a trial's training: enough to be counted, too little to keep training out."""
+"""CPUs of the process that waits for a trial's training: Ray refuses 0, and more would keep training out."""
 
 _ENVIRONMENT = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",

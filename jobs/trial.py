@@ -155,7 +155,7 @@ def _measure(
 
 
 def _checkpoints(run: TrainingRun) -> Iterator[tuple[int, str]]:
-    """Steps and folders of checkpoints as training writes them; a checkpoint that a newer one overtook is left out."""
+    """Steps and folders of checkpoints as training writes them; one that a newer one overtook is left out."""
     queue, failure = Queue(actor_options={"num_cpus": 0}), list[BaseException]()
 
     def work() -> None:

@@ -1,0 +1,197 @@
+"""Jobs on a real head with the token on: what is sent, what comes back, what is said when it cannot be."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from jobs import submit
+from jobs.submit import Submission
+from models.errors import ClusterError, ConfigError
+from tests.jobs.conftest import ROOT, free_port
+
+TOKEN = "0123456789abcdef" * 4
+
+
+def request_of(*command, **options):
+    settings = {"address": None, "submission_id": None, "env": [], "working_dir": "."} | options
+    return Submission.of(command, **settings)
+
+
+def test_our_commands_become_python_m_jobs():
+    assert request_of("train", "teacher", "--set", "name=my run").entrypoint == (
+        "python -m jobs train teacher --set 'name=my run'"
+    )
+    assert request_of("python", "-c", "print(1)").entrypoint == "python -c 'print(1)'"
+
+
+def test_the_address_is_the_option_then_the_variables_then_this_machine(monkeypatch):
+    assert request_of("world").address == "http://127.0.0.1:8265"
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    assert request_of("world").address == "http://127.0.0.1:8265", (
+        "an address of Ray is none of the Jobs server"
+    )
+    monkeypatch.setenv("RAY_ADDRESS", "http://head:8265/")
+    assert request_of("world").address == "http://head:8265"
+    assert request_of("world", address="http://other:1").address == "http://other:1"
+
+
+def test_variables_and_the_commit_travel(monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
+    env = request_of("world", env=["A=1=2"]).env
+    assert env["MLFLOW_TRACKING_URI"] == "http://mlflow:5000"
+    assert env["A"] == "1=2"
+    assert len(env["LONGTAKE_COMMIT"]) >= 40
+
+
+def test_data_and_environments_stay_at_home():
+    excludes = request_of("world").runtime_env["excludes"]
+    assert {".git", ".venv", "runs", "mlflow.db", "*.safetensors", "*.mp4"} <= set(excludes)
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"), [({"env": ["A"]}, "NAME=VALUE"), ({"working_dir": "/nowhere"}, "not a folder")]
+)
+def test_wrong_options_are_refused(options, problem):
+    with pytest.raises(ConfigError, match=problem):
+        request_of("world", **options)
+
+
+def test_the_token_is_the_variable_then_the_named_file_then_the_home(tmp_path, monkeypatch):
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    monkeypatch.delenv("RAY_AUTH_TOKEN_PATH", raising=False)
+    assert submit.token() is None
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("home\n")
+    assert submit.token() == "home"
+    (tmp_path / "named").write_text("named\n")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "named"))
+    assert submit.token() == "named"
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "variable")
+    assert submit.token() == "variable"
+
+
+def test_a_dry_run_prints_the_job_and_sends_nothing(capsys):
+    assert submit.submit(request_of("world"), follow=True, dry_run=True) == 0
+    assert json.loads(capsys.readouterr().out)["entrypoint"] == "python -m jobs world"
+
+
+def test_no_head_is_a_line_with_the_remedy():
+    address = f"http://127.0.0.1:{free_port()}"
+    with pytest.raises(ClusterError, match="no Ray head answers at") as caught:
+        submit.connect(address)
+    assert "ray start --head" in caught.value.remedy
+
+
+def answers(address):
+    request = urllib.request.Request(f"{address}/api/version", headers={"Authorization": f"Bearer {TOKEN}"})
+    with urllib.request.urlopen(request, timeout=2) as answer:
+        return answer.status == 200
+
+
+@pytest.fixture(scope="module")
+def head():
+    """A head node on free ports that asks for a token; the address of its Jobs server."""
+    folder = Path(tempfile.mkdtemp(prefix="lt-", dir="/tmp"))
+    (folder / "token").write_text(TOKEN)
+    ports = {
+        name: free_port()
+        for name in ("port", "dashboard-port", "dashboard-agent-listen-port", "metrics-export-port")
+    }
+    ports |= {
+        name: free_port()
+        for name in ("ray-client-server-port", "dashboard-agent-grpc-port", "runtime-env-agent-port")
+    }
+    fixed = ["--num-cpus=4", f"--temp-dir={folder}/ray", f"--object-store-memory={100 << 20}"]
+    fixed += ["--include-dashboard=true", "--dashboard-host=127.0.0.1"]
+    words = [word for name, port in ports.items() for word in (f"--{name}", str(port))]
+    environment = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(folder / "token")}
+    environment |= {"RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
+    ray = Path(sys.executable).with_name("ray")
+    environment["PATH"] = f"{ray.parent}{os.pathsep}{os.environ['PATH']}"
+    log = (folder / "log").open("w")
+    process = subprocess.Popen(
+        [str(ray), "start", "--head", "--block", *fixed, *words],
+        env=environment,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        cwd=folder,
+    )
+    address = f"http://127.0.0.1:{ports['dashboard-port']}"
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            if answers(address):
+                break
+        except OSError:
+            assert process.poll() is None, (folder / "log").read_text()
+            assert time.monotonic() < deadline, (folder / "log").read_text()
+            time.sleep(0.5)
+    yield address
+    process.send_signal(signal.SIGTERM)
+    process.wait(60)
+    log.close()
+
+
+PROBE = (
+    "import os, pathlib; there = lambda name: pathlib.Path(name).exists(); "
+    "print('made by', os.environ['MAKER'], there('jobs/cli.py'), there('.git'))"
+)
+
+
+def send(longtake, head, *words, token=TOKEN):
+    variables = {"RAY_AUTH_TOKEN": token} if token else {}
+    return longtake("submit", "--address", head, *words, **variables)
+
+
+def test_a_job_runs_in_a_copy_of_the_working_directory(longtake, head):
+    done = send(longtake, head, "--submission-id", "probe-1", "--env", "MAKER=me", "python", "-c", PROBE)
+    assert done.returncode == 0, done.stderr
+    assert "made by me True False" in done.stdout
+    assert "probe-1 succeeded" in done.stdout
+
+
+def test_a_longtake_command_runs_and_a_relative_root_is_refused_there(longtake, head):
+    done = send(longtake, head, "world", "--config", "ci")
+    assert done.returncode == 1
+    assert "error: storage.root 'runs' is relative" in done.stdout
+    assert "--set storage.root=" in done.stdout
+
+
+def test_a_taken_name_is_refused(longtake, head):
+    words = ("--no-wait", "--submission-id", "probe-2", "python", "-c", "pass")
+    first, second = (send(longtake, head, *words) for _ in range(2))
+    assert first.returncode == 0
+    assert f"ray job logs --follow --address {head} probe-2" in first.stdout
+    assert second.returncode == 1
+    assert second.stderr.count("\n") == 1
+    assert "already exists" in second.stderr
+
+
+@pytest.mark.parametrize("token", [None, "f" * 64])
+def test_an_absent_or_wrong_token_is_a_line_with_the_remedy(longtake, head, token):
+    done = send(longtake, head, "world", token=token)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: the Jobs server at")
+    assert "RAY_AUTH_TOKEN" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_plain_ray_job_submit_works_too(head):
+    ray = Path(sys.executable).with_name("ray")
+    environment = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
+    command = ["python", "-m", "jobs", "--help"]
+    done = subprocess.run(
+        [str(ray), "job", "submit", "--address", head, "--working-dir", ".", "--", *command],
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "quickstart" in done.stdout
