@@ -23,8 +23,8 @@ class EvaluationConfig:
     """Actors at most; Ray adds them while work is waiting."""
     showcase: int = 6
     """Videos a system written as MP4 beside each other."""
-    unseen_videos: int | None = None
-    """Videos of the textures that LONG never shows, a system and draw; None is as many as `videos`."""
+    unseen_videos: int = 150
+    """Videos of the textures that LONG never shows, a system and draw; at most `videos`."""
     withheld_videos: int = 100
     """Videos with the withheld words left out of the caption, where training withholds words."""
     temporal_videos: int = 60

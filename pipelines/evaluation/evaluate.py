@@ -21,7 +21,7 @@ from pipelines.evaluation.generate import (
     generate,
     on_disk,
 )
-from pipelines.evaluation.measure import Measured
+from pipelines.evaluation.measure import EVERY, Measured
 from pipelines.evaluation.moments import Distance
 from pipelines.evaluation.parts import cut
 from pipelines.evaluation.reference import CleanName, CleanSpec, Corpus, corpus_spec, measure_real
@@ -37,7 +37,8 @@ from pipelines.world.factors import Textures, all_labels
 RESULT = "evaluation.json"
 """The file, below the folder of an evaluation, that says it is finished."""
 _CAPTION_STEP = 7
-"""Captions are taken in steps of 7 through the 30 of the world, so that neighbours differ in sky, hue and speed."""
+"""Captions are taken in steps of 7 through the 30 of the world, so that neighbours differ in every word.
+"""
 
 
 @dataclass(frozen=True)
@@ -186,12 +187,12 @@ def _real_clips(
 
 def _clean(name: CleanName, world: WorldConfig, wanted: EvaluationConfig, clip: Clip) -> CleanSpec:
     """`clean` and `unseen` are references; the second draws have the captions of the systems' videos."""
-    unseen_videos = wanted.videos if wanted.unseen_videos is None else wanted.unseen_videos
+    unseen = min(wanted.videos, wanted.unseen_videos)
     counts: dict[CleanName, int] = {
         "clean": wanted.reference_videos,
         "ideal": wanted.videos,
-        "unseen": wanted.reference_videos,
-        "unseen_ideal": unseen_videos,
+        "unseen": min(wanted.reference_videos, 2 * unseen),
+        "unseen_ideal": unseen,
     }
     return CleanSpec(
         name=name,
@@ -215,12 +216,19 @@ def _items(
 ) -> list[Item]:
     """All the work: each system, draw and group of captions in batches."""
     return [
-        Item(system, group, draw, part.start, tuple(texts[part.start : part.stop]), pixels=group == "seen")
+        Item(system, group, draw, part.start, tuple(texts[part.start : part.stop]), _extractors(group, draw))
         for system in systems
         for group, texts in captions.items()
         for draw in range(1 if group == "withheld" else system.draws)
         for part in cut(len(texts), settings.evaluation.batch_size)
     ]
+
+
+def _extractors(group: Group, draw: int) -> tuple[str, ...]:
+    """Pixels are judged on captions of LONG: by all extractors in the first draw, then by the headline's."""
+    if group != "seen":
+        return ()
+    return EVERY if draw == 0 else EVERY[:1]
 
 
 def _made(system: System, made: Mapping[tuple[str, Group, int], Measured], clip: Clip) -> Made:

@@ -1,9 +1,9 @@
-"""Fixed features of windows and videos. None needs downloaded weights; each has a name, a version and a checksum.
+"""Fixed features of windows and videos: no downloaded weights; each has a name, a version and a checksum.
 
 A distance on these features is not comparable with an I3D "FVD": it is always named with its extractor.
 
-factors-32   of the built-in world's factors: a fixed two-layer net tanh(x A + c) B; its distances are times 100
-rand3d-diff  of pixels: fixed random 3-D convolutions over RGB and the frame difference times 4
+factors-32   of the built-in world's factors: a fixed two-layer net tanh(x A + c) B; its distances are times
+100 rand3d-diff  of pixels: fixed random 3-D convolutions over RGB and the frame difference times 4
 st-stats     of pixels: 35 hand-made numbers of colour, gradients, motion and their change over the window
 
 Weights come from numpy's RandomState, whose stream is frozen, so they are the same on every machine.
@@ -26,9 +26,9 @@ Floats = NDArray[np.float64]
 SIDE = 64
 """Pixels on the shorter side that pictures are averaged down to before any pixel feature."""
 DIFFERENCE_GAIN = 4.0
-"""Weight of the frame difference beside the colours in `rand3d-diff`; without it shuffled frames go unnoticed."""
+"""Weight of the frame difference beside the colours; without it shuffled frames go unnoticed."""
 LOG_FLOOR = 1e-4
-"""Added to the energies of `st-stats` before their logarithm, so that still pictures do not rule the distance."""
+"""Added to energies before their logarithm, so that still pictures do not rule the distance."""
 FACTOR_SCALE = 100.0
 """Distances on `factors-32` are reported times this."""
 STORY_FRAMES = 32
@@ -49,7 +49,7 @@ class PixelFeatures(Protocol):
         ...
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """Features float32 [N, dim] of windows [N, 3, F, h, w] from `shrink`; each row depends on its window alone."""
+        """Features float32 [N, dim] of windows [N, 3, F, h, w] from `shrink`, each of its window alone."""
         ...
 
 
@@ -81,19 +81,19 @@ class FactorFeatures:
 
 
 def factor_windows(factors: NDArray[np.floating], length: int, count: int) -> Floats:
-    """`count` evenly spread windows of `length` frames of factors [N, T, 13], flattened: [N * count, length * 13]."""
+    """`count` spread windows of `length` frames of factors [N, T, 13], flat: [N * count, length * 13]."""
     cut = [factors[:, span.start : span.stop] for span in even_spans(factors.shape[1], length, count)]
     return np.stack(cut, axis=1).reshape(len(factors) * count, -1).astype(np.float64)
 
 
 def factor_story(factors: NDArray[np.floating]) -> Floats:
-    """What happens over the whole clip: 32 spread frames of the factors [N, T, 13] without the waves, [N, 288]."""
+    """What happens over a clip: 32 spread frames of the factors [N, T, 13] without waves, [N, 288]."""
     frames = np.linspace(0, factors.shape[1] - 1, STORY_FRAMES).round().astype(int)
     return factors[:, frames, :STORY_FACTORS].reshape(len(factors), -1).astype(np.float64)
 
 
 def shrink(frames: Tensor) -> Tensor:
-    """One video uint8 [F, H, W, 3] as float32 [3, F, h, w] in [0, 1], area-averaged to 64 pixels on the shorter side.
+    """One video uint8 [F, H, W, 3] as [3, F, h, w] in [0, 1], area-averaged to 64 pixels on the shorter side.
 
     Smaller pictures keep their size.
     """
@@ -120,10 +120,10 @@ def _block_means(frames: Tensor, block: int) -> Tensor:
 
 
 class RandomConvolutions:
-    """`rand3d-diff`: two fixed random 3-D convolutions, rectified, and the mean and deviation of each channel.
+    """`rand3d-diff`: two fixed random 3-D convolutions, rectified; mean and deviation of each channel.
 
-    The frame difference is an input because the mean over time of plain convolutions does not notice the order of
-    the frames.
+    The frame difference is an input because the mean over time of plain convolutions does not notice the
+    order of the frames.
     """
 
     name = "rand3d-diff"
@@ -131,7 +131,7 @@ class RandomConvolutions:
 
     def __init__(self) -> None:
         random = np.random.RandomState(0)
-        self._first = _weights(random, 24, 6, (3, 5, 5))
+        self._first = _weights(random, 24, 6, (3, 3, 3))
         self._second = _weights(random, 32, 24, (3, 3, 3))
 
     @property
@@ -142,9 +142,8 @@ class RandomConvolutions:
     def __call__(self, pixels: Tensor) -> Tensor:
         """Features float32 [N, 64] of windows [N, 3, F, h, w] on the CPU, F >= 2."""
         change = torch.diff(pixels, dim=2, prepend=pixels[:, :, :1]) * DIFFERENCE_GAIN
-        hidden = F.conv3d(
-            torch.cat([pixels - 0.5, change], dim=1), self._first, stride=(1, 3, 3), padding=(1, 2, 2)
-        )
+        hidden = torch.cat([pixels - 0.5, change], dim=1)
+        hidden = F.conv3d(hidden, self._first, stride=(1, 3, 3), padding=1)
         hidden = F.conv3d(F.leaky_relu(hidden, 0.2), self._second, stride=(2, 2, 2), padding=1)
         hidden = F.leaky_relu(hidden, 0.2).flatten(2)
         return torch.cat([hidden.mean(dim=2), hidden.std(dim=2)], dim=1)
@@ -153,8 +152,9 @@ class RandomConvolutions:
 class Statistics:
     """`st-stats`: 35 numbers a window.
 
-    Three channel means, deviation of luma, saturation; at four scales the log energies of the x- and y-gradient,
-    of the frame difference at four lags and of the second difference; the trend of luma and its mean step.
+    Three channel means, deviation of luma, saturation; at four scales the log energies of the x- and
+    y-gradient, of the frame difference at four lags and of the second difference; the trend of luma and its
+    mean step.
     """
 
     name = "st-stats"
@@ -194,7 +194,7 @@ def pixel_extractors() -> list[PixelFeatures]:
 
 
 def window_pixels(pixels: Tensor, length: int, count: int) -> Tensor:
-    """`count` evenly spread windows of `length` frames of one video [3, T, h, w]: [count, 3, length, h, w]."""
+    """`count` spread windows of `length` frames of one video [3, T, h, w]: [count, 3, length, h, w]."""
     return torch.stack(
         [pixels[:, span.start : span.stop] for span in even_spans(pixels.shape[1], length, count)]
     )
@@ -212,13 +212,13 @@ def fixed_windows() -> Tensor:
 
 
 def checksum(features: Tensor | Floats) -> list[float]:
-    """Mean, deviation, and first and last number of a table of features: what a version of an extractor is known by."""
+    """Mean, deviation, first and last number of a table: what a version of an extractor is known by."""
     table = np.asarray(features, dtype=np.float64)
     return [float(table.mean()), float(table.std()), float(table.flat[0]), float(table.flat[-1])]
 
 
 def _weights(random: np.random.RandomState, channels: int, inputs: int, kernel: Sequence[int]) -> Tensor:
-    """Normal weights with a gain of about one for inputs of unit scale, times 3 so that small contrasts matter."""
+    """Normal weights with a gain of about 3, so that small contrasts matter."""
     size = inputs * int(np.prod(kernel))
     values = random.standard_normal((channels, inputs, *kernel)) * 3.0 / np.sqrt(size)
     return torch.from_numpy(values.astype(np.float32))

@@ -1,9 +1,9 @@
 """Videos of the systems, made and measured by a pool of Ray actors.
 
 Work is cut into items of one system, draw and group of captions. An actor loads each network once, samples an
-item, measures it, writes the showcase videos and returns the measurements; no pixels travel. The noise of a video
-is named by (seed, group, draw, index), so how work is cut and shared out changes nothing, and all systems start
-from the same noise.
+item, measures it, writes the showcase videos and returns the measurements; no pixels travel. The noise of a
+video is named by (seed, group, draw, index), so how work is cut and shared out changes nothing, and all
+systems start from the same noise.
 """
 
 import tempfile
@@ -46,8 +46,8 @@ class Item:
     """Index of the first video."""
     captions: tuple[str, ...]
     """One a video."""
-    pixels: bool
-    """Whether window features of pixels are wanted."""
+    extractors: tuple[str, ...]
+    """Window features of pixels that are wanted."""
 
     @property
     def samples(self) -> range:
@@ -138,7 +138,7 @@ class Generator:
         headline = item.group == "seen" and item.draw == 0
         columns, decoding = self._measurer.latents(
             latents.cpu(),
-            pixels=len(latents) if item.pixels else 0,
+            item.extractors,
             temporal=within(settings.temporal_videos, item.samples) if headline else 0,
             show=(lambda place, frames: self._show(item, place, frames)) if headline else None,
         )

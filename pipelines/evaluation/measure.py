@@ -1,7 +1,7 @@
 """From latents or frames of videos to the few numbers a video that scores are made of.
 
-A video of 128 x 128 pixels is half a million numbers a second; what leaves a worker is its factors (13 a frame),
-its window features (99 a window) and its temporal numbers.
+A video of 128 x 128 pixels is half a million numbers a second; what leaves a worker is its factors (13 a
+frame), its window features (99 a window) and its temporal numbers.
 """
 
 import time
@@ -20,6 +20,8 @@ from pipelines.evaluation.temporal import TEMPORAL_NAMES, temporal_report
 from pipelines.world.readback import FactorReader
 
 Columns = dict[str, NDArray[Any]]
+EVERY = tuple(extractor.name for extractor in pixel_extractors())
+"""Names of all pixel features."""
 
 
 @dataclass(frozen=True)
@@ -88,8 +90,8 @@ class Measurer:
     def latents(
         self,
         latents: Tensor,
+        extractors: Sequence[str],
         *,
-        pixels: int,
         temporal: int,
         show: Callable[[int, Tensor], None] | None = None,
     ) -> tuple[Columns, float]:
@@ -97,28 +99,26 @@ class Measurer:
 
         Args:
             latents: [B, T, C, h, w].
-            pixels: how many of them, from the first, are decoded for their window features.
-            temporal: how many of those get temporal numbers.
+            extractors: pixel features that are wanted; with none, pixels are decoded only where nothing else
+                gives the factors.
+            temporal: how many videos, from the first, get temporal numbers.
             show: called with the place in the batch and the frames uint8 [F, H, W, 3] of every decoded video.
 
         Returns:
-            columns of B rows (not-a-number where not measured), and the seconds of processor time that decoding
-            a video took (0 when none was).
+            columns of B rows (not-a-number where not measured), and the seconds of processor time that
+            decoding a video took (0 when none was).
         """
         linear = self._read_latents is not None
-        must_decode = self._reader is not None and not linear
         rows, spent, decoded = [], 0.0, 0
         for number, video in enumerate(latents):
             frames = None
-            if number < pixels or must_decode:
+            if extractors or number < temporal or (self._reader is not None and not linear):
                 start = time.process_time()
                 frames = self._decode(video)
                 spent, decoded = spent + time.process_time() - start, decoded + 1
                 if show is not None:
                     show(number, frames)
-            rows.append(
-                self._row(frames, pixels=number < pixels, temporal=number < temporal, factors=not linear)
-            )
+            rows.append(self._row(frames, extractors, temporal=number < temporal, factors=not linear))
         columns = _stack(rows)
         if self._read_latents is not None:
             columns["factors"] = self._read_latents(latents)
@@ -133,21 +133,25 @@ class Measurer:
         """Measures decoded videos uint8 [F, H, W, 3]; temporal numbers for the first `temporal` of them."""
         return _stack(
             [
-                self._row(torch.from_numpy(v), pixels=True, temporal=i < temporal, factors=True)
-                for i, v in enumerate(videos)
+                self._row(torch.from_numpy(video), EVERY, temporal=i < temporal, factors=True)
+                for i, video in enumerate(videos)
             ]
         )
 
-    def _row(self, frames: Tensor | None, *, pixels: bool, temporal: bool, factors: bool) -> Columns:
+    def _row(
+        self, frames: Tensor | None, extractors: Sequence[str], *, temporal: bool, factors: bool
+    ) -> Columns:
         length, count = self._window
         row: Columns = {}
         if frames is not None and self._reader is not None and factors:
             row["factors"] = self._reader.factors(frames.numpy())
-        small = shrink(frames) if frames is not None and pixels else None
+        small = None if frames is None or not (extractors or temporal) else shrink(frames)
         windows = None if small is None else window_pixels(small, length, count)
         for extractor in self._extractors:
-            blank = np.full((count, extractor.dim), np.nan, dtype=np.float32)
-            row[extractor.name] = blank if windows is None else extractor(windows).numpy()
+            if windows is not None and extractor.name in extractors:
+                row[extractor.name] = extractor(windows).numpy()
+            else:
+                row[extractor.name] = np.full((count, extractor.dim), np.nan, dtype=np.float32)
         report = temporal_report(small, self._fps) if small is not None and temporal else {}
         row["temporal"] = np.array([report.get(name, np.nan) for name in TEMPORAL_NAMES], dtype=np.float32)
         return row

@@ -4,8 +4,8 @@ Frechet: |m1 - m2|^2 + Tr S1 + Tr S2 - 2 Tr sqrt(S1 S2), covariances with diviso
 With S = L L^T the last trace is the nuclear norm of L1^T L2, so no root of a singular product is taken and
 the distance of a set to itself is zero to rounding, also where there are fewer vectors than dimensions.
 
-Kernel: the unbiased estimate of the squared maximum mean discrepancy with the kernel (x.y / d + 1)^3. It has no
-bias at any n, while the Frechet distance of two draws of one population is about proportional to 1 / n: a
+Kernel: the unbiased estimate of the squared maximum mean discrepancy with the kernel (x.y / d + 1)^3. It has
+no bias at any n, while the Frechet distance of two draws of one population is about proportional to 1 / n: a
 distance says nothing without its n and without the floor, the distance of real to real at the same n.
 """
 

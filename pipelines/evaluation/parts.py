@@ -1,11 +1,14 @@
 """Work in numbered parts on Ray Data, and the joining of what comes back."""
 
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import ray.data
+from ray.exceptions import RayTaskError
 
+from models.errors import LongtakeError
 from pipelines.evaluation.measure import Columns, Measured
 
 PART = "part"
@@ -19,27 +22,36 @@ def run_parts(
     """Runs `work` on parts 0 ... count - 1, one part a batch, and returns their columns by number.
 
     Args:
-        work: a function, or a class for actors, of a batch whose `id` column holds the part's number; the columns
+        work: a function, or a class for actors, of a batch whose `id` column holds the part's number; the
+        columns
             it returns have the number in `part`.
         count: number of parts.
         progress: called with the number of finished parts.
         options: of `Dataset.map_batches`.
+
+    Raises:
+        LongtakeError: what a worker raised.
     """
     if not count:
         return []
-    _quiet()
+    _prepare()
     dataset = ray.data.range(count, override_num_blocks=count).map_batches(work, batch_size=1, **options)
     pieces: dict[int, list[Columns]] = {}
-    for block in dataset.iter_batches(batch_size=None, batch_format="numpy"):
-        for number in np.unique(block[PART]).tolist():
-            rows = block[PART] == number
-            pieces.setdefault(number, []).append({k: v[rows] for k, v in block.items() if k != PART})
-        progress(len(pieces))
+    try:
+        for block in dataset.iter_batches(batch_size=None, batch_format="numpy"):
+            for number in np.unique(block[PART]).tolist():
+                rows = block[PART] == number
+                pieces.setdefault(number, []).append({k: v[rows] for k, v in block.items() if k != PART})
+            progress(len(pieces))
+    except RayTaskError as error:
+        if isinstance(error.cause, LongtakeError):
+            raise error.cause from error
+        raise
     return [_concatenate(pieces[number]) for number in range(count)]
 
 
 def join(captions: Iterable[Sequence[str]], parts: Sequence[Columns]) -> Measured:
-    """One set of videos from its parts; seconds are the median over parts, so that a slow first call does not count."""
+    """One set of videos from its parts; seconds are the median over parts, without a slow first call."""
     columns = _concatenate(parts)
     seconds = {
         name: float(np.median([part[name][0] for part in parts])) for name in _SECONDS if name in columns
@@ -62,8 +74,12 @@ def _concatenate(parts: Sequence[Columns]) -> Columns:
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def _quiet() -> None:
-    """Ray Data prints a bar and a plan for every dataset; the caller has a progress of its own."""
-    context = ray.data.DataContext.get_current()
+def _prepare() -> None:
+    """No bars and plans of Ray Data: the caller has a progress of its own. Errors as they were raised."""
+    with warnings.catch_warnings():
+        # making the context trips over a deprecation of its own
+        warnings.simplefilter("ignore", DeprecationWarning)
+        context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    context.raise_original_map_exception = True

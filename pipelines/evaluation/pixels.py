@@ -1,4 +1,4 @@
-"""Distances and temporal numbers of decoded pixels: all that can be said of a user's clips, and part of the world's.
+"""Distances of decoded pixels: most of what can be said of a user's clips, and part of the world's.
 
 Each distance is reported with its n and its floor; it is never compared with one of another n.
 """
@@ -39,11 +39,11 @@ class PixelReference:
         }
 
     def compare(self, draws: Sequence[Measured]) -> dict[str, Distance]:
-        """`fvd.<extractor>` and `kvd.<extractor>` of a system, the Frechet distance averaged over its draws."""
+        """`fvd.<extractor>`, averaged over the draws, and `kvd.<extractor>`, of the first."""
         return {
             metric: distance
             for name in self._extractors
-            for metric, distance in self._distances(name, [draw.windows(name) for draw in draws]).items()
+            for metric, distance in self._distances(name, _tables(draws, name)).items()
         }
 
     def spread(self, videos: Measured) -> float:
@@ -96,6 +96,11 @@ class PixelReference:
             f"fvd.{name}": Distance(frechet, *sizes, frechet, extractor.dim, extractor.identity),
             f"kvd.{name}": Distance(kernel, *sizes, kernel, extractor.dim, extractor.identity),
         }
+
+
+def _tables(draws: Sequence[Measured], name: str) -> list[Table]:
+    """Window features of the draws that have them."""
+    return [table for table in (draw.windows(name) for draw in draws) if len(table)]
 
 
 def _kernel(table: Table, reference: Table) -> float:

@@ -1,7 +1,8 @@
 """What systems are compared with: clean LONG videos of the built-in world, and the corpora themselves.
 
-The clean videos go through real MP4, as the training clips did, so that the codec's marks are no difference. They
-are measured by Ray tasks and kept as safetensors beside the run, named by the hash of everything they depend on.
+The clean videos go through real MP4, as the training clips did, so that the codec's marks are no difference.
+They are measured by Ray tasks and kept as safetensors beside the run, named by the hash of everything they
+depend on.
 """
 
 import dataclasses
@@ -21,7 +22,7 @@ from pipelines.data.dataset import ShardDataset
 from pipelines.data.info import dataset_autoencoder
 from pipelines.evaluation.features import pixel_extractors
 from pipelines.evaluation.generate import CLIPS, Clip, clip_name, put_clip
-from pipelines.evaluation.measure import Columns, Measured, Measurer
+from pipelines.evaluation.measure import EVERY, Columns, Measured, Measurer
 from pipelines.evaluation.parts import PART, cut, join, run_parts, within
 from pipelines.evaluation.settings import EvaluationSettings, Progress
 from pipelines.storage import Storage
@@ -181,7 +182,7 @@ def _corpus_part(
             put_clip(folder, clip_name("corpus_long", part[place]), frames.numpy(), clip.fps)
 
     temporal = within(wanted.temporal_videos, part) if long else 0
-    return measurer.latents(latents, pixels=len(part), temporal=temporal, show=show)[0]
+    return measurer.latents(latents, EVERY, temporal=temporal, show=show)[0]
 
 
 def to_bytes(table: Measured) -> bytes:

@@ -19,7 +19,8 @@ REPORT = "report.html"
 _FOLDER = "report"
 """Folder of plots and side-by-side videos, beside the report."""
 _STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 76rem; padding: 0 1rem; color: #222; }
+body { font: 15px/1.5 system-ui, sans-serif; color: #222; }
+body { margin: 2rem auto; max-width: 76rem; padding: 0 1rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid #ddd; }
 th:first-child, td:first-child { text-align: left; }
@@ -79,6 +80,7 @@ def _page(
     evaluations: Sequence[Evaluation], title: str, pictures: dict[str, bytes], clips: Sequence[str], home: str
 ) -> str:
     first = evaluations[0]
+    seeds = ", ".join(str(evaluation.seed) for evaluation in evaluations)
     told = "".join(f"<li>{escape(remark)}</li>" for remark in remarks(evaluations))
     shown = "".join(
         f"<figure>{_video(clip)}<figcaption>{escape(text)}</figcaption></figure>"
@@ -93,9 +95,10 @@ def _page(
         for name, paths in first.clips.items()
     )
     return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title><style>{_STYLE}</style>'
-        f"<h1>{escape(title)}</h1><p>Seeds {', '.join(str(e.seed) for e in evaluations)}. Means over seeds, with "
-        f"the deviation where there are several.</p><div class=wide>{_table(evaluations)}</div><ul>{told}</ul>"
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title>'
+        f"<style>{_STYLE}</style>"
+        f"<h1>{escape(title)}</h1><p>Seeds {seeds}. Means over seeds, with the deviation of several.</p>"
+        f"<div class=wide>{_table(evaluations)}</div><ul>{told}</ul>"
         f"<h2>Side by side</h2>{shown}<h2>Plots</h2>{figures}<h2>Videos</h2>{alone}</html>\n"
     )
 

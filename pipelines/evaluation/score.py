@@ -1,7 +1,7 @@
 """From measurements to the rows of the table.
 
-Distances of several draws are averaged, never pooled: all rows then have one n. The floor of a distance is that of
-a second clean draw (`ideal`), or of one half of the corpus to the other where there is no world.
+Distances of several draws are averaged, never pooled: all rows then have one n. The floor of a distance is
+that of a second clean draw (`ideal`), or of one half of the corpus to the other where there is no world.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +29,7 @@ class Row:
     """One system's figures of one seed."""
 
     metrics: Mapping[str, Value]
-    """By the names of summary.json, and the pixel and temporal numbers by theirs; None where there is none."""
+    """By the names of summary.json, pixel and temporal numbers by theirs; None where there is none."""
     distances: Mapping[str, Distance] = field(default_factory=dict)
     """Every distance with its n and floor."""
 
@@ -106,7 +106,8 @@ class WorldScores:
     """Rows of systems on the built-in world.
 
     Args:
-        real: real videos: `clean` and `unseen` LONG, `ideal` and `unseen_ideal` for their floors, and `long`, the
+        real: real videos: `clean` and `unseen` LONG, `ideal` and `unseen_ideal` for their floors, and `long`,
+        the
             low-grade corpus.
         window_frames, windows: frames a window and windows a video.
     """
@@ -162,7 +163,7 @@ class ClipScores:
         self._long, self._short = PixelReference(long, None), PixelReference(short, None)
 
     def row(self, made: Made) -> Row:
-        """Distances to LONG windows, and to SHORT windows as `<name>.short`; temporal numbers, diversity, cost."""
+        """Distances to LONG windows, and to SHORT as `<name>.short`; temporal numbers, diversity, cost."""
         distances = self._long.compare(made.seen)
         distances |= {f"{name}.short": distance for name, distance in self._short.compare(made.seen).items()}
         distances["pixel_window_frechet"] = distances[HEADLINE]
@@ -199,7 +200,7 @@ def notes(rows: Mapping[str, Row]) -> list[str]:
         if distance.too_few and name.startswith(("fvd", "window", "video", "story", "unseen"))
     }
     return [
-        f"{name} compares {n} with {reference} vectors of {dim} numbers: under {4 * dim} on a side it is mostly bias. "
-        "Read kvd instead, or evaluate more videos."
+        f"{name} compares {n} with {reference} vectors of {dim} numbers: under {4 * dim} on a side "
+        "it is mostly bias. Read kvd instead, or evaluate more videos."
         for name, n, reference, dim in sorted(few)
     ]

@@ -56,6 +56,6 @@ class EvaluationSettings:
     seed: int
     """Seed of the noise."""
     withheld_words: tuple[str, ...] = ()
-    """Words that training withheld (`text.withheld_words`); not empty: captions without them are evaluated too."""
+    """Words that training withheld (`text.withheld_words`); captions without them are evaluated too."""
     use_gpu: bool = False
     """One GPU an actor."""

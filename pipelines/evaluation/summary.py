@@ -128,9 +128,9 @@ def remarks(evaluations: Sequence[Evaluation]) -> list[str]:
     if any(far) and any(near):
         told.insert(
             0,
-            "LONG is low-grade by design: distances are taken to its clean version. Taken to the low-grade LONG "
-            f"itself, the window distance of MMM is {cell(far)} and that of long-SFT {cell(near)}: MMM is meant to "
-            "be further, since it leaves LONG's softness behind.",
+            "LONG is low-grade by design: distances are taken to its clean version. Taken to the low-grade "
+            f"LONG itself, the window distance of MMM is {cell(far)} and that of long-SFT {cell(near)}: MMM "
+            "is meant to be further, since it leaves LONG's softness behind.",
         )
     for metric in columns(first).values():
         distance = next(
@@ -138,7 +138,8 @@ def remarks(evaluations: Sequence[Evaluation]) -> list[str]:
         )
         if distance is not None:
             told.append(
-                f"{metric}: {distance.extractor}, n {distance.n} against {distance.reference}, floor {distance.floor:.3g}"
+                f"{metric}: {distance.extractor}, n {distance.n} against {distance.reference}, "
+                f"floor {distance.floor:.3g}"
             )
     return told
 
@@ -152,7 +153,7 @@ def write_summary(
     config_hash: str,
     config: Mapping[str, Any],
 ) -> str:
-    """Writes summary.json below `folder`: an object a system with a list over seeds for each metric; its path."""
+    """Writes summary.json below `folder`: of each system a list over seeds for each metric; its path."""
     plain: dict[str, Any] = {
         system: {metric: values(evaluations, system, metric) for metric in summary_keys(evaluations[0])}
         for system in systems(evaluations)

@@ -1,8 +1,8 @@
 """How a video holds together over time, from pixels alone.
 
-None of these numbers is better when larger. Similarity over a lag RISES when a video blurs, freezes or loops; a
-frozen video has no drift; noise looks like motion. So every number is read against its distribution over real
-video, on both sides, and never alone: similarity beside motion, sharpness, drift and the repeat check.
+None of these numbers is better when larger. Similarity over a lag RISES when a video blurs, freezes or loops;
+a frozen video has no drift; noise looks like motion. So every number is read against its distribution over
+real video, on both sides, and never alone: similarity beside motion, sharpness, drift and the repeat check.
 
 Lags are in seconds, since the same lag in frames means different things at different rates. Videos come as
 float32 [3, F, h, w] in [0, 1] from `features.shrink`.
@@ -30,51 +30,85 @@ TEMPORAL_NAMES = (
 """Every name that `temporal_report` may give."""
 _REPEAT_PAIRS = 16
 _SSIM_SIDE = 7
+_UNBIASED = _SSIM_SIDE**2 / (_SSIM_SIDE**2 - 1)
 _C1, _C2 = 0.01**2, 0.03**2
 _LOG_FLOOR = 1e-6
 
 
 def ssim(a: Tensor, b: Tensor) -> Tensor:
-    """Structural similarity of pictures a, b [N, h, w] in [0, 1], one number a pair [N]; 1 for equal pictures.
+    """Structural similarity of pictures a, b [N, h, w] in [0, 1], one number a pair [N]; 1 for equal ones.
 
     Wang et al. 2004, eq. 13, over 7 x 7 squares inside the picture, sample covariances, data range 1.
     """
-    pooled = F.avg_pool2d(torch.stack([a, b, a * a, b * b, a * b], dim=1), _SSIM_SIDE, stride=1)
-    mean_a, mean_b, square_a, square_b, product = pooled.unbind(1)
-    unbiased = _SSIM_SIDE**2 / (_SSIM_SIDE**2 - 1)
-    var_a, var_b = (square_a - mean_a**2) * unbiased, (square_b - mean_b**2) * unbiased
-    covariance = (product - mean_a * mean_b) * unbiased
-    top = (2 * mean_a * mean_b + _C1) * (2 * covariance + _C2)
-    bottom = (mean_a**2 + mean_b**2 + _C1) * (var_a + var_b + _C2)
-    return (top / bottom).mean(dim=(1, 2))
+    frames = _Frames(torch.cat([a, b]))
+    first = torch.arange(len(a))
+    return frames.similarity(first, first + len(a))
+
+
+class _Frames:
+    """Pictures [N, h, w] with means and variances of their squares, for the similarity of many pairs."""
+
+    def __init__(self, light: Tensor) -> None:
+        self._light = light
+        self._mean = _squares(light)
+        self._variance = (_squares(light * light) - self._mean**2) * _UNBIASED
+
+    def __len__(self) -> int:
+        return len(self._light)
+
+    def similarity(self, i: Tensor, j: Tensor) -> Tensor:
+        """Structural similarity of frames i and j, [pairs]."""
+        product = self._mean[i] * self._mean[j]
+        covariance = (_squares(self._light[i] * self._light[j]) - product) * _UNBIASED
+        top = (2 * product + _C1) * (2 * covariance + _C2)
+        bottom = (self._mean[i] ** 2 + self._mean[j] ** 2 + _C1) * (
+            self._variance[i] + self._variance[j] + _C2
+        )
+        return (top / bottom).mean(dim=(1, 2))
+
+    def at(self, lag: int, most: int | None = None) -> float:
+        """Mean similarity of frames `lag` apart, over all pairs or `most` of them."""
+        pairs = len(self) - lag
+        starts = torch.linspace(0, pairs - 1, min(most or pairs, pairs)).round().long()
+        return float(self.similarity(starts, starts + lag).mean())
+
+
+def _squares(pictures: Tensor) -> Tensor:
+    """Means of all squares inside the pictures [N, h, w], rows first and then columns."""
+    rows = F.avg_pool2d(pictures[:, None], (1, _SSIM_SIDE), stride=1)
+    return F.avg_pool2d(rows, (_SSIM_SIDE, 1), stride=1)[:, 0]
 
 
 def temporal_ssim(light: Tensor, fps: float, lags_s: Sequence[float] = LAGS_S) -> dict[float, float]:
     """Mean similarity of frames `lag` seconds apart in luma [F, h, w], for lags shorter than the video.
 
-    Too low: flicker, cuts, noise. Too high: blur, a still or a looped video. Compare with real video at that lag.
+    Too low: flicker, cuts, noise. Too high: blur, a still or a looped video. Compare with real video at that
+    lag.
     """
-    frames = {lag: max(1, round(lag * fps)) for lag in lags_s}
-    return {lag: float(ssim(light[:-n], light[n:]).mean()) for lag, n in frames.items() if n < len(light)}
+    return _curve(_Frames(light), fps, lags_s)
+
+
+def _curve(frames: _Frames, fps: float, lags_s: Sequence[float]) -> dict[float, float]:
+    steps = {lag: max(1, round(lag * fps)) for lag in lags_s}
+    return {lag: frames.at(n) for lag, n in steps.items() if n < len(frames)}
 
 
 def self_repeat(light: Tensor, fps: float, after_s: float = REPEAT_AFTER_S) -> float | None:
     """Largest mean similarity over lags of `after_s` seconds or more and at most half the video, [F, h, w].
 
-    Near 1 for a loop and for a still video (motion tells them apart). None when the video is too short to say.
-    Every lag is looked at, each on at most 16 pairs of frames.
+    Near 1 for a loop and for a still video (motion tells them apart). None when the video is too short to
+    say. Every lag is looked at, each on at most 16 pairs of frames.
     """
-    first, last = max(1, round(after_s * fps)), len(light) // 2
-    return max((_similarity_at(light, lag) for lag in range(first, last + 1)), default=None)
+    return _repeat(_Frames(light), fps, after_s)
 
 
-def _similarity_at(light: Tensor, lag: int) -> float:
-    starts = torch.linspace(0, len(light) - lag - 1, min(_REPEAT_PAIRS, len(light) - lag)).round().long()
-    return float(ssim(light[starts], light[starts + lag]).mean())
+def _repeat(frames: _Frames, fps: float, after_s: float) -> float | None:
+    lags = range(max(1, round(after_s * fps)), len(frames) // 2 + 1)
+    return max((frames.at(lag, _REPEAT_PAIRS) for lag in lags), default=None)
 
 
 def motion(light: Tensor) -> float:
-    """Root mean square difference of neighbouring frames of luma [F, h, w]. Zero: still. High: noise, flicker, cuts."""
+    """Root mean square change from frame to frame of luma [F, h, w]. Zero: still. High: noise or cuts."""
     return float(light.diff(dim=0).square().mean().sqrt())
 
 
@@ -86,8 +120,9 @@ def sharpness(light: Tensor) -> float:
 def drift(pixels: Tensor) -> dict[str, float]:
     """Last 15 % of the frames minus the first 15 %, of a video [3, F, h, w] with at least four frames.
 
-    luma, saturation and contrast in [0, 1]; sharpness and motion as differences of logarithms. Zero is no drift;
-    a frozen end shows in motion, a growing blur or noise in sharpness, exposure in luma. Real video drifts too.
+    luma, saturation and contrast in [0, 1]; sharpness and motion as differences of logarithms. Zero is no
+    drift; a frozen end shows in motion, a growing blur or noise in sharpness, exposure in luma. Real video
+    drifts too.
     """
     length = max(2, round(ENDS * pixels.shape[1]))
     head, tail = _state(pixels[:, :length]), _state(pixels[:, -length:])
@@ -95,12 +130,13 @@ def drift(pixels: Tensor) -> dict[str, float]:
 
 
 def temporal_report(pixels: Tensor, fps: float) -> dict[str, float]:
-    """All numbers of this module for one video [3, F, h, w]; drifts without their sign, missing ones left out."""
+    """All numbers of this module for one video [3, F, h, w]; drifts unsigned, missing ones left out."""
     light = luma(pixels[None])[0]
-    report = {f"temporal_ssim.{lag:g}s": value for lag, value in temporal_ssim(light, fps).items()}
+    frames = _Frames(light)
+    report = {f"temporal_ssim.{lag:g}s": value for lag, value in _curve(frames, fps, LAGS_S).items()}
     report |= {"motion": motion(light), "pixel_sharpness": sharpness(light)}
     report |= {f"drift.{name}": abs(value) for name, value in drift(pixels).items()}
-    repeat = self_repeat(light, fps)
+    repeat = _repeat(frames, fps, REPEAT_AFTER_S)
     return report if repeat is None else report | {"self_repeat": repeat}
 
 

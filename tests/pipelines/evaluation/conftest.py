@@ -5,7 +5,6 @@ import json
 import pytest
 import torch
 
-from jobs.ray_session import ray_session
 from models.config import AutoencoderConfig, FlowConfig, ModelConfig, SamplingConfig, TextConfig
 from models.init import initialize
 from models.rng import Key
@@ -14,7 +13,6 @@ from pipelines.data.config import DataConfig
 from pipelines.data.ingest import ingest
 from pipelines.evaluation.config import EvaluationConfig
 from pipelines.evaluation.settings import EvaluationSettings
-from pipelines.training.config import ClusterConfig
 from pipelines.training.networks import NETWORK_FILE, NetworkSpec, seal
 from pipelines.world.config import WorldConfig
 from pipelines.world.render import write_world
@@ -31,13 +29,7 @@ def _one_thread():
 
 
 @pytest.fixture(scope="session")
-def ray_running():
-    with ray_session(ClusterConfig()):
-        yield
-
-
-@pytest.fixture(scope="session")
-def dataset(tmp_path_factory, ray_running):
+def world_dataset(tmp_path_factory, ray_local):
     folder = tmp_path_factory.mktemp("evaluation")
     write_world(WORLD, folder / "world")
     data = DataConfig(height=64, width=64)
@@ -72,7 +64,7 @@ def _save(spec, model, folder):
 
 
 @pytest.fixture(scope="session")
-def settings(dataset, tmp_path_factory):
+def settings(world_dataset, tmp_path_factory):
     return EvaluationSettings(
         evaluation=EvaluationConfig(
             videos=8, draws=2, reference_videos=10, batch_size=3, max_actors=1, showcase=2, temporal_videos=4
@@ -80,7 +72,7 @@ def settings(dataset, tmp_path_factory):
         sampling=SamplingConfig(),
         flow=FlowConfig(),
         world=WORLD,
-        dataset=dataset,
+        dataset=world_dataset,
         references=str(tmp_path_factory.mktemp("references")),
         seed=0,
     )

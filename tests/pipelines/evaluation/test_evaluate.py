@@ -11,9 +11,9 @@ from rich.console import Console
 
 from models.errors import CheckpointError, ConfigError
 from pipelines.evaluation.evaluate import RESULT, Evaluation, evaluate
+from pipelines.evaluation.measure import Measured
 from pipelines.evaluation.reference import from_bytes, to_bytes
 from pipelines.evaluation.report import write_report
-from pipelines.evaluation.measure import Measured
 from pipelines.evaluation.settings import System
 from pipelines.evaluation.summary import MINUTE_KEYS, WORLD_KEYS, cell, remarks, table, write_summary
 from pipelines.tracking import NullTracker
@@ -52,7 +52,7 @@ def phases():
 
 
 @pytest.fixture(scope="module")
-def result(ray_running, settings, networks, folder, tracker, phases):
+def result(ray_local, settings, networks, folder, tracker, phases):
     out = str(folder / "seed-0/evaluation")
     return evaluate(systems_of(networks), settings, out, tracker, lambda *told: phases.append(told))
 
@@ -113,7 +113,7 @@ def test_references_are_kept_and_more_actors_change_nothing(result, settings, ne
             )
 
 
-def test_withheld_words_are_evaluated_where_training_withheld_them(ray_running, settings, networks, folder):
+def test_withheld_words_are_evaluated_where_training_withheld_them(ray_local, settings, networks, folder):
     few = dataclasses.replace(settings, withheld_words=COLOURS)
     made = evaluate(systems_of(networks)[:1], few, str(folder / "withheld"))
     assert 0 <= made.rows["mmm_4"].metrics["same_colour_withheld"] <= 1
@@ -140,7 +140,7 @@ def test_what_cannot_be_sampled_is_refused_before_work_begins(settings, networks
     assert not (folder / "refused").exists()
 
 
-def test_a_users_clips_get_pixel_rows(ray_running, settings, networks, folder):
+def test_a_users_clips_get_pixel_rows(ray_local, settings, networks, folder):
     clips = dataclasses.replace(settings, world=None)
     made = evaluate(systems_of(networks)[:1], clips, str(folder / "clips"))
     assert list(made.rows) == ["mmm_4", "corpus_long"]

@@ -5,6 +5,7 @@ import pytest
 
 from pipelines.evaluation.evaluate import clip_of
 from pipelines.evaluation.generate import Generator, Item, clip_name
+from pipelines.evaluation.measure import EVERY
 from pipelines.evaluation.settings import System
 from pipelines.video import read_back
 from pipelines.world.captions import caption
@@ -36,9 +37,9 @@ def system(networks, name="mmm_4"):
 @pytest.mark.parametrize("name", ["mmm_4", "sft_4", "teacher_rollout"])
 def test_how_work_is_cut_changes_nothing(settings, clip, networks, tmp_path, name):
     texts = captions(5)
-    whole = [Item(system(networks, name), "seen", 0, 0, tuple(texts), pixels=True)]
+    whole = [Item(system(networks, name), "seen", 0, 0, tuple(texts), EVERY)]
     parts = [
-        Item(system(networks, name), "seen", 0, start, tuple(texts[start : start + 2]), True)
+        Item(system(networks, name), "seen", 0, start, tuple(texts[start : start + 2]), EVERY)
         for start in (0, 2, 4)
     ]
     together = run(settings, clip, whole, tmp_path / "a")[0]
@@ -52,9 +53,9 @@ def test_draws_groups_and_indices_have_noise_of_their_own(settings, clip, networ
     text = captions(1) * 2
     one = system(networks)
     items = [
-        Item(one, "seen", 0, 0, tuple(text), False),
-        Item(one, "seen", 1, 0, tuple(text), False),
-        Item(one, "unseen", 0, 0, tuple(text), False),
+        Item(one, "seen", 0, 0, tuple(text), ()),
+        Item(one, "seen", 1, 0, tuple(text), ()),
+        Item(one, "unseen", 0, 0, tuple(text), ()),
     ]
     factors = [part["factors"] for part in run(settings, clip, items, tmp_path)]
     videos = np.concatenate(factors)
@@ -63,7 +64,7 @@ def test_draws_groups_and_indices_have_noise_of_their_own(settings, clip, networ
 
 
 def test_pixels_are_looked_at_only_where_wanted(settings, clip, networks, tmp_path):
-    item = Item(system(networks), "unseen", 0, 0, tuple(captions(2)), pixels=False)
+    item = Item(system(networks), "unseen", 0, 0, tuple(captions(2)), ())
     columns = run(settings, clip, [item], tmp_path)[0]
     assert np.isnan(columns["rand3d-diff"]).all()
     assert np.isfinite(columns["factors"]).all()
@@ -71,7 +72,7 @@ def test_pixels_are_looked_at_only_where_wanted(settings, clip, networks, tmp_pa
 
 
 def test_the_first_videos_are_kept_as_mp4_and_get_temporal_numbers(settings, clip, networks, tmp_path):
-    item = Item(system(networks), "seen", 0, 0, tuple(captions(5)), pixels=True)
+    item = Item(system(networks), "seen", 0, 0, tuple(captions(5)), EVERY)
     columns = run(settings, clip, [item], tmp_path)[0]
     kept = sorted(path.relative_to(tmp_path / "clips").as_posix() for path in tmp_path.rglob("*.mp4"))
     assert kept == [clip_name("mmm_4", 0), clip_name("mmm_4", 1)]
