@@ -1,6 +1,8 @@
 """One trial of a sweep: a real Ray Train run of one stage, measured at each of its checkpoints."""
 
 import dataclasses
+import os
+import shutil
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -12,7 +14,7 @@ from ray.util.queue import Queue
 
 from jobs.config import flatten, from_json, to_dict, with_values
 from jobs.evaluate import settings_of
-from jobs.paths import RunPaths
+from jobs.paths import RunPaths, is_remote
 from jobs.ray_session import quiet
 from jobs.recipes import make_recipe, stage_plan
 from jobs.settings import RunConfig
@@ -22,7 +24,7 @@ from pipelines.data.info import read_info
 from pipelines.evaluation.evaluate import evaluate
 from pipelines.evaluation.settings import EvaluationSettings, System
 from pipelines.storage import Storage
-from pipelines.training.run import TrainingRun, train_stage
+from pipelines.training.run import StageOutcome, TrainingRun, train_stage
 
 SYSTEM = "trial"
 """Name of the one system that a trial's evaluations compare with real videos."""
@@ -38,19 +40,31 @@ class Measurement:
 
 
 class Relay(UserCallback):
-    """Hands each checkpoint's folder to the trial; it runs in Ray Train's controller."""
+    """Hands each checkpoint to the trial, held by links because Ray Train deletes its own.
 
-    def __init__(self, queue: Queue) -> None:
+    Args:
+        queue: takes (step, folder).
+        held: local folder for the links; None hands on Ray Train's own folders.
+    """
+
+    def __init__(self, queue: Queue, held: str | None) -> None:
         self._queue = queue
+        self._held = held
 
     def after_report(
         self, run_context: object, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None
     ) -> None:
-        """Called by Ray Train when every worker has reported."""
+        """Called by Ray Train's controller when every worker has reported."""
         del run_context
-        if checkpoint is not None:
-            step = next(int(values["step"]) for values in metrics if "step" in values)
-            self._queue.put((step, checkpoint.path))
+        if checkpoint is None:
+            return
+        step = next(int(values["step"]) for values in metrics if "step" in values)
+        folder = checkpoint.path
+        if self._held is not None:
+            folder = f"{self._held}/step-{step}"
+            shutil.rmtree(folder, ignore_errors=True)
+            shutil.copytree(checkpoint.path, folder, copy_function=os.link)
+        self._queue.put((step, folder))
 
 
 def trial_settings(config: RunConfig, references: str) -> EvaluationSettings:
@@ -155,25 +169,39 @@ def _measure(
 
 
 def _checkpoints(run: TrainingRun) -> Iterator[tuple[int, str]]:
-    """Steps and folders of checkpoints as training writes them; one that a newer one overtook is left out."""
-    queue, failure = Queue(actor_options={"num_cpus": 0}), list[BaseException]()
+    """Steps and folders of checkpoints as they are written: the last always, one that was overtaken never."""
+    queue, ended = Queue(actor_options={"num_cpus": 0}), list[StageOutcome | BaseException]()
+    held = None if is_remote(run.root) else f"{run.root}/held"
 
     def work() -> None:
         try:
-            train_stage(run, [Relay(queue)])
+            ended.append(train_stage(run, [Relay(queue, held)]))
         except BaseException as error:  # noqa: BLE001 - raised again where the checkpoints are read
-            failure.append(error)
+            ended.append(error)
         finally:
             queue.put(None)
 
     threading.Thread(target=work, daemon=True).start()
-    item = queue.get()
+    step, item = 0, queue.get()
     while item is not None:
-        newest: tuple[int, str] = item
-        while queue.qsize() and (item := queue.get()) is not None:
-            newest = item
-        yield newest
-        item = item and queue.get()
+        (step, folder), more = _newest(queue, item)
+        yield step, folder
+        item = queue.get() if more else None
     ray.kill(queue.actor)
-    if failure:
-        raise failure[0]
+    if held is not None:
+        shutil.rmtree(held, ignore_errors=True)
+    outcome = ended[0]
+    if isinstance(outcome, BaseException):
+        raise outcome
+    if step < outcome.summary["steps"]:
+        yield int(outcome.summary["steps"]), outcome.checkpoint
+
+
+def _newest(queue: Queue, item: tuple[int, str]) -> tuple[tuple[int, str], bool]:
+    """The newest checkpoint that waits, and whether others may follow."""
+    while queue.qsize():
+        following = queue.get()
+        if following is None:
+            return item, False
+        item = following
+    return item, True
