@@ -43,7 +43,7 @@ def sample(
         config: the run's settings.
         checkpoint: folder of a network; None is the run's distilled student.
         count: videos.
-        captions: taken in turn; none takes those of LONG.
+        captions: taken in turn; none takes different ones of LONG.
         head: `dm` takes the few steps of `sampling.steps`, `fm` Euler steps.
         steps: Euler steps; None is the config's.
         out: folder; None is the run's samples/.
@@ -62,7 +62,7 @@ def sample(
     with Storage(folder).on_disk() as local:
         network = load_network(local)
     check(network.spec, method)
-    texts = list(captions) or ShardDataset(paths.dataset, "long").captions
+    texts = list(captions) or _spread(ShardDataset(paths.dataset, "long").captions, count)
     chosen = list(itertools.islice(itertools.cycle(texts), count))
     target = Storage(out or paths.samples)
     with Progress() as progress:
@@ -70,6 +70,13 @@ def sample(
         written = _write(target, made, chosen, info.long.fps, progress)
     say(f"{count} videos, a contact sheet and metadata.jsonl in {target}")
     return written
+
+
+def _spread(captions: Sequence[str], count: int) -> list[str]:
+    """Up to `count` different captions, evenly from all there are."""
+    different = sorted(set(captions))
+    places = np.linspace(0, len(different) - 1, min(count, len(different))).round().astype(int)
+    return [different[place] for place in places]
 
 
 def _method(config: RunConfig, head: Head, steps: int | None) -> Method:
