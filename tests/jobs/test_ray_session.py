@@ -1,0 +1,133 @@
+"""A private Ray: enough logical CPUs, a token, and nothing left behind."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from jobs import ray_session
+from models.errors import ClusterError
+from pipelines.training.config import ClusterConfig
+from tests.jobs.conftest import ROOT
+
+
+def test_small_machines_count_enough_cpus(monkeypatch):
+    monkeypatch.setattr(ray_session.os, "cpu_count", lambda: 2)
+    assert ray_session.logical_cpus(ClusterConfig()) == 4
+    assert ray_session.logical_cpus(ClusterConfig(num_workers=6)) == 8
+    assert ray_session.logical_cpus(ClusterConfig(logical_cpus=5)) == 5
+
+
+def test_workers_get_one_thread_and_the_tracking_server(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
+    monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "7")
+    found = ray_session.worker_environment()
+    assert found["OMP_NUM_THREADS"] == "1"
+    assert found["MLFLOW_TRACKING_URI"] == "http://mlflow:5000"
+    assert found["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] == "7", "what the user has set stays"
+    assert found["RAY_USAGE_STATS_ENABLED"] == "0"
+
+
+@pytest.mark.parametrize(
+    ("environment", "file", "mode"),
+    [
+        ({}, False, None),
+        ({}, True, "token"),
+        ({"RAY_AUTH_TOKEN": "x"}, False, "token"),
+        ({"RAY_AUTH_MODE": "disabled"}, True, "disabled"),
+    ],
+)
+def test_the_token_mode_is_set_where_a_token_is_at_hand(tmp_path, monkeypatch, environment, file, mode):
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(ray_session.Path, "home", lambda: tmp_path)
+    if file:
+        (tmp_path / ".ray").mkdir()
+        (tmp_path / ".ray" / "auth_token").write_text("x")
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    before = os.environ.get("RAY_AUTH_MODE")
+    ray_session.require_token_mode()
+    assert os.environ.get("RAY_AUTH_MODE") == mode
+    if before is None:
+        monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+
+
+PRIVATE = """
+import os, subprocess, tempfile
+import ray
+from jobs.ray_session import ray_session
+from pipelines.training.config import ClusterConfig
+
+@ray.remote
+def look():
+    return os.environ["RAY_AUTH_MODE"], os.environ["OMP_NUM_THREADS"]
+
+for _ in range(2):
+    with ray_session(ClusterConfig()):
+        print(*ray.get(look.remote()), ray.cluster_resources()["CPU"], ray.get_runtime_context().gcs_address)
+print(sorted(os.listdir(os.environ["HOME"])), sorted(os.listdir(tempfile.gettempdir())))
+"""
+
+
+def test_a_private_ray_asks_for_a_token_and_leaves_nothing(tmp_path):
+    temporary = tempfile.mkdtemp(prefix="t", dir="/tmp")
+    environment = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(tmp_path),
+        "TMPDIR": temporary,
+        "PYTHONPATH": str(ROOT),
+    }
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", PRIVATE],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=180,
+        )
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    assert done.returncode == 0, done.stderr
+    first, second, left = done.stdout.splitlines()
+    assert first.split()[:2] == second.split()[:2] == ["token", "1"]
+    assert float(first.split()[2]) >= 4
+    assert left == "[] []"
+    assert done.stderr == ""
+    assert not processes_with(temporary)
+
+
+def processes_with(word):
+    """Processes whose command line holds a word."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            found += [path.parent.name] if word in path.read_text(errors="replace") else []
+        except OSError:
+            continue
+    return found
+
+
+def test_a_cluster_that_is_not_there_is_a_line_with_the_remedy(monkeypatch):
+    def refuse(**_named):
+        raise ConnectionError("no route")
+
+    import ray
+
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setattr(ray, "init", refuse)
+    with (
+        pytest.raises(ClusterError, match=r"10\.0\.0\.1:6379 cannot be joined: no route"),
+        ray_session.ray_session(ClusterConfig()),
+    ):
+        pass
