@@ -1,7 +1,7 @@
 """The decoding process: reads requests on stdin, answers with frames on stdout, touches nothing else.
 
-It starts its decoders, then gives up what it will not need: it cannot write files, its memory is capped, it
-leaves no core dump, and it ends when its parent does. Run by decode.py as `python -c "... main()"`.
+It imports its decoders, then gives up what it will not need: its memory is capped, no file it writes grows
+beyond LOG_BYTES, it leaves no core dump, and it ends when its parent does. decode.py starts it.
 """
 
 import os

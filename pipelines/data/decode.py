@@ -27,7 +27,7 @@ Frames = NDArray[np.uint8]
 
 START_SECONDS = 60.0
 VIDEOS_PER_CHILD = 1000
-PICK_HORIZON = 4096
+PICK_HORIZON = 1024
 """Frames of a long video that a sample is drawn from, so that sampling never decodes hours."""
 
 
