@@ -12,8 +12,8 @@ LAYERS = ("kernels", "models", "pipelines", "jobs")
 LIBRARIES = {
     "kernels": {"torch", "triton", "numpy"},
     "models": {"einops", "safetensors", "diffusers", "transformers"},
-    "pipelines": {"ray", "pyarrow", "decord", "av", "fsspec", "scipy", "matplotlib", "PIL", "torchmetrics"},
-    "jobs": {"mlflow", "typer", "rich", "pydantic", "yaml", "optuna", "psutil", "requests", "sqlalchemy"},
+    "pipelines": {"ray", "pyarrow", "decord", "av", "fsspec", "scipy", "matplotlib", "PIL", "rich"},
+    "jobs": {"mlflow", "typer", "pydantic", "yaml", "optuna", "psutil", "requests", "sqlalchemy"},
 }
 ONLY_IN = {
     "mlflow": {"jobs/tracking.py"},
