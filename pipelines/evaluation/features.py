@@ -2,8 +2,8 @@
 
 A distance on these features is not comparable with an I3D "FVD": it is always named with its extractor.
 
-factors-32   of the built-in world's factors: a fixed two-layer net tanh(x A + c) B; its distances are times
-100 rand3d-diff  of pixels: fixed random 3-D convolutions over RGB and the frame difference times 4
+factors-32   of the built-in world's factors: a fixed net tanh(x A + c) B; its distances are times 100
+rand3d-diff  of pixels: fixed random 3-D convolutions over RGB and the frame difference times 4
 st-stats     of pixels: 35 hand-made numbers of colour, gradients, motion and their change over the window
 
 Weights come from numpy's RandomState, whose stream is frozen, so they are the same on every machine.

@@ -23,8 +23,7 @@ def run_parts(
 
     Args:
         work: a function, or a class for actors, of a batch whose `id` column holds the part's number; the
-        columns
-            it returns have the number in `part`.
+            columns it returns have the number in `part`.
         count: number of parts.
         progress: called with the number of finished parts.
         options: of `Dataset.map_batches`.

@@ -69,12 +69,11 @@ class PixelReference:
         frechet = [Moments.of(table).standardised(reference).distance(unit) for table in tables]
         kernel = _kernel(tables[0], self._tables[name])
         sizes = (len(tables[0]), len(self._tables[name]))
+        thinned = (len(_thinned(tables[0])), len(_thinned(self._tables[name])))
         extractor = self._extractors[name]
         return {
             f"fvd.{name}": self._record(f"fvd.{name}", float(np.mean(frechet)), sizes, extractor),
-            f"kvd.{name}": self._record(
-                f"kvd.{name}", kernel, (min(sizes[0], KERNEL_ROWS), sizes[1]), extractor
-            ),
+            f"kvd.{name}": self._record(f"kvd.{name}", kernel, thinned, extractor),
         }
 
     def _record(
@@ -103,8 +102,13 @@ def _tables(draws: Sequence[Measured], name: str) -> list[Table]:
     return [table for table in (draw.windows(name) for draw in draws) if len(table)]
 
 
+def _thinned(table: Table) -> Table:
+    """At most KERNEL_ROWS rows, evenly spread."""
+    return np.asarray(table[:: -(-len(table) // KERNEL_ROWS)])
+
+
 def _kernel(table: Table, reference: Table) -> float:
-    x, y = (rows[:: -(-len(rows) // KERNEL_ROWS)] for rows in (table, reference))
+    x, y = _thinned(table), _thinned(reference)
     return kernel_distance(standardise(x, reference), standardise(y, reference))
 
 

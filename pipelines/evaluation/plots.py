@@ -31,13 +31,15 @@ _COLUMNS = 5
 def plots(evaluations: Sequence[Evaluation]) -> dict[str, bytes]:
     """PNG files by name: distances, temporal numbers, and for the world what happens along the clip."""
     first = evaluations[0]
-    shown = [name for name in DISTANCES if any(name in row.distances for row in first.rows.values())]
-    made = {"distances.png": _bars(evaluations, {name: DISTANCES[name] for name in shown}, log=True)}
-    lags = {name: name.split(".", 1)[1] for name in _metrics(first) if name.startswith("temporal_ssim.")}
+    found = _metrics(first)
+    distances = {name: title for name, title in DISTANCES.items() if name in found}
+    lags = {name: name.split(".", 1)[1] for name in found if name.startswith("temporal_ssim.")}
+    made = {"drift.png": _bars(evaluations, {name: name.split(".", 1)[1] for name in DRIFTS}, log=False)}
     made["similarity.png"] = _lines(
         evaluations, list(lags), list(lags.values()), "lag", "similarity of frames"
     )
-    made["drift.png"] = _bars(evaluations, {name: name.split(".", 1)[1] for name in DRIFTS}, log=False)
+    if distances:
+        made["distances.png"] = _bars(evaluations, distances, log=True)
     if is_world(first):
         made["eighths.png"] = _eighths(evaluations)
     return made

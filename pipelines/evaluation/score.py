@@ -107,8 +107,7 @@ class WorldScores:
 
     Args:
         real: real videos: `clean` and `unseen` LONG, `ideal` and `unseen_ideal` for their floors, and `long`,
-        the
-            low-grade corpus.
+            the low-grade corpus.
         window_frames, windows: frames a window and windows a video.
     """
 

@@ -1,0 +1,114 @@
+"""Sets of real videos: what names them, which rows of a corpus they take, and what is measured."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from pipelines.data.dataset import ShardDataset
+from pipelines.evaluation.evaluate import clip_of
+from pipelines.evaluation.measure import EVERY
+from pipelines.evaluation.reference import CleanSpec, corpus_spec, measure_part, measure_real
+from pipelines.video import read_back
+from pipelines.world.captions import caption
+from pipelines.world.config import WorldConfig
+from pipelines.world.measures import measure_all
+
+LABELS = tuple((i % 3, i % 5, i % 2) for i in range(6))
+
+
+def spec(**changes):
+    plain = CleanSpec(
+        name="ideal",
+        world=WorldConfig(size=64),
+        labels=LABELS,
+        window_frames=8,
+        windows=5,
+        temporal=2,
+        showcase=1,
+    )
+    return dataclasses.replace(plain, **changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"name": "clean"},
+        {"world": WorldConfig(size=32)},
+        {"world": WorldConfig(size=64, seed=1)},
+        {"world": WorldConfig(size=64, crf=23)},
+        {"labels": LABELS[::-1]},
+        {"window_frames": 4},
+        {"windows": 3},
+        {"temporal": 1},
+        {"showcase": 0},
+    ],
+    ids=str,
+)
+def test_a_kept_set_is_named_by_everything_that_decides_it(changes):
+    assert spec(**changes).file != spec().file
+    assert spec().file == spec().file
+
+
+def test_captions_are_those_of_the_labels():
+    assert spec().captions == [caption(*label) for label in LABELS]
+
+
+def part(settings, parts, number):
+    return measure_part({"id": np.array([number])}, parts, settings, clip_of(settings))
+
+
+def test_clean_videos_have_the_labels_and_do_not_depend_on_how_they_are_cut(settings):
+    whole = part(settings, [(spec(), range(6))], 0)
+    cut = [(spec(), range(4)), (spec(), range(4, 6))]
+    apart = [part(settings, cut, number) for number in (0, 1)]
+    for name in ("factors", *EVERY):
+        joined = np.concatenate([piece[name] for piece in apart])
+        np.testing.assert_allclose(joined, whole[name], rtol=1e-5, atol=1e-5)
+    exact = measure_all(whole["factors"], np.array(LABELS))
+    assert exact["caption_accuracy"] == exact["rule"] == 1
+    assert 0 < exact["texture_error"] < 0.2
+    assert whole["part"].tolist() == [0] * 6
+    assert np.isfinite(whole["temporal"][:2, 0]).all()
+    assert np.isnan(whole["temporal"][2:]).all()
+
+
+def test_a_second_draw_is_another_draw(settings):
+    first, second = (part(settings, [(spec(name=name), range(6))], 0) for name in ("clean", "ideal"))
+    assert np.abs(first["factors"] - second["factors"]).mean() > 0.1
+
+
+def test_corpus_rows_with_the_shown_captions_come_first(settings):
+    captions = ShardDataset(settings.dataset, "long").captions
+    shown = [captions[7], captions[3], "a caption that is nowhere"]
+    found = corpus_spec("long", settings, shown)
+    assert found.captions[:2] == shown[:2]
+    assert len(set(found.rows)) == len(found.rows) == settings.evaluation.reference_videos
+    assert found.captions == [captions[row] for row in found.rows]
+    assert found.split == "train"
+
+
+def test_a_short_clip_is_one_window_and_a_long_one_several(ray_local, settings, tmp_path):
+    here = dataclasses.replace(settings, references=str(tmp_path))
+    specs = [corpus_spec("short", here), corpus_spec("long", here)]
+    told = []
+    found = measure_real(specs, here, clip_of(here), lambda *step: told.append(step))
+    assert found["short"].columns["rand3d-diff"].shape[1:] == (1, 64)
+    assert found["long"].columns["rand3d-diff"].shape[1:] == (5, 64)
+    assert len(found["long"]) == 10
+    assert told[-1] == ("real videos", 2, 2)
+    kept = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.mp4"))
+    assert kept == ["clips/corpus_long/000.mp4", "clips/corpus_long/001.mp4"]
+    assert read_back(tmp_path / kept[0]).shape == (32, 64, 64, 3)
+
+
+def test_a_kept_set_is_read_and_not_made_again(ray_local, settings, tmp_path):
+    here = dataclasses.replace(settings, references=str(tmp_path))
+    told = []
+    first = measure_real([spec()], here, clip_of(here), lambda *step: told.append(step))
+    made = len(told)
+    again = measure_real([spec()], here, clip_of(here), lambda *step: told.append(step))
+    assert made > 0
+    assert len(told) == made
+    np.testing.assert_array_equal(first["ideal"].factors, again["ideal"].factors)
+    assert again["ideal"].captions == tuple(spec().captions)
