@@ -20,6 +20,12 @@ from models.weights import load_tensors, save_tensors
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "weights.safetensors"
+CLEAR_GAP = 5.0
+"""Ratio of neighbouring eigenvalues that ends the picture and starts the noise."""
+GAP_EXPLAINS = 0.9
+"""Share of the variance that lies before such a gap; in footage mere brightness makes an early one."""
+EXPLAINED = 0.98
+"""Share of the variance that is kept where there is no gap."""
 _BLOCK = 4096
 
 
@@ -283,7 +289,11 @@ def _basis(
 
 
 def _count(config: AutoencoderConfig, values: NDArray[np.float64]) -> int:
-    """How many components to keep: as configured, or up to the largest ratio of neighbouring eigenvalues."""
+    """How many components to keep.
+
+    As configured; else up to the clearest gap of the spectrum, beyond which there is the codec's noise; in
+    footage, whose spectrum has none, as many as explain EXPLAINED of the variance, max_components at most.
+    """
     floor = max(values[0] * 1e-9, 1e-6)
     rank = int((values > floor).sum())
     if config.components is not None:
@@ -294,7 +304,11 @@ def _count(config: AutoencoderConfig, values: NDArray[np.float64]) -> int:
             )
         return config.components
     looked = np.maximum(values[: config.max_components + 1], floor)
-    return int(np.argmax(looked[:-1] / looked[1:])) + 1
+    shares = np.cumsum(looked) / np.maximum(values, 0).sum()
+    gaps = np.where(shares[:-1] >= GAP_EXPLAINS, looked[:-1] / looked[1:], 0.0)
+    if gaps.max(initial=0.0) >= CLEAR_GAP:
+        return int(np.argmax(gaps)) + 1
+    return min(int(np.searchsorted(shares, EXPLAINED)) + 1, config.max_components, rank)
 
 
 class WanAutoencoder:

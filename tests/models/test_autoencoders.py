@@ -45,6 +45,33 @@ def test_the_gap_of_the_spectrum_gives_the_number_of_components(fitted: PcaAutoe
     assert gap == max(a / b for a, b in zip(fitted.eigenvalues, fitted.eigenvalues[1:], strict=False))
 
 
+def footage(count: int) -> NDArray[np.uint8]:
+    """Smooth pictures of changing brightness: one strong direction, then a spectrum without a gap."""
+    rng = np.random.default_rng(3)
+    axis = np.linspace(0, np.pi, 16)
+    waves = np.stack([np.cos(k * axis) / np.sqrt(1 + k) for k in range(16)])
+    pictures = np.einsum("fhwc,hy,wx->fyxc", rng.normal(size=(count, 16, 16, 3)), waves, waves)
+    pictures = 128 + 40 * rng.normal(size=(count, 1, 1, 1)) + 8 * pictures
+    return np.clip(np.round(pictures), 0, 255).astype(np.uint8)
+
+
+def test_brightness_alone_is_no_gap() -> None:
+    """The first eigenvalue of footage towers over the second; one number a patch would be nothing."""
+    frames = footage(600)
+    wide = PcaAutoencoder.fit(frames, AutoencoderConfig(patch_size=8), 16, 16)
+    ratios = [a / b for a, b in zip(wide.eigenvalues, wide.eigenvalues[1:], strict=False)]
+    assert ratios.index(max(ratios)) == 0
+    assert ratios[0] > 5
+    assert 8 < wide.channels < 64
+    kept = sum(wide.eigenvalues[: wide.channels])
+    lost = wide.reconstruction_error**2 * 8 * 8 * 3
+    assert kept / (kept + lost) >= 0.98
+    fewer = sum(wide.eigenvalues[: wide.channels - 1]) / (kept + lost)
+    assert fewer < 0.98
+    narrow = PcaAutoencoder.fit(frames, AutoencoderConfig(patch_size=8, max_components=6), 16, 16)
+    assert narrow.channels == 6
+
+
 def test_components_agree_with_a_singular_value_decomposition(
     frames: NDArray[np.uint8], fitted: PcaAutoencoder
 ) -> None:
