@@ -9,6 +9,7 @@ import os
 import secrets
 import shutil
 import tempfile
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,9 @@ from pipelines.training.config import ClusterConfig
 
 OBJECT_STORE_BYTES = 384 << 20
 """Object store of a local Ray: shards travel by file, so little passes through it."""
+
+REMOVE_S = 5.0
+"""Longest time that ending processes of Ray are waited for."""
 
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -91,7 +95,15 @@ def ray_session(cluster: ClusterConfig, *, dashboard: bool = False, debug: bool 
     finally:
         ray.shutdown()
         if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    """Remove Ray's files; its last processes may still write while they end."""
+    deadline = time.monotonic() + REMOVE_S
+    while folder.exists() and time.monotonic() < deadline:
+        shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(0.05)
 
 
 def _short_folder() -> Path:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -139,6 +140,7 @@ def head():
     process.send_signal(signal.SIGTERM)
     process.wait(60)
     log.close()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 PROBE = (
