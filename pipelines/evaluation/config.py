@@ -23,7 +23,7 @@ class EvaluationConfig:
     """Actors at most; Ray adds them while work is waiting."""
     showcase: int = 6
     """Videos a system written as MP4 beside each other."""
-    unseen_videos: int = 150
+    unseen_videos: int = 300
     """Videos of the textures that LONG never shows, a system and draw; at most `videos`."""
     withheld_videos: int = 100
     """Videos with the withheld words left out of the caption, where training withholds words."""

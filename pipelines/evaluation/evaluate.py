@@ -159,7 +159,8 @@ def _real(
     """What rows are made with, the rows of real videos, and the captions of each group."""
     if settings.world is None:
         return _real_clips(settings, clip, progress)
-    specs = [_clean(name, settings.world, settings.evaluation, clip) for name in get_args(CleanName)]
+    world, wanted, code = settings.world, settings.evaluation, read_info(settings.dataset).data_hash
+    specs = [_clean(name, world, wanted, clip, code) for name in get_args(CleanName)]
     captions = {spec.name: spec.captions for spec in specs}
     long = corpus_spec("long", settings, captions["ideal"][: settings.evaluation.showcase])
     found = measure_real([*specs, long], settings, clip, progress)
@@ -185,7 +186,9 @@ def _real_clips(
     return ClipScores(found["long"], found["short"]), made, {"seen": seen}
 
 
-def _clean(name: CleanName, world: WorldConfig, wanted: EvaluationConfig, clip: Clip) -> CleanSpec:
+def _clean(
+    name: CleanName, world: WorldConfig, wanted: EvaluationConfig, clip: Clip, data_hash: str
+) -> CleanSpec:
     """`clean` and `unseen` are references; the second draws have the captions of the systems' videos."""
     unseen = min(wanted.videos, wanted.unseen_videos)
     counts: dict[CleanName, int] = {
@@ -202,6 +205,7 @@ def _clean(name: CleanName, world: WorldConfig, wanted: EvaluationConfig, clip: 
         windows=wanted.windows_per_video,
         temporal=wanted.temporal_videos,
         showcase=wanted.showcase if name == "ideal" else 0,
+        dataset=data_hash,
     )
 
 

@@ -5,12 +5,11 @@ frame), its window features (99 a window) and its temporal numbers.
 """
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -67,7 +66,7 @@ class Measurer:
         windows: windows a video, evenly spread.
         fps: frames a second.
         reader: of the built-in world's factors; None for other videos.
-        autoencoder: decodes latents; None where only frames are measured.
+        autoencoder: decodes latents.
     """
 
     def __init__(
@@ -76,7 +75,7 @@ class Measurer:
         windows: int,
         fps: float,
         reader: FactorReader | None,
-        autoencoder: Autoencoder | None,
+        autoencoder: Autoencoder,
     ) -> None:
         self._window = (window_frames, windows)
         self._fps = fps
@@ -125,18 +124,7 @@ class Measurer:
         return columns, spent / max(1, decoded)
 
     def _decode(self, latents: Tensor) -> Tensor:
-        if self._autoencoder is None:
-            raise ValueError("this measurer was made without an autoencoder")
         return self._autoencoder.decode(latents[None])[0].cpu()
-
-    def frames(self, videos: Iterable[NDArray[np.uint8]], *, temporal: int) -> Columns:
-        """Measures decoded videos uint8 [F, H, W, 3]; temporal numbers for the first `temporal` of them."""
-        return _stack(
-            [
-                self._row(torch.from_numpy(video), EVERY, temporal=i < temporal, factors=True)
-                for i, video in enumerate(videos)
-            ]
-        )
 
     def _row(
         self, frames: Tensor | None, extractors: Sequence[str], *, temporal: bool, factors: bool

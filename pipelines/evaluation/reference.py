@@ -1,14 +1,14 @@
 """What systems are compared with: clean LONG videos of the built-in world, and the corpora themselves.
 
-The clean videos go through real MP4, as the training clips did, so that the codec's marks are no difference.
-They are measured by Ray tasks and kept as safetensors beside the run, named by the hash of everything they
-depend on.
+The clean videos go through real MP4 and through the dataset's autoencoder, as the training clips did, so that
+neither the codec's marks nor what the code leaves out is a difference between them and generated videos. They
+are measured by Ray tasks and kept as safetensors beside the run, named by the hash of what decides them.
 """
 
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -32,7 +32,7 @@ from pipelines.world.factors import draw_long
 from pipelines.world.readback import FactorReader
 from pipelines.world.render import render, through_mp4
 
-VERSION = 1
+VERSION = 2
 """Raised when the measurements change, so that kept references are made anew."""
 _PART_VIDEOS = 25
 
@@ -60,6 +60,8 @@ class CleanSpec:
     """Videos with temporal numbers."""
     showcase: int
     """Videos that are kept as MP4."""
+    dataset: str
+    """Hash of the dataset whose autoencoder they go through."""
 
     @property
     def captions(self) -> list[str]:
@@ -143,27 +145,27 @@ def measure_part(
     spec, part = parts[number]
     folder = Storage(settings.references).child(CLIPS)
     if isinstance(spec, CleanSpec):
-        columns = _clean_part(spec, part, folder)
+        columns = _clean_part(spec, part, folder, settings.dataset)
     else:
         columns = _corpus_part(spec, part, folder, settings, clip)
     return columns | {PART: np.full(len(part), number)}
 
 
-def _clean_part(spec: CleanSpec, part: range, folder: Storage) -> Columns:
-    """Renders the videos, sends each through MP4 and measures it."""
+def _clean_part(spec: CleanSpec, part: range, folder: Storage, dataset: str) -> Columns:
+    """Renders the videos, sends each through MP4 and the autoencoder, and measures it."""
     world = spec.world
     seed = Key(world.seed, purpose=f"evaluation/{spec.name}").seed64()
     drawn = draw_long(world, len(spec.labels), seed, grade="clean", labels=np.array(spec.labels))
-
-    def videos() -> Iterator[np.ndarray[Any, Any]]:
-        for i in part:
-            frames = through_mp4(render(drawn.factors[i], world.size), world.fps, world.crf)
-            if i < spec.showcase:
-                put_clip(folder, clip_name(spec.name, i), frames, world.fps)
-            yield frames
-
-    measurer = Measurer(spec.window_frames, spec.windows, world.fps, FactorReader(world.size), None)
-    return measurer.frames(videos(), temporal=within(spec.temporal, part))
+    autoencoder = dataset_autoencoder(dataset)
+    latents = []
+    for i in part:
+        frames = through_mp4(render(drawn.factors[i], world.size), world.fps, world.crf)
+        if i < spec.showcase:
+            put_clip(folder, clip_name(spec.name, i), frames, world.fps)
+        latents.append(autoencoder.encode(torch.from_numpy(frames)[None]))
+    reader = FactorReader(world.size)
+    measurer = Measurer(spec.window_frames, spec.windows, world.fps, reader, autoencoder)
+    return measurer.latents(torch.cat(latents), EVERY, temporal=within(spec.temporal, part))[0]
 
 
 def _corpus_part(

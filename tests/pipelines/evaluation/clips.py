@@ -1,6 +1,7 @@
 """Small synthetic videos for the tests of evaluation."""
 
 import numpy as np
+import torch
 
 
 def moving_clip(seed, frames=16, size=64):
@@ -17,3 +18,15 @@ def moving_clip(seed, frames=16, size=64):
     phase, wave = random.uniform(0, 6), random.uniform(0.6, 1.4)
     video += 0.12 * np.sin(2 * np.pi * (6 * y + 2 * x)[None, :, :, None] + phase + 2 * wave * t)
     return (np.clip(video, 0, 1) * 255).round().astype(np.uint8)
+
+
+class PixelCode:
+    """An autoencoder whose latents are the pixels themselves: [B, T, 3, H, W] in 0 .. 1."""
+
+    channels, temporal_factor, crop_safe, reconstruction_error = 3, 1, True, 0.0
+
+    def encode(self, frames):
+        return frames.permute(0, 1, 4, 2, 3).float() / 255
+
+    def decode(self, latents):
+        return (latents.permute(0, 1, 3, 4, 2) * 255).round().to(torch.uint8)

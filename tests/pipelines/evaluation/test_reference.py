@@ -26,6 +26,7 @@ def spec(**changes):
         windows=5,
         temporal=2,
         showcase=1,
+        dataset="a",
     )
     return dataclasses.replace(plain, **changes)
 
@@ -42,6 +43,7 @@ def spec(**changes):
         {"windows": 3},
         {"temporal": 1},
         {"showcase": 0},
+        {"dataset": "b"},
     ],
     ids=str,
 )

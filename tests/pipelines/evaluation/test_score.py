@@ -2,15 +2,16 @@
 
 import numpy as np
 import pytest
+import torch
 
 from pipelines.evaluation.features import pixel_extractors
-from pipelines.evaluation.measure import Measured, Measurer
+from pipelines.evaluation.measure import EVERY, Measured, Measurer
 from pipelines.evaluation.score import ClipScores, Made, WorldScores, labels, notes
 from pipelines.evaluation.temporal import TEMPORAL_NAMES
 from pipelines.world.captions import caption
 from pipelines.world.config import WorldConfig
 from pipelines.world.factors import draw_long
-from tests.pipelines.evaluation.clips import moving_clip
+from tests.pipelines.evaluation.clips import PixelCode, moving_clip
 
 WORLD = WorldConfig()
 
@@ -113,8 +114,9 @@ def test_a_distance_of_too_few_vectors_is_told(scores):
 
 
 def measured_clips(seeds, change=lambda clip: clip):
-    measurer = Measurer(8, 3, 8.0, None, None)
-    columns = measurer.frames([change(moving_clip(seed, frames=32, size=48)) for seed in seeds], temporal=4)
+    measurer = Measurer(8, 3, 8.0, None, PixelCode())
+    frames = np.stack([change(moving_clip(seed, frames=32, size=48)) for seed in seeds])
+    columns, _ = measurer.latents(PixelCode().encode(torch.from_numpy(frames)), EVERY, temporal=4)
     return Measured(tuple("" for _ in seeds), columns)
 
 
