@@ -20,9 +20,9 @@ from models.weights import load_tensors, save_tensors
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "weights.safetensors"
-CLEAR_GAP = 5.0
+CLEAR_GAP = 20.0
 """Ratio of neighbouring eigenvalues that ends the picture and starts the noise."""
-GAP_EXPLAINS = 0.9
+GAP_EXPLAINS = 0.95
 """Share of the variance that lies before such a gap; in footage mere brightness makes an early one."""
 EXPLAINED = 0.98
 """Share of the variance that is kept where there is no gap."""

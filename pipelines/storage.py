@@ -211,7 +211,10 @@ class Storage:
         if not self.is_local:
             return
         for leftover in Path(self.local(path)).glob(f"{ASIDE}*"):
-            leftover.unlink(missing_ok=True)
+            if leftover.is_dir():
+                shutil.rmtree(leftover, ignore_errors=True)
+            else:
+                leftover.unlink(missing_ok=True)
 
     def upload(self, local: str, path: str) -> None:
         """Copy one local file here."""

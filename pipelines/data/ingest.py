@@ -116,6 +116,8 @@ def _claim(storage: Storage, version: str) -> bool:
             f"{storage} holds a dataset of other settings or other videos",
             "Delete that folder to ingest again, or give the run another name",
         )
+    if not present.get("complete"):
+        storage.delete_unfinished("")
     return bool(present.get("complete"))
 
 

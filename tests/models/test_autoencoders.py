@@ -49,9 +49,9 @@ def footage(count: int) -> NDArray[np.uint8]:
     """Smooth pictures of changing brightness: one strong direction, then a spectrum without a gap."""
     rng = np.random.default_rng(3)
     axis = np.linspace(0, np.pi, 16)
-    waves = np.stack([np.cos(k * axis) / np.sqrt(1 + k) for k in range(16)])
+    waves = np.stack([np.cos(k * axis) / (1 + k) ** 0.8 for k in range(16)])
     pictures = np.einsum("fhwc,hy,wx->fyxc", rng.normal(size=(count, 16, 16, 3)), waves, waves)
-    pictures = 128 + 40 * rng.normal(size=(count, 1, 1, 1)) + 8 * pictures
+    pictures = 128 + 40 * rng.normal(size=(count, 1, 1, 1)) + 18 * pictures
     return np.clip(np.round(pictures), 0, 255).astype(np.uint8)
 
 

@@ -121,6 +121,7 @@ def test_leftovers_of_killed_writers_are_swept(tmp_path: Path) -> None:
     storage = Storage(tmp_path)
     storage.write_bytes("d/done", b"1")
     storage.pending("d/half")
+    (tmp_path / "d" / f"{ASIDE}folder" / "sub").mkdir(parents=True)
     storage.delete_unfinished("d")
     assert os.listdir(tmp_path / "d") == ["done"]
 
