@@ -12,7 +12,7 @@ from typing import Any
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchTrainer
 
-from models.errors import CheckpointError
+from models.errors import CheckpointError, LongtakeError
 from models.wan import read_transformer
 from pipelines.storage import Storage
 from pipelines.tracking import TrackerFactory
@@ -112,6 +112,8 @@ def train_stage(run: TrainingRun, callbacks: Sequence[UserCallback] = ()) -> Sta
         ),
     )
     result = trainer.fit()
+    if isinstance(result.return_value, LongtakeError):
+        raise result.return_value
     assert result.checkpoint is not None
     folder = f"{run.root}/{run.name}/{Path(result.checkpoint.path).name}"
     outcome = StageOutcome(folder, dict(result.return_value or {}))

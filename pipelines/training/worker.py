@@ -14,6 +14,7 @@ import torch
 from ray.train import Checkpoint
 
 from models.ddt import Student
+from models.errors import LongtakeError
 from models.rng import Key
 from pipelines.data.dataset import ShardDataset
 from pipelines.tracking import NullTracker, Tracker, TrackerFactory
@@ -22,6 +23,7 @@ from pipelines.training.checkpoint import load_state, save_state
 from pipelines.training.config import DistillConfig
 from pipelines.training.diagnostics import Diagnostics
 from pipelines.training.distill import DistillStage
+from pipelines.training.gate import WINDOWS, check_teacher
 from pipelines.training.parallel import Workers
 from pipelines.training.progress import Progress, Reporter
 from pipelines.training.stages import Batch, Recipe, Stage, SupervisedStage, held_out_loss
@@ -53,8 +55,13 @@ class WorkerJob:
     use_gpu: bool
 
 
-def train_worker(config: dict[str, WorkerJob]) -> dict[str, float]:
-    """Runs `config["job"]` to its last step, from its latest checkpoint if there is one; a summary."""
+def train_worker(config: dict[str, WorkerJob]) -> dict[str, float] | LongtakeError:
+    """Runs `config["job"]` to its last step, from its latest checkpoint if there is one.
+
+    Returns:
+        a summary, or what a user has to mend: every worker meets it alike, and trying again would not help, so
+        it is a result here and is raised by the driver. Other errors are raised, and Ray starts again.
+    """
     job = config["job"]
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(not job.use_gpu)
@@ -62,9 +69,11 @@ def train_worker(config: dict[str, WorkerJob]) -> dict[str, float]:
     workers = Workers(context.get_world_rank(), context.get_world_size())
     device = ray.train.torch.get_device() if job.use_gpu else torch.device("cpu")
     tracker = job.tracker() if workers.rank == 0 else NullTracker()
-    loop = _Loop(job, workers, device, tracker)
     try:
-        summary = loop.run()
+        summary = _Loop(job, workers, device, tracker).run()
+    except LongtakeError as error:
+        tracker.close("FAILED")
+        return error
     except BaseException:
         tracker.close("FAILED")
         raise
@@ -92,6 +101,7 @@ class _Loop:
         self.diagnostics = Diagnostics(job.dataset)
         self.began = time.monotonic()
         self._resume()
+        self._check_teacher()
         self.first_step = self.state.step
         self.held_out_start = self._held_out_loss()
 
@@ -100,6 +110,18 @@ class _Loop:
         if checkpoint is not None:
             with checkpoint.as_directory() as folder:
                 load_state(self.state, Path(folder))
+
+    def _check_teacher(self) -> None:
+        """The teacher gate, once, before the first step of distillation."""
+        if self.state.step or not isinstance(self.stage, DistillStage):
+            return
+        rows = ShardDataset(self.job.dataset, "short")
+        count = min(len(rows), 2 * WINDOWS)
+        read = rows.read([i * len(rows) // count for i in range(count)])
+        short = Batch(read.latents.to(self.device), read.captions, range(count))
+        ratio = check_teacher(self.stage.teacher, short, self.job.recipe)
+        if ratio is not None and self.workers.rank == 0:
+            self.tracker.metrics(0, {"train/teacher_gate_ratio": ratio})
 
     def _precision(self) -> AbstractContextManager[Any]:
         return torch.autocast("cuda", torch.bfloat16) if self.job.use_gpu else nullcontext()

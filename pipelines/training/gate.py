@@ -1,0 +1,65 @@
+"""Is the teacher good enough to be learned from? A student cannot be sharper than what it is pushed towards."""
+
+import logging
+
+import numpy as np
+from torch import Tensor
+
+from models.errors import ConfigError
+from models.flow import VelocityModel, shift_for
+from models.rng import Key
+from models.sampling import ode
+from models.text import Conditioning
+from pipelines.evaluation.features import FactorFeatures
+from pipelines.evaluation.moments import Moments
+from pipelines.training.config import DistillConfig
+from pipelines.training.stages import Batch, Captions, Recipe
+
+WINDOWS = 256
+
+
+def teacher_ratio(
+    teacher: VelocityModel, conditioning: Conditioning, real: Tensor, other: Tensor, shift: float, key: Key
+) -> float:
+    """Frechet distance of the teacher's windows to SHORT, in units of SHORT's own.
+
+    Args:
+        teacher: the velocity.
+        conditioning: captions of `real`.
+        real, other: disjoint windows of SHORT [n, L, C, h, w].
+        shift: of the sampler's times.
+        key: names the noise.
+
+    Returns:
+        distance(samples, real) / distance(other, real), on the fixed random features of `factors-32`.
+    """
+    steps = 25
+    made = ode(teacher, real.shape[1:], steps, shift, conditioning, key, range(len(real)))
+    net = FactorFeatures(int(np.prod(real.shape[1:])))
+    samples, reference, floor = (Moments.of(net(x.flatten(1).cpu().numpy())) for x in (made, real, other))
+    return samples.distance(reference) / floor.distance(reference)
+
+
+def check_teacher(teacher: VelocityModel, short: Batch, recipe: Recipe) -> float | None:
+    """Compares the teacher's windows with half of some SHORT windows; the ratio, None for too few windows.
+
+    Raises:
+        ConfigError: the ratio is above `distill.teacher_gate_ratio` and `distill.teacher_gate` is `refuse`.
+    """
+    config = recipe.stage
+    assert isinstance(config, DistillConfig)
+    half = len(short.latents) // 2
+    if half < 2:
+        return None
+    real, other = short.latents[:half], short.latents[half : 2 * half]
+    conditioning = Captions(recipe.text).encode(short.captions[:half], real.device)
+    amount = shift_for(recipe.flow, real.shape[1])
+    ratio = teacher_ratio(teacher, conditioning, real, other, amount, Key(recipe.seed, purpose="gate"))
+    if ratio <= config.teacher_gate_ratio:
+        return ratio
+    problem = f"the teacher's windows are {ratio:.1f} times as far from SHORT as SHORT is from itself"
+    remedy = "Train the teacher longer (teacher.steps), or set distill.teacher_gate=warn"
+    if config.teacher_gate == "refuse":
+        raise ConfigError(problem, remedy)
+    logging.getLogger("longtake.training").warning("%s. %s", problem, remedy)
+    return ratio

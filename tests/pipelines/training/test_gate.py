@@ -1,0 +1,47 @@
+"""The teacher gate on teachers whose distance is known."""
+
+import dataclasses
+
+import pytest
+
+from models.errors import ConfigError
+from models.rng import Key, normal
+from pipelines.training.gate import check_teacher, teacher_ratio
+from pipelines.training.stages import Batch
+from tests.models.builders import GaussianVelocity, captions
+from tests.pipelines.training.makers import DISTILL, SHORT, recipe
+
+
+def _short(count: int) -> Batch:
+    x = 0.5 + 0.7 * normal(SHORT, Key(0, purpose="gate-test"), range(count))
+    return Batch(x, ["red sun"] * count, range(count))
+
+
+def _ratio(teacher: GaussianVelocity) -> float:
+    x = _short(600).latents
+    return teacher_ratio(teacher, captions(300), x[:300], x[300:], 1.0, Key(1))
+
+
+def test_the_exact_teacher_is_as_near_as_the_corpus_itself() -> None:
+    assert 0.7 < _ratio(GaussianVelocity(0.5, 0.7)) < 1.5
+
+
+def test_the_ratio_grows_with_the_teachers_fault() -> None:
+    ratios = [_ratio(GaussianVelocity(0.5 + fault, 0.7)) for fault in (0.0, 0.2, 0.4, 0.8)]
+    assert ratios == sorted(ratios)
+    assert ratios[-1] > 5
+
+
+def test_a_bad_teacher_is_refused_or_told(caplog: pytest.LogCaptureFixture) -> None:
+    bad = GaussianVelocity(2.0, 0.7)
+    refuse = recipe(dataclasses.replace(DISTILL, teacher_gate="refuse"))
+    with pytest.raises(ConfigError, match="Train the teacher longer"):
+        check_teacher(bad, _short(200), refuse)
+    ratio = check_teacher(bad, _short(200), recipe(DISTILL))
+    assert ratio is not None
+    assert ratio > 3
+    assert "times as far" in caplog.text
+
+
+def test_too_few_windows_say_nothing() -> None:
+    assert check_teacher(GaussianVelocity(2.0, 0.7), _short(3), recipe(DISTILL)) is None
