@@ -69,12 +69,14 @@ def quickstart(config: RunConfig, *, seeds: int, fresh: bool) -> str:
 
 
 def stage_graph(config: RunConfig, seeds: list[int]) -> dict[str, set[str]]:
-    """Every piece of work as `seed/stage`, and what it waits for; one seed's stages come before the next's."""
+    """Every piece of work as `seed/stage`, and what it waits for; a seed's stages come before the next's."""
     names = ["teacher", "sft", "mixed", *(["warmup"] if config.warmup.steps else []), "distill", *BASELINES]
     graph: dict[str, set[str]] = {}
     for seed in seeds:
         for name in names:
-            waits = set(stage_plan(config, name).starts.values()) | ({"distill"} if name in BASELINES else set())
+            waits = set(stage_plan(config, name).starts.values()) | (
+                {"distill"} if name in BASELINES else set()
+            )
             graph[f"{seed}/{name}"] = {f"{seed}/{other}" for other in waits}
         if seed == seeds[0]:
             graph[REFERENCES] = set()

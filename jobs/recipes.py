@@ -105,7 +105,8 @@ def longer(config: RunConfig, root: str, name: str) -> StagePlan:
     if base is None or distill is None:
         missing = BASELINES[name] if base is None else "distill"
         last_checkpoint(root, missing, name)
-    assert base is not None and distill is not None
+    assert base is not None
+    assert distill is not None
     pace = base.summary["cpu_seconds"] / base.summary["steps"]
     steps = max(1, round(distill.summary["cpu_seconds"] / pace))
     settings = dataclasses.replace(

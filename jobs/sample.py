@@ -66,7 +66,9 @@ def sample(
     chosen = list(itertools.islice(itertools.cycle(texts), count))
     target = Storage(out or paths.samples)
     with Progress() as progress:
-        made = _videos(config, network, method, dataset_autoencoder(paths.dataset), chosen, config.evaluation.batch_size)
+        made = _videos(
+            config, network, method, dataset_autoencoder(paths.dataset), chosen, config.evaluation.batch_size
+        )
         written = _write(target, made, chosen, info.long.fps, progress)
     say(f"{count} videos, a contact sheet and metadata.jsonl in {target}")
     return written
@@ -141,5 +143,3 @@ def _write(
         (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n")
         target.put_folder(folder, "")
     return written
-
-

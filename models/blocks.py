@@ -84,7 +84,8 @@ class Attention(nn.Module):
 
     def split(self, x: Tensor) -> Tensor:
         """[B, N, D] -> [B, heads, N, head_dim]."""
-        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        heads: Tensor = x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        return heads
 
     def project(self, x: Tensor, source: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries of x [B, N, D]; keys and values of source [B, M, D]; each [B, heads, ., head_dim]."""
@@ -173,7 +174,8 @@ class Block(nn.Module):
         attended = self.attn1((layer_norm(x) * (1 + scale) + shift).flatten(1, 2), grid)
         x = x + attended.view_as(x) * gate
         x = x + self.attn2(self.norm2(x).flatten(1, 2), context, mask).view_as(x)
-        return x + self.ffn(layer_norm(x) * (1 + ffn_scale) + ffn_shift) * ffn_gate
+        out: Tensor = x + self.ffn(layer_norm(x) * (1 + ffn_scale) + ffn_shift) * ffn_gate
+        return out
 
 
 def sinusoids(t: Tensor, channels: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Settings of the networks, the flow, the losses and the samplers: plain frozen dataclasses, no torch needed."""
+"""Settings of the networks, the flow, the losses and the samplers: frozen dataclasses, no torch needed."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -13,8 +13,8 @@ class AutoencoderConfig:
     patch_size: int = 0
     """Pixels on a side of the square that one code describes; 0 is the whole frame."""
     components: int | None = None
-    """Numbers a patch; None takes those before a gap of the spectrum of 20x or more that lies after 95 % of the
-    variance (the codec's noise begins there), and where there is none as many as explain 98 %."""
+    """Numbers a patch; None takes those before a gap of the spectrum of 20x or more that lies after 95 % of
+    the variance (the codec's noise begins there), and where there is none as many as explain 98 %."""
     max_components: int = 64
     """Most components that are looked at when `components` is None."""
     fit_frames: int = 2500

@@ -31,7 +31,9 @@ class Student(nn.Module):
         if self.encoder.clip_position is not None:
             nn.init.zeros_(self.encoder.clip_position.weight)
             nn.init.zeros_(self.encoder.clip_position.bias)
-        names = ["flow_matching", "distribution_matching"] if config.heads == "decoupled" else ["flow_matching"]
+        names = (
+            ["flow_matching", "distribution_matching"] if config.heads == "decoupled" else ["flow_matching"]
+        )
         self.heads = nn.ModuleDict({name: Head(config, channels, last) for name in names})
 
     def encode(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Features:

@@ -100,7 +100,9 @@ def token_grid(shape: torch.Size | tuple[int, ...], patch_size: tuple[int, int, 
     """
     sizes = (shape[1], shape[3], shape[4])
     if any(size % patch for size, patch in zip(sizes, patch_size, strict=True)):
-        raise ValueError(f"latents of {sizes} frames, rows and columns do not divide into patches {patch_size}")
+        raise ValueError(
+            f"latents of {sizes} frames, rows and columns do not divide into patches {patch_size}"
+        )
     return Span3D(*(size // patch for size, patch in zip(sizes, patch_size, strict=True)))
 
 

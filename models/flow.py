@@ -4,6 +4,7 @@ t = 0 is data and t = 1 is noise: x_t = (1 - t) x0 + t eps, with velocity v = ep
 arXiv 2602.24289 writes the opposite sign, u = x0 - eps; its equations are translated in docs/method.md.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -18,7 +19,7 @@ from models.text import Conditioning
 class VelocityModel(Protocol):
     """Teacher, critic and each head of the student."""
 
-    def __call__(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+    def __call__(self, x_t: Tensor, t: Tensor, conditioning: Conditioning, /) -> Tensor:
         """Velocity [B, T, C, h, w] at x_t (same shape) and time t, [B] or one a frame [B, T]."""
         ...
 
@@ -46,7 +47,7 @@ def shift(t: Tensor, amount: float) -> Tensor:
 
 def shift_for(config: FlowConfig, num_frames: int) -> float:
     """The shift of a clip of `num_frames` latent frames: grows with the square root of its length."""
-    return config.timestep_shift * max(1.0, (num_frames / config.timestep_shift_frames) ** 0.5)
+    return config.timestep_shift * max(1.0, math.sqrt(num_frames / config.timestep_shift_frames))
 
 
 def training_times(key: Key, samples: Sequence[int], mean: float, std: float, amount: float) -> Tensor:

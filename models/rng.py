@@ -61,7 +61,9 @@ def normal(
     shape: Sequence[int], key: Key, samples: Sequence[int], device: torch.device | str = "cpu"
 ) -> Tensor:
     """Standard normal numbers [len(samples), *shape]; row i depends on the key and samples[i] alone."""
-    rows = [torch.randn(tuple(shape), generator=key.at(sample=i).torch(device), device=device) for i in samples]
+    rows = [
+        torch.randn(tuple(shape), generator=key.at(sample=i).torch(device), device=device) for i in samples
+    ]
     return torch.stack(rows)
 
 

@@ -4,6 +4,7 @@ Row i of every sampler depends on the key and samples[i] alone: batches and devi
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -39,7 +40,7 @@ def noisy_input(
     device = conditioning.text.device
     x = normal(shape, key.at(purpose="noise-0"), samples, device)
     with torch.no_grad():
-        for step, (t, following) in enumerate(zip(times, times[1:], strict=False), start=1):
+        for step, (t, following) in enumerate(pairwise(times), start=1):
             at, to = _times(t, len(x), device), _times(following, len(x), device)
             x0 = velocity_to_x0(x, model(x, at, conditioning), at)
             x = interpolate(x0, normal(shape, key.at(purpose=f"noise-{step}"), samples, device), to)
@@ -139,7 +140,7 @@ def _continue(
     overlap, frame = known.shape[1], known.shape[2:]
     x = normal((window, *frame), key.at(purpose="noise-0"), samples, known.device)
     times = ode_times(steps, 1.0).tolist()
-    for step, (t, following) in enumerate(zip(times[:-1], times[1:], strict=True)):
+    for step, (t, following) in enumerate(pairwise(times)):
         at = _times(t, len(x), x.device)
         noise = normal((overlap, *frame), key.at(purpose=f"known-{step}"), samples, x.device)
         x[:, :overlap] = interpolate(known, noise, at)

@@ -105,9 +105,7 @@ def withhold(caption: str, words: Iterable[str]) -> str:
     return ", ".join(phrase for phrase in phrases if phrase)
 
 
-def withhold_some(
-    captions: Sequence[str], config: TextConfig, key: Key, samples: Sequence[int]
-) -> list[str]:
+def withhold_some(captions: Sequence[str], config: TextConfig, key: Key, samples: Sequence[int]) -> list[str]:
     """Captions, of which `text.withhold_probability` lose their `text.withheld_words`; keyed a sample."""
     if not config.withheld_words or config.withhold_probability == 0:
         return list(captions)

@@ -59,7 +59,11 @@ def _compare(theirs: Mapping[str, Any], config: ModelConfig, channels: int, text
     for name, value in expected.items():
         given = theirs.get(name)
         if (tuple(given) if isinstance(given, list) else given) != value:
-            remedy = f"Set model.{_FIELDS[name]}={given}" if name in _FIELDS else "Use the autoencoder and text it was trained with"
+            remedy = (
+                f"Set model.{_FIELDS[name]}={given}"
+                if name in _FIELDS
+                else "Use the autoencoder and text it was trained with"
+            )
             raise ConfigError(f"the pretrained transformer has {name} {given}, this run has {value}", remedy)
     if config.precondition:
         raise ConfigError(

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from models.errors import CheckpointError
 
 
-def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
+def save_tensors(
+    tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None
+) -> None:
     """Writes tensors (contiguous, on the CPU) to one safetensors file."""
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     save_file(plain, path, dict(metadata or {}))
@@ -24,9 +26,12 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         CheckpointError: there is no such file, or it is damaged.
     """
     try:
-        return load_file(path)
+        tensors: dict[str, Tensor] = load_file(path)
+        return tensors
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}", "restore the file, or train again") from error
+        raise CheckpointError(
+            f"{path} cannot be read: {error}", "restore the file, or train again"
+        ) from error
 
 
 @torch.no_grad()

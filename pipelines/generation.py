@@ -33,7 +33,7 @@ class Method:
     Args:
         head: which velocity.
         sampler: `few_step` is stochastic, `ode` takes Euler steps, `windows` rolls a short model out.
-        steps: network evaluations; for `windows`, those of one window; for `few_step`, the length of its times.
+        steps: network evaluations; for `windows`, those of one window; for `few_step`, how many times.
     """
 
     head: Head
@@ -59,9 +59,7 @@ def check(spec: NetworkSpec, method: Method) -> None:
         raise ConfigError(f"a {spec.role} has no head {method.head!r}", f"Choose {' or '.join(has)}")
     if method.sampler not in SAMPLERS[method.head]:
         suited = " or ".join(SAMPLERS[method.head])
-        raise ConfigError(
-            f"the {method.head} head is not sampled by {method.sampler!r}", f"Choose {suited}"
-        )
+        raise ConfigError(f"the {method.head} head is not sampled by {method.sampler!r}", f"Choose {suited}")
 
 
 def velocity(network: Network, head: Head) -> VelocityModel:

@@ -4,7 +4,7 @@ import hashlib
 import io
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +20,9 @@ from pipelines.storage import Storage
 
 MEMORY_BYTES = 1 << 30
 Floats = NDArray[np.float32]
+
+CorpusName: TypeAlias = Literal["short", "long"]
+"""The two corpora."""
 
 
 class Rows(NamedTuple):
@@ -58,7 +61,7 @@ class ShardDataset:
     def __init__(
         self,
         folder: str | Storage,
-        corpus: Literal["short", "long"],
+        corpus: CorpusName,
         split: Literal["train", "holdout"] = "train",
         memory_bytes: int = MEMORY_BYTES,
     ) -> None:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from pipelines.data.dataset import ShardDataset
+from pipelines.data.dataset import CorpusName, ShardDataset
 from pipelines.data.plan import BatchPlan
 from pipelines.training.config import StageConfig
 from pipelines.training.parallel import Workers
@@ -40,7 +40,7 @@ class BatchSource:
     """
 
     def __init__(self, dataset: str, stage: StageConfig, seed: int) -> None:
-        wanted = {"short": stage.short_batch, "long": stage.long_batch}
+        wanted: dict[CorpusName, int] = {"short": stage.short_batch, "long": stage.long_batch}
         self.corpora = {
             name: Corpus(rows := ShardDataset(dataset, name), BatchPlan(seed, len(rows), batch, name))
             for name, batch in wanted.items()

@@ -101,4 +101,4 @@ class ClusterConfig:
     max_failures: int = 2
     """Worker failures a stage survives, from its last checkpoint."""
     logical_cpus: int | None = None
-    """CPUs a local Ray counts; None is the machine's, at least 4 so that controllers never wait for workers."""
+    """CPUs a local Ray counts; None is the machine's, at least 4, so that controllers never wait."""

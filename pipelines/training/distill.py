@@ -19,7 +19,7 @@ from models.windows import Span, spans
 from pipelines.generation import few_step_times
 from pipelines.training.config import DistillConfig
 from pipelines.training.networks import NetworkSpec, critic_weights, load_network
-from pipelines.training.parallel import Workers
+from pipelines.training.parallel import ALONE, Workers
 from pipelines.training.stages import (
     Batches,
     Captions,
@@ -67,7 +67,7 @@ class DistillStage:
         self,
         recipe: Recipe,
         caption_pool: dict[str, list[str]],
-        workers: Workers = Workers(),
+        workers: Workers = ALONE,
         critic_only: bool = False,
     ) -> None:
         assert isinstance(recipe.stage, DistillConfig)
@@ -75,9 +75,7 @@ class DistillStage:
         self.captions = Captions(recipe.text)
         self.caption_pool = caption_pool
         self.critic_only = critic_only
-        self.spec = NetworkSpec(
-            "student", recipe.model, recipe.text, recipe.long_shape[1], recipe.long_shape
-        )
+        self.spec = NetworkSpec("student", recipe.model, recipe.text, recipe.long_shape[1], recipe.long_shape)
         self.times = few_step_times(recipe.sampling, recipe.flow, recipe.long_shape[0])
         self.teacher: DiT
         self.reference: VelocityModel
@@ -105,8 +103,9 @@ class DistillStage:
     def step(self, state: TrainState, batches: Batches, key: Key) -> StepResult:
         """Flow matching + reverse KL + anchor in one backward, then the critic on the rollout pool."""
         simulated = self._simulate(state, key.at(purpose="rollout"))
+        values: dict[str, Tensor] = {}
         if self.critic_only:
-            values, video = {}, self._finish(state, simulated).detach()
+            video = self._finish(state, simulated).detach()
         else:
             values, video = self._student_step(state, batches, simulated, key)
         self._remember(state, video, simulated)

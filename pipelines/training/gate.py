@@ -1,4 +1,4 @@
-"""Is the teacher good enough to be learned from? A student cannot be sharper than what it is pushed towards."""
+"""Is the teacher good enough to be learned from? A student is no sharper than what it is pushed towards."""
 
 import logging
 

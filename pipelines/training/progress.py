@@ -25,7 +25,8 @@ class Progress:
 class Reporter(Protocol):
     """Takes a piece of work's progress; never blocks."""
 
-    def __call__(self, progress: Progress) -> None: ...
+    def __call__(self, progress: Progress) -> None:
+        """Takes note of it."""
 
 
 @ray.remote(num_cpus=0)

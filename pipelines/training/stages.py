@@ -20,8 +20,8 @@ from models.rng import Key, normal
 from models.text import Conditioning, TextEncoder, withhold_some
 from models.weights import copy_into
 from pipelines.training.config import StageConfig
-from pipelines.training.networks import NetworkSpec, load_network
-from pipelines.training.parallel import Workers
+from pipelines.training.networks import NetworkSpec, Role, load_network
+from pipelines.training.parallel import ALONE, Workers
 from pipelines.training.state import TrainState, adamw, learning_rate_factor
 
 
@@ -151,11 +151,11 @@ class SupervisedStage:
         workers: this worker's place.
     """
 
-    def __init__(self, recipe: Recipe, workers: Workers = Workers()) -> None:
+    def __init__(self, recipe: Recipe, workers: Workers = ALONE) -> None:
         self.recipe = recipe
         self.workers = workers
         self.captions = Captions(recipe.text)
-        role = "student" if recipe.start else "teacher"
+        role: Role = "student" if recipe.start else "teacher"
         shape = recipe.long_shape if role == "student" else recipe.short_shape
         self.spec = NetworkSpec(role, recipe.model, recipe.text, shape[1], shape)
 
@@ -174,7 +174,7 @@ class SupervisedStage:
     def step(self, state: TrainState, batches: Batches, key: Key) -> StepResult:
         """Equal weights for SHORT and LONG where both are there, eq. 14."""
         model = state.modules[self.spec.role]
-        velocity = model.flow_matching if isinstance(model, Student) else model
+        velocity = supervised_velocity(model)
         parts = [b for b in (batches.short, batches.long) if b is not None]
         names = [n for n, b in (("short", batches.short), ("long", batches.long)) if b is not None]
         losses = [
@@ -190,6 +190,11 @@ class SupervisedStage:
         values = self.workers.mean([total, norm, *(loss.value for loss in losses)]).tolist()
         labels = ["loss", "gradient_norm", *(f"flow_matching_{n}" for n in names)]
         return StepResult(dict(zip(labels, values, strict=True)) | {"learning_rate": rate})
+
+
+def supervised_velocity(model: nn.Module) -> VelocityModel:
+    """What supervised stages train: a student's FM head, or the plain stack itself."""
+    return model.flow_matching if isinstance(model, Student) else model
 
 
 def supervised_loss(
@@ -228,11 +233,7 @@ def held_out_loss(
     """Flow-matching loss on windows that training never sees, with the same noise at every call."""
     with torch.no_grad():
         values = [
-            supervised_loss(
-                velocity, batch, recipe, captions, Key(recipe.seed, i, purpose="held-out")
-            ).value
+            supervised_loss(velocity, batch, recipe, captions, Key(recipe.seed, i, purpose="held-out")).value
             for i in range(repeats)
         ]
     return float(torch.stack(values).mean())
-
-

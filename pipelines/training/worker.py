@@ -13,10 +13,9 @@ import ray.train
 import torch
 from ray.train import Checkpoint
 
-from models.ddt import Student
 from models.errors import LongtakeError
 from models.rng import Key
-from pipelines.data.dataset import ShardDataset
+from pipelines.data.dataset import CorpusName, ShardDataset
 from pipelines.tracking import NullTracker, Tracker, TrackerFactory
 from pipelines.training.batches import BatchSource
 from pipelines.training.checkpoint import load_state, save_state
@@ -26,8 +25,14 @@ from pipelines.training.distill import DistillStage
 from pipelines.training.gate import WINDOWS, check_teacher
 from pipelines.training.parallel import Workers
 from pipelines.training.progress import Progress, Reporter
-from pipelines.training.stages import Batch, Recipe, Stage, SupervisedStage, held_out_loss
-from pipelines.training.state import TrainState
+from pipelines.training.stages import (
+    Batch,
+    Recipe,
+    Stage,
+    SupervisedStage,
+    held_out_loss,
+    supervised_velocity,
+)
 
 HELD_OUT_WINDOWS = 64
 
@@ -59,8 +64,8 @@ def train_worker(config: dict[str, WorkerJob]) -> dict[str, float] | LongtakeErr
     """Runs `config["job"]` to its last step, from its latest checkpoint if there is one.
 
     Returns:
-        a summary, or what a user has to mend: every worker meets it alike, and trying again would not help, so
-        it is a result here and is raised by the driver. Other errors are raised, and Ray starts again.
+        a summary, or what a user has to mend: every worker meets it alike, and trying again would not help,
+        so it is a result here and is raised by the driver. Other errors are raised, and Ray starts again.
     """
     job = config["job"]
     torch.set_num_threads(1)
@@ -84,8 +89,10 @@ def train_worker(config: dict[str, WorkerJob]) -> dict[str, float] | LongtakeErr
 def make_stage(recipe: Recipe, dataset: str, workers: Workers) -> Stage:
     """The stage a recipe asks for, by the type of its settings."""
     if isinstance(recipe.stage, DistillConfig):
-        sources = ("long", "short")
-        pool = {name: ShardDataset(dataset, name).captions for name in sources}
+        pool = {
+            "long": ShardDataset(dataset, "long").captions,
+            "short": ShardDataset(dataset, "short").captions,
+        }
         return DistillStage(recipe, pool, workers, recipe.critic_only)
     return SupervisedStage(recipe, workers)
 
@@ -165,8 +172,7 @@ class _Loop:
         model = self.state.modules[self.stage.spec.role]
         if self.held_out is None or not isinstance(self.stage, SupervisedStage):
             return None
-        velocity = model.flow_matching if isinstance(model, Student) else model
-        return held_out_loss(velocity, self.held_out, self.job.recipe, self.stage.captions)
+        return held_out_loss(supervised_velocity(model), self.held_out, self.job.recipe, self.stage.captions)
 
     def _summary(self) -> dict[str, float]:
         summary = {"steps": float(self.state.step), "cpu_seconds": self.state.cpu_seconds}
@@ -208,12 +214,10 @@ _SHOWN = (
 
 def _held_out(dataset: str, frames: int, recipe: Recipe, device: torch.device) -> Batch | None:
     """Up to 64 windows that training never sees, of the corpus whose windows have `frames` frames."""
-    name = "short" if frames == recipe.short_shape[0] else "long"
+    name: CorpusName = "short" if frames == recipe.short_shape[0] else "long"
     rows = ShardDataset(dataset, name, split="holdout")
     if len(rows) == 0:
         return None
     chosen = list(range(min(len(rows), HELD_OUT_WINDOWS)))
     read = rows.read(chosen)
     return Batch(read.latents.to(device), read.captions, chosen)
-
-

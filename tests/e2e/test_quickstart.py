@@ -44,7 +44,9 @@ def test_samples_are_playable_and_have_the_length_of_long(folder: Path) -> None:
     assert len(clips) == 6
     assert read_back(clips[0]).shape == (32, 64, 64, 3)
     assert (folder / "runs/ci/samples/sheet.png").stat().st_size > 10_000
-    captions = [json.loads(line) for line in (folder / "runs/ci/samples/metadata.jsonl").read_text().splitlines()]
+    captions = [
+        json.loads(line) for line in (folder / "runs/ci/samples/metadata.jsonl").read_text().splitlines()
+    ]
     assert [c["file_name"] for c in captions] == [c.name for c in clips]
 
 

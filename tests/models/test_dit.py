@@ -63,7 +63,7 @@ def test_equal_to_diffusers_on_the_same_weights() -> None:
 
 
 def test_a_time_a_frame_reaches_only_what_it_should() -> None:
-    """With one frame's time changed, modulation of the other frames stays: attention off, they do not move."""
+    """One frame's time changed, and attention off: the other frames do not move."""
     model = DiT(dataclasses.replace(TINY, window=0, attention_pattern="WWWW"), 4, 10)
     randomize(model)
     t = torch.full((2, 8), 0.4)
@@ -91,7 +91,10 @@ def test_a_student_starts_as_its_teacher(heads: str) -> None:
 def test_both_heads_send_gradients_into_the_encoder_and_none_to_each_other() -> None:
     student = Student(TINY, 4, 10)
     randomize(student)
-    for name, other in (("flow_matching", "distribution_matching"), ("distribution_matching", "flow_matching")):
+    for name, other in (
+        ("flow_matching", "distribution_matching"),
+        ("distribution_matching", "flow_matching"),
+    ):
         student.zero_grad(set_to_none=True)
         student.head(name)(latents(), torch.tensor([0.2, 0.7]), captions()).square().mean().backward()
         assert all(p.grad is not None for p in student.encoder.blocks.parameters())
@@ -163,7 +166,9 @@ def test_rotary_channels_and_relative_positions() -> None:
 def _first_attention(model: DiT, frames: int) -> Tensor:
     """Attention probabilities of the first block, [heads, frames, frames], the mean over random clips."""
     attention = model.encoder.blocks[0].attn1
-    q, k, _ = attention.project(*(2 * [torch.randn(64, frames, 96, generator=torch.Generator().manual_seed(3))]))
+    q, k, _ = attention.project(
+        *(2 * [torch.randn(64, frames, 96, generator=torch.Generator().manual_seed(3))])
+    )
     cos, sin = rotations((frames, 1, 1), 24, attention.theta, torch.device("cpu"))
     logits = rotate(q, cos, sin) @ rotate(k, cos, sin).transpose(-1, -2) / 24**0.5
     return logits.softmax(-1).mean(0)

@@ -1,5 +1,7 @@
 """The time convention, held to closed forms."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given
@@ -96,7 +98,7 @@ def test_the_gaussian_score_velocity_carries_noise_to_data() -> None:
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(20000, generator=generator, dtype=torch.float64)
     times = ode_times(400, 1.0).double()
-    for t, following in zip(times[:-1], times[1:], strict=True):
+    for t, following in pairwise(times):
         variance = (1 - t) ** 2 * std**2 + t**2
         centred = x - (1 - t) * mean
         velocity = (t - (1 - t) * std**2) / variance * centred - mean

@@ -42,7 +42,12 @@ def test_the_prediction_of_a_gaussian_is_its_posterior_mean() -> None:
 
 
 def _by_hand(
-    video: Tensor, tiling: list[Span], noise: Tensor, t: Tensor, teacher: GaussianVelocity, critic: GaussianVelocity
+    video: Tensor,
+    tiling: list[Span],
+    noise: Tensor,
+    t: Tensor,
+    teacher: GaussianVelocity,
+    critic: GaussianVelocity,
 ) -> Tensor:
     """Window after window, frame after frame."""
     total = torch.zeros_like(video)
@@ -155,7 +160,14 @@ def test_non_finite_scores_are_counted_and_do_not_reach_the_gradient() -> None:
 
     video = latents(2, 4).requires_grad_()
     loss = reverse_kl_loss(
-        video, [Span(0, 4)], [0], latents(2, 4), torch.tensor([0.5, 0.5]), captions(), Scorers(_zero, broken), CONFIG
+        video,
+        [Span(0, 4)],
+        [0],
+        latents(2, 4),
+        torch.tensor([0.5, 0.5]),
+        captions(),
+        Scorers(_zero, broken),
+        CONFIG,
     )
     loss.value.backward()
     assert loss.non_finite == 4

@@ -58,7 +58,11 @@ def test_a_folder_becomes_a_teacher(tmp_path: Path, shard: str) -> None:
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"num_heads": 4}, "num_attention_heads 2"), ({"ffn_dim": 64}, "ffn_dim 32"), ({"precondition": True}, "velocity itself")],
+    [
+        ({"num_heads": 4}, "num_attention_heads 2"),
+        ({"ffn_dim": 64}, "ffn_dim 32"),
+        ({"precondition": True}, "velocity itself"),
+    ],
 )
 def test_another_shape_is_refused_with_the_setting_to_change(
     tmp_path: Path, change: dict[str, object], message: str

@@ -44,7 +44,7 @@ def test_weights_of_another_network_are_refused() -> None:
         copy_into(nn.Linear(3, 4), {"weight": torch.zeros(2, 3), "bias": torch.zeros(4)}, "x")
 
 
-@pytest.mark.parametrize("content", [b"", b"not weights", b"\x08\0\0\0\0\0\0\0{\"a\":1}}"])
+@pytest.mark.parametrize("content", [b"", b"not weights", b'\x08\0\0\0\0\0\0\0{"a":1}}'])
 def test_a_damaged_file_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "w.safetensors"
     path.write_bytes(content)

@@ -18,7 +18,7 @@ def test_the_tiling_covers_every_frame_and_its_shape_never_depends_on_the_phase(
     frames, length, stride, phase = shape
     windows = spans(frames, length, stride, phase)
     assert len(windows) == len(spans(frames, length, stride, 0))
-    assert all(0 <= w.start and w.stop <= frames and w.length == length for w in windows)
+    assert all(w.start >= 0 and w.stop <= frames and w.length == length for w in windows)
     assert min(coverage(windows, frames)) >= 1
     assert sum(coverage(windows, frames)) == len(windows) * length
 
@@ -50,7 +50,8 @@ def test_even_windows_reach_from_first_to_last_frame(frames: int, count: int) ->
 
 
 @pytest.mark.parametrize(
-    ("frames", "length", "stride", "phase"), [(4, 5, 1, 0), (4, 0, 1, 0), (8, 4, 0, 0), (8, 4, 2, 2), (8, 4, 2, -1)]
+    ("frames", "length", "stride", "phase"),
+    [(4, 5, 1, 0), (4, 0, 1, 0), (8, 4, 0, 0), (8, 4, 2, 2), (8, 4, 2, -1)],
 )
 def test_impossible_windows_are_refused(frames: int, length: int, stride: int, phase: int) -> None:
     with pytest.raises(ValueError, match=r"window|stride|phase"):

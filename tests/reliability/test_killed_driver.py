@@ -56,7 +56,9 @@ def _sums(checkpoint: Path) -> dict[str, str]:
 
 
 @pytest.mark.timeout(900)
-def test_a_killed_driver_resumes_to_the_same_weights(prepared: Path, undisturbed: Path, tmp_path: Path) -> None:
+def test_a_killed_driver_resumes_to_the_same_weights(
+    prepared: Path, undisturbed: Path, tmp_path: Path
+) -> None:
     folder = _moved(prepared, tmp_path)
     process = start(folder, "train", "distill", "--config", "ci", *DISTILL)
     deadline = time.monotonic() + 240

@@ -10,7 +10,7 @@ from models.rng import Key
 from pipelines.training.checkpoint import save_state
 from pipelines.training.config import DistillConfig, StageConfig
 from pipelines.training.distill import DistillStage
-from pipelines.training.parallel import Workers
+from pipelines.training.parallel import ALONE, Workers
 from pipelines.training.stages import Batch, Batches, Recipe, SupervisedStage
 from pipelines.training.state import TrainState
 from tests.models.builders import TINY, latents
@@ -68,7 +68,7 @@ def run(
     steps: int,
     short: int = 0,
     long: int = 4,
-    workers: Workers = Workers(),
+    workers: Workers = ALONE,
 ) -> list[dict[str, float]]:
     """Takes steps with keyed batches; their metrics."""
     metrics = []

@@ -17,7 +17,16 @@ from pipelines.training.networks import MANIFEST_FILE, load_network
 from pipelines.training.parallel import Workers
 from pipelines.training.stages import SupervisedStage, held_out_loss
 from pipelines.training.state import TrainState, learning_rate_factor
-from tests.pipelines.training.makers import CAPTIONS, DISTILL, SFT, TEACHER, batches, recipe, run, trained_starts
+from tests.pipelines.training.makers import (
+    CAPTIONS,
+    DISTILL,
+    SFT,
+    TEACHER,
+    batches,
+    recipe,
+    run,
+    trained_starts,
+)
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +36,9 @@ def starts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 def _weights(state: TrainState) -> dict[str, Tensor]:
     named = {f"{role}.{n}": t for role, m in state.modules.items() for n, t in m.state_dict().items()}
-    averages = {f"average.{role}.{n}": t for role, e in state.averages.items() for n, t in e.tensors().items()}
+    averages = {
+        f"average.{role}.{n}": t for role, e in state.averages.items() for n, t in e.tensors().items()
+    }
     return {name: tensor.clone() for name, tensor in (named | averages).items()}
 
 
@@ -78,7 +89,12 @@ def test_distillation_trains_encoder_heads_and_critic_but_not_the_teacher(starts
     before, teacher = _weights(state), {n: t.clone() for n, t in stage.teacher.state_dict().items()}
     run(stage, state, 2)
     changed = _changed(before, _weights(state))
-    rooms = ("student.encoder", "student.heads.flow_matching", "student.heads.distribution_matching", "critic.")
+    rooms = (
+        "student.encoder",
+        "student.heads.flow_matching",
+        "student.heads.distribution_matching",
+        "critic.",
+    )
     assert all(any(name.startswith(room) for name in changed) for room in rooms)
     assert all(torch.equal(t, teacher[n]) for n, t in stage.teacher.state_dict().items())
 
@@ -93,7 +109,9 @@ def test_the_warm_up_trains_the_critic_alone(starts: dict[str, str]) -> None:
     assert all(name.startswith("critic.") for name in changed)
 
 
-def test_the_student_starts_with_both_heads_equal_and_the_critic_as_the_teacher(starts: dict[str, str]) -> None:
+def test_the_student_starts_with_both_heads_equal_and_the_critic_as_the_teacher(
+    starts: dict[str, str],
+) -> None:
     stage = DistillStage(recipe(DISTILL, starts), CAPTIONS)
     state = stage.init("cpu")
     student, critic = state.modules["student"], state.modules["critic"]
@@ -104,7 +122,9 @@ def test_the_student_starts_with_both_heads_equal_and_the_critic_as_the_teacher(
 
 
 def test_the_anchor_acts_only_when_the_exit_is_the_first_step(starts: dict[str, str]) -> None:
-    loud = dataclasses.replace(recipe(DISTILL, starts), loss=dataclasses.replace(recipe(DISTILL).loss, anchor_weight=0.0))
+    loud = dataclasses.replace(
+        recipe(DISTILL, starts), loss=dataclasses.replace(recipe(DISTILL).loss, anchor_weight=0.0)
+    )
     with_anchor, without = DistillStage(recipe(DISTILL, starts), CAPTIONS), DistillStage(loud, CAPTIONS)
     first, second = with_anchor.init("cpu"), without.init("cpu")
     exits = set()
@@ -193,6 +213,6 @@ def test_withheld_words_stay_withheld_for_the_critic(starts: dict[str, str]) -> 
 
 def test_workers_share_a_batch_in_order() -> None:
     parts = [list(Workers(rank, 3).share(12)) for rank in range(3)]
-    assert sum(parts, []) == list(range(12))
+    assert [i for part in parts for i in part] == list(range(12))
     with pytest.raises(ValueError, match="divide"):
         Workers(0, 5).share(12)
