@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from jobs.console import warn
 from jobs.paths import absolute_root, is_remote
 from jobs.settings import RunConfig
 from models.errors import ClusterError, ConfigError
@@ -314,7 +315,7 @@ class MlflowTracker:
         if not self._away:
             self._away = True
             reason = " ".join(str(error).split())[:200]
-            logging.getLogger(__name__).warning("MLflow at %s did not take %s: %s", self.uri, what, reason)
+            warn(f"MLflow at {self.uri} did not take {what}: {reason}")
 
 
 def _pieces(values: Mapping[str, object]) -> dict[str, str]:

@@ -2,13 +2,8 @@
 
 import json
 import os
-import shutil
-import signal
 import subprocess
 import sys
-import tempfile
-import time
-import urllib.request
 from pathlib import Path
 
 import pytest
@@ -17,6 +12,7 @@ from jobs import submit
 from jobs.submit import Submission
 from models.errors import ClusterError, ConfigError
 from tests.jobs.conftest import ROOT, free_port
+from tests.jobs.head import running_head
 
 TOKEN = "0123456789abcdef" * 4
 
@@ -92,55 +88,14 @@ def test_no_head_is_a_line_with_the_remedy():
     assert "ray start --head" in caught.value.remedy
 
 
-def answers(address):
-    request = urllib.request.Request(f"{address}/api/version", headers={"Authorization": f"Bearer {TOKEN}"})
-    with urllib.request.urlopen(request, timeout=2) as answer:
-        return answer.status == 200
-
-
 @pytest.fixture(scope="module")
-def head():
-    """A head node on free ports that asks for a token; the address of its Jobs server."""
-    folder = Path(tempfile.mkdtemp(prefix="lt-", dir="/tmp"))
-    (folder / "token").write_text(TOKEN)
-    ports = {
-        name: free_port()
-        for name in ("port", "dashboard-port", "dashboard-agent-listen-port", "metrics-export-port")
-    }
-    ports |= {
-        name: free_port()
-        for name in ("ray-client-server-port", "dashboard-agent-grpc-port", "runtime-env-agent-port")
-    }
-    fixed = ["--num-cpus=4", f"--temp-dir={folder}/ray", f"--object-store-memory={100 << 20}"]
-    fixed += ["--include-dashboard=true", "--dashboard-host=127.0.0.1"]
-    words = [word for name, port in ports.items() for word in (f"--{name}", str(port))]
-    environment = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(folder / "token")}
-    environment |= {"RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
-    ray = Path(sys.executable).with_name("ray")
-    environment["PATH"] = f"{ray.parent}{os.pathsep}{os.environ['PATH']}"
-    log = (folder / "log").open("w")
-    process = subprocess.Popen(
-        [str(ray), "start", "--head", "--block", *fixed, *words],
-        env=environment,
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        cwd=folder,
-    )
-    address = f"http://127.0.0.1:{ports['dashboard-port']}"
-    deadline = time.monotonic() + 120
-    while True:
-        try:
-            if answers(address):
-                break
-        except OSError:
-            assert process.poll() is None, (folder / "log").read_text()
-            assert time.monotonic() < deadline, (folder / "log").read_text()
-            time.sleep(0.5)
-    yield address
-    process.send_signal(signal.SIGTERM)
-    process.wait(60)
-    log.close()
-    shutil.rmtree(folder, ignore_errors=True)
+def head(tmp_path_factory):
+    """The address of the Jobs server of a head that asks for TOKEN."""
+    home = tmp_path_factory.mktemp("home")
+    (home / ".ray").mkdir()
+    (home / ".ray" / "auth_token").write_text(TOKEN)
+    with running_head(home) as started:
+        yield started.address
 
 
 PROBE = (
