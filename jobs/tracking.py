@@ -306,9 +306,7 @@ class MlflowTracker:
                 file.write(
                     json.dumps({"name": name, "value": value, "time_ms": time_ms, "step": step}) + "\n"
                 )
-        logging.getLogger(__name__).warning(
-            "%d numbers that MLflow did not take are in %s", len(points), path
-        )
+        warn(f"{len(points)} numbers that MLflow did not take are in {path}")
 
     def _complain(self, what: str, error: BaseException) -> None:
         """One warning for each time that the server goes away."""
