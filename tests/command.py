@@ -1,10 +1,16 @@
 """Commands as a user gives them, in their own processes."""
 
 import os
+import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
+import time
+from contextlib import closing
 from pathlib import Path
+
+import psutil
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -13,7 +19,13 @@ def environment(home: Path) -> dict[str, str]:
     """A user's environment with an empty home and no cluster."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_"))}
     home.mkdir(exist_ok=True)
-    return kept | {"HOME": str(home), "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "COLUMNS": "160"}
+    return kept | {
+        "HOME": str(home),
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(REPOSITORY),
+        "OMP_NUM_THREADS": "1",
+        "COLUMNS": "160",
+    }
 
 
 def longtake(folder: Path, *words: str, timeout_s: float = 280) -> subprocess.CompletedProcess[str]:
@@ -29,9 +41,9 @@ def longtake(folder: Path, *words: str, timeout_s: float = 280) -> subprocess.Co
     )
 
 
-def succeed(folder: Path, *words: str) -> str:
+def succeed(folder: Path, *words: str, timeout_s: float = 280) -> str:
     """`longtake <words>` that must end well; its output."""
-    done = longtake(folder, *words)
+    done = longtake(folder, *words, timeout_s=timeout_s)
     assert done.returncode == 0, f"{words}: {done.stdout[-2000:]}\n{done.stderr[-4000:]}"
     return done.stdout
 
@@ -53,3 +65,42 @@ def kill(process: subprocess.Popen[str]) -> None:
     """SIGKILL to the driver and all it started in its group."""
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+
+
+def end(process: subprocess.Popen[str], seconds: float = 60) -> None:
+    """SIGTERM to this one process; whatever it has started has to end with it."""
+    started = psutil.Process(process.pid).children(recursive=True)
+    process.terminate()
+    process.wait(seconds)
+    _, left = psutil.wait_procs(started, timeout=seconds)
+    for child in left:
+        child.kill()
+    assert not left, f"{process.args} left {left}"
+
+
+def remove(folder: Path, seconds: float = 10) -> None:
+    """Remove a folder into which processes that end may still write."""
+    deadline = time.monotonic() + seconds
+    while folder.exists() and time.monotonic() < deadline:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def copy_runs(source: Path, folder: Path, *without: str) -> Path:
+    """Copy `source`/runs to `folder`/runs, whose outcomes and MLflow runs name their new place.
+
+    Args:
+        source: where commands have run.
+        folder: where others go on.
+        without: names of files and folders that stay behind.
+
+    Returns:
+        `folder`.
+    """
+    shutil.copytree(source / "runs", folder / "runs", ignore=shutil.ignore_patterns(*without))
+    for outcome in (folder / "runs").rglob("outcome.json"):
+        outcome.write_text(outcome.read_text().replace(str(source), str(folder)))
+    places = (str(source), str(folder))
+    with closing(sqlite3.connect(folder / "runs" / "mlflow.db")) as store, store:
+        store.execute("update experiments set artifact_location = replace(artifact_location, ?, ?)", places)
+        store.execute("update runs set artifact_uri = replace(artifact_uri, ?, ?)", places)
+    return folder

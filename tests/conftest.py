@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.command import succeed
+
 
 @pytest.fixture(scope="session")
 def ray_local() -> Iterator[None]:
@@ -23,6 +25,17 @@ def ray_local() -> Iterator[None]:
     )
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def finished_quickstart(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which `quickstart --config ci` has run once, with what it said in output.txt.
+
+    Tests that would change its runs/ take a copy (tests/command.py: copy_runs).
+    """
+    folder = tmp_path_factory.mktemp("quickstart")
+    (folder / "output.txt").write_text(succeed(folder, "quickstart", "--config", "ci", timeout_s=800))
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shutil
 import time
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.command import kill, start, succeed
+from tests.command import copy_runs, kill, start, succeed
 
 STEPS, EVERY = 8, 2
 DISTILL = ("--set", f"distill.steps={STEPS}", "--set", f"distill.checkpoint_every={EVERY}")
@@ -32,16 +31,8 @@ def undisturbed(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return _distilled(prepared, tmp_path_factory.mktemp("undisturbed"))
 
 
-def _moved(prepared: Path, folder: Path) -> Path:
-    """A copy of the prepared run, whose outcomes name their new place."""
-    shutil.copytree(prepared / "runs", folder / "runs")
-    for outcome in (folder / "runs").rglob("outcome.json"):
-        outcome.write_text(outcome.read_text().replace(str(prepared), str(folder)))
-    return folder
-
-
 def _distilled(prepared: Path, folder: Path, *more: str) -> Path:
-    _moved(prepared, folder)
+    copy_runs(prepared, folder)
     succeed(folder, "train", "distill", "--config", "ci", *DISTILL, *more)
     return _last_checkpoint(folder)
 
@@ -59,7 +50,7 @@ def _sums(checkpoint: Path) -> dict[str, str]:
 def test_a_killed_driver_resumes_to_the_same_weights(
     prepared: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
-    folder = _moved(prepared, tmp_path)
+    folder = copy_runs(prepared, tmp_path)
     process = start(folder, "train", "distill", "--config", "ci", *DISTILL)
     deadline = time.monotonic() + 240
     while not list(folder.glob("runs/ci/seed-0/distill/step-*/manifest.json")):

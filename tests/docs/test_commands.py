@@ -1,0 +1,206 @@
+"""Every command that README.md and docs/ show is run, with the `ci` preset and in a test's own places."""
+
+import json
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+
+import pytest
+import yaml
+
+from tests.command import REPOSITORY
+from tests.docs.conftest import run, serving
+from tests.docs.shown import KINDS, all_shown, rewritten, shown_on
+from tests.jobs import head as heads
+from tests.jobs.head import Head
+from tests.jobs.test_cluster import validate
+
+pytestmark = pytest.mark.timeout(900)
+
+NEED_A_CLOUD = {"ray up cluster.yaml", "ray dashboard cluster.yaml", "ray down cluster.yaml"}
+"""Commands that start, reach and end machines that are paid for."""
+
+PAGE = """
+`longtake sample` names a command; `longtake train sft --dry-run` is one.
+
+| to | see `ray job logs` |
+|---|---|
+| look | `longtake doctor` |
+
+```text
+longtake no command
+```
+
+```sh
+A=1 longtake ingest --short DIR \\
+    --long DIR  # why
+frobnicate
+```
+"""
+
+ALL = all_shown()
+
+
+def of_kind(*kinds: str):
+    chosen = [shown for shown in ALL if shown.kind in kinds]
+    return pytest.mark.parametrize("shown", chosen, ids=[" ".join(shown.words) for shown in chosen])
+
+
+def test_commands_are_found_in_blocks_cells_and_spans_with_options():
+    found = shown_on("page", PAGE)
+    assert [(shown.where, shown.kind, shown.words) for shown in found] == [
+        ("page:2", "local", ["longtake", "train", "sft", "--dry-run"]),
+        ("page:6", "local", ["longtake", "doctor"]),
+        ("page:14", "local", ["longtake", "ingest", "--short", "DIR", "--long", "DIR"]),
+        ("page:15", None, ["frobnicate"]),
+    ]
+    assert found[2].variables == {"A": "1"}
+    with pytest.raises(ValueError, match="page:1: a block of 'fortran'"):
+        shown_on("page", "```fortran\n```\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("longtake world", "longtake world --config ci"),
+        ("longtake ingest --config clips --seed 1", "longtake ingest --config ci --seed 1"),
+        ("longtake train sft --config wan-1.3b --dry-run", "longtake train sft --config wan-1.3b --dry-run"),
+        ("longtake submit --no-wait train sft", "longtake submit --no-wait train sft --config ci"),
+        ("longtake ingest --short DIR --long DIR", "longtake ingest --short S --long L --config ci"),
+        ("mlflow server --port 5000 --hosts a:5000", "mlflow server --port 1 --hosts a:1"),
+    ],
+)
+def test_commands_are_rewritten_for_a_test(text, expected):
+    places = {"/mnt/short": "S", "/mnt/long": "L", "5000": "1"}
+    assert rewritten(text.split(), places) == expected.split()
+
+
+@pytest.mark.parametrize("word", ["/mnt/elsewhere", "s3://other/runs", "http://example.org", "DIR"])
+def test_a_place_that_no_test_has_is_refused(word):
+    with pytest.raises(ValueError, match=word):
+        rewritten(["longtake", "world", "--set", f"storage.root={word}"], {})
+
+
+def test_every_command_is_of_a_kind_and_every_kind_is_shown():
+    unknown = [f"{shown.where}: {shown.text}" for shown in ALL if shown.kind is None]
+    assert not unknown, "a command that no test runs"
+    assert {shown.kind for shown in ALL} == set(KINDS)
+
+
+@of_kind("make")
+def test_make_knows_its_target(shown):
+    words = [*shown.words, "--dry-run", "--no-print-directory"]
+    done = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert ".venv/bin/" in done.stdout
+
+
+@of_kind("local")
+def test_a_command_runs_on_this_machine(shown, folder, own_folder, home, places):
+    words = rewritten(shown.words, places)
+    place = own_folder if "--short" in words and "storage.root" not in shown.text else folder
+    done = run([sys.executable, "-m", "jobs", *words[1:]], place, home, **shown.variables)
+    assert done.stdout
+    assert "Traceback" not in done.stderr
+
+
+@of_kind("token")
+def test_a_token_is_made_once(shown, home, tmp_path):
+    first, again = (run(shown.words, tmp_path, tmp_path).stdout.strip() for _ in range(2))
+    assert len(first) == 64
+    assert first == again == (tmp_path / ".ray" / "auth_token").read_text().strip()
+
+
+@of_kind("chmod")
+def test_only_the_owner_reads_the_token(shown, home):
+    assert (home / shown.words[-1].removeprefix("~/")).stat().st_mode & 0o777 == int(shown.words[1], 8)
+
+
+@of_kind("start")
+def test_the_head_was_started_so(shown):
+    assert tuple(shown.words) == heads.COMMAND
+    assert shown.variables == {"RAY_AUTH_MODE": "token"}
+
+
+def exported() -> dict[str, str]:
+    """What the documentation tells to export."""
+    return dict(word.split("=", 1) for shown in ALL if shown.kind == "export" for word in shown.words[1:])
+
+
+@pytest.fixture
+def reach(head, places, request):
+    """Places while a head runs, with a tracking server where the command names one."""
+    text = request.getfixturevalue("shown").text
+    server = request.getfixturevalue("tracking_server") if "mlflow.internal" in text else ""
+    return places | {"http://127.0.0.1:8265": head.address, "http://mlflow.internal:5000": server}
+
+
+@of_kind("head")
+def test_a_job_runs_on_a_head(shown, head: Head, home, reach):
+    words = rewritten(shown.words, reach)
+    command = [sys.executable, "-m", "jobs", *words[1:]] if words[0] == "longtake" else words
+    variables = exported() | shown.variables | {"RAY_API_SERVER_ADDRESS": head.address}
+    done = run(command, REPOSITORY, home, **variables)
+    if "--dry-run" in words:
+        assert json.loads(done.stdout)["address"] == head.address
+    elif "--no-wait" in words:
+        assert head.wait(done.stdout.split()[-1]) == "SUCCEEDED"
+    else:
+        assert " succeeded" in done.stdout
+
+
+@of_kind("job")
+def test_a_job_is_followed_and_stopped(shown, head: Head, home, reach):
+    *words, _ = rewritten(shown.words, reach)
+    stops = "stop" in words
+    code = "import time; print('here', flush=True); time.sleep(600)" if stops else "print('here')"
+    send = [
+        sys.executable,
+        "-m",
+        "jobs",
+        "submit",
+        "--address",
+        head.address,
+        "--no-wait",
+        "python",
+        "-c",
+        code,
+    ]
+    job = run(send, REPOSITORY, home).stdout.split()[-1]
+    done = run([*words, job], REPOSITORY, home, **exported(), **shown.variables)
+    assert ("stopped" if stops else "here") in done.stdout
+    assert head.wait(job) == ("STOPPED" if stops else "SUCCEEDED")
+
+
+@of_kind("server")
+def test_the_tracking_pages_answer_and_hold_the_runs(shown, folder, home, places, request):
+    if shown.words[1] == "server":
+        address = request.getfixturevalue("tracking_server")
+        assert asked(address, "mlflow.internal:" + places["5000"]) == 200
+        assert asked(address, "elsewhere.example") == 403
+        return
+    with serving(shown.words, places, folder, home) as address:
+        assert asked(address, "127.0.0.1") == 200
+        with urllib.request.urlopen(
+            f"{address}/api/2.0/mlflow/experiments/get-by-name?experiment_name=longtake"
+        ) as found:
+            assert json.load(found)["experiment"]["lifecycle_stage"] == "active"
+
+
+def asked(address: str, host: str) -> int:
+    """The status of the first page, asked for by a host name."""
+    request = urllib.request.Request(address, headers={"Host": host})
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return answer.status
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code
+
+
+def test_a_cloud_is_described_to_rays_liking():
+    shown = {shown.text for shown in ALL if shown.kind == "cloud"}
+    assert shown == NEED_A_CLOUD
+    for text in shown:
+        validate(yaml.safe_load((REPOSITORY / text.split()[-1]).read_text()))
