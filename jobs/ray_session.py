@@ -32,6 +32,7 @@ QUIET = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_maximum_startup_concurrency": "8",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
 }
 """Environment of a quiet Ray; a variable that the user has set stays."""

@@ -60,11 +60,11 @@ class SweepConfig:
     scheduler: Literal["asha", "none"] = "asha"
     """`asha` stops the worst trials early."""
     metric: str = "window_frechet"
-    """Metric of evaluation, by its name in summary.json, that trials are compared by at each checkpoint."""
+    """Metric of evaluation, by its name in summary.json, that trials are compared by at checkpoints."""
     mode: Literal["min", "max"] = "min"
     """Whether less or more of it is better."""
     videos: int = 60
-    """Videos that a checkpoint is measured on; distances depend on their number, which is the same for all trials."""
+    """Videos that a checkpoint is measured on; distances depend on it, so it is the same for all trials."""
     grace_reports: int = 1
     """Checkpoints a trial reports before `asha` may stop it."""
     reduction_factor: int = 2

@@ -15,6 +15,7 @@ def ray_local() -> Iterator[None]:
     import ray
 
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("RAY_AUTH_TOKEN", "0123456789abcdef" * 4)
     ray.init(
         address="local",
         num_cpus=4,
