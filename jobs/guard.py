@@ -30,7 +30,7 @@ def guarded(*, debug: bool = False) -> Iterator[None]:
     Args:
         debug: show the traceback as well.
     """
-    _install_terminator()
+    install_terminator()
     try:
         yield
     except KeyboardInterrupt as error:
@@ -75,8 +75,8 @@ def _is_plain(error: LongtakeError) -> bool:
     return type(error).__module__ == LongtakeError.__module__
 
 
-def _install_terminator() -> None:
-    """Turn SIGTERM into an exception, so that runs are closed as after Ctrl-C."""
+def install_terminator() -> None:
+    """Turn SIGTERM into an exception, so that runs are closed as after Ctrl-C; Ray puts its own in place."""
 
     def handler(_signal: int, _frame: FrameType | None) -> NoReturn:
         raise Terminated

@@ -37,7 +37,7 @@ class StageConfig:
     checkpoint_every: int = 500
     """Steps between checkpoints; the last step is always saved."""
     preview_every: int = 0
-    """Steps between previews in MLflow; 0 is none."""
+    """Steps between previews in MLflow, and one at the end; 0 is none."""
     log_every: int = 25
     """Steps between lines of metrics."""
 

@@ -23,6 +23,7 @@ from pipelines.training.stages import Recipe
 from pipelines.training.worker import WorkerJob, train_worker
 
 OUTCOME_FILE = "outcome.json"
+_NOT_HASHED = frozenset({"checkpoint_every", "preview_every", "log_every"})
 
 
 @dataclass(frozen=True)
@@ -64,8 +65,9 @@ class StageOutcome:
 
 
 def recipe_hash(recipe: Recipe) -> str:
-    """Changes when anything that a stage is made from changes; where its starts lie does not count."""
+    """Changes with all that decides a stage's weights: not with where it starts from, nor what it logs."""
     plain = dataclasses.asdict(recipe) | {"start": sorted(recipe.start)}
+    plain["stage"] = {name: value for name, value in plain["stage"].items() if name not in _NOT_HASHED}
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
 
 

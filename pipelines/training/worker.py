@@ -24,6 +24,7 @@ from pipelines.training.diagnostics import Diagnostics
 from pipelines.training.distill import DistillStage
 from pipelines.training.gate import WINDOWS, check_teacher
 from pipelines.training.parallel import Workers
+from pipelines.training.preview import preview
 from pipelines.training.progress import Progress, Reporter
 from pipelines.training.stages import (
     Batch,
@@ -143,6 +144,7 @@ class _Loop:
                 result = self.stage.step(self.state, batches, Key(self.job.recipe.seed, step, purpose="step"))
             self.state.cpu_seconds += time.process_time() - began
             self._log(result.metrics)
+            self._preview()
             if self.state.step % self.config.checkpoint_every == 0 and self.state.step < self.config.steps:
                 self._save({})
         summary = self._summary()
@@ -153,12 +155,20 @@ class _Loop:
         if self.workers.rank:
             return
         self.tracker.metrics(self.state.step, {f"train/{k}": v for k, v in metrics.items()})
-        if self.state.step % self.config.log_every and self.state.step != self.config.steps:
+        if self.state.step % self.config.log_every and not self._last():
             return
         extra = self.diagnostics.of(self.state.pool[-1].latents) if self.state.pool else {}
         if extra:
             self.tracker.metrics(self.state.step, {f"train/{k}": v for k, v in extra.items()})
         self._say(metrics | extra)
+
+    def _preview(self) -> None:
+        every = self.config.preview_every
+        if self.workers.rank == 0 and every and (self.state.step % every == 0 or self._last()):
+            preview(self.state, self.stage.spec, self.job.recipe, self.job.dataset, self.tracker)
+
+    def _last(self) -> bool:
+        return self.state.step == self.config.steps
 
     def _say(self, values: dict[str, float]) -> None:
         if self.job.reporter is None:

@@ -76,3 +76,13 @@ def test_the_same_command_again_does_nothing_twice(folder: Path) -> None:
     stamps = {p: p.stat().st_mtime_ns for p in (folder / "runs/ci").glob("seed-0/*/outcome.json")}
     succeed(folder, "quickstart", "--config", "ci")
     assert {p: p.stat().st_mtime_ns for p in stamps} == stamps
+
+
+def test_previews_are_filed_with_the_stage_that_made_them(finished_quickstart: Path) -> None:
+    filed = {
+        p.relative_to(finished_quickstart / "runs/mlartifacts").parts[2:]
+        for p in (finished_quickstart / "runs/mlartifacts").rglob("preview/*/*")
+    }
+    steps = {parts[1] for parts in filed}
+    assert {"step-000002", "step-000003"} <= steps
+    assert {parts[-1] for parts in filed} >= {"0.mp4", "sheet.png"}

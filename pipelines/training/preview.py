@@ -1,0 +1,70 @@
+"""What a stage makes at this step, as videos beside its numbers."""
+
+import copy
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from models.ddt import Student
+from models.dit import DiT
+from models.rng import Key
+from pipelines.data.dataset import CorpusName, ShardDataset
+from pipelines.data.info import dataset_autoencoder, read_info
+from pipelines.generation import Method, generate_latents
+from pipelines.tracking import Tracker
+from pipelines.training.config import DistillConfig
+from pipelines.training.networks import Network, NetworkSpec
+from pipelines.training.stages import Recipe
+from pipelines.training.state import TrainState
+from pipelines.video import contact_sheet, write_mp4
+
+VIDEOS = 4
+COLUMNS = 8
+EULER_STEPS = 25
+
+
+def preview(state: TrainState, spec: NetworkSpec, recipe: Recipe, dataset: str, tracker: Tracker) -> None:
+    """Samples a few videos with the averaged weights, always the same captions and noise, and files them.
+
+    Args:
+        state: the stage's state; it is not changed.
+        spec, recipe: what is sampled, and how.
+        dataset: folder of the dataset: captions, frame rate and autoencoder.
+        tracker: gets MP4s and a contact sheet under `preview/step-...`.
+    """
+    model = copy.deepcopy(state.modules[spec.role]).eval()
+    state.averages[spec.role].copy_to(model)
+    assert isinstance(model, DiT | Student)
+    device = next(model.parameters()).device
+    corpus: CorpusName = "short" if spec.role == "teacher" else "long"
+    captions = sorted(set(ShardDataset(dataset, corpus).captions))[:: max(1, VIDEOS)][:VIDEOS]
+    latents = generate_latents(
+        Network(model, spec),
+        _method(spec, recipe),
+        spec.shape,
+        captions,
+        Key(recipe.seed, purpose="preview"),
+        range(len(captions)),
+        sampling=recipe.sampling,
+        flow=recipe.flow,
+        device=device,
+    )
+    frames = dataset_autoencoder(dataset).decode(latents.cpu()).numpy()
+    fps, folder = read_info(dataset).corpus(corpus).fps, f"preview/step-{state.step:06d}"
+    with tempfile.TemporaryDirectory() as name:
+        for index, video in enumerate(frames):
+            write_mp4(Path(name) / f"{index}.mp4", iter(video), fps)
+        columns = np.linspace(0, frames.shape[1] - 1, COLUMNS).round().astype(int).tolist()
+        rows = [(c.replace(", ", "\n"), video) for c, video in zip(captions, frames, strict=True)]
+        contact_sheet(rows, columns).save(Path(name) / "sheet.png")
+        for path in sorted(Path(name).iterdir()):
+            tracker.artifact(str(path), folder)
+
+
+def _method(spec: NetworkSpec, recipe: Recipe) -> Method:
+    if spec.role == "teacher":
+        return Method("teacher", "ode", EULER_STEPS)
+    if isinstance(recipe.stage, DistillConfig):
+        return Method("dm", "few_step", len(recipe.sampling.steps))
+    return Method("fm", "ode", EULER_STEPS)
