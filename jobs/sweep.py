@@ -15,10 +15,10 @@ from ray.tune.search.search_algorithm import SearchAlgorithm
 from rich.console import Console
 from rich.table import Table
 
-from jobs.config import flatten, to_json
+from jobs.config import flatten, to_json, with_values
 from jobs.console import Progress, say
 from jobs.guard import find_cause
-from jobs.paths import RunPaths
+from jobs.paths import RunPaths, absolute_root
 from jobs.ray_session import ray_session
 from jobs.settings import RunConfig, SweepConfig
 from jobs.tracking import RunReference, close_children, factory, open_run
@@ -66,6 +66,8 @@ def sweep(config: RunConfig, *, fresh: bool = False) -> list[TrialResult]:
         CheckpointError: a stage before the sweep's has not finished.
         ClusterError: every trial failed, or Ray, MLflow or the storage cannot be used.
     """
+    # Trials run in folders of their own, where a relative root would be another one.
+    config = with_values(config, {"storage.root": absolute_root(config.storage.root)})
     paths = RunPaths.of(config)
     if fresh:
         Storage(paths.root).delete("sweep")
