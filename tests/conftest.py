@@ -8,7 +8,6 @@ import pytest
 
 from tests.command import succeed
 
-
 SHARED = ("tests/docs/", "tests/e2e/")
 """Folders that share a costly session fixture run in one process; every other file is a group of its own."""
 
