@@ -5,8 +5,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.command import succeed
+
+settings.register_profile("house", deadline=None, derandomize=True)
+settings.load_profile("house")
 
 SHARED = ("tests/docs/", "tests/e2e/")
 """Folders that share a costly session fixture run in one process; every other file is a group of its own."""

@@ -18,7 +18,13 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(autouse=True)
 def _plain_environment(monkeypatch):
     """No address, token or tracking server of the machine that tests."""
-    for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "MLFLOW_TRACKING_URI", "LONGTAKE_COMMIT"):
+    for name in (
+        "RAY_ADDRESS",
+        "RAY_AUTH_TOKEN",
+        "RAY_API_SERVER_ADDRESS",
+        "MLFLOW_TRACKING_URI",
+        "LONGTAKE_COMMIT",
+    ):
         monkeypatch.delenv(name, raising=False)
 
 

@@ -126,7 +126,11 @@ def result(trial_id, metric, step, error=None):
 
 def test_results_are_sorted_and_told_apart():
     config = configs.load("tiny")
-    grid = [result("a", 3.0, 100), result("b", 1.0, 150), result("c", None, 0, RuntimeError("x"))]
+    grid = [
+        result("a", 3.0, 100),
+        result("b", 1.0, config.distill.steps),
+        result("c", None, 0, RuntimeError("x")),
+    ]
     found = sweep._results(config, grid)
     assert [(trial.trial, trial.status) for trial in found] == [
         ("b", "finished"),
