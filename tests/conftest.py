@@ -16,6 +16,7 @@ SHARED = ("tests/docs/", "tests/e2e/")
 """Folders that share a costly session fixture run in one process; every other file is a group of its own."""
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Groups for `pytest -n 2 --dist loadgroup`: module fixtures are made once."""
     for item in items:
