@@ -12,17 +12,6 @@ from tests.command import succeed
 settings.register_profile("house", deadline=None, derandomize=True)
 settings.load_profile("house")
 
-SHARED = ("tests/docs/", "tests/e2e/")
-"""Folders that share a costly session fixture run in one process; every other file is a group of its own."""
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Groups for `pytest -n 2 --dist loadgroup`: module fixtures are made once."""
-    for item in items:
-        name = item.nodeid.split("::")[0]
-        item.add_marker(pytest.mark.xdist_group("quickstart" if name.startswith(SHARED) else name))
-
 
 @pytest.fixture(scope="session")
 def ray_local() -> Iterator[None]:
