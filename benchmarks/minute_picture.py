@@ -1,6 +1,6 @@
-"""Makes minute.gif from the videos of `longtake sample --config minute --count 4`: three beside each other.
+"""Makes docs/pictures/minute.gif from the videos of `longtake sample --config minute --count 4`: three beside each other.
 
-    python docs/pictures/minute.py runs/minute/samples
+python benchmarks/minute_picture.py runs/minute/samples
 """
 
 import sys
@@ -17,7 +17,8 @@ FPS = 32 / EVERY
 def main(folder: str) -> None:
     """Every third frame at 32/3 frames a second: eight times the speed of 4 frames a second."""
     videos = [read_back(path)[::EVERY] for path in sorted(Path(folder).glob("*.mp4"))[1:4]]
-    write_gif(Path(__file__).with_suffix(".gif"), iter(np.concatenate(videos, axis=2)), FPS)
+    target = Path(__file__).parents[1] / "docs/pictures/minute.gif"
+    write_gif(target, iter(np.concatenate(videos, axis=2)), FPS)
 
 
 if __name__ == "__main__":
