@@ -1,4 +1,4 @@
-"""Makes docs/pictures/minute.gif from the videos of `longtake sample --config minute --count 4`: three beside each other.
+"""Makes docs/pictures/minute.gif from `longtake sample --config minute --count 4`: three videos side by side.
 
 python benchmarks/minute_picture.py runs/minute/samples
 """
