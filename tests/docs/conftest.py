@@ -101,7 +101,9 @@ def _wait_for(address: str, process: subprocess.Popen[str], log: Path) -> None:
         try:
             with urllib.request.urlopen(address, timeout=5):
                 return
-        except (urllib.error.URLError, OSError):
+        except OSError as error:
+            if isinstance(error, urllib.error.HTTPError):
+                error.close()
             assert process.poll() is None, log.read_text()
             assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.2)

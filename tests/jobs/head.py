@@ -4,6 +4,7 @@ import json
 import subprocess
 import tempfile
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -83,7 +84,9 @@ def _wait_for(head: Head, process: subprocess.Popen[str], log: Path) -> None:
     while True:
         try:
             head.ask("version")
-        except OSError:
+        except OSError as error:
+            if isinstance(error, urllib.error.HTTPError):
+                error.close()
             assert process.poll() is None, log.read_text()
             assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.5)
