@@ -65,6 +65,8 @@ def kill(process: subprocess.Popen[str]) -> None:
     """SIGKILL to the driver and all it started in its group."""
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+    if process.stdout is not None:
+        process.stdout.close()
 
 
 def end(process: subprocess.Popen[str], seconds: float = 60) -> None:
