@@ -18,7 +18,7 @@ quickstart: .venv/.installed  ## the whole path on the built-in world: CONFIG=mi
 	@$(BIN)/longtake quickstart --config $(CONFIG) $(ARGS)
 
 test: .venv/.installed-dev  ## every test
-	@$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 check: .venv/.installed-dev  ## format, lint, types, import direction, spelling
 	@$(BIN)/ruff format --check .

@@ -33,10 +33,17 @@ QUIET = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
-    "RAY_maximum_startup_concurrency": "8",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
 }
 """Environment of a quiet Ray; a variable that the user has set stays."""
+
+LOCAL = {
+    "RAY_maximum_startup_concurrency": "8",
+    "RAY_num_workers_soft_limit": "0",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+}
+"""Environment of a private Ray on one machine: idle workers end and give their memory back (1.1 GiB while
+stages train), and nothing watches for a machine that is taken away."""
 
 NOISY_LOGGERS = ("ray", "ray.data", "ray.train", "ray.tune", "ray.serve")
 
@@ -82,8 +89,7 @@ def ray_session(cluster: ClusterConfig, *, dashboard: bool = False, debug: bool 
     Raises:
         ClusterError: the cluster does not answer, refuses the token, or a local Ray cannot be started.
     """
-    for name, value in QUIET.items():
-        os.environ.setdefault(name, value)
+    _set_defaults(QUIET)
     import ray
 
     if ray.is_initialized():
@@ -132,6 +138,7 @@ def _start(cluster: ClusterConfig, folder: Path | None, *, dashboard: bool, debu
             )
             return
         _private_token()
+        _set_defaults(LOCAL)
         ray.init(
             address="local",
             num_cpus=logical_cpus(cluster),
@@ -153,6 +160,11 @@ def _start(cluster: ClusterConfig, folder: Path | None, *, dashboard: bool, debu
             f"a local Ray cannot be started: {reason}",
             "Free memory, disk and /dev/shm; `longtake doctor` checks them",
         ) from error
+
+
+def _set_defaults(variables: dict[str, str]) -> None:
+    for name, value in variables.items():
+        os.environ.setdefault(name, value)
 
 
 def _private_token() -> None:

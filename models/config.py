@@ -101,7 +101,7 @@ class LossConfig:
     """Weight of the flow-matching loss on LONG (mean seeking)."""
     reverse_kl_weight: float = 1.0
     """Weight of the reverse-KL loss on the windows of rollouts (mode seeking)."""
-    anchor_weight: float = 2.0
+    anchor_weight: float = 0.5
     """Weight of the pull towards the frozen long-SFT network at t = 1, when the exit step is the first."""
     normalizer: Literal["window", "sample", "block"] = "window"
     """Over what mean|x - x0_teacher| is taken: a window, the unfolded video, or `normalizer_block` frames."""

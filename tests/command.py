@@ -14,6 +14,9 @@ import psutil
 
 REPOSITORY = Path(__file__).parents[1]
 
+MADE_BY_DISTILLATION = ("distill", "sft_longer", "mixed_longer", "evaluation", "summary.json", "report.html")
+"""What a quickstart has from its distillation on; the rest is finished before it."""
+
 
 def environment(home: Path) -> dict[str, str]:
     """A user's environment with an empty home and no cluster."""

@@ -1,5 +1,6 @@
 """What tests of several packages share."""
 
+import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,19 @@ from tests.command import succeed
 
 settings.register_profile("house", deadline=None, derandomize=True)
 settings.load_profile("house")
+
+LONGEST_FIRST = ("docs", "reliability", "e2e", "jobs")
+"""Folders whose tests take longest: begun first, so that the short ones fill both processes to the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+
+    def place(item: pytest.Item) -> int:
+        folder = item.path.relative_to(here).parts[0]
+        return LONGEST_FIRST.index(folder) if folder in LONGEST_FIRST else len(LONGEST_FIRST)
+
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="session")
@@ -36,10 +50,18 @@ def ray_local() -> Iterator[None]:
 def finished_quickstart(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which `quickstart --config ci` has run once, with what it said in output.txt.
 
-    Tests that would change its runs/ take a copy (tests/command.py: copy_runs).
+    The processes of a test run share it. Tests that would change its runs/ take a copy (tests/command.py:
+    copy_runs).
     """
-    folder = tmp_path_factory.mktemp("quickstart")
-    (folder / "output.txt").write_text(succeed(folder, "quickstart", "--config", "ci", timeout_s=800))
+    alone = "PYTEST_XDIST_WORKER" not in os.environ
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if alone else base.parent) / "finished-quickstart"
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        output = folder / "output.txt"
+        if not output.exists():
+            output.write_text(succeed(folder, "quickstart", "--config", "ci", timeout_s=800))
     return folder
 
 

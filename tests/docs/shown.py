@@ -5,6 +5,8 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import pytest
+
 from jobs.submit import COMMANDS
 from tests.command import REPOSITORY
 
@@ -156,3 +158,9 @@ def _with_preset(words: Sequence[str]) -> list[str]:
         return [*words, "--config", "ci"]
     value = words.index("--config", command) + 1
     return [*words[:value], "ci", *words[value + 1 :]]
+
+
+def of_kind(*kinds: str) -> pytest.MarkDecorator:
+    """A test a command of these kinds, as its argument `shown`."""
+    chosen = [shown for shown in all_shown() if shown.kind in kinds]
+    return pytest.mark.parametrize("shown", chosen, ids=[" ".join(shown.words) for shown in chosen])

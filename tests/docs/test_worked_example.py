@@ -10,11 +10,10 @@ from contextlib import closing
 
 import pytest
 
-from tests.command import REPOSITORY, copy_runs, environment
+from tests.command import MADE_BY_DISTILLATION, REPOSITORY, copy_runs, environment
 from tests.docs.conftest import QUIET, run
 
 STEPS = 40
-MADE_BY_DISTILLATION = ("distill", "sft_longer", "mixed_longer", "evaluation", "summary.json", "report.html")
 
 
 @pytest.fixture

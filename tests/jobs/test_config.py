@@ -45,7 +45,7 @@ def test_tiny_is_the_default_recipe():
     )
     assert (config.mixed.short_batch, config.mixed.long_batch) == (64, 32)
     assert (config.distill.steps, config.distill.learning_rate, config.distill.critic_learning_rate) == (
-        240,
+        210,
         5e-5,
         5e-4,
     )

@@ -9,20 +9,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.command import copy_runs, kill, start, succeed
+from tests.command import MADE_BY_DISTILLATION, copy_runs, kill, longtake, start, succeed
 
 STEPS, EVERY = 8, 2
 DISTILL = ("--set", f"distill.steps={STEPS}", "--set", f"distill.checkpoint_every={EVERY}")
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def prepared(finished_quickstart: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run whose dataset, teacher and long-SFT student are finished."""
-    folder = tmp_path_factory.mktemp("prepared")
-    succeed(folder, "ingest", "--config", "ci")
-    succeed(folder, "train", "teacher", "--config", "ci")
-    succeed(folder, "train", "sft", "--config", "ci")
-    return folder
+    return copy_runs(finished_quickstart, tmp_path_factory.mktemp("prepared"), *MADE_BY_DISTILLATION)
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +71,6 @@ def test_two_workers_reach_the_same_weights(prepared: Path, undisturbed: Path, t
 
 @pytest.mark.timeout(600)
 def test_a_finished_stage_is_not_trained_again_and_other_settings_are_refused(prepared: Path) -> None:
-    from tests.command import longtake
-
     before = (prepared / "runs/ci/seed-0/teacher/outcome.json").stat().st_mtime_ns
     succeed(prepared, "train", "teacher", "--config", "ci")
     assert (prepared / "runs/ci/seed-0/teacher/outcome.json").stat().st_mtime_ns == before
