@@ -1,101 +1,28 @@
-"""The operations the models use, and which code runs them: Triton on a GPU, the CPU paths on a CPU.
+"""The operations the models use.
 
-LONGTAKE_KERNELS = triton | cpu | reference demands one; a demand that cannot be met is an error, never
-another path. Which path runs, and why, is logged once by the logger `longtake.kernels`.
+Inputs are checked here; which code then runs is kernels/dispatch.py's choice.
 """
 
-import importlib
-import importlib.util
-import logging
 import os
 from collections.abc import Sequence
-from functools import cache
-from types import ModuleType
 from typing import Literal, overload
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from kernels import checks, window_attention_cpu
 from kernels import window_gather as windows
+from kernels.dispatch import VARIABLE, module_for
 from kernels.reference import Normalizer, ReverseKLScore
 
 __all__ = [
     "ReverseKLScore",
     "dense_attention",
-    "path_for",
     "reverse_kl_score",
     "window_attention",
     "window_gather",
     "window_scatter",
 ]
-
-VARIABLE = "LONGTAKE_KERNELS"
-"""The environment variable that demands a path."""
-_PATHS = ("triton", "cpu", "reference")
-_log = logging.getLogger("longtake.kernels")
-
-
-def path_for(device: torch.device) -> str:
-    """`triton`, `cpu` or `reference`: the path for tensors on a device.
-
-    Raises:
-        RuntimeError: the path is demanded, or is the only one for this device, and cannot run here.
-    """
-    demanded = os.environ.get(VARIABLE, "")
-    if demanded:
-        _check_demand(demanded, device)
-        return demanded
-    if device.type == "cuda":
-        _check_demand("triton", device)
-        return "triton"
-    return "cpu" if device.type == "cpu" else "reference"
-
-
-def _check_demand(path: str, device: torch.device) -> None:
-    """Refuse a path that cannot run on a device."""
-    if path not in _PATHS:
-        raise RuntimeError(
-            f"{VARIABLE}={path} names no path. Set it to one of {', '.join(_PATHS)}, or unset it"
-        )
-    if path == "cpu" and device.type != "cpu":
-        raise RuntimeError(
-            f"{VARIABLE}=cpu cannot run on tensors on {device}. "
-            f"Move the model to the CPU, or unset {VARIABLE}"
-        )
-    if path != "triton":
-        return
-    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-    if device.type != "cuda" and not interpreted:
-        raise RuntimeError(
-            f"the Triton kernels cannot run on tensors on {device}. Move the model to a GPU, interpret them "
-            f"with TRITON_INTERPRET=1 (slow), or unset {VARIABLE}"
-        )
-    if not _has_triton():
-        raise RuntimeError(
-            "the Triton kernels need the package triton (3.6 to 3.9), which is not installed. "
-            f"Install it, or set {VARIABLE}=reference"
-        )
-
-
-@cache
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
-
-
-@cache
-def _announce(operation: str, path: str, reason: str) -> None:
-    """Log a choice, once."""
-    _log.info("%s runs the %s path: %s", operation, path, reason)
-
-
-def _module(operation: str, device: torch.device, modules: dict[str, str]) -> ModuleType:
-    """The module that serves an operation on a device; modules maps the paths to names in this package."""
-    path = path_for(device)
-    demanded = bool(os.environ.get(VARIABLE))
-    _announce(operation, path, f"{VARIABLE} demands it" if demanded else f"tensors are on {device.type}")
-    return importlib.import_module(f"kernels.{modules[path]}")
 
 
 @overload
@@ -171,7 +98,9 @@ def window_attention(
     if plain and window >= q.shape[2] // tokens_per_frame - 1 and not os.environ.get(VARIABLE):
         return dense_attention(q, k, v, scale)
     modules = {"triton": "window_attention", "cpu": "window_attention_cpu", "reference": "reference"}
-    result: Tensor | tuple[Tensor, Tensor] = _module("window_attention", q.device, modules).window_attention(
+    result: Tensor | tuple[Tensor, Tensor] = module_for(
+        "window_attention", q.device, modules
+    ).window_attention(
         q,
         k,
         v,
@@ -251,7 +180,7 @@ def reverse_kl_score(
     checks.score_inputs(x0, {"x_t": x_t, "v_cond": v_cond, "v_uncond": v_uncond, "v_fake": v_fake}, t)
     checks.score_options(x0, v_uncond, guidance_scale, normalizer, windows_per_sample, block_frames, floor)
     modules = {"triton": "reverse_kl", "cpu": "reverse_kl_cpu", "reference": "reference"}
-    result: ReverseKLScore = _module("reverse_kl_score", x0.device, modules).reverse_kl_score(
+    result: ReverseKLScore = module_for("reverse_kl_score", x0.device, modules).reverse_kl_score(
         x0,
         x_t,
         t,

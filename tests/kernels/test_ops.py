@@ -5,13 +5,13 @@ import sys
 import pytest
 import torch
 
-from kernels import ops, reference, window_attention_cpu
+from kernels import dispatch, ops, reference, window_attention_cpu
 from tests.kernels.helpers import qkv, windows
 
 
 @pytest.fixture(autouse=True)
 def _no_demand(monkeypatch):
-    monkeypatch.delenv(ops.VARIABLE, raising=False)
+    monkeypatch.delenv(dispatch.VARIABLE, raising=False)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
 
 
@@ -27,7 +27,7 @@ def attend(shape=(1, 2, 12, 16), **changes):
 
 
 def test_cpu_tensors_run_the_cpu_path():
-    assert ops.path_for(torch.device("cpu")) == "cpu"
+    assert dispatch.path_for(torch.device("cpu")) == "cpu"
     q, k, v = qkv((1, 2, 12, 16))
     expected = window_attention_cpu.window_attention(q, k, v, tokens_per_frame=2, window=1)
     assert torch.equal(attend(), expected)
@@ -35,7 +35,7 @@ def test_cpu_tensors_run_the_cpu_path():
 
 @pytest.mark.parametrize("demanded", ["cpu", "reference"])
 def test_a_demand_is_obeyed(monkeypatch, demanded):
-    monkeypatch.setenv(ops.VARIABLE, demanded)
+    monkeypatch.setenv(dispatch.VARIABLE, demanded)
     module = {"cpu": window_attention_cpu, "reference": reference}[demanded]
     called = []
     real = module.window_attention
@@ -45,7 +45,7 @@ def test_a_demand_is_obeyed(monkeypatch, demanded):
 
 
 def test_other_devices_without_a_path_run_the_reference():
-    assert ops.path_for(torch.device("meta")) == "reference"
+    assert dispatch.path_for(torch.device("meta")) == "reference"
 
 
 @pytest.mark.parametrize(
@@ -57,19 +57,19 @@ def test_other_devices_without_a_path_run_the_reference():
     ],
 )
 def test_an_impossible_demand_is_an_error_with_the_remedy(monkeypatch, demanded, device, remedy):
-    monkeypatch.setenv(ops.VARIABLE, demanded)
+    monkeypatch.setenv(dispatch.VARIABLE, demanded)
     with pytest.raises(RuntimeError, match=remedy):
-        ops.path_for(torch.device(device))
+        dispatch.path_for(torch.device(device))
 
 
 def test_a_gpu_without_triton_is_an_error_not_another_path(monkeypatch):
-    monkeypatch.setattr(ops, "_has_triton", lambda: False)
+    monkeypatch.setattr(dispatch, "_has_triton", lambda: False)
     with pytest.raises(RuntimeError, match="LONGTAKE_KERNELS=reference"):
-        ops.path_for(torch.device("cuda"))
+        dispatch.path_for(torch.device("cuda"))
 
 
 def test_the_choice_is_logged_once(caplog):
-    ops._announce.cache_clear()
+    dispatch._announce.cache_clear()
     with caplog.at_level(logging.INFO, logger="longtake.kernels"):
         attend()
         attend()

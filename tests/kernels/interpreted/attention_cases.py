@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kernels import ops, reference
+from kernels import dispatch, ops, reference
 from kernels.window_attention import window_attention
 from tests.kernels.helpers import OPTIONS, compare, options_for, qkv, relative
 
@@ -92,7 +92,7 @@ def test_unwritten_memory_never_shows(monkeypatch):
 
 
 def test_the_kernel_is_reached_by_demand(monkeypatch):
-    monkeypatch.setenv(ops.VARIABLE, "triton")
+    monkeypatch.setenv(dispatch.VARIABLE, "triton")
     q, k, v = qkv((1, 1, 12, 16), dtype=torch.float32)
     out = ops.window_attention(q, k, v, tokens_per_frame=2, window=1)
     assert torch.equal(out, window_attention(q, k, v, tokens_per_frame=2, window=1))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kernels import ops, reference
+from kernels import dispatch, ops, reference
 from kernels.reverse_kl import BLOCK, reverse_kl_score
 from tests.kernels.helpers import relative, windows
 
@@ -67,7 +67,7 @@ def test_slices_and_unwritten_memory(monkeypatch):
 
 
 def test_the_kernel_is_reached_by_demand_and_refuses_float64(monkeypatch):
-    monkeypatch.setenv(ops.VARIABLE, "triton")
+    monkeypatch.setenv(dispatch.VARIABLE, "triton")
     inputs = windows(2, 3, dtype=torch.float32)
     result = ops.reverse_kl_score(*inputs, guidance_scale=2.0, normalizer="window")
     assert torch.equal(result.score, reverse_kl_score(*inputs, guidance_scale=2.0, normalizer="window").score)
