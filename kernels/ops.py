@@ -14,6 +14,7 @@ from kernels import checks, window_attention_cpu
 from kernels import window_gather as windows
 from kernels.dispatch import VARIABLE, module_for
 from kernels.reference import Normalizer, ReverseKLScore
+from kernels.score_op import score
 
 __all__ = [
     "ReverseKLScore",
@@ -160,7 +161,9 @@ def reverse_kl_score(
     """(x0_fake - x0_real) / max(mean |x0 - x0_real|, floor): the reverse KL's push on each window.
 
     x0_real = x_t - t v_real, v_real = u + guidance_scale (c - u) (1 is no guidance), x0_fake = x_t - t
-    v_fake. With loss 0.5 mean((x0 - stopgrad(x0 - score))^2) the gradient of x0 is score / numel.
+    v_fake. With loss 0.5 mean((x0 - stopgrad(x0 - score))^2) the gradient of x0 is score / numel. Nothing
+    here carries a gradient, and under autocast the tensors are used as they are; those of a lower precision
+    than x0 are welcome.
 
     Args:
         x0: [N, L, C, h, w], the student's windows; the rows of one video stand together.
@@ -171,7 +174,7 @@ def reverse_kl_score(
         floor: the smallest normaliser.
 
     Returns:
-        ReverseKLScore: the score, and diagnostics. Non-finite entries are 0 and counted.
+        ReverseKLScore: the score, the loss, and diagnostics. Non-finite entries are 0 and counted.
 
     Raises:
         ValueError: shapes or options that do not fit together.
@@ -179,21 +182,9 @@ def reverse_kl_score(
     """
     checks.score_inputs(x0, {"x_t": x_t, "v_cond": v_cond, "v_uncond": v_uncond, "v_fake": v_fake}, t)
     checks.score_options(x0, v_uncond, guidance_scale, normalizer, windows_per_sample, block_frames, floor)
-    modules = {"triton": "reverse_kl", "cpu": "reverse_kl_cpu", "reference": "reference"}
-    result: ReverseKLScore = module_for("reverse_kl_score", x0.device, modules).reverse_kl_score(
-        x0,
-        x_t,
-        t,
-        v_cond,
-        v_uncond,
-        v_fake,
-        guidance_scale=guidance_scale,
-        normalizer=normalizer,
-        windows_per_sample=windows_per_sample,
-        block_frames=block_frames,
-        floor=floor,
-    )
-    return result
+    tensors = [x if x is None else x.detach() for x in (x0, x_t, t, v_cond, v_uncond, v_fake)]
+    options = (float(guidance_scale), normalizer, windows_per_sample, block_frames, float(floor))
+    return ReverseKLScore(*score(*tensors, *options))
 
 
 def window_gather(video: Tensor, starts: Sequence[int], length: int) -> Tensor:

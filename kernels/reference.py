@@ -24,6 +24,8 @@ class ReverseKLScore(NamedTuple):
     """[N], or [N, blocks] with normalizer `block`: what the difference was divided by."""
     non_finite: Tensor
     """0-dimensional int64: entries that were not finite and were set to zero."""
+    loss: Tensor
+    """0-dimensional, float32 or float64: 0.5 mean score^2, which is DMD's loss of these windows."""
 
 
 def frame_mask(
@@ -140,12 +142,14 @@ def reverse_kl_score(
     norm, divisor = _normaliser(gap.abs(), normalizer, windows_per_sample, block_frames, floor)
     score = difference / divisor
     bad = ~(torch.isfinite(score) & torch.isfinite(gap))
+    score = score.masked_fill(bad, 0.0)
     return ReverseKLScore(
-        score=score.masked_fill(bad, 0.0).to(x0.dtype),
+        score=score.to(x0.dtype),
         distance_real=gap.abs().flatten(1).mean(1),
         distance_fake=difference.abs().flatten(1).mean(1),
         norm=norm,
         non_finite=bad.sum(),
+        loss=0.5 * score.square().mean(dtype=torch.float64).to(compute),
     )
 
 

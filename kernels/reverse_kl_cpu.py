@@ -1,22 +1,50 @@
-"""The reverse-KL score on the CPU: float32 with float64 sums. Its normaliser also serves the Triton path."""
+"""The reverse-KL score on the CPU: float32 with float64 totals (float64 throughout for float64 inputs).
+
+Large windows are worked through in runs that stay in the cache, small ones all at once.
+"""
+
+import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from kernels.reference import Normalizer, ReverseKLScore
 
+RUN = 131_072
+"""Elements a run."""
+LARGE = 16_384
+"""Elements that share a normaliser from which on runs pay."""
+
+
+class Scope(NamedTuple):
+    """What shares a normaliser."""
+
+    frames: int
+    """Consecutive frames of a row: a segment."""
+    rows: int
+    """Consecutive rows."""
+    floor: float
+    """The smallest normaliser."""
+
+
+class Parts(NamedTuple):
+    """What the two ways of working hand on."""
+
+    score: Tensor
+    """Like x0, computed in float32 or float64."""
+    sums: tuple[Tensor, Tensor]
+    """Of |x0 - x0_real| and |x0_fake - x0_real|, each [N, segments], float64."""
+    norm: Tensor
+    """[N, segments], float64."""
+    non_finite: int
+    squares: float
+    """Sum of score^2."""
+
 
 def segment_frames(frames: int, normalizer: Normalizer, block_frames: int) -> int:
     """Frames of a window that share a normaliser: a block's, or all."""
     return min(block_frames, frames) if normalizer == "block" else frames
-
-
-def normaliser(means: Tensor, normalizer: Normalizer, windows_per_sample: int, floor: float) -> Tensor:
-    """max(mean |x0 - x0_real|, floor) of each segment [N, segments] from the segments' own means."""
-    if normalizer == "sample":
-        shared = means.view(-1, windows_per_sample).mean(1, keepdim=True)
-        means = shared.expand(-1, windows_per_sample).reshape(-1, 1)
-    return means.clamp_min(floor)
 
 
 def reverse_kl_score(
@@ -34,27 +62,114 @@ def reverse_kl_score(
     floor: float = 1e-4,
 ) -> ReverseKLScore:
     """`reference.reverse_kl_score`, by x0_fake - x0_real = t (v_real - v_fake): nothing large cancels."""
-    compute = torch.promote_types(x0.dtype, torch.float32)
-    student, x_t, v_real, v_fake = (x.detach().to(compute) for x in (x0, x_t, v_cond, v_fake))
-    time = t.detach().to(compute).view(-1, *[1] * (x0.dim() - 1))
+    scope = Scope(
+        segment_frames(x0.shape[1], normalizer, block_frames),
+        windows_per_sample if normalizer == "sample" else 1,
+        floor,
+    )
+    tensors = [x.detach() for x in (x0, x_t, v_cond, v_fake)]
     if v_uncond is not None and guidance_scale != 1.0:
-        base = v_uncond.detach().to(compute)
+        tensors.append(v_uncond.detach())
+    large = scope.frames * x0[0, 0].numel() >= LARGE
+    parts = (_in_runs if large else _at_once)(tensors, t.detach(), guidance_scale, scope)
+    compute, row_size = parts.score.dtype, x0[0].numel()
+    real, fake = ((s.sum(1) / row_size).to(compute) for s in parts.sums)
+    return ReverseKLScore(
+        score=parts.score.to(x0.dtype),
+        distance_real=real,
+        distance_fake=fake,
+        norm=(parts.norm if normalizer == "block" else parts.norm[:, 0]).to(compute),
+        non_finite=torch.tensor(parts.non_finite),
+        loss=torch.tensor(0.5 * parts.squares / x0.numel(), dtype=compute),
+    )
+
+
+def _norm(sums: Tensor, row_size: int, segment_size: int, scope: Scope) -> Tensor:
+    """max(mean |x0 - x0_real|, floor) [N, segments] from the sums of each segment."""
+    sizes = torch.full((sums.shape[1],), float(segment_size), dtype=torch.float64)
+    sizes[-1] = row_size - segment_size * (len(sizes) - 1)
+    means = (sums / sizes).unflatten(0, (-1, scope.rows)).mean(1)
+    norm: Tensor = means.clamp_min(scope.floor).repeat_interleave(scope.rows, 0)
+    return norm
+
+
+def _at_once(tensors: list[Tensor], t: Tensor, guidance_scale: float, scope: Scope) -> Parts:
+    """All rows together; tensors are x0, x_t, v_cond, v_fake and, with guidance, v_uncond."""
+    compute = torch.promote_types(tensors[0].dtype, torch.float32)
+    x0, x_t, v_real, v_fake, *unconditional = (x.to(compute).flatten(2) for x in tensors)
+    time = t.to(compute).view(-1, 1, 1)
+    for base in unconditional:
         v_real = base + guidance_scale * (v_real - base)
-    gap = student - torch.addcmul(x_t, time, v_real, value=-1)
+    gap = x0 - torch.addcmul(x_t, time, v_real, value=-1)
     difference = time * (v_real - v_fake)
     difference = difference.masked_fill_(~torch.isfinite(gap), float("nan"))
-    gap = gap.abs_()
 
-    frames = segment_frames(x0.shape[1], normalizer, block_frames)
-    means = torch.stack([s.flatten(1).mean(1, dtype=torch.float64) for s in gap.split(frames, 1)], 1)
-    norm = normaliser(means, normalizer, windows_per_sample, floor)
-    divisor = norm.to(compute).repeat_interleave(frames, 1)[:, : x0.shape[1]]
-    score = difference / divisor.view(*divisor.shape, *[1] * (x0.dim() - 2))
+    by_frame = (x.abs().sum(2, dtype=torch.float64) for x in (gap, difference))
+    real, fake = (torch.stack([s.sum(1) for s in x.split(scope.frames, 1)], 1) for x in by_frame)
+    norm = _norm(real, x0[0].numel(), scope.frames * x0.shape[2], scope)
+    divisor = norm.to(compute).repeat_interleave(scope.frames, 1)[:, : x0.shape[1], None]
+    score = difference.div_(divisor)
     bad = ~torch.isfinite(score)
-    return ReverseKLScore(
-        score=score.masked_fill_(bad, 0.0).to(x0.dtype),
-        distance_real=gap.flatten(1).mean(1, dtype=torch.float64).to(compute),
-        distance_fake=difference.abs().flatten(1).mean(1, dtype=torch.float64).to(compute),
-        norm=(norm if normalizer == "block" else norm[:, 0]).to(compute),
-        non_finite=bad.sum(),
-    )
+    score.masked_fill_(bad, 0.0)
+    squares = score.square().sum(dtype=torch.float64)
+    return Parts(score.view(tensors[0].shape), (real, fake), norm, int(bad.sum()), float(squares))
+
+
+def _in_runs(tensors: list[Tensor], t: Tensor, guidance_scale: float, scope: Scope) -> Parts:
+    """Run after run of each segment of each row; what is not finite is looked for only where a sum is not."""
+    rows, first = tensors[0].shape[0], tensors[0][0]
+    compute, segment = torch.promote_types(tensors[0].dtype, torch.float32), scope.frames * first[0].numel()
+    score = torch.empty(tensors[0].shape, dtype=compute)
+    flat = [x.contiguous().view(rows, -1) for x in (score, *tensors)]
+    scratch = torch.empty(2, min(RUN, segment), dtype=compute)
+    sums = []
+    for row, time in enumerate(t.to(compute).tolist()):
+        for parts in zip(*(x[row].split(segment) for x in flat), strict=True):
+            runs = zip(*(x.split(RUN) for x in parts), strict=True)
+            pairs = [_difference(scratch, time, guidance_scale, *run) for run in runs]
+            sums.append([sum(column) for column in zip(*pairs, strict=True)])
+    real, fake = torch.tensor(sums, dtype=torch.float64).view(rows, -1, 2).unbind(2)
+    norm = _norm(real, first.numel(), segment, scope)
+
+    time = t.to(torch.float64)[:, None]
+    factors = (time / norm).flatten().tolist()
+    segments = [part for row in flat[0] for part in row.split(segment)]
+    ends = [_scale(run, f) for part, f in zip(segments, factors, strict=True) for run in part.split(RUN)]
+    bad, squares = (sum(column) for column in zip(*ends, strict=True))
+    return Parts(score, (real, time * fake), norm, int(bad), squares)
+
+
+def _difference(
+    scratch: Tensor,
+    time: float,
+    guidance_scale: float,
+    out: Tensor,
+    x0: Tensor,
+    x_t: Tensor,
+    v_cond: Tensor,
+    v_fake: Tensor,
+    v_uncond: Tensor | None = None,
+) -> tuple[float, float]:
+    """One run [n]: writes v_real - v_fake, NaN where x0 - x0_real is not finite; sums of |x0 - x0_real| and
+    |v_real - v_fake|."""
+    v, gap = scratch[:, : out.numel()]
+    v_real = v_cond.to(v.dtype)
+    if v_uncond is not None:
+        v_real = torch.lerp(v_uncond.to(v.dtype), v_real, guidance_scale, out=v)
+    torch.sub(v_real, v_fake.to(v.dtype), out=out)
+    torch.sub(x0.to(v.dtype), x_t.to(v.dtype), out=gap).add_(v_real, alpha=time).abs_()
+    real, fake = gap.sum().item(), torch.abs(out, out=v).sum().item()
+    if not math.isfinite(real + fake):
+        out.masked_fill_(~torch.isfinite(gap), float("nan"))
+        real, fake = (x.sum(dtype=torch.float64).item() for x in (gap, out.abs()))
+    return real, fake
+
+
+def _scale(run: Tensor, factor: float) -> tuple[int, float]:
+    """Multiplies a run in place and zeroes what is then not finite: their number, and the sum of squares."""
+    squares = torch.dot(run.mul_(factor), run).item()
+    if math.isfinite(squares):
+        return 0, squares
+    bad = ~torch.isfinite(run)
+    run.masked_fill_(bad, 0.0)
+    return int(bad.sum()), run.square().sum(dtype=torch.float64).item()

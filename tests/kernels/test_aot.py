@@ -87,21 +87,11 @@ def test_attention_compiles_for_ampere_and_for_amd():
     assert attention(GPUTarget("hip", "gfx942", 64), 64, torch.bfloat16).asm["hsaco"]
 
 
-def test_the_score_compiles_for_hopper_without_spilling(tmp_path):
-    inputs = dict.fromkeys(("x0", "x_t", "v_cond", "v_uncond", "v_fake", "score"), "*bf16")
-    types = {
-        **inputs,
-        "t": "*fp32",
-        "difference": "*fp32",
-        "sums": "*fp32",
-        "norm": "*fp32",
-        "counts": "*i32",
-    }
-    types["guidance_scale"] = "fp32"
-    block = {"BLOCK": reverse_kl.BLOCK}
-    for kernel, constants in (
-        (reverse_kl.difference_kernel, {"GUIDED": True, **block}),
-        (reverse_kl.divide_kernel, block),
-    ):
-        compiled = compile_for(HOPPER, kernel, types, constants, num_warps=4)
-        assert not re.search(r"\bSTL\b", assembly(compiled, tmp_path))
+@pytest.mark.parametrize("case", reverse_kl.aot_cases(), ids=lambda case: case[0])
+def test_the_score_compiles_for_hopper_to_wide_loads_without_spilling(tmp_path, case):
+    _, kernel, types, constants, options = case
+    text = assembly(compile_for(HOPPER, kernel, types, constants, **options), tmp_path)
+    assert not re.search(r"\bSTL\b", text)
+    if "BLOCK" in constants:
+        assert len(re.findall(r"LDG\.E\.128", text)) >= 8
+        assert not re.search(r"LDG\.E\.(64|U16|U8)", text)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kernels import dispatch, ops, reference
-from kernels.reverse_kl import BLOCK, reverse_kl_score
+from kernels.reverse_kl import BLOCKS, reverse_kl_score
 from tests.kernels.helpers import relative, windows
 
 NORMALIZERS = ["window", "sample", "block"]
@@ -48,7 +48,7 @@ def test_what_is_not_finite_is_zero_and_counted_as_in_the_reference(place, value
 
 
 def test_two_runs_give_the_same_bits_and_a_batch_changes_no_row():
-    inputs = windows(3, 2, dtype=torch.float32, inner=(4, 16, BLOCK // 48))
+    inputs = windows(3, 2, dtype=torch.float32, inner=(4, 16, BLOCKS[torch.float32] // 48))
     options = {"guidance_scale": 2.0, "normalizer": "window"}
     one, two = reverse_kl_score(*inputs, **options), reverse_kl_score(*inputs, **options)
     assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
