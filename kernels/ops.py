@@ -7,10 +7,11 @@ import os
 from collections.abc import Sequence
 from typing import Literal, overload
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kernels import checks, window_attention_cpu
+from kernels import attention_op, checks, window_attention_cpu
 from kernels import window_gather as windows
 from kernels.dispatch import VARIABLE, module_for
 from kernels.reference import Normalizer, ReverseKLScore
@@ -93,27 +94,26 @@ def window_attention(
         ValueError: shapes or options that do not fit together.
         RuntimeError: the demanded path cannot run.
     """
+    q, k, v = (_as_autocast(x) for x in (q, k, v))
     checks.attention_inputs(q, k, v)
     checks.window_options(q, k, tokens_per_frame, window, valid_frames, global_frames)
     plain = valid_frames is None and not global_frames and not wrap and not return_lse
     if plain and window >= q.shape[2] // tokens_per_frame - 1 and not os.environ.get(VARIABLE):
         return dense_attention(q, k, v, scale)
-    modules = {"triton": "window_attention", "cpu": "window_attention_cpu", "reference": "reference"}
-    result: Tensor | tuple[Tensor, Tensor] = module_for(
-        "window_attention", q.device, modules
-    ).window_attention(
-        q,
-        k,
-        v,
-        tokens_per_frame=tokens_per_frame,
-        window=window,
-        scale=scale,
-        valid_frames=valid_frames,
-        global_frames=global_frames,
-        wrap=wrap,
-        return_lse=return_lse,
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    out, lse = attention_op.window_attention(
+        q, k, v, tokens_per_frame, window, scale, valid_frames, global_frames, wrap
     )
-    return result
+    return (out, lse) if return_lse else out
+
+
+def _as_autocast(x: Tensor) -> Tensor:
+    """x in the type of an autocast region, if it is in one; float64 stays, as in torch."""
+    kind = x.device.type
+    known = torch.amp.is_autocast_available(kind)
+    if x.dtype == torch.float64 or not known or not torch.is_autocast_enabled(kind):
+        return x
+    return x.to(torch.get_autocast_dtype(kind))
 
 
 def dense_attention(

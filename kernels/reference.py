@@ -11,6 +11,22 @@ from torch import Tensor
 Normalizer = Literal["window", "sample", "block"]
 
 
+class WindowOptions(NamedTuple):
+    """What a frame of windowed attention sees; `frame_mask` is the definition."""
+
+    tokens_per_frame: int
+    window: int
+    """Frames to each side; cut at the ends."""
+    scale: float
+    """Factor of the logits."""
+    valid_frames: Tensor | None = None
+    """Integers [B]: frames at or beyond a sample's count see nothing and are seen by none."""
+    global_frames: int = 0
+    """The first so many frames see all and are seen by all."""
+    wrap: bool = False
+    """Frames form a ring."""
+
+
 class ReverseKLScore(NamedTuple):
     """The reverse-KL gradient of folded windows and its diagnostics; nothing here carries a gradient."""
 
@@ -79,24 +95,55 @@ def window_attention(
         [B, heads, tokens] (float32 or float64, natural log, without gradient). A row that sees nothing gives
         0 and -inf. Half precision is computed in float32.
     """
-    compute = torch.promote_types(q.dtype, torch.float32)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    out, lse = _attend(
+        q, k, v, WindowOptions(tokens_per_frame, window, scale, valid_frames, global_frames, wrap)
+    )
+    return (out, lse) if return_lse else out
+
+
+def forward(q: Tensor, k: Tensor, v: Tensor, options: WindowOptions) -> tuple[Tensor, Tensor]:
+    """Output and lse of `window_attention`, contiguous and without a graph."""
+    with torch.no_grad():
+        out, lse = _attend(q, k, v, options)
+    return out.contiguous(), lse.contiguous()
+
+
+def backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    _out: Tensor,
+    _lse: Tensor,
+    options: WindowOptions,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q, k and v, by differentiating the definition."""
+    leaves = [x.detach().requires_grad_() for x in (q, k, v)]
+    with torch.enable_grad():
+        again, _ = _attend(*leaves, options)
+    grad_q, grad_k, grad_v = torch.autograd.grad(again, leaves, grad)
+    return grad_q.contiguous(), grad_k.contiguous(), grad_v.contiguous()
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, options: WindowOptions) -> tuple[Tensor, Tensor]:
+    """Output, with its graph, and lse."""
+    compute, per_frame = torch.promote_types(q.dtype, torch.float32), options.tokens_per_frame
     mask = frame_mask(
-        q.shape[2] // tokens_per_frame,
-        window,
-        valid_frames=valid_frames,
-        global_frames=global_frames,
-        wrap=wrap,
+        q.shape[2] // per_frame,
+        options.window,
+        valid_frames=options.valid_frames,
+        global_frames=options.global_frames,
+        wrap=options.wrap,
         device=q.device,
     )
-    mask = mask.repeat_interleave(tokens_per_frame, 1).repeat_interleave(tokens_per_frame, 2)[:, None]
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    scores = q.to(compute) @ k.to(compute).transpose(-1, -2) * scale
+    mask = mask.repeat_interleave(per_frame, 1).repeat_interleave(per_frame, 2)[:, None]
+    scores = q.to(compute) @ k.to(compute).transpose(-1, -2) * options.scale
     scores = scores.masked_fill(~mask, float("-inf"))
     lse = torch.logsumexp(scores.detach(), dim=-1)
     sees_nothing = ~mask.any(-1, keepdim=True)
     weights = torch.softmax(scores.masked_fill(sees_nothing, 0.0), dim=-1).masked_fill(~mask, 0.0)
-    out = (weights @ v.to(compute)).to(q.dtype)
-    return (out, lse) if return_lse else out
+    return (weights @ v.to(compute)).to(q.dtype), lse
 
 
 def reverse_kl_score(

@@ -1,328 +1,164 @@
-# ruff: noqa: N803
-"""Windowed attention in Triton: forward; the backward is recomputed chunk by chunk through torch.
+"""Windowed attention in Triton, forward and backward: what is launched, and how large.
 
-One program holds a tile of queries and walks over the one contiguous range of keys that the tile's frames can
-see, with a running maximum and sum (Milakov & Gimelshein, arXiv 1805.02867). Any number of frames, tokens a
-frame and window; head dimensions that are multiples of 8 from 16 to 128; strides of any kind (a last
-dimension that is not contiguous is copied). With `wrap` or `global_frames` the keys seen are not one range,
-and all tiles are visited.
-
-Written for Triton 3.6 to 3.9 and its interpreter, which computes wrong products of bfloat16: there, and only
-there, UPCAST turns tiles into float32.
+Any number of frames, tokens a frame and window; head dimensions that are multiples of 8 from 16 to 128;
+strides of any kind (a last dimension that is not contiguous is copied). Nothing is compiled again when the
+clip's length, the window or the batch changes.
 """
 
-import os
 from typing import Any, NamedTuple
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
-from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 
-from kernels import reference
+from kernels.reference import WindowOptions
+from kernels.window_attention_backward import delta_kernel, key_gradients_kernel, query_gradients_kernel
+from kernels.window_attention_forward import forward_kernel
+from kernels.window_walk import INTERPRETED
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-"""Triton runs as numpy on the CPU; must be set before Triton is imported."""
 HEAD_DIMS = range(16, 129, 8)
-"""Head dimensions of the kernel."""
+"""Head dimensions of the kernels."""
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-"""Types of q, k and v; sums are float32."""
-_LOG2_E = 1.4426950408889634
+"""Types of q, k and v; sums are float32, and float32 products are exact (no TF32)."""
+FEW_TOKENS = 64
+"""Clips up to this length get small tiles."""
 
 
 class Tile(NamedTuple):
-    """Launch parameters: query rows and key columns a step, warps a program, stages of the pipeline."""
+    """Launch parameters: tokens a program owns, tokens a step, warps a program, stages of the pipeline."""
 
-    rows: int
-    columns: int
+    tile: int
+    step: int
     warps: int
     stages: int
 
 
-def tile_for(tokens: int, head_dim: int, dtype: torch.dtype, interpreted: bool = INTERPRETED) -> Tile:
-    """Large tiles where they compile for sm_80 and sm_90 without spilling registers (float32 of head_dim 128
-    spills in every tile); small ones for few tokens and the interpreter.
-    """
+class Tiles(NamedTuple):
+    """The tile of each kernel."""
+
+    forward: Tile
+    key_gradients: Tile
+    query_gradients: Tile
+
+
+def tiles_for(tokens: int, head_dim: int, dtype: torch.dtype, interpreted: bool = INTERPRETED) -> Tiles:
+    """Tiles that compile for sm_80 and sm_90 without spilling registers (kernels/aot.py checks them)."""
     if interpreted:
-        return Tile(32, 32, 4, 1)
-    if tokens <= 64:
-        return Tile(32, 32, 4, 2)
+        return Tiles(*[Tile(32, 32, 4, 1)] * 3)
+    if tokens <= FEW_TOKENS:
+        return Tiles(*[Tile(32, 32, 4, 2)] * 3)
     if dtype == torch.float32:
-        return Tile(64 if head_dim <= 64 else 32, 32, 8, 2)
-    return Tile(128, 64, 8, 3)
+        rows = 64 if head_dim <= 64 else 32
+        return Tiles(Tile(rows, 32, 8, 2), Tile(32, 32, 8, 2), Tile(32, 32, 8, 2))
+    return Tiles(Tile(128, 64, 8, 3), Tile(128, 32, 8, 2), Tile(128, 64, 8, 2))
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _load_tile(
-    base: tl.tensor,
-    tokens: tl.tensor,
-    channels: tl.tensor,
-    limit: tl.tensor,
-    stride: tl.tensor,
-    HEAD_DIM: tl.constexpr,
-    UPCAST: tl.constexpr,
-) -> tl.tensor:
-    """[tokens, channels] from `base`, zero at and beyond token `limit` and channel HEAD_DIM."""
-    inside = (tokens < limit)[:, None] & (channels < HEAD_DIM)[None, :]
-    offsets = tokens.to(tl.int64)[:, None] * stride + channels[None, :]
-    tile = tl.load(base + offsets, mask=inside, other=0.0)
-    return tile.to(tl.float32) if UPCAST else tile
+def forward(q: Tensor, k: Tensor, v: Tensor, options: WindowOptions) -> tuple[Tensor, Tensor]:
+    """Output [B, heads, tokens, D] and lse [B, heads, tokens], contiguous; as `reference.forward`.
 
+    A NaN reaches every row that sees it, and may reach rows up to a tile further.
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _seen(
-    row_frame: tl.tensor,
-    column_frame: tl.tensor,
-    count: tl.tensor,
-    window: tl.tensor,
-    global_frames: tl.tensor,
-    ANY_FRAME: tl.constexpr,
-    WRAP: tl.constexpr,
-) -> tl.tensor:
-    """[rows, columns]: which key a query sees; as `reference.frame_mask`."""
-    distance = tl.abs(row_frame[:, None] - column_frame[None, :])
-    if WRAP:
-        distance = tl.minimum(distance, count - distance)
-    seen = distance <= window
-    if ANY_FRAME:
-        seen = seen | (row_frame < global_frames)[:, None] | (column_frame < global_frames)[None, :]
-    return seen & (row_frame < count)[:, None] & (column_frame < count)[None, :]
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def _accumulate(
-    q_tile: tl.tensor,
-    k_tile: tl.tensor,
-    v_tile: tl.tensor,
-    seen: tl.tensor,
-    scale: tl.tensor,
-    top: tl.tensor,
-    total: tl.tensor,
-    acc: tl.tensor,
-) -> tl.tensor:
-    """One step of the running softmax: maximum, sum and weighted values with one more tile of keys.
-
-    Rows that have seen nothing keep a maximum of -inf; their weights are exp2(-inf - 0) = 0.
+    Raises:
+        ValueError: a type or head dimension without a kernel.
     """
-    scores = tl.dot(q_tile, tl.trans(k_tile), input_precision="ieee") * scale
-    scores = tl.where(seen, scores, float("-inf"))
-    new_top = tl.maximum(top, tl.max(scores, 1))
-    safe_top = tl.where(new_top == float("-inf"), 0.0, new_top)
-    weights = tl.exp2(scores - safe_top[:, None])
-    shrink = tl.exp2(top - safe_top)
-    total = total * shrink + tl.sum(weights, 1)
-    acc = tl.dot(weights.to(v_tile.dtype), v_tile, acc * shrink[:, None], input_precision="ieee")
-    return new_top, total, acc
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def forward_kernel(
-    q: tl.tensor,
-    k: tl.tensor,
-    v: tl.tensor,
-    out: tl.tensor,
-    lse: tl.tensor,
-    valid_frames: tl.tensor,
-    stride_qb: tl.tensor,
-    stride_qh: tl.tensor,
-    stride_qn: tl.tensor,
-    stride_kb: tl.tensor,
-    stride_kh: tl.tensor,
-    stride_kn: tl.tensor,
-    stride_vb: tl.tensor,
-    stride_vh: tl.tensor,
-    stride_vn: tl.tensor,
-    heads: tl.tensor,
-    tokens: tl.tensor,
-    per_frame: tl.tensor,
-    window: tl.tensor,
-    global_frames: tl.tensor,
-    scale_log2: tl.tensor,
-    HEAD_DIM: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    ANY_FRAME: tl.constexpr,
-    WRAP: tl.constexpr,
-    UPCAST: tl.constexpr,
-) -> None:
-    """One tile of query rows of out [B, heads, tokens, HEAD_DIM] and lse [B, heads, tokens], both contiguous.
-
-    `scale_log2` is the scale times log2(e); `valid_frames` int32 [B]; ANY_FRAME visits every key tile.
-    """
-    tiles = tl.cdiv(tokens, BLOCK_M)
-    sample_head = tl.program_id(0) // tiles
-    sample, head = (sample_head // heads).to(tl.int64), (sample_head % heads).to(tl.int64)
-    first = (tl.program_id(0) % tiles) * BLOCK_M
-    rows, channels = first + tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_D)
-    q_base, k_base = q + sample * stride_qb + head * stride_qh, k + sample * stride_kb + head * stride_kh
-    v_base = v + sample * stride_vb + head * stride_vh
-    q_tile = _load_tile(q_base, rows, channels, tokens, stride_qn, HEAD_DIM, UPCAST)
-
-    count = tl.load(valid_frames + sample)
-    low, high = 0, count * per_frame
-    if not ANY_FRAME:
-        last_frame = (tl.minimum(first + BLOCK_M, tokens) - 1) // per_frame
-        low = tl.maximum(first // per_frame - window, 0) * per_frame
-        high = tl.minimum(last_frame + window + 1, count) * per_frame
-
-    top = tl.full([BLOCK_M], float("-inf"), tl.float32)
-    total = tl.zeros([BLOCK_M], tl.float32)
-    acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    for start in range(low, high, BLOCK_N):
-        columns = start + tl.arange(0, BLOCK_N)
-        k_tile = _load_tile(k_base, columns, channels, high, stride_kn, HEAD_DIM, UPCAST)
-        v_tile = _load_tile(v_base, columns, channels, high, stride_vn, HEAD_DIM, UPCAST)
-        seen = _seen(rows // per_frame, columns // per_frame, count, window, global_frames, ANY_FRAME, WRAP)
-        top, total, acc = _accumulate(q_tile, k_tile, v_tile, seen, scale_log2, top, total, acc)
-
-    safe_total = tl.where(total == 0.0, 1.0, total)
-    row_base = sample_head.to(tl.int64) * tokens + rows
-    inside = (rows < tokens)[:, None] & (channels < HEAD_DIM)[None, :]
-    out_tile = (acc / safe_total[:, None]).to(out.dtype.element_ty)
-    tl.store(out + row_base[:, None] * HEAD_DIM + channels[None, :], out_tile, mask=inside)
-    row_lse = tl.where(total == 0.0, float("-inf"), (top + tl.log2(safe_total)) * 0.6931471805599453)
-    tl.store(lse + row_base, row_lse, mask=rows < tokens)
-
-
-class _Options(NamedTuple):
-    """What a frame sees; as in `reference.window_attention`."""
-
-    tokens_per_frame: int
-    window: int
-    scale: float
-    valid_frames: Tensor | None
-    global_frames: int
-    wrap: bool
-
-
-def _launch(q: Tensor, k: Tensor, v: Tensor, options: _Options) -> tuple[Tensor, Tensor]:
-    """Output and lse, contiguous."""
-    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
-    batch, heads, tokens, head_dim = q.shape
-    num_frames = tokens // options.tokens_per_frame
+    _check(q)
+    q, k, v = (_by_rows(x) for x in (q, k, v))
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
+    tile = tiles_for(q.shape[2], q.shape[3], q.dtype).forward
+    arguments = (q, k, v, out, lse, _valid(q, options), *_strides(q, k, v), *_sizes(q, options))
+    _launch(forward_kernel, q, tile, arguments, options)
+    return out, lse
+
+
+def backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, options: WindowOptions
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q, k and v [B, heads, tokens, D], contiguous."""
+    grad, q, k, v = (_by_rows(x) for x in (grad, q, k, v))
+    tiles = tiles_for(q.shape[2], q.shape[3], q.dtype)
+    delta = torch.empty_like(lse)
+    _launch_delta(out, grad, delta, tiles.query_gradients)
+    grad_q, grad_k, grad_v = (torch.empty(q.shape, dtype=q.dtype, device=q.device) for _ in range(3))
+    given, valid = (q, k, v, grad, lse, delta), _valid(q, options)
+    rest = (valid, *_strides(q, k, v, grad), *_sizes(q, options))
+    _launch(key_gradients_kernel, q, tiles.key_gradients, (*given, grad_k, grad_v, *rest), options)
+    _launch(query_gradients_kernel, q, tiles.query_gradients, (*given, grad_q, *rest), options)
+    return grad_q, grad_k, grad_v
+
+
+def constants_for(head_dim: int, tile: Tile, special: bool, wrap: bool) -> dict[str, Any]:
+    """What a kernel is compiled for, beside types and alignment."""
+    return {
+        "HEAD_DIM": head_dim,
+        "BLOCK_D": max(16, triton.next_power_of_2(head_dim)),
+        "TILE": tile.tile,
+        "STEP": tile.step,
+        "SPECIAL": special,
+        "WRAP": wrap,
+    }
+
+
+def _check(q: Tensor) -> None:
+    if q.dtype not in DTYPES or q.shape[-1] not in HEAD_DIMS:
+        raise ValueError(
+            f"the Triton window attention has no kernel for {q.dtype} with head_dim {q.shape[-1]}. Use "
+            "float32, float16 or bfloat16 and a multiple of 8 from 16 to 128, or set "
+            "LONGTAKE_KERNELS=reference"
+        )
+
+
+def _by_rows(x: Tensor) -> Tensor:
+    """x with a contiguous last dimension."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _valid(q: Tensor, options: WindowOptions) -> Tensor:
+    """Valid frames of each sample, int32 [B]."""
     if options.valid_frames is None:
-        valid = torch.full((batch,), num_frames, dtype=torch.int32, device=q.device)
-    else:
-        valid = options.valid_frames.to(device=q.device, dtype=torch.int32).contiguous()
-    tile = tile_for(tokens, head_dim, q.dtype)
-    forward_kernel[(triton.cdiv(tokens, tile.rows) * batch * heads,)](
-        q,
-        k,
-        v,
-        out,
-        lse,
-        valid,
-        *q.stride()[:3],
-        *k.stride()[:3],
-        *v.stride()[:3],
-        heads,
-        tokens,
-        options.tokens_per_frame,
-        min(options.window, num_frames),
-        options.global_frames,
-        options.scale * _LOG2_E,
-        HEAD_DIM=head_dim,
-        BLOCK_D=max(16, triton.next_power_of_2(head_dim)),
-        BLOCK_M=tile.rows,
-        BLOCK_N=tile.columns,
-        ANY_FRAME=options.wrap or options.global_frames > 0,
-        WRAP=options.wrap,
-        UPCAST=INTERPRETED and q.dtype == torch.bfloat16,
+        count = q.shape[2] // options.tokens_per_frame
+        return torch.full((q.shape[0],), count, dtype=torch.int32, device=q.device)
+    return options.valid_frames.to(device=q.device, dtype=torch.int32).contiguous()
+
+
+def _strides(*tensors: Tensor) -> tuple[int, ...]:
+    return tuple(stride for x in tensors for stride in x.stride()[:3])
+
+
+def _sizes(q: Tensor, options: WindowOptions) -> tuple[int | float, ...]:
+    """heads, tokens, per_frame, window, global_frames, scale."""
+    frames = q.shape[2] // options.tokens_per_frame
+    near, common = min(options.window, frames), min(options.global_frames, frames)
+    return q.shape[1], q.shape[2], options.tokens_per_frame, near, common, options.scale
+
+
+def _grid(q: Tensor, tile: Tile) -> tuple[int]:
+    return (triton.cdiv(q.shape[2], tile.tile) * q.shape[0] * q.shape[1],)
+
+
+def _launch(kernel: Any, q: Tensor, tile: Tile, arguments: tuple[Any, ...], options: WindowOptions) -> None:
+    special = options.wrap or options.global_frames > 0
+    kernel[_grid(q, tile)](
+        *arguments,
+        **constants_for(q.shape[3], tile, special, options.wrap),
         num_warps=tile.warps,
         num_stages=tile.stages,
         enable_fp_fusion=True,
     )
-    return out, lse
 
 
-class _WindowAttention(torch.autograd.Function):
-    """Triton forward; backward by `_recompute`."""
-
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, options: _Options) -> tuple[Tensor, Tensor]:
-        out, lse = _launch(q, k, v, options)
-        ctx.save_for_backward(q, k, v)
-        ctx.options = options
-        ctx.mark_non_differentiable(lse)
-        return out, lse
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v = ctx.saved_tensors
-        return (*_recompute(q, k, v, grad, ctx.options), None)
-
-
-def _recompute(
-    q: Tensor, k: Tensor, v: Tensor, grad: Tensor, options: _Options
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q, k and v: each chunk of frames is attended again by torch and differentiated by it.
-
-    Memory beyond the gradients is one chunk's. With valid_frames, global_frames or wrap the reference is
-    differentiated instead, with memory that grows with tokens^2.
-    """
-    if options.valid_frames is not None or options.global_frames or options.wrap:
-        leaves = [x.detach().requires_grad_() for x in (q, k, v)]
-        with torch.enable_grad():
-            out = reference.window_attention(*leaves, **options._asdict())
-        assert isinstance(out, Tensor)
-        grad_q, grad_k, grad_v = torch.autograd.grad(out, leaves, grad)
-        return grad_q, grad_k, grad_v
-    per_frame, window = options.tokens_per_frame, options.window
-    num_frames = q.shape[2] // per_frame
-    chunk = max(1, 64 // per_frame)
-    grads = (torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v))
-    for first in range(0, num_frames, chunk):
-        last = min(num_frames, first + chunk)
-        low, high = max(0, first - window), min(num_frames, last + window)
-        rows, columns = slice(first * per_frame, last * per_frame), slice(low * per_frame, high * per_frame)
-        frame = torch.arange(first, last, device=q.device).repeat_interleave(per_frame)
-        key_frame = torch.arange(low, high, device=q.device).repeat_interleave(per_frame)
-        mask = None if chunk == 1 else (frame[:, None] - key_frame).abs() <= window
-        query, key, value = (
-            x.detach().requires_grad_() for x in (q[:, :, rows], k[:, :, columns], v[:, :, columns])
-        )
-        with torch.enable_grad():
-            out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=options.scale)
-        parts = torch.autograd.grad(out, (query, key, value), grad[:, :, rows])
-        for total, part, place in zip(grads, parts, (rows, columns, columns), strict=True):
-            total[:, :, place] += part
-    return grads
-
-
-def window_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    tokens_per_frame: int,
-    window: int,
-    scale: float | None = None,
-    valid_frames: Tensor | None = None,
-    global_frames: int = 0,
-    wrap: bool = False,
-    return_lse: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
-    """`reference.window_attention` on a GPU, or on the CPU under Triton's interpreter.
-
-    q, k, v are float32, float16 or bfloat16 with a head dimension in HEAD_DIMS; float32 products are exact
-    (no TF32). A NaN reaches every row that sees it, and may reach rows up to a tile further.
-
-    Raises:
-        ValueError: another type or head dimension.
-    """
-    if q.dtype not in DTYPES or q.shape[-1] not in HEAD_DIMS:
-        raise ValueError(
-            f"the Triton window attention has no kernel for {q.dtype} with head_dim {q.shape[-1]}. Use "
-            "float32, "
-            "float16 or bfloat16 and a multiple of 8 from 16 to 128, or set LONGTAKE_KERNELS=reference"
-        )
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    options = _Options(tokens_per_frame, window, scale, valid_frames, global_frames, wrap)
-    out, lse = _WindowAttention.apply(q, k, v, options)
-    return (out, lse) if return_lse else out
+def _launch_delta(out: Tensor, grad: Tensor, delta: Tensor, tile: Tile) -> None:
+    """delta [B, heads, tokens] = sum(out * grad) over the head dimension."""
+    out = out.contiguous()
+    delta_kernel[_grid(out, tile)](
+        out,
+        grad,
+        delta,
+        *_strides(grad),
+        *out.shape[1:3],
+        HEAD_DIM=out.shape[3],
+        BLOCK_D=max(16, triton.next_power_of_2(out.shape[3])),
+        TILE=tile.tile,
+        num_warps=tile.warps,
+        enable_fp_fusion=True,
+    )

@@ -13,6 +13,7 @@ packed   short clips: all pairs, masked, as one batch; several clips share a mat
 Half precision always takes torch's fused operator, which computes in float32 inside.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple, Protocol
@@ -22,7 +23,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from kernels import reference
+from kernels.reference import WindowOptions, frame_mask
 
 VECTOR_COLUMNS = 16
 """Columns from which torch's CPU softmax is vectorised."""
@@ -63,52 +64,121 @@ def plan(num_frames: int, tokens_per_frame: int, window: int, dtype: torch.dtype
     return Plan("chunked", max(1, 128 // tokens_per_frame))
 
 
-def window_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    tokens_per_frame: int,
-    window: int,
-    scale: float | None = None,
-    valid_frames: Tensor | None = None,
-    global_frames: int = 0,
-    wrap: bool = False,
-    return_lse: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
-    """`reference.window_attention`, fast. Shapes and meaning are described there.
+def forward(q: Tensor, k: Tensor, v: Tensor, options: WindowOptions) -> tuple[Tensor, Tensor]:
+    """`reference.forward`, fast.
 
-    `valid_frames`, `global_frames` and `wrap` take the reference itself: memory grows with tokens^2.
     A NaN reaches every row that sees it, and may reach rows up to a chunk (or a packed clip) further.
     """
-    if valid_frames is not None or global_frames or wrap:
-        return reference.window_attention(
-            q,
-            k,
-            v,
-            tokens_per_frame=tokens_per_frame,
-            window=window,
-            scale=scale,
-            valid_frames=valid_frames,
-            global_frames=global_frames,
-            wrap=wrap,
-            return_lse=return_lse,
+    if options.valid_frames is None:
+        return _forward(q, k, v, options)
+    out = torch.zeros(q.shape, dtype=q.dtype)
+    lse = torch.full(q.shape[:3], _NEVER, dtype=torch.promote_types(q.dtype, torch.float32))
+    for samples, tokens in _by_count(options):
+        parts = (x[samples, :, :tokens] for x in (q, k, v))
+        out[samples, :, :tokens], lse[samples, :, :tokens] = _forward(*parts, options)
+    return out, lse
+
+
+def backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, options: WindowOptions
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`reference.backward`, fast."""
+    if options.valid_frames is None:
+        return _backward(grad, q, k, v, out, lse, options)
+    totals = tuple(torch.zeros(x.shape, dtype=x.dtype) for x in (q, k, v))
+    for samples, tokens in _by_count(options):
+        given = (x[samples, :, :tokens] for x in (grad, q, k, v, out, lse))
+        for total, part in zip(totals, _backward(*given, options), strict=True):
+            total[samples, :, :tokens] = part
+    return totals
+
+
+def _by_count(options: WindowOptions) -> Iterator[tuple[Tensor, int]]:
+    """Samples with the same number of valid frames, and their tokens; those without any are left out."""
+    assert options.valid_frames is not None
+    for count in options.valid_frames.unique().tolist():
+        if count > 0:
+            yield (options.valid_frames == count).nonzero()[:, 0], count * options.tokens_per_frame
+
+
+def _forward(q: Tensor, k: Tensor, v: Tensor, options: WindowOptions) -> tuple[Tensor, Tensor]:
+    """Output and lse of clips whose frames are all valid."""
+    layout = _layout(q, options)
+    if layout is not None:
+        queries, keys, values = layout.queries(q) * options.scale, layout.keys(k), layout.keys(v)
+        scores, weights = _weights(queries, keys, _window_bias(layout, q, options))
+        lse = scores.amax(-1) - weights.amax(-1).log()
+        out = layout.fold_queries(torch.bmm(weights, values), q.shape)
+        lse = layout.fold_queries(lse[..., None], torch.Size((*q.shape[:3], 1)))[..., 0]
+        return out.contiguous(), lse.contiguous()
+    q, k, v = (_by_rows(x) for x in (q, k, v))
+    out = torch.empty(q.shape, dtype=q.dtype)
+    lse = torch.empty(q.shape[:3], dtype=torch.promote_types(q.dtype, torch.float32))
+    for step in _steps(q, options):
+        rows = step.rows
+        out[:, :, rows], lse[:, :, rows] = _fused(
+            q[:, :, rows], step.keys(k), step.keys(v), attn_mask=step.mask, scale=options.scale
         )
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    num_frames = q.shape[2] // tokens_per_frame
-    form, chunk = plan(num_frames, tokens_per_frame, window, q.dtype)
-    if form == "dense" and not return_lse:
-        return dense_attention(q, k, v, scale)
-    if form in ("dense", "chunked"):
-        out, lse = _Chunked.apply(q, k, v, scale, tokens_per_frame, window, chunk or num_frames)
-    elif form == "blocked":
-        blocks = _Blocks(num_frames, tokens_per_frame, window, chunk)
-        out, lse = _Batched.apply(q, k, v, _block_bias(blocks, q.dtype), scale, blocks, return_lse)
-    else:
-        packs = _Packs(_pack_size(q.shape[0] * q.shape[1], q.shape[2]))
-        bias = _band_bias(packs.size, num_frames, tokens_per_frame, window, q.dtype)
-        out, lse = _Batched.apply(q, k, v, bias, scale, packs, return_lse)
-    return (out, lse) if return_lse else out
+    return out, lse
+
+
+def _backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, options: WindowOptions
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of clips whose frames are all valid."""
+    layout = _layout(q, options)
+    if layout is not None:
+        queries, keys, values = layout.queries(q) * options.scale, layout.keys(k), layout.keys(v)
+        _, weights = _weights(queries, keys, _window_bias(layout, q, options))
+        given = _Given(queries, keys, values, weights)
+        parts = _batched_gradients(grad, given, layout, options.scale, (q.shape, k.shape))
+        grad_q, grad_k, grad_v = (x.contiguous() for x in parts)
+        return grad_q, grad_k, grad_v
+    grad, q, k, v = (_by_rows(x) for x in (grad, q, k, v))
+    grad_q = torch.empty(q.shape, dtype=q.dtype)
+    grad_k, grad_v = torch.zeros(k.shape, dtype=k.dtype), torch.zeros(v.shape, dtype=v.dtype)
+    for step in _steps(q, options):
+        rows = step.rows
+        grad_q[:, :, rows], part_k, part_v = _fused_backward(
+            grad[:, :, rows],
+            q[:, :, rows],
+            step.keys(k),
+            step.keys(v),
+            out[:, :, rows],
+            lse[:, :, rows],
+            0.0,
+            False,
+            attn_mask=step.mask,
+            scale=options.scale,
+        )
+        step.add(grad_k, part_k)
+        step.add(grad_v, part_v)
+    return grad_q, grad_k, grad_v
+
+
+def _layout(q: Tensor, options: WindowOptions) -> "_Layout | None":
+    """How the clips become a batch of matrices, or None: chunk after chunk."""
+    if options.global_frames or options.wrap:
+        return None
+    num_frames = q.shape[2] // options.tokens_per_frame
+    form, chunk = plan(num_frames, options.tokens_per_frame, options.window, q.dtype)
+    if form == "blocked":
+        return _Blocks(num_frames, options.tokens_per_frame, options.window, chunk)
+    return _Packs(_pack_size(q.shape[0] * q.shape[1], q.shape[2])) if form == "packed" else None
+
+
+def _window_bias(layout: "_Layout", q: Tensor, options: WindowOptions) -> Tensor:
+    """[1 or count, rows, columns] of a layout's matrices: 0 where seen, else -inf."""
+    if isinstance(layout, _Blocks):
+        return _block_bias(layout, q.dtype)
+    assert isinstance(layout, _Packs)
+    per_frame = options.tokens_per_frame
+    return _band_bias(layout.size, q.shape[2] // per_frame, per_frame, options.window, q.dtype)
+
+
+def _by_rows(x: Tensor) -> Tensor:
+    """x with a contiguous last dimension."""
+    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def dense_attention(
@@ -133,13 +203,11 @@ def dense_attention(
     elif key_mask is None and rows == columns:
         packs = _Packs(_pack_size(q.shape[0] * q.shape[1], rows))
         bias = _band_bias(packs.size, rows, 1, rows, q.dtype) if packs.size > 1 else None
-        out, _ = _Batched.apply(q, k, v, bias, scale, packs, False)
+        out = _Dense.apply(q, k, v, bias, scale, packs)
     else:
         pad = max(0, VECTOR_COLUMNS - columns)
         bias = _key_bias(q, columns, key_mask, pad)
-        out, _ = _Batched.apply(
-            q, F.pad(k, (0, 0, 0, pad)), F.pad(v, (0, 0, 0, pad)), bias, scale, _Packs(1), False
-        )
+        out = _Dense.apply(q, F.pad(k, (0, 0, 0, pad)), F.pad(v, (0, 0, 0, pad)), bias, scale, _Packs(1))
     if key_mask is None:
         return out
     sees_nothing = ~key_mask.any(1)
@@ -249,126 +317,133 @@ class _Blocks:
         return total.view(shape[0], shape[1], -1, shape[3])[:, :, side : side + shape[2]]
 
 
-class _Batched(torch.autograd.Function):
-    """softmax(scale q k^T + bias) v over a layout's matrices; saves the probabilities.
+class _Given(NamedTuple):
+    """What gradients are made from, in a layout's matrices; the queries are scaled."""
 
-    With p the probabilities and g the gradient of the output: dv = p^T g, ds = p (dp - sum(dp p)) with dp = g
-    v^T, dq = scale ds k, dk = scale ds^T q.
+    queries: Tensor
+    keys: Tensor
+    values: Tensor
+    weights: Tensor
+
+
+def _weights(queries: Tensor, keys: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Scores q k^T + bias of scaled queries, and their softmax."""
+    scores = torch.bmm(queries, keys.transpose(1, 2))
+    if bias is not None:
+        scores.view(-1, bias.shape[0], *scores.shape[1:]).add_(bias)
+    return scores, torch.softmax(scores, -1)
+
+
+def _batched_gradients(
+    grad: Tensor, given: _Given, layout: _Layout, scale: float, shapes: tuple[torch.Size, torch.Size]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """With p the weights and g the gradient of the output: dv = p^T g, ds = p (dp - sum(dp p)) with
+    dp = g v^T, dq = scale ds k, dk = scale ds^T q.
     """
+    grad = layout.queries(grad)
+    grad_v = torch.bmm(given.weights.transpose(1, 2), grad)
+    grad_weights = torch.bmm(grad, given.values.transpose(1, 2))
+    grad_scores = _softmax_backward(grad_weights, given.weights, -1, given.weights.dtype)
+    grad_q = torch.bmm(grad_scores, given.keys).mul_(scale)
+    grad_k = torch.bmm(grad_scores.transpose(1, 2), given.queries)
+    query_shape, key_shape = shapes
+    return (
+        layout.fold_queries(grad_q, query_shape),
+        layout.fold_keys(grad_k, key_shape),
+        layout.fold_keys(grad_v, key_shape),
+    )
+
+
+class _Dense(torch.autograd.Function):
+    """softmax(scale q k^T + bias) v over a layout's matrices; keeps the weights."""
 
     @staticmethod
     def forward(
-        ctx: Any,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        bias: Tensor | None,
-        scale: float,
-        layout: _Layout,
-        want_lse: bool,
-    ) -> tuple[Tensor, Tensor | None]:
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, layout: _Layout
+    ) -> Tensor:
         queries, keys, values = layout.queries(q) * scale, layout.keys(k), layout.keys(v)
-        scores = torch.bmm(queries, keys.transpose(1, 2))
-        if bias is not None:
-            scores.view(-1, bias.shape[0], *scores.shape[1:]).add_(bias)
-        weights = torch.softmax(scores, -1)
+        _, weights = _weights(queries, keys, bias)
         ctx.save_for_backward(queries, keys, values, weights)
         ctx.layout, ctx.scale, ctx.shapes = layout, scale, (q.shape, k.shape)
-        out = layout.fold_queries(torch.bmm(weights, values), q.shape)
-        lse = None
-        if want_lse:
-            lse = layout.fold_queries(
-                torch.logsumexp(scores, -1, keepdim=True), torch.Size((*q.shape[:3], 1))
-            )
-            lse = lse.squeeze(-1)
-            ctx.mark_non_differentiable(lse)
-        return out, lse
+        return layout.fold_queries(torch.bmm(weights, values), q.shape)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
-        queries, keys, values, weights = ctx.saved_tensors
-        query_shape, key_shape = ctx.shapes
-        grad = ctx.layout.queries(grad)
-        grad_v = torch.bmm(weights.transpose(1, 2), grad)
-        grad_weights = torch.bmm(grad, values.transpose(1, 2))
-        grad_scores = _softmax_backward(grad_weights, weights, -1, weights.dtype)
-        grad_q = torch.bmm(grad_scores, keys).mul_(ctx.scale)
-        grad_k = torch.bmm(grad_scores.transpose(1, 2), queries)
-        layout = ctx.layout
-        return (
-            layout.fold_queries(grad_q, query_shape),
-            layout.fold_keys(grad_k, key_shape),
-            layout.fold_keys(grad_v, key_shape),
-            *[None] * 4,
-        )
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        given = _Given(*ctx.saved_tensors)
+        return (*_batched_gradients(grad, given, ctx.layout, ctx.scale, ctx.shapes), None, None, None)
 
 
 class _Step(NamedTuple):
-    """One chunk of queries, the keys it can see (both in tokens) and the mask within, if one is needed."""
+    """One chunk of queries, the runs of keys it can see (all in tokens) and the mask within, if needed."""
 
     rows: slice
-    columns: slice
+    columns: list[slice]
     mask: Tensor | None
 
+    def keys(self, x: Tensor) -> Tensor:
+        """The runs of x [B, heads, tokens, D] one after the other."""
+        runs = [x[:, :, run] for run in self.columns]
+        return runs[0] if len(runs) == 1 else torch.cat(runs, 2)
 
-def _steps(tokens: int, per_frame: int, window: int, chunk: int, dtype: torch.dtype) -> list[_Step]:
-    """The chunks of a clip in order."""
-    num_frames = tokens // per_frame
-    steps = []
+    def add(self, total: Tensor, part: Tensor) -> None:
+        """The adjoint of `keys`: adds each run of `part` to its place in `total`."""
+        begin = 0
+        for run in self.columns:
+            size = run.stop - run.start
+            total[:, :, run] += part[:, :, begin : begin + size]
+            begin += size
+
+
+def _steps(q: Tensor, options: WindowOptions) -> Iterator[_Step]:
+    """The chunks of clips [B, heads, tokens, D] in order."""
+    per_frame, window = options.tokens_per_frame, options.window
+    num_frames = q.shape[2] // per_frame
+    form, chunk = plan(num_frames, per_frame, window, q.dtype)
+    if options.global_frames or options.wrap:
+        yield from _special_steps(num_frames, options, max(1, 64 // per_frame), q.dtype)
+        return
+    chunk = num_frames if form == "dense" else chunk
     for first in range(0, num_frames, chunk):
         last = min(num_frames, first + chunk)
         low, high = max(0, first - window), min(num_frames, last + window)
         mask = None
         if last - 1 - low > window or high - 1 - first > window:
-            mask = _chunk_bias(last - first, high - low, first - low, per_frame, window, dtype)
-        rows = slice(first * per_frame, last * per_frame)
-        steps.append(_Step(rows, slice(low * per_frame, high * per_frame), mask))
-    return steps
+            mask = _chunk_bias(last - first, high - low, first - low, per_frame, window, q.dtype)
+        yield _Step(_tokens(first, last, per_frame), [_tokens(low, high, per_frame)], mask)
 
 
-class _Chunked(torch.autograd.Function):
-    """torch's fused CPU attention, chunk after chunk; gradients are added into preallocated tensors."""
+def _special_steps(
+    num_frames: int, options: WindowOptions, chunk: int, dtype: torch.dtype
+) -> Iterator[_Step]:
+    """Chunks with global frames or a ring; global frames have chunks of their own, which see everything."""
+    per_frame, common = options.tokens_per_frame, min(options.global_frames, num_frames)
+    seen = frame_mask(num_frames, options.window, global_frames=common, wrap=options.wrap)[0]
+    for first in (*range(0, common, chunk), *range(common, num_frames, chunk)):
+        last = min(common if first < common else num_frames, first + chunk)
+        rows = seen[first:last]
+        columns = rows.any(0).nonzero()[:, 0]
+        near = rows[:, columns]
+        mask = None
+        if not near.all():
+            mask = _bias(near.repeat_interleave(per_frame, 0).repeat_interleave(per_frame, 1), dtype)
+        runs = [_tokens(start, stop, per_frame) for start, stop in _runs(columns.tolist())]
+        yield _Step(_tokens(first, last, per_frame), runs, mask)
 
-    @staticmethod
-    def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float, per_frame: int, window: int, chunk: int
-    ) -> tuple[Tensor, Tensor]:
-        q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
-        steps = _steps(q.shape[2], per_frame, window, chunk, q.dtype)
-        out = torch.empty(q.shape, dtype=q.dtype)
-        lse = torch.empty(q.shape[:3], dtype=torch.promote_types(q.dtype, torch.float32))
-        for rows, columns, mask in steps:
-            out[:, :, rows], lse[:, :, rows] = _fused(
-                q[:, :, rows], k[:, :, columns], v[:, :, columns], attn_mask=mask, scale=scale
-            )
-        ctx.save_for_backward(q, k, v, out, lse)
-        ctx.steps, ctx.scale = steps, scale
-        ctx.mark_non_differentiable(lse)
-        return out, lse
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, out, lse = ctx.saved_tensors
-        grad = grad if grad.stride(-1) == 1 else grad.contiguous()
-        grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        for rows, columns, mask in ctx.steps:
-            grad_q[:, :, rows], part_k, part_v = _fused_backward(
-                grad[:, :, rows],
-                q[:, :, rows],
-                k[:, :, columns],
-                v[:, :, columns],
-                out[:, :, rows],
-                lse[:, :, rows],
-                0.0,
-                False,
-                attn_mask=mask,
-                scale=ctx.scale,
-            )
-            grad_k[:, :, columns] += part_k
-            grad_v[:, :, columns] += part_v
-        return grad_q, grad_k, grad_v, None, None, None, None
+def _runs(frames: list[int]) -> Iterator[tuple[int, int]]:
+    """Rising frames as ranges [start, stop)."""
+    start = previous = frames[0]
+    for frame in frames[1:]:
+        if frame != previous + 1:
+            yield start, previous + 1
+            start = frame
+        previous = frame
+    yield start, previous + 1
+
+
+def _tokens(first: int, last: int, per_frame: int) -> slice:
+    return slice(first * per_frame, last * per_frame)
 
 
 def _pack_size(matrices: int, tokens: int) -> int:

@@ -29,7 +29,7 @@ def attend(shape=(1, 2, 12, 16), **changes):
 def test_cpu_tensors_run_the_cpu_path():
     assert dispatch.path_for(torch.device("cpu")) == "cpu"
     q, k, v = qkv((1, 2, 12, 16))
-    expected = window_attention_cpu.window_attention(q, k, v, tokens_per_frame=2, window=1)
+    expected, _ = window_attention_cpu.forward(q, k, v, reference.WindowOptions(2, 1, 0.25))
     assert torch.equal(attend(), expected)
 
 
@@ -38,8 +38,8 @@ def test_a_demand_is_obeyed(monkeypatch, demanded):
     monkeypatch.setenv(dispatch.VARIABLE, demanded)
     module = {"cpu": window_attention_cpu, "reference": reference}[demanded]
     called = []
-    real = module.window_attention
-    monkeypatch.setattr(module, "window_attention", lambda *a, **k: called.append(1) or real(*a, **k))
+    real = module.forward
+    monkeypatch.setattr(module, "forward", lambda *given: called.append(1) or real(*given))
     attend()
     assert called
 
