@@ -127,12 +127,15 @@ def renoise_inputs(x0: Tensor, t: Tensor, seed: int, samples: Tensor) -> None:
         raise ValueError(f"renoise: seed={seed} is not an integer of 63 bits. Give 0 <= seed < 2^63")
 
 
-def window_places(operation: str, starts: Sequence[int], length: int, num_frames: int) -> None:
-    """At least one window, all of them inside the video."""
-    if not starts or length < 1 or min(starts) < 0 or max(starts) + length > num_frames:
+def window_places(
+    operation: str, starts: Sequence[int], length: int, num_frames: int, wrap: bool = False
+) -> None:
+    """At least one window, all of them inside the video, or on the ring and no longer than it."""
+    last = num_frames - (1 if wrap and length <= num_frames else length)
+    if not starts or length < 1 or min(starts) < 0 or max(starts) > last:
         raise ValueError(
             f"{operation}: windows of {length} frames at {list(starts)} do not lie in {num_frames} frames. "
-            f"Give starts between 0 and {num_frames - length}"
+            f"Give one to {num_frames} frames and starts between 0 and {max(last, 0)}"
         )
 
 

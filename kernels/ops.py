@@ -216,18 +216,25 @@ def renoise(x0: Tensor, t: Tensor, seed: int, samples: Tensor | None = None) -> 
     return x_t, eps.detach()
 
 
-def window_gather(video: Tensor, starts: Sequence[int], length: int) -> Tensor:
+def window_gather(video: Tensor, starts: Sequence[int], length: int, *, wrap: bool = False) -> Tensor:
     """video [B, T, ...] -> [B * M, length, ...]: the windows that begin at M starts, one video's together.
 
+    With `wrap` the frames form a ring: a window that leaves the end goes on at the start.
+
     Raises:
-        ValueError: no windows, or one that leaves the video.
+        ValueError: no windows, or one that leaves the video or, with `wrap`, is longer than it.
     """
-    checks.window_places("window_gather", starts, length, video.shape[1])
+    checks.window_places("window_gather", starts, length, video.shape[1], wrap)
     return windows.window_gather(video, starts, length)
 
 
 def window_scatter(
-    folded: Tensor, starts: Sequence[int], num_frames: int, coverage: Tensor | None = None
+    folded: Tensor,
+    starts: Sequence[int],
+    num_frames: int,
+    coverage: Tensor | None = None,
+    *,
+    wrap: bool = False,
 ) -> Tensor:
     """windows [B * M, L, ...] -> [B, T, ...]: the sum of the windows over a frame, divided by its coverage.
 
@@ -236,11 +243,12 @@ def window_scatter(
         num_frames: T.
         coverage: [T], what the sums are divided by; None counts these windows. Where it is 0, the result is
             0.
+        wrap: frames form a ring, as in `window_gather`.
 
     Raises:
-        ValueError: no windows, one that leaves the video, rows that are not whole videos, a coverage of
-            another length.
+        ValueError: no windows, one that does not fit into the video, rows that are not whole videos, a
+            coverage of another length.
     """
-    checks.window_places("window_scatter", starts, folded.shape[1], num_frames)
+    checks.window_places("window_scatter", starts, folded.shape[1], num_frames, wrap)
     checks.scatter_options(folded, starts, num_frames, coverage)
     return windows.window_scatter(folded, starts, num_frames, coverage)

@@ -216,18 +216,20 @@ def _normaliser(
 
 
 def window_gather(video: Tensor, starts: list[int], length: int) -> Tensor:
-    """video [B, T, ...] -> [B * M, length, ...]: windows at M starts, one video's together."""
-    return torch.stack([video[:, start : start + length] for start in starts], dim=1).flatten(0, 1)
+    """video [B, T, ...] -> [B * M, length, ...]: windows at M starts on a ring of T frames, one video's
+    together."""
+    places = [[(start + i) % video.shape[1] for i in range(length)] for start in starts]
+    return torch.stack([video[:, frames] for frames in places], dim=1).flatten(0, 1)
 
 
 def window_scatter(windows: Tensor, starts: list[int], num_frames: int) -> Tensor:
-    """windows [B * M, L, ...] -> [B, T, ...]: the mean of those that cover a frame, 0 where none do."""
+    """windows [B * M, L, ...] -> [B, T, ...]: the mean of those on a ring of T frames that cover a frame, 0
+    where none do."""
     length = windows.shape[1]
     frames = []
     folded = windows.unflatten(0, (-1, len(starts)))
     for frame in range(num_frames):
-        covering = [
-            folded[:, m, frame - start] for m, start in enumerate(starts) if start <= frame < start + length
-        ]
+        places = [(frame - start) % num_frames for start in starts]
+        covering = [folded[:, m, place] for m, place in enumerate(places) if place < length]
         frames.append(torch.stack(covering).mean(0) if covering else torch.zeros_like(folded[:, 0, 0]))
     return torch.stack(frames, dim=1)

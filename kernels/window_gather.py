@@ -6,32 +6,35 @@ import torch
 from torch import Tensor
 
 
+def _pieces(start: int, length: int, num_frames: int) -> list[tuple[int, int, int]]:
+    """The one or two runs of a window, (first frame, first place in the window, frames); the second begins at
+    frame 0 when the window leaves the end of a ring."""
+    first = min(length, num_frames - start)
+    return [(start, 0, first)] + ([(0, first, length - first)] if first < length else [])
+
+
 def window_gather(video: Tensor, starts: Sequence[int], length: int) -> Tensor:
-    """video [B, T, ...] -> [B * M, length, ...]: the windows that begin at M starts, one video's together."""
-    return torch.stack([video[:, start : start + length] for start in starts], dim=1).flatten(0, 1)
+    """`ops.window_gather` of checked inputs; a window that leaves the end goes on at the start."""
+    windows = []
+    for start in starts:
+        runs = [video[:, frame : frame + n] for frame, _, n in _pieces(start, length, video.shape[1])]
+        windows.append(runs[0] if len(runs) == 1 else torch.cat(runs, 1))
+    return torch.stack(windows, dim=1).flatten(0, 1)
 
 
 def window_scatter(
     windows: Tensor, starts: Sequence[int], num_frames: int, coverage: Tensor | None = None
 ) -> Tensor:
-    """windows [B * M, L, ...] -> [B, T, ...]: the sum of the windows over a frame, divided by its coverage.
-
-    Args:
-        starts: M first frames, the same for every video, in the order of `window_gather`.
-        num_frames: T.
-        coverage: [T], what the sums are divided by; None counts these windows. Where it is 0, the result is
-            0.
-    """
+    """`ops.window_scatter` of checked inputs, summed in float32 or float64 in the order of the starts."""
     folded = windows.unflatten(0, (-1, len(starts)))
-    length = windows.shape[1]
     compute = torch.promote_types(windows.dtype, torch.float32)
-    total = torch.zeros(folded.shape[0], num_frames, *windows.shape[2:], dtype=compute, device=windows.device)
+    total = windows.new_zeros((folded.shape[0], num_frames, *windows.shape[2:]), dtype=compute)
+    counts = [0] * num_frames
     for m, start in enumerate(starts):
-        total[:, start : start + length] += folded[:, m]
-    if coverage is None:
-        coverage = torch.zeros(num_frames, dtype=torch.int64)
-        for start in starts:
-            coverage[start : start + length] += 1
-    share = coverage.to(device=windows.device, dtype=compute)
+        for frame, place, n in _pieces(start, windows.shape[1], num_frames):
+            total[:, frame : frame + n] += folded[:, m, place : place + n]
+            for i in range(frame, frame + n):
+                counts[i] += 1
+    share = (torch.tensor(counts) if coverage is None else coverage).to(windows.device, compute)
     share = torch.where(share > 0, 1 / share.clamp_min(1e-30), 0.0)
     return (total * share.view(-1, *[1] * (windows.dim() - 2))).to(windows.dtype)
