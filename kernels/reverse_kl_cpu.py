@@ -155,7 +155,8 @@ def _difference(
     v, gap = scratch[:, : out.numel()]
     v_real = v_cond.to(v.dtype)
     if v_uncond is not None:
-        v_real = torch.lerp(v_uncond.to(v.dtype), v_real, guidance_scale, out=v)
+        base = v_uncond.to(v.dtype)
+        v_real = torch.add(base, torch.sub(v_real, base, out=v), alpha=guidance_scale, out=v)
     torch.sub(v_real, v_fake.to(v.dtype), out=out)
     torch.sub(x0.to(v.dtype), x_t.to(v.dtype), out=gap).add_(v_real, alpha=time).abs_()
     real, fake = gap.sum().item(), torch.abs(out, out=v).sum().item()

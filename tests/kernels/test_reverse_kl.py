@@ -6,13 +6,22 @@ from hypothesis import strategies as st
 from kernels import reference, reverse_kl_cpu
 from tests.kernels.helpers import relative, windows
 
-PATHS = [reference.reverse_kl_score, reverse_kl_cpu.reverse_kl_score]
 NORMALIZERS = ["window", "sample", "block"]
 
 
-@pytest.fixture(params=PATHS, ids=["reference", "cpu"])
-def score(request):
-    return request.param
+@pytest.fixture(params=["reference", "at once", "in runs"])
+def score(request, monkeypatch):
+    """The definition, and the CPU path as it works on small and, by runs of 5 elements, on large windows."""
+    if request.param == "reference":
+        return reference.reverse_kl_score
+    if request.param == "in runs":
+        in_runs(monkeypatch)
+    return reverse_kl_cpu.reverse_kl_score
+
+
+def in_runs(monkeypatch, run=5):
+    monkeypatch.setattr(reverse_kl_cpu, "LARGE", 0)
+    monkeypatch.setattr(reverse_kl_cpu, "RUN", run)
 
 
 def test_known_answer(score):
@@ -33,6 +42,7 @@ def test_known_answer(score):
     assert result.distance_fake.tolist() == [2]
     assert result.norm.tolist() == [2]
     assert result.non_finite.item() == 0
+    assert result.loss.item() == 0.5
 
 
 def test_guidance_is_u_plus_s_times_c_minus_u(score):
@@ -92,7 +102,7 @@ def test_the_gradient_of_the_squared_loss_is_the_score_over_the_number_of_elemen
     loss = 0.5 * (x0 - (x0 - result.score).detach()).square().mean()
     (grad,) = torch.autograd.grad(loss, x0)
     assert torch.allclose(grad, result.score / x0.numel())
-    assert torch.allclose(loss, 0.5 * result.score.square().mean())
+    assert torch.allclose(loss, result.loss)
 
 
 def test_a_student_at_its_teacher_divides_by_the_floor(score):
@@ -108,6 +118,17 @@ def test_a_critic_that_agrees_with_the_teacher_pushes_nowhere(score):
     result = score(x0, x_t, t, cond, None, cond, guidance_scale=1.0, normalizer="window")
     assert not result.score.any()
     assert not result.distance_fake.any()
+    assert result.loss == 0
+
+
+def test_both_ends_of_time(score):
+    x0, x_t, t, cond, _, fake = windows(2, 3)
+    options = {"guidance_scale": 1.0, "normalizer": "window"}
+    at_data = score(x0, x_t, torch.zeros_like(t), cond, None, fake, **options)
+    assert not at_data.score.any()
+    assert torch.allclose(at_data.distance_real, (x0 - x_t).abs().flatten(1).mean(1))
+    at_noise = score(x0, x_t, torch.ones_like(t), cond, None, fake, **options)
+    assert torch.allclose(at_noise.score * at_noise.norm.view(-1, 1, 1, 1, 1), cond - fake)
 
 
 @pytest.mark.parametrize("place", range(5))
@@ -122,12 +143,47 @@ def test_what_is_not_finite_becomes_zero_and_is_counted(score, place, value):
     assert result.non_finite.item() >= 1
     clean = score(*windows(3, 4), guidance_scale=2.0, normalizer="window")
     assert torch.equal(result.score[[0, 2]], clean.score[[0, 2]])
+    assert result.loss == pytest.approx(0.5 * result.score.square().mean().item())
     assert clean.non_finite.item() == 0
+    truth = reference.reverse_kl_score(*inputs, guidance_scale=2.0, normalizer="window")
+    assert result.non_finite == truth.non_finite
+
+
+@pytest.mark.parametrize("normalizer", NORMALIZERS)
+def test_one_entry_that_is_not_finite_costs_no_more_than_its_scope(score, normalizer):
+    inputs = windows(4, 4)
+    inputs[3][1, 0, 0, 0, 0] = float("nan")
+    options = {"normalizer": normalizer, "windows_per_sample": 2, "block_frames": 2}
+    result = score(*inputs, guidance_scale=1.0, **options)
+    lost = {"window": 48, "sample": 96, "block": 24}[normalizer]
+    assert result.non_finite == lost
+    assert result.score.eq(0).sum() == lost
+
+
+def test_an_infinite_entry_alone_is_lost_but_stops_its_window(score):
+    inputs = windows(2, 3, dtype=torch.float32)
+    inputs[0][1, 0, 0, 0, 0] = float("inf")
+    result = score(*inputs, guidance_scale=1.0, normalizer="window")
+    assert result.non_finite == 1
+    assert not result.score[1].any()
+    assert result.norm[1] == float("inf")
+
+
+def test_a_sum_beyond_float32_is_no_reason_to_lose_entries(score):
+    x0, x_t, t, cond, _, fake = windows(1, 2, dtype=torch.float32)
+    result = score(
+        x0 + 3e38, x_t, t, cond, None, fake + 1e25, guidance_scale=1.0, normalizer="block", floor=1.0
+    )
+    assert result.non_finite == 0
+    assert result.score.isfinite().all()
 
 
 @pytest.mark.parametrize("normalizer", NORMALIZERS)
 @pytest.mark.parametrize("guidance_scale", [0.0, 1.0, 7.5])
-def test_cpu_in_float32_is_the_float64_reference(normalizer, guidance_scale):
+@pytest.mark.parametrize("run", [None, 17])
+def test_cpu_in_float32_is_the_float64_reference(monkeypatch, normalizer, guidance_scale, run):
+    if run:
+        in_runs(monkeypatch, run)
     exact = windows(6, 5, dtype=torch.float64)
     options = {
         "guidance_scale": guidance_scale,
@@ -137,7 +193,7 @@ def test_cpu_in_float32_is_the_float64_reference(normalizer, guidance_scale):
     }
     truth = reference.reverse_kl_score(*exact, **options)
     result = reverse_kl_cpu.reverse_kl_score(*[x.float() for x in exact], **options)
-    for value, expected in zip(result[:4], truth[:4], strict=True):
+    for value, expected in zip((*result[:4], result.loss), (*truth[:4], truth.loss), strict=True):
         assert value.dtype == torch.float32
         assert value.shape == expected.shape
         assert relative(value, expected) < 1e-6
@@ -173,8 +229,10 @@ def test_the_score_does_not_depend_on_the_scale_of_the_latents(factor):
     assert torch.allclose(one.score, many.score)
 
 
-def test_a_window_is_scored_alike_alone_and_in_a_batch():
-    inputs = [x.float() for x in windows(6, 5)]
+@pytest.mark.parametrize("inner", [(3, 2, 2), (8, 32, 16)])
+def test_a_window_is_scored_alike_alone_and_in_a_batch(inner):
+    inputs = windows(6, 5, dtype=torch.float32, inner=inner)
+    inputs[0][0, 0] = float("inf")
     options = {"guidance_scale": 2.0, "normalizer": "window"}
     batch = reverse_kl_cpu.reverse_kl_score(*inputs, **options)
     alone = reverse_kl_cpu.reverse_kl_score(*[x[4:5] for x in inputs], **options)
@@ -188,3 +246,27 @@ def test_half_precision_keeps_its_type_and_is_summed_in_float32():
     assert result.score.dtype == torch.bfloat16
     assert relative(result.score, truth.score) < 3e-3
     assert relative(result.norm, truth.norm) < 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("normalizer", NORMALIZERS)
+def test_large_windows_are_the_reference(normalizer, dtype):
+    assert 8 * 33 * 31 * 3 > reverse_kl_cpu.LARGE
+    inputs = windows(4, 7, dtype=dtype, inner=(8, 33, 31))
+    options = {"normalizer": normalizer, "windows_per_sample": 2, "block_frames": 3}
+    result = reverse_kl_cpu.reverse_kl_score(*inputs, guidance_scale=5.0, **options)
+    truth = reference.reverse_kl_score(*[x.double() for x in inputs], guidance_scale=5.0, **options)
+    assert relative(result.score, truth.score) < (3e-3 if dtype == torch.bfloat16 else 1e-6)
+    for value, expected in zip((*result[1:4], result.loss), (*truth[1:4], truth.loss), strict=True):
+        assert relative(value, expected) < 1e-6
+    assert result.non_finite == 0
+
+
+def test_inputs_of_other_strides_and_types_are_used_as_they_are():
+    wide = windows(4, 6, dtype=torch.float32, inner=(64, 8, 8))
+    x0, x_t, t, cond, uncond, fake = (x[::2, 1:6] if x.dim() > 1 else x[::2] for x in wide)
+    inputs = (x0.transpose(3, 4).contiguous().transpose(3, 4), x_t, t.double(), cond.bfloat16(), uncond, fake)
+    result = reverse_kl_cpu.reverse_kl_score(*inputs, guidance_scale=2.0, normalizer="window")
+    truth = reference.reverse_kl_score(*[x.double() for x in inputs], guidance_scale=2.0, normalizer="window")
+    assert result.score.dtype == torch.float32
+    assert relative(result.score, truth.score) < 1e-6
