@@ -46,20 +46,17 @@ def _box_muller(length: tl.tensor, angle: tl.tensor) -> tuple[tl.tensor, tl.tens
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def normals(seed: tl.tensor, number: tl.tensor, sample: tl.tensor, BLOCK: tl.constexpr) -> tl.tensor:
-    """Normals [BLOCK] of the counters (number [BLOCK // 4], sample), both int64."""
-    zero = number - number
-    sample += zero
-    w0, w1, w2, w3 = tl.philox(
+def words(
+    seed: tl.tensor, number: tl.tensor, sample: tl.tensor
+) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
+    """Four blocks of 32-bit words: Philox of the counters (number, sample), int64 blocks, under key seed."""
+    return tl.philox(
         seed,
         number.to(tl.uint32),
         (number >> 32).to(tl.uint32),
         sample.to(tl.uint32),
         (sample >> 32).to(tl.uint32),
     )
-    z0, z1 = _box_muller(w0, w1)
-    z2, z3 = _box_muller(w2, w3)
-    return tl.reshape(tl.join(tl.join(z0, z2), tl.join(z1, z3)), (BLOCK,))
 
 
 @triton.jit(do_not_specialize=["seed"])  # type: ignore[untyped-decorator]
@@ -82,7 +79,10 @@ def renoise_kernel(
     inside = lane < tl.minimum(stride_row - tile * BLOCK, BLOCK).to(tl.int32)
     time = tl.load(t + row).to(tl.float32)
     number = tile * (BLOCK // 4) + tl.arange(0, BLOCK // 4)
-    noise = normals(seed, number, tl.load(samples + row), BLOCK).to(eps.dtype.element_ty)
+    w0, w1, w2, w3 = words(seed, number, tl.load(samples + row) + number - number)
+    z0, z1 = _box_muller(w0, w1)
+    z2, z3 = _box_muller(w2, w3)
+    noise = tl.reshape(tl.join(tl.join(z0, z2), tl.join(z1, z3)), (BLOCK,)).to(eps.dtype.element_ty)
     clean = tl.load(x0 + first + lane, mask=inside, other=0.0).to(tl.float32)
     noisy = (1.0 - time) * clean + time * noise.to(tl.float32)
     tl.store(eps + first + lane, noise, mask=inside)
