@@ -45,11 +45,12 @@ def tiles_for(tokens: int, head_dim: int, dtype: torch.dtype, interpreted: bool 
     """Tiles that compile for sm_80 and sm_90 without spilling registers (kernels/aot.py checks them)."""
     if interpreted:
         return Tiles(*[Tile(32, 32, 4, 1)] * 3)
-    if tokens <= FEW_TOKENS:
-        return Tiles(*[Tile(32, 32, 4, 2)] * 3)
     if dtype == torch.float32:
-        rows = 64 if head_dim <= 64 else 32
-        return Tiles(Tile(rows, 32, 8, 2), Tile(32, 32, 8, 2), Tile(32, 32, 8, 2))
+        if head_dim > 64:
+            return Tiles(Tile(32, 16, 8, 2), Tile(32, 16, 8, 2), Tile(32, 32, 8, 2))
+        return Tiles(Tile(64, 32, 8, 2), *[Tile(32, 32, 8, 2)] * 2)
+    if tokens <= FEW_TOKENS:
+        return Tiles(Tile(64, 64, 4, 2), Tile(64, 32, 8, 2), Tile(64, 64, 4, 2))
     return Tiles(Tile(128, 64, 8, 3), Tile(128, 32, 8, 2), Tile(128, 64, 8, 2))
 
 
@@ -162,3 +163,34 @@ def _launch_delta(out: Tensor, grad: Tensor, delta: Tensor, tile: Tile) -> None:
         num_warps=tile.warps,
         enable_fp_fusion=True,
     )
+
+
+def aot_cases() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str, int]]]:
+    """Every configuration that is shipped, for kernels/aot.py: name, kernel, types of its arguments (int32
+    where none is named), constants, options.
+    """
+    found = []
+    for dtype, name in zip(DTYPES, ("fp32", "fp16", "bf16"), strict=True):
+        types = dict.fromkeys(("q", "k", "v", "out", "grad", "grad_q", "grad_k", "grad_v"), f"*{name}")
+        types |= dict.fromkeys(("lse", "delta"), "*fp32") | {"valid_frames": "*i32", "scale": "fp32"}
+        types |= {f"stride_{x}{axis}": "i64" for x in "qkvg" for axis in "bhn"}
+        for tokens, head_dim, kind in _SHIPPED[name]:
+            tiles = tiles_for(tokens, head_dim, dtype, interpreted=False)
+            for kernel, tile in zip(_KERNELS, tiles, strict=True):
+                constants = constants_for(head_dim, tile, kind != "plain", kind == "special_wrap")
+                size = "few" if tokens <= FEW_TOKENS else "many"
+                title = f"{kernel.__name__}_{name}_{head_dim}_{size}_{kind}"
+                options = {"num_warps": tile.warps, "num_stages": tile.stages}
+                found.append((title, kernel, types, constants, options))
+    return found
+
+
+_KERNELS = (forward_kernel, key_gradients_kernel, query_gradients_kernel)
+_MANY, _KINDS = 4096, ("plain", "special", "special_wrap")
+_SHIPPED = {
+    "fp32": [(_MANY, 64, "plain"), (_MANY, 128, "plain")],
+    "fp16": [(_MANY, 64, "plain"), (_MANY, 128, "plain")],
+    "bf16": [(FEW_TOKENS, 64, "plain"), *((_MANY, dim, "plain") for dim in (24, 64, 96, 128))]
+    + [(_MANY, 128, kind) for kind in _KINDS[1:]],
+}
+"""Tokens, head dimension and kind: each tile and each shape of mask, at full and at padded head dimensions."""
