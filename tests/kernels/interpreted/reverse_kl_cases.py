@@ -21,7 +21,7 @@ def test_all_fields_are_the_float64_reference(dtype, normalizer, inner):
     truth = reference.reverse_kl_score(*[x.double() for x in inputs], **options)
     assert result.score.dtype == dtype
     assert relative(result.score, truth.score) < BOUNDS[dtype]
-    for value, expected in zip(result[1:4], truth[1:4], strict=True):
+    for value, expected in zip((*result[1:4], result.loss), (*truth[1:4], truth.loss), strict=True):
         assert value.shape == expected.shape
         assert relative(value, expected) < 1e-6
     assert result.non_finite == truth.non_finite == 0
@@ -73,3 +73,40 @@ def test_the_kernel_is_reached_by_demand_and_refuses_float64(monkeypatch):
     assert torch.equal(result.score, reverse_kl_score(*inputs, guidance_scale=2.0, normalizer="window").score)
     with pytest.raises(ValueError, match="LONGTAKE_KERNELS=reference"):
         ops.reverse_kl_score(*windows(2, 3), guidance_scale=2.0, normalizer="window")
+
+
+@pytest.mark.parametrize("time", [0.0, 1.0])
+@pytest.mark.parametrize("guidance_scale", [0.0, 1.0, 7.5])
+def test_both_ends_of_time_and_every_guidance(time, guidance_scale):
+    x0, x_t, t, cond, uncond, fake = windows(2, 3, dtype=torch.float32)
+    inputs = (x0, x_t, torch.full_like(t, time), cond, uncond, fake)
+    options = {"guidance_scale": guidance_scale, "normalizer": "window"}
+    result, truth = reverse_kl_score(*inputs, **options), reference.reverse_kl_score(*inputs, **options)
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(result, truth, strict=True))
+    assert time or not result.score.any()
+
+
+@pytest.mark.parametrize("normalizer", NORMALIZERS)
+def test_a_student_at_its_teacher_divides_by_the_floor(normalizer):
+    x0, x_t, t, _, _, fake = windows(2, 4, dtype=torch.float32)
+    cond = (x_t - x0) / t.view(-1, 1, 1, 1, 1)
+    options = {"normalizer": normalizer, "windows_per_sample": 2, "block_frames": 2, "floor": 0.25}
+    result = reverse_kl_score(x0, x_t, t, cond, None, fake, guidance_scale=1.0, **options)
+    assert result.norm.eq(0.25).all()
+    same = reverse_kl_score(x0, x_t, t, cond, None, cond, guidance_scale=1.0, **options)
+    assert not same.score.any()
+    assert not same.distance_fake.any()
+    assert same.loss == 0
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+@pytest.mark.parametrize("normalizer", NORMALIZERS)
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_an_entry_that_is_not_finite_costs_what_it_costs_in_the_reference(normalizer, value):
+    inputs = windows(4, 4, dtype=torch.float32)
+    inputs[0][1, 2, 0, 0, 0] = value
+    options = {"normalizer": normalizer, "windows_per_sample": 2, "block_frames": 3, "guidance_scale": 2.0}
+    result, truth = reverse_kl_score(*inputs, **options), reference.reverse_kl_score(*inputs, **options)
+    assert result.non_finite == truth.non_finite > 0
+    assert torch.allclose(result.score, truth.score, atol=1e-6)
+    assert torch.allclose(result.loss, truth.loss)
