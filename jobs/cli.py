@@ -264,3 +264,25 @@ def doctor(config: Config = "tiny", overrides: Overrides = None, debug: Debug = 
       longtake doctor --set storage.root=/mnt/runs
     """
     _launch("doctor", config, overrides, dry_run=False, debug=debug)
+
+
+@app.command()
+def kernels(
+    report: Annotated[bool, typer.Option("--report", help="Compile every shipped GPU kernel.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Which code attention and the score run here; with --report, what their GPU kernels compile to.
+
+    A GPU is not needed. Exit code 1 if a configuration is not as it has to be.
+
+    \b
+    Examples:
+      longtake kernels
+      longtake kernels --report
+      longtake kernels --report --json
+    """
+    with guarded(debug=debug):
+        from jobs.kernels import kernels as show
+
+        raise SystemExit(0 if show(report=report, as_json=as_json) else 1)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kernels import attention_op, checks, window_attention_cpu
+from kernels import attention_op, checks, dense_attention_cpu
 from kernels import window_gather as windows
 from kernels.dispatch import VARIABLE
 from kernels.reference import Normalizer, ReverseKLScore
@@ -139,7 +139,7 @@ def dense_attention(
     checks.attention_inputs(q, k, v)
     checks.key_mask_shape(k, key_mask)
     if q.device.type == "cpu":
-        return window_attention_cpu.dense_attention(q, k, v, scale, key_mask)
+        return dense_attention_cpu.dense_attention(q, k, v, scale, key_mask)
     if key_mask is None:
         return F.scaled_dot_product_attention(q, k, v, scale=scale)
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=key_mask[:, None, None, :], scale=scale)

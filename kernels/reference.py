@@ -119,10 +119,10 @@ def backward(
     options: WindowOptions,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v, by differentiating the definition."""
-    leaves = [x.detach().requires_grad_() for x in (q, k, v)]
+    q, k, v = (x.detach().requires_grad_() for x in (q, k, v))
     with torch.enable_grad():
-        again, _ = _attend(*leaves, options)
-    grad_q, grad_k, grad_v = torch.autograd.grad(again, leaves, grad)
+        again, _ = _attend(q, k, v, options)
+    grad_q, grad_k, grad_v = torch.autograd.grad(again, (q, k, v), grad)
     return grad_q.contiguous(), grad_k.contiguous(), grad_v.contiguous()
 
 

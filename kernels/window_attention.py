@@ -193,4 +193,4 @@ _SHIPPED = {
     "bf16": [(FEW_TOKENS, 64, "plain"), *((_MANY, dim, "plain") for dim in (24, 64, 96, 128))]
     + [(_MANY, 128, kind) for kind in _KINDS[1:]],
 }
-"""Tokens, head dimension and kind: each tile and each shape of mask, at full and at padded head dimensions."""
+"""Tokens, head dimension and kind: every tile and shape of mask, at full and padded dimensions."""

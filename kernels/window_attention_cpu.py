@@ -1,4 +1,4 @@
-"""Windowed and dense attention on the CPU, forward and backward, in time linear in the number of frames.
+"""Windowed attention on the CPU, forward and backward, in time linear in the number of frames.
 
 Three ways to do the same sum; `plan` picks by shape, by what was measured (one thread, forward + backward,
 benchmarks/bench_window_attention.py prints it again):
@@ -14,23 +14,28 @@ Half precision always takes torch's fused operator, which computes in float32 in
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 
+from kernels.batched_cpu import (
+    NEVER,
+    Blocks,
+    Given,
+    Layout,
+    Packs,
+    band_bias,
+    batched_gradients,
+    block_bias,
+    hide,
+    pack_size,
+    softmax_weights,
+)
+from kernels.dense_attention_cpu import PLAIN_PAIRS
 from kernels.reference import WindowOptions, frame_mask
 
-VECTOR_COLUMNS = 16
-"""Columns from which torch's CPU softmax is vectorised."""
-PLAIN_PAIRS = 96 * 96
-"""Query-key pairs a matrix up to which a batched product beats torch's fused operator."""
-_NEVER = float("-inf")
-_softmax_backward = torch.ops.aten._softmax_backward_data  # noqa: SLF001
 _fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # noqa: SLF001
 _fused_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward  # noqa: SLF001
 
@@ -72,10 +77,10 @@ def forward(q: Tensor, k: Tensor, v: Tensor, options: WindowOptions) -> tuple[Te
     if options.valid_frames is None:
         return _forward(q, k, v, options)
     out = torch.zeros(q.shape, dtype=q.dtype)
-    lse = torch.full(q.shape[:3], _NEVER, dtype=torch.promote_types(q.dtype, torch.float32))
+    lse = torch.full(q.shape[:3], NEVER, dtype=torch.promote_types(q.dtype, torch.float32))
     for samples, tokens in _by_count(options):
-        parts = (x[samples, :, :tokens] for x in (q, k, v))
-        out[samples, :, :tokens], lse[samples, :, :tokens] = _forward(*parts, options)
+        own_q, own_k, own_v = (x[samples, :, :tokens] for x in (q, k, v))
+        out[samples, :, :tokens], lse[samples, :, :tokens] = _forward(own_q, own_k, own_v, options)
     return out, lse
 
 
@@ -85,12 +90,13 @@ def backward(
     """`reference.backward`, fast."""
     if options.valid_frames is None:
         return _backward(grad, q, k, v, out, lse, options)
-    totals = tuple(torch.zeros(x.shape, dtype=x.dtype) for x in (q, k, v))
+    grad_q, grad_k, grad_v = (torch.zeros(x.shape, dtype=x.dtype) for x in (q, k, v))
     for samples, tokens in _by_count(options):
-        given = (x[samples, :, :tokens] for x in (grad, q, k, v, out, lse))
-        for total, part in zip(totals, _backward(*given, options), strict=True):
+        own = [x[samples, :, :tokens] for x in (grad, q, k, v, out, lse)]
+        parts = _backward(own[0], own[1], own[2], own[3], own[4], own[5], options)
+        for total, part in zip((grad_q, grad_k, grad_v), parts, strict=True):
             total[samples, :, :tokens] = part
-    return totals
+    return grad_q, grad_k, grad_v
 
 
 def _by_count(options: WindowOptions) -> Iterator[tuple[Tensor, int]]:
@@ -106,7 +112,7 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, options: WindowOptions) -> tuple[T
     layout = _layout(q, options)
     if layout is not None:
         queries, keys, values = layout.queries(q) * options.scale, layout.keys(k), layout.keys(v)
-        scores, weights = _weights(queries, keys, _window_bias(layout, q, options))
+        scores, weights = softmax_weights(queries, keys, _window_bias(layout, q, options))
         lse = scores.amax(-1) - weights.amax(-1).log()
         out = layout.fold_queries(torch.bmm(weights, values), q.shape)
         lse = layout.fold_queries(lse[..., None], torch.Size((*q.shape[:3], 1)))[..., 0]
@@ -129,9 +135,9 @@ def _backward(
     layout = _layout(q, options)
     if layout is not None:
         queries, keys, values = layout.queries(q) * options.scale, layout.keys(k), layout.keys(v)
-        _, weights = _weights(queries, keys, _window_bias(layout, q, options))
-        given = _Given(queries, keys, values, weights)
-        parts = _batched_gradients(grad, given, layout, options.scale, (q.shape, k.shape))
+        _, weights = softmax_weights(queries, keys, _window_bias(layout, q, options))
+        given = Given(queries, keys, values, weights)
+        parts = batched_gradients(grad, given, layout, options.scale, (q.shape, k.shape))
         grad_q, grad_k, grad_v = (x.contiguous() for x in parts)
         return grad_q, grad_k, grad_v
     grad, q, k, v = (_by_rows(x) for x in (grad, q, k, v))
@@ -156,222 +162,29 @@ def _backward(
     return grad_q, grad_k, grad_v
 
 
-def _layout(q: Tensor, options: WindowOptions) -> "_Layout | None":
+def _layout(q: Tensor, options: WindowOptions) -> Layout | None:
     """How the clips become a batch of matrices, or None: chunk after chunk."""
     if options.global_frames or options.wrap:
         return None
     num_frames = q.shape[2] // options.tokens_per_frame
     form, chunk = plan(num_frames, options.tokens_per_frame, options.window, q.dtype)
     if form == "blocked":
-        return _Blocks(num_frames, options.tokens_per_frame, options.window, chunk)
-    return _Packs(_pack_size(q.shape[0] * q.shape[1], q.shape[2])) if form == "packed" else None
+        return Blocks(num_frames, options.tokens_per_frame, options.window, chunk)
+    return Packs(pack_size(q.shape[0] * q.shape[1], q.shape[2])) if form == "packed" else None
 
 
-def _window_bias(layout: "_Layout", q: Tensor, options: WindowOptions) -> Tensor:
+def _window_bias(layout: Layout, q: Tensor, options: WindowOptions) -> Tensor:
     """[1 or count, rows, columns] of a layout's matrices: 0 where seen, else -inf."""
-    if isinstance(layout, _Blocks):
-        return _block_bias(layout, q.dtype)
-    assert isinstance(layout, _Packs)
+    if isinstance(layout, Blocks):
+        return block_bias(layout, q.dtype)
+    assert isinstance(layout, Packs)
     per_frame = options.tokens_per_frame
-    return _band_bias(layout.size, q.shape[2] // per_frame, per_frame, options.window, q.dtype)
+    return band_bias(layout.size, q.shape[2] // per_frame, per_frame, options.window, q.dtype)
 
 
 def _by_rows(x: Tensor) -> Tensor:
     """x with a contiguous last dimension."""
     return x if x.stride(-1) == 1 else x.contiguous()
-
-
-def dense_attention(
-    q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, key_mask: Tensor | None = None
-) -> Tensor:
-    """softmax(scale q k^T) v over all keys that `key_mask` allows.
-
-    Args:
-        q: [B, heads, N, D]; k, v: [B, heads, M, D].
-        scale: D ** -0.5 by default.
-        key_mask: bool [B, M], True where a key may be seen; a sample without any gives 0.
-
-    Returns:
-        [B, heads, N, D].
-    """
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    rows, columns = q.shape[2], k.shape[2]
-    small = columns <= VECTOR_COLUMNS or rows * columns <= PLAIN_PAIRS
-    if not small or q.dtype not in (torch.float32, torch.float64):
-        mask = None if key_mask is None else key_mask[:, None, None, :]
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
-    elif key_mask is None and rows == columns:
-        packs = _Packs(_pack_size(q.shape[0] * q.shape[1], rows))
-        bias = _band_bias(packs.size, rows, 1, rows, q.dtype) if packs.size > 1 else None
-        out = _Dense.apply(q, k, v, bias, scale, packs)
-    else:
-        pad = max(0, VECTOR_COLUMNS - columns)
-        bias = _key_bias(q, columns, key_mask, pad)
-        out = _Dense.apply(q, F.pad(k, (0, 0, 0, pad)), F.pad(v, (0, 0, 0, pad)), bias, scale, _Packs(1))
-    if key_mask is None:
-        return out
-    sees_nothing = ~key_mask.any(1)
-    return out.masked_fill(sees_nothing[:, None, None, None], 0.0) if sees_nothing.any() else out
-
-
-def _key_bias(q: Tensor, columns: int, key_mask: Tensor | None, pad: int) -> Tensor | None:
-    """0 where a key may be seen, else -inf: [B * heads, 1, columns + pad], or [1, 1, ...] without a mask.
-
-    A sample that may see nothing gets 0 everywhere: its rows stay finite until they are replaced.
-    """
-    if key_mask is None:
-        if not pad:
-            return None
-        key_mask = torch.ones(1, columns, dtype=torch.bool)
-    hidden = F.pad(~key_mask, (0, pad), value=True)
-    hidden = hidden & key_mask.any(1, keepdim=True)
-    bias = torch.zeros(hidden.shape, dtype=q.dtype).masked_fill_(hidden, _NEVER)
-    heads = q.shape[1] if bias.shape[0] > 1 else 1
-    return bias.repeat_interleave(heads, 0)[:, None]
-
-
-class _Layout(Protocol):
-    """[B, heads, tokens, D] as a batch of small matrices and back; `fold_keys` is the adjoint of `keys`."""
-
-    def queries(self, x: Tensor) -> Tensor: ...
-
-    def keys(self, x: Tensor) -> Tensor: ...
-
-    def fold_queries(self, x: Tensor, shape: torch.Size) -> Tensor: ...
-
-    def fold_keys(self, x: Tensor, shape: torch.Size) -> Tensor: ...
-
-
-@dataclass(frozen=True)
-class _Packs:
-    """`size` clips one after the other in one matrix: [B * heads / size, size * tokens, D]."""
-
-    size: int
-
-    def queries(self, x: Tensor) -> Tensor:
-        return x.reshape(-1, self.size * x.shape[2], x.shape[3])
-
-    def keys(self, x: Tensor) -> Tensor:
-        return self.queries(x)
-
-    def fold_queries(self, x: Tensor, shape: torch.Size) -> Tensor:
-        return x.view(shape)
-
-    def fold_keys(self, x: Tensor, shape: torch.Size) -> Tensor:
-        return x.view(shape)
-
-
-@dataclass(frozen=True)
-class _Blocks:
-    """Chunks of `chunk` frames against the chunk + 2 window frames around them, as one batch."""
-
-    num_frames: int
-    tokens_per_frame: int
-    window: int
-    chunk: int
-
-    @property
-    def count(self) -> int:
-        """Chunks of a clip."""
-        return -(-self.num_frames // self.chunk)
-
-    @property
-    def rows(self) -> int:
-        """Query tokens of a chunk."""
-        return self.chunk * self.tokens_per_frame
-
-    @property
-    def columns(self) -> int:
-        """Key tokens of a chunk."""
-        return (self.chunk + 2 * self.window) * self.tokens_per_frame
-
-    def queries(self, x: Tensor) -> Tensor:
-        """[B * heads * count, rows, D]; the last chunk is filled with zeros."""
-        flat = x.reshape(-1, x.shape[2], x.shape[3])
-        missing = self.count * self.rows - x.shape[2]
-        if missing:
-            flat = F.pad(flat, (0, 0, 0, missing))
-        return flat.view(-1, self.rows, x.shape[3])
-
-    def keys(self, x: Tensor) -> Tensor:
-        """[B * heads * count, columns, D]; zeros beyond the ends."""
-        side = self.window * self.tokens_per_frame
-        missing = self.count * self.rows - x.shape[2]
-        padded = F.pad(x.reshape(-1, x.shape[2], x.shape[3]), (0, 0, side, side + missing))
-        size = (padded.shape[0], self.count, self.columns, x.shape[3])
-        stride = (padded.stride(0), self.rows * x.shape[3], x.shape[3], 1)
-        return padded.as_strided(size, stride).reshape(-1, self.columns, x.shape[3])
-
-    def fold_queries(self, x: Tensor, shape: torch.Size) -> Tensor:
-        return x.view(shape[0], shape[1], -1, shape[3])[:, :, : shape[2]]
-
-    def fold_keys(self, x: Tensor, shape: torch.Size) -> Tensor:
-        """Each token's parts in all the chunks that saw it, added up."""
-        parts = x.view(-1, self.count, self.columns, shape[3])
-        overlaps = -(-self.columns // self.rows)
-        total = parts.new_zeros(parts.shape[0], self.count + overlaps - 1, self.rows, shape[3])
-        for i in range(overlaps):
-            part = parts[:, :, i * self.rows : (i + 1) * self.rows]
-            total[:, i : i + self.count, : part.shape[2]] += part
-        side = self.window * self.tokens_per_frame
-        return total.view(shape[0], shape[1], -1, shape[3])[:, :, side : side + shape[2]]
-
-
-class _Given(NamedTuple):
-    """What gradients are made from, in a layout's matrices; the queries are scaled."""
-
-    queries: Tensor
-    keys: Tensor
-    values: Tensor
-    weights: Tensor
-
-
-def _weights(queries: Tensor, keys: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Scores q k^T + bias of scaled queries, and their softmax."""
-    scores = torch.bmm(queries, keys.transpose(1, 2))
-    if bias is not None:
-        scores.view(-1, bias.shape[0], *scores.shape[1:]).add_(bias)
-    return scores, torch.softmax(scores, -1)
-
-
-def _batched_gradients(
-    grad: Tensor, given: _Given, layout: _Layout, scale: float, shapes: tuple[torch.Size, torch.Size]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """With p the weights and g the gradient of the output: dv = p^T g, ds = p (dp - sum(dp p)) with
-    dp = g v^T, dq = scale ds k, dk = scale ds^T q.
-    """
-    grad = layout.queries(grad)
-    grad_v = torch.bmm(given.weights.transpose(1, 2), grad)
-    grad_weights = torch.bmm(grad, given.values.transpose(1, 2))
-    grad_scores = _softmax_backward(grad_weights, given.weights, -1, given.weights.dtype)
-    grad_q = torch.bmm(grad_scores, given.keys).mul_(scale)
-    grad_k = torch.bmm(grad_scores.transpose(1, 2), given.queries)
-    query_shape, key_shape = shapes
-    return (
-        layout.fold_queries(grad_q, query_shape),
-        layout.fold_keys(grad_k, key_shape),
-        layout.fold_keys(grad_v, key_shape),
-    )
-
-
-class _Dense(torch.autograd.Function):
-    """softmax(scale q k^T + bias) v over a layout's matrices; keeps the weights."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, layout: _Layout
-    ) -> Tensor:
-        queries, keys, values = layout.queries(q) * scale, layout.keys(k), layout.keys(v)
-        _, weights = _weights(queries, keys, bias)
-        ctx.save_for_backward(queries, keys, values, weights)
-        ctx.layout, ctx.scale, ctx.shapes = layout, scale, (q.shape, k.shape)
-        return layout.fold_queries(torch.bmm(weights, values), q.shape)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        given = _Given(*ctx.saved_tensors)
-        return (*_batched_gradients(grad, given, ctx.layout, ctx.scale, ctx.shapes), None, None, None)
 
 
 class _Step(NamedTuple):
@@ -426,7 +239,7 @@ def _special_steps(
         near = rows[:, columns]
         mask = None
         if not near.all():
-            mask = _bias(near.repeat_interleave(per_frame, 0).repeat_interleave(per_frame, 1), dtype)
+            mask = hide(near.repeat_interleave(per_frame, 0).repeat_interleave(per_frame, 1), dtype)
         runs = [_tokens(start, stop, per_frame) for start, stop in _runs(columns.tolist())]
         yield _Step(_tokens(first, last, per_frame), runs, mask)
 
@@ -446,41 +259,6 @@ def _tokens(first: int, last: int, per_frame: int) -> slice:
     return slice(first * per_frame, last * per_frame)
 
 
-def _pack_size(matrices: int, tokens: int) -> int:
-    """Clips a matrix, so that it has 16 to 64 columns; 1 where the number of clips allows none."""
-    for size in range(-(-VECTOR_COLUMNS // tokens), 64 // tokens + 1):
-        if matrices % size == 0:
-            return size
-    return 1
-
-
-def _bias(seen: Tensor, dtype: torch.dtype) -> Tensor:
-    """0 where seen, else -inf. Usable in training even when it is first needed in inference mode."""
-    with torch.inference_mode(False):
-        return torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen.clone(), _NEVER)
-
-
-@lru_cache(maxsize=32)
-def _band_bias(clips: int, num_frames: int, per_frame: int, window: int, dtype: torch.dtype) -> Tensor:
-    """[1, n, n] of a matrix of several clips: a token sees its own clip's frames within the window."""
-    index = torch.arange(clips * num_frames * per_frame)
-    clip, frame = index // (num_frames * per_frame), index // per_frame
-    seen = (clip[:, None] == clip) & ((frame[:, None] - frame).abs() <= window)
-    return _bias(seen[None], dtype)
-
-
-@lru_cache(maxsize=32)
-def _block_bias(blocks: _Blocks, dtype: torch.dtype) -> Tensor:
-    """[count, rows, columns]; rows beyond the clip's end see whatever is near, so that they stay finite."""
-    frame = torch.arange(blocks.rows) // blocks.tokens_per_frame
-    key_frame = torch.arange(blocks.columns) // blocks.tokens_per_frame - blocks.window
-    near = (frame[:, None] - key_frame).abs() <= blocks.window
-    absolute = torch.arange(blocks.count)[:, None] * blocks.chunk + key_frame
-    exists = (absolute >= 0) & (absolute < blocks.num_frames)
-    beyond = torch.arange(blocks.count)[:, None] * blocks.chunk + frame >= blocks.num_frames
-    return _bias(near & (exists[:, None] | beyond[:, :, None]), dtype)
-
-
 @lru_cache(maxsize=128)
 def _chunk_bias(
     frames: int, key_frames: int, offset: int, per_frame: int, window: int, dtype: torch.dtype
@@ -488,4 +266,4 @@ def _chunk_bias(
     """[rows, columns] of a chunk whose first frame is `offset` frames after its first key frame."""
     frame = torch.arange(frames * per_frame) // per_frame + offset
     key_frame = torch.arange(key_frames * per_frame) // per_frame
-    return _bias((frame[:, None] - key_frame).abs() <= window, dtype)
+    return hide((frame[:, None] - key_frame).abs() <= window, dtype)

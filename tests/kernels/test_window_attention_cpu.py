@@ -4,8 +4,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels import reference
+from kernels.dense_attention_cpu import dense_attention
 from kernels.ops import window_attention
-from kernels.window_attention_cpu import Plan, dense_attention, plan
+from kernels.window_attention_cpu import Plan, plan
 from tests.kernels.attention_contract import *  # noqa: F403
 from tests.kernels.helpers import OPTIONS, compare, gradients, options_for, qkv, relative
 

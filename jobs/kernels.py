@@ -1,0 +1,82 @@
+"""`longtake kernels`: which code attention and the score run here, and what their GPU kernels compile to."""
+
+import dataclasses
+import importlib.util
+import json
+import os
+from typing import TYPE_CHECKING
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from jobs.console import Progress, say
+from kernels.dispatch import path_for
+from models.errors import ConfigError
+
+if TYPE_CHECKING:
+    from kernels.aot import Compiled
+
+TABLE_WIDTH = 150
+"""Characters of the table where there is no terminal."""
+
+
+def kernels(*, report: bool, as_json: bool) -> bool:
+    """Say which path runs on this machine's devices; with `report`, compile and judge every kernel.
+
+    Args:
+        report: compile for sm_90, sm_80 and gfx942; no GPU is needed.
+        as_json: print one JSON list and nothing else.
+
+    Returns:
+        Whether every configuration is as it has to be.
+
+    Raises:
+        ConfigError: triton is not installed.
+    """
+    if not report:
+        paths = {str(device): path_for(device) for device in _devices()}
+        say(json.dumps(paths) if as_json else "\n".join(f"{d}: {path}" for d, path in paths.items()))
+        return True
+    if importlib.util.find_spec("triton") is None:
+        raise ConfigError(
+            "triton is not installed", "Install it: pip install 'triton>=3.6,<3.10' (Linux only)"
+        )
+    from kernels import aot
+
+    work, found = aot.work(), []
+    with Progress() as progress:
+        for compiled in aot.report(os.cpu_count() or 1, work):
+            found.append(compiled)
+            if not as_json:
+                progress("compile", len(found), len(work))
+    if as_json:
+        say(json.dumps([dataclasses.asdict(compiled) for compiled in found], indent=1))
+    else:
+        _show(found)
+    return all(compiled.ok for compiled in found)
+
+
+def _devices() -> list[torch.device]:
+    """The processor, and the GPU if there is one."""
+    return [torch.device("cpu"), *([torch.device("cuda")] if torch.cuda.is_available() else [])]
+
+
+def _show(found: list["Compiled"]) -> None:
+    """The table of configurations, and how many are not as they have to be."""
+    table = Table(title="Shipped kernels, compiled ahead of time", title_justify="left")
+    names = [field.name for field in dataclasses.fields(found[0])]
+    for name in names:
+        table.add_column(name.replace("_", " "), justify="left" if name in ("name", "target") else "right")
+    for compiled in found:
+        table.add_row(*(_cell(getattr(compiled, name)) for name in names))
+    console = Console()
+    (console if console.is_terminal else Console(width=TABLE_WIDTH)).print(table)
+    bad = sum(not compiled.ok for compiled in found)
+    say(f"{len(found)} configurations, {bad} not as they have to be")
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, bool):
+        return "ok" if value else "NOT OK"
+    return str(value)
