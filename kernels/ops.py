@@ -184,9 +184,9 @@ def reverse_kl_score(
     """
     checks.score_inputs(x0, {"x_t": x_t, "v_cond": v_cond, "v_uncond": v_uncond, "v_fake": v_fake}, t)
     checks.score_options(x0, v_uncond, guidance_scale, normalizer, windows_per_sample, block_frames, floor)
-    tensors = [x if x is None else x.detach() for x in (x0, x_t, t, v_cond, v_uncond, v_fake)]
     options = (float(guidance_scale), normalizer, windows_per_sample, block_frames, float(floor))
-    return ReverseKLScore(*score(*tensors, *options))
+    with torch.no_grad():
+        return ReverseKLScore(*score(x0, x_t, t, v_cond, v_uncond, v_fake, *options))
 
 
 def renoise(x0: Tensor, t: Tensor, seed: int, samples: Tensor | None = None) -> tuple[Tensor, Tensor]:

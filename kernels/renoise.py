@@ -50,13 +50,14 @@ def words(
     seed: tl.tensor, number: tl.tensor, sample: tl.tensor
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
     """Four blocks of 32-bit words: Philox of the counters (number, sample), int64 blocks, under key seed."""
-    return tl.philox(
+    w0, w1, w2, w3 = tl.philox(
         seed,
         number.to(tl.uint32),
         (number >> 32).to(tl.uint32),
         sample.to(tl.uint32),
         (sample >> 32).to(tl.uint32),
     )
+    return w0, w1, w2, w3
 
 
 @triton.jit(do_not_specialize=["seed"])  # type: ignore[untyped-decorator]

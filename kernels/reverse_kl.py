@@ -19,7 +19,7 @@ from kernels.reverse_kl_cpu import segment_frames
 BLOCKS = {torch.float32: 2048, torch.float16: 4096, torch.bfloat16: 4096}
 """Elements a program, by x0's type: two loads of 128 bits a thread and tensor. Arithmetic is float32."""
 WARPS = 8
-CHUNK = 1024
+CHUNK = 4096
 """Tiles that a step of a total adds up."""
 
 
@@ -56,7 +56,7 @@ def sum_kernel(
     v_cond: tl.tensor,
     v_uncond: tl.tensor,
     v_fake: tl.tensor,
-    sums: tl.tensor,
+    of_tiles: tl.tensor,
     guidance_scale: tl.tensor,
     stride_row: tl.tensor,
     stride_segment: tl.tensor,
@@ -67,7 +67,8 @@ def sum_kernel(
 ) -> None:
     """Sums of |x0 - x0_real| and of |x0_fake - x0_real| over one tile of one segment of one row.
 
-    The tensors are [N, stride_row], contiguous; sums is [2, N, segments, tiles].
+    The tensors are [N, stride_row], contiguous. of_tiles is [4, N, segments, tiles]: the two sums, and what
+    `score_kernel` finds, the sum of squares and the number of non-finite entries.
     """
     program = tl.program_id(0)
     row, first, count = _place(program, stride_row, stride_segment, segments, tiles, BLOCK)
@@ -79,8 +80,8 @@ def sum_kernel(
         v_real = base + guidance_scale * (v_real - base)
     gap = _load(x0 + first, lane, count) - (_load(x_t + first, lane, count) - time * v_real)
     difference = time * (v_real - _load(v_fake + first, lane, count))
-    tl.store(sums + program, tl.sum(tl.abs(gap), 0))
-    tl.store(sums + tl.num_programs(0) + program, tl.sum(tl.abs(difference), 0))
+    tl.store(of_tiles + program, tl.sum(tl.abs(gap), 0))
+    tl.store(of_tiles + tl.num_programs(0) + program, tl.sum(tl.abs(difference), 0))
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -95,7 +96,7 @@ def _total(values: tl.tensor, count: tl.tensor, CHUNK: tl.constexpr) -> tl.tenso
 
 @triton.jit  # type: ignore[untyped-decorator]
 def norm_kernel(
-    sums: tl.tensor,
+    of_tiles: tl.tensor,
     norm: tl.tensor,
     floor: tl.tensor,
     stride_row: tl.tensor,
@@ -110,7 +111,7 @@ def norm_kernel(
     norm is float32 [N, segments]; a mean that is not a number stays so.
     """
     group = tl.program_id(0)
-    total = _total(sums + group.to(tl.int64) * rows * tiles, rows * tiles, CHUNK)
+    total = _total(of_tiles + group.to(tl.int64) * rows * tiles, rows * tiles, CHUNK)
     start = (group % segments).to(tl.int64) * stride_segment
     size = tl.minimum(stride_row - start, stride_segment) * rows
     mean = (total / size).to(tl.float32)
@@ -129,8 +130,7 @@ def score_kernel(
     v_fake: tl.tensor,
     norm: tl.tensor,
     score: tl.tensor,
-    squares: tl.tensor,
-    counts: tl.tensor,
+    of_tiles: tl.tensor,
     guidance_scale: tl.tensor,
     stride_row: tl.tensor,
     stride_segment: tl.tensor,
@@ -143,7 +143,6 @@ def score_kernel(
 
     Tiles are taken in reverse, those that were read last first. An entry whose x0 - x0_real is not finite
     counts too: it makes the normaliser infinite or not a number, so only then are x0 and x_t looked at.
-    squares and counts are [N, segments, tiles].
     """
     program = tl.num_programs(0) - 1 - tl.program_id(0)
     row, first, count = _place(program, stride_row, stride_segment, segments, tiles, BLOCK)
@@ -160,15 +159,14 @@ def score_kernel(
     finite = (tl.abs(quotient) < float("inf")) & (tl.abs(gap) < float("inf"))
     quotient = tl.where(finite, quotient, 0.0)
     tl.store(score + first + lane, quotient.to(score.dtype.element_ty), mask=lane < count)
-    tl.store(squares + program, tl.sum(quotient * quotient, 0))
-    tl.store(counts + program, tl.sum(tl.where(finite | (lane >= count), 0, 1), 0))
+    slot = of_tiles + 2 * tl.num_programs(0) + program
+    tl.store(slot, tl.sum(quotient * quotient, 0))
+    tl.store(slot + tl.num_programs(0), tl.sum(tl.where(finite | (lane >= count), 0.0, 1.0), 0))
 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def total_kernel(
-    sums: tl.tensor,
-    squares: tl.tensor,
-    counts: tl.tensor,
+    of_tiles: tl.tensor,
     distance_real: tl.tensor,
     distance_fake: tl.tensor,
     loss: tl.tensor,
@@ -182,14 +180,14 @@ def total_kernel(
     row = tl.program_id(0)
     tiles = rows * row_tiles
     if row < rows:
-        mine = sums + row.to(tl.int64) * row_tiles
+        mine = of_tiles + row.to(tl.int64) * row_tiles
         real, fake = _total(mine, row_tiles, CHUNK), _total(mine + tiles, row_tiles, CHUNK)
         tl.store(distance_real + row, (real / stride_row).to(tl.float32))
         tl.store(distance_fake + row, (fake / stride_row).to(tl.float32))
     else:
-        mean = _total(squares, tiles, CHUNK) / stride_row / rows
+        mean = _total(of_tiles + 2 * tiles, tiles, CHUNK) / stride_row / rows
         tl.store(loss, (0.5 * mean).to(tl.float32))
-        tl.store(non_finite, _total(counts, tiles, CHUNK).to(tl.int64))
+        tl.store(non_finite, _total(of_tiles + 3 * tiles, tiles, CHUNK).to(tl.int64))
 
 
 def reverse_kl_score(
@@ -226,25 +224,24 @@ def reverse_kl_score(
     group_rows = windows_per_sample if normalizer == "sample" else 1
     guided = v_uncond is not None and guidance_scale != 1.0
     unconditional = v_cond if v_uncond is None else v_uncond
-    inputs = [x.detach().contiguous() for x in (x0, x_t, t, v_cond, unconditional, v_fake)]
+    inputs = [x.contiguous() for x in (x0, x_t, t, v_cond, unconditional, v_fake)]
     score = torch.empty(x0.shape, dtype=x0.dtype, device=x0.device)
-    sums, norm, squares, real, fake, loss = (
+    of_tiles, norm, real, fake, loss = (
         torch.empty(shape, dtype=torch.float32, device=x0.device)
-        for shape in ((2, programs), (rows, segments), (programs,), (rows,), (rows,), ())
+        for shape in ((4, programs), (rows, segments), (rows,), (rows,), ())
     )
-    counts = torch.empty(programs, dtype=torch.int32, device=x0.device)
     non_finite = torch.empty((), dtype=torch.int64, device=x0.device)
     sizes: tuple[int, ...] = (row_size, segment_size, segments, tiles)
     tile: dict[str, Any] = {"BLOCK": block, "num_warps": WARPS, "enable_fp_fusion": True}
-    chunk: dict[str, Any] = {"CHUNK": CHUNK, "num_warps": 4, "enable_fp_fusion": True}
+    chunk: dict[str, Any] = {"CHUNK": CHUNK, "num_warps": WARPS, "enable_fp_fusion": True}
     with torch.cuda.device_of(x0):
-        sum_kernel[(programs,)](*inputs, sums, guidance_scale, *sizes, GUIDED=guided, **tile)
-        norm_kernel[(rows * segments // group_rows,)](sums, norm, floor, *sizes, group_rows, **chunk)
+        sum_kernel[(programs,)](*inputs, of_tiles, guidance_scale, *sizes, GUIDED=guided, **tile)
+        norm_kernel[(rows * segments // group_rows,)](of_tiles, norm, floor, *sizes, group_rows, **chunk)
         score_kernel[(programs,)](
-            *inputs, norm, score, squares, counts, guidance_scale, *sizes, GUIDED=guided, **tile
+            *inputs, norm, score, of_tiles, guidance_scale, *sizes, GUIDED=guided, **tile
         )
         total_kernel[(rows + 1,)](
-            sums, squares, counts, real, fake, loss, non_finite, row_size, segments * tiles, rows, **chunk
+            of_tiles, real, fake, loss, non_finite, row_size, segments * tiles, rows, **chunk
         )
     return ReverseKLScore(score, real, fake, norm if normalizer == "block" else norm[:, 0], non_finite, loss)
 
@@ -254,8 +251,8 @@ def aot_cases() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str
     constants, options. Arguments called stride_* are multiples of 16 where loads are of 128 bits.
     """
     tensors = ("x0", "x_t", "v_cond", "v_uncond", "v_fake", "score")
-    types = dict.fromkeys(("t", "sums", "norm", "squares", "distance_real", "distance_fake", "loss"), "*fp32")
-    types |= {"guidance_scale": "fp32", "floor": "fp32", "counts": "*i32", "non_finite": "*i64"}
+    types = dict.fromkeys(("t", "of_tiles", "norm", "distance_real", "distance_fake", "loss"), "*fp32")
+    types |= {"guidance_scale": "fp32", "floor": "fp32", "non_finite": "*i64"}
     cases: list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str, int]]] = []
     for dtype, block in zip(("fp32", "fp16", "bf16"), BLOCKS.values(), strict=True):
         named = types | dict.fromkeys(tensors, f"*{dtype}")
@@ -265,6 +262,6 @@ def aot_cases() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str
                 constants = {"GUIDED": guided, "BLOCK": block}
                 cases.append((name, kernel, named, constants, {"num_warps": WARPS}))
     return cases + [
-        (f"reverse_kl_{kernel.__name__}", kernel, types, {"CHUNK": CHUNK}, {"num_warps": 4})
+        (f"reverse_kl_{kernel.__name__}", kernel, types, {"CHUNK": CHUNK}, {"num_warps": WARPS})
         for kernel in (norm_kernel, total_kernel)
     ]

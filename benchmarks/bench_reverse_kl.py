@@ -1,0 +1,262 @@
+"""The reverse-KL score and the re-noising against eager torch and torch.compile, in one run.
+
+    python benchmarks/bench_reverse_kl.py [--device cpu|cuda] [--frames 21 240] [--repeats 7] [--json FILE]
+
+Latents are [1, frames, 16, 60, 104]: 21 frames are five seconds, 240 a minute. On a CPU: milliseconds of CPU
+time (one thread, best of the repeats), float32. On a GPU: medians of Triton's do_bench with a cold cache,
+bfloat16 and float32, with GB/s of what has to be moved and its share of a copy's rate in the same run. Only
+ratios of one run mean something.
+"""
+
+import argparse
+import datetime as dt
+import json
+import os
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from kernels import reference  # noqa: E402
+from kernels.ops import renoise, reverse_kl_score  # noqa: E402
+
+INNER = (16, 60, 104)
+"""Channels, height and width of a latent frame of 480 x 832 video."""
+GUIDANCE = 5.0
+OPTIONS: dict[str, Any] = {"guidance_scale": GUIDANCE, "normalizer": "window"}
+MOVED = {"score": 9, "renoise": 3}
+"""Tensors that the kernels read and write: five read to sum and three to divide, one written; one and two."""
+Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+Rows = Iterator[dict[str, Any]]
+
+
+def inputs_of(frames: int, device: str, dtype: torch.dtype) -> Inputs:
+    """x0, x_t, t, v_cond, v_uncond, v_fake."""
+    generator = torch.Generator().manual_seed(0)
+    x0, x_t, cond, uncond, fake = (
+        torch.randn(1, frames, *INNER, generator=generator).to(device, dtype) for _ in range(5)
+    )
+    return x0, x_t, torch.full((1,), 0.6, device=device), cond, uncond, fake
+
+
+def gradient(x0: Tensor, x_t: Tensor, t: Tensor, cond: Tensor, uncond: Tensor, fake: Tensor) -> Tensor:
+    """The normalised difference as the public trainers write it, in x0's type."""
+    time = t.to(x0.dtype).view(-1, 1, 1, 1, 1)
+    real = x_t - time * (uncond + GUIDANCE * (cond - uncond))
+    difference = (x_t - time * fake) - real
+    norm = (x0 - real).abs().mean(dim=[1, 2, 3, 4], keepdim=True)
+    return torch.nan_to_num(difference / norm)
+
+
+@torch.no_grad()
+def float64_loss(*inputs: Tensor) -> Tensor:
+    """Self-Forcing's loss: mean squared error in float64 to the detached target; no gradient yet."""
+    x0, step = inputs[0], gradient(*inputs)
+    return 0.5 * F.mse_loss(x0.double(), (x0.double() - step.double()).detach())
+
+
+def float64_step(*inputs: Tensor) -> Tensor:
+    """The same, with the gradient of x0 that autograd takes from it."""
+    x0 = inputs[0].detach().requires_grad_()
+    with torch.no_grad():
+        target = x0.double() - gradient(*inputs).double()
+    return torch.autograd.grad(0.5 * F.mse_loss(x0.double(), target), x0)[0]
+
+
+@torch.no_grad()
+def same_maths(
+    x0: Tensor, x_t: Tensor, t: Tensor, cond: Tensor, uncond: Tensor, fake: Tensor
+) -> tuple[Tensor, ...]:
+    """Every field of ReverseKLScore in float32, as one would write it."""
+    x0_, x_t, cond, uncond, fake = (x.float() for x in (x0, x_t, cond, uncond, fake))
+    time = t.view(-1, 1, 1, 1, 1)
+    real = x_t - time * (uncond + GUIDANCE * (cond - uncond))
+    gap, difference = x0_ - real, (x_t - time * fake) - real
+    distance_real, distance_fake = (x.abs().mean(dim=[1, 2, 3, 4]) for x in (gap, difference))
+    norm = distance_real.clamp_min(1e-4)
+    score = difference / norm.view(-1, 1, 1, 1, 1)
+    bad = ~(torch.isfinite(score) & torch.isfinite(gap))
+    score = score.masked_fill(bad, 0.0)
+    loss = 0.5 * score.square().mean()
+    return score.to(x0.dtype), distance_real, distance_fake, norm, bad.sum(), loss
+
+
+@torch.no_grad()
+def plain_renoise(x0: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """x_t and noise from torch's own generator."""
+    eps, time = torch.randn_like(x0), t.to(x0.dtype).view(-1, 1, 1, 1, 1)
+    return (1 - time) * x0 + time * eps, eps
+
+
+def milliseconds(run: Callable[[], object], device: str, repeats: int) -> float:
+    """A GPU's median with a cold cache; a CPU's best thread time, a repeat calls until 20 ms have passed."""
+    run()
+    if device != "cpu":
+        from triton.testing import do_bench
+
+        return float(do_bench(run, warmup=50, rep=100 * repeats, return_mode="median"))
+    best = float("inf")
+    for _ in range(repeats):
+        start, calls = time.thread_time(), 0
+        while calls == 0 or time.thread_time() - start < 0.02:
+            run()
+            calls += 1
+        best = min(best, (time.thread_time() - start) / calls)
+    return 1e3 * best
+
+
+def peak_bytes(run: Callable[[], object]) -> int:
+    """Memory of a GPU that one call takes beyond what was taken before, its results included."""
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    run()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def copy_rate(device: str) -> float:
+    """GB/s that a copy of 1 GiB reads and writes."""
+    source = torch.empty(2**28, dtype=torch.float32, device=device)
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / milliseconds(lambda: target.copy_(source), device, 3) / 1e6
+
+
+def compiled(function: Callable[..., object], device: str) -> Callable[..., object] | None:
+    """torch.compile of a function, if this machine has a compiler for it."""
+    if device == "cpu" and shutil.which(os.environ.get("CXX", "g++")) is None:
+        return None
+    torch.compiler.reset()
+    return torch.compile(function, fullgraph=True, dynamic=False)
+
+
+def bench_score(frames: int, device: str, dtype: torch.dtype, repeats: int) -> Rows:
+    """The score of one length and type against its baselines."""
+    inputs = inputs_of(frames, device, dtype)
+    found = reverse_kl_score(*inputs, **OPTIONS).score.double()
+    truth = reference.reverse_kl_score(*[x.double() for x in inputs], **OPTIONS).score
+    error = ((found - truth).norm() / truth.norm()).item()
+    del found, truth
+    baselines: dict[str, Callable[..., object] | None] = {
+        "float64 loss": float64_loss,
+        "float64 loss and gradient": float64_step,
+        "eager": same_maths,
+        "torch.compile": compiled(same_maths, device),
+    }
+
+    ours = partial(reverse_kl_score, *inputs, **OPTIONS)
+    for name, baseline in baselines.items():
+        if baseline is not None:
+            row = compare("score", frames, device, dtype, repeats, ours, partial(baseline, *inputs))
+            yield {**row, "baseline": name, "relative_error": error}
+
+
+def bench_renoise(frames: int, device: str, dtype: torch.dtype, repeats: int) -> Rows:
+    """The re-noising against torch's generator, whose noise depends on the order of draws."""
+    x0, _, t, *_ = inputs_of(frames, device, dtype)
+    baselines = {"eager": plain_renoise, "torch.compile": compiled(plain_renoise, device)}
+    for name, baseline in baselines.items():
+        if baseline is not None:
+            row = compare(
+                "renoise",
+                frames,
+                device,
+                dtype,
+                repeats,
+                lambda: renoise(x0, t, 2**40),
+                partial(baseline, x0, t),
+            )
+            yield {**row, "baseline": name}
+
+
+def compare(
+    operation: str,
+    frames: int,
+    device: str,
+    dtype: torch.dtype,
+    repeats: int,
+    ours: Callable[[], object],
+    theirs: Callable[[], object],
+) -> dict[str, Any]:
+    """Times of both and their ratio, above 1 where ours is faster."""
+    times = [milliseconds(run, device, repeats) for run in (ours, theirs)]
+    elements = frames * INNER[0] * INNER[1] * INNER[2]
+    kind = str(dtype).removeprefix("torch.")
+    row: dict[str, Any] = {
+        "case": f"{operation} T={frames} {kind}",
+        "elements": elements,
+        "ratio": times[1] / times[0],
+        "milliseconds": times[0],
+        "baseline_milliseconds": times[1],
+    }
+    if device != "cpu":
+        row["gb_per_s"] = MOVED[operation] * elements * dtype.itemsize / times[0] / 1e6
+        row["peak_bytes"], row["baseline_peak_bytes"] = peak_bytes(ours), peak_bytes(theirs)
+    return row
+
+
+def processor() -> str:
+    """The name of the CPU."""
+    about = Path("/proc/cpuinfo")
+    lines = about.read_text().splitlines() if about.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def main() -> None:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--frames", type=int, nargs="+", help="21 on a CPU, 21 and 240 on a GPU")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--json", type=Path, help="write the rows here too")
+    given = parser.parse_args()
+    device, on_cpu = given.device, given.device == "cpu"
+    torch.set_num_threads(1)
+    hardware = processor() if on_cpu else torch.cuda.get_device_name(device)
+    rate = None if on_cpu else copy_rate(device)
+    print(f"{hardware}, torch {torch.__version__}" + ("" if rate is None else f", copy {rate:.0f} GB/s"))
+    print(f"{'case':>28} {'baseline':>26} {'ms':>9} {'theirs':>9} {'faster':>7}   GB/s, share of a copy's")
+    rows = []
+    for dtype in (torch.float32,) if on_cpu else (torch.bfloat16, torch.float32):
+        for frames in given.frames or ((21,) if on_cpu else (21, 240)):
+            for bench in (bench_score, bench_renoise):
+                for row in bench(frames, device, dtype, given.repeats):
+                    if rate is not None:
+                        row["copy_share"] = row["gb_per_s"] / rate
+                    rows.append(row)
+                    print(line(row))
+    if given.json:
+        about = {
+            "date": dt.datetime.now(dt.UTC).date().isoformat(),
+            "hardware": hardware,
+            "torch": torch.__version__,
+            "threads": 1,
+            "copy_gb_per_s": rate,
+        }
+        given.json.parent.mkdir(parents=True, exist_ok=True)
+        given.json.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
+
+
+def line(row: dict[str, Any]) -> str:
+    """A row as it is printed."""
+    moved = f"   {row['gb_per_s']:.0f}, {row['copy_share']:.2f}" if "gb_per_s" in row else ""
+    times = f"{row['milliseconds']:9.3f} {row['baseline_milliseconds']:9.3f} {row['ratio']:7.2f}"
+    return f"{row['case']:>28} {row['baseline']:>26} {times}{moved}"
+
+
+if __name__ == "__main__":
+    main()
