@@ -17,7 +17,7 @@ from models.errors import ConfigError
 if TYPE_CHECKING:
     from kernels.aot import Compiled
 
-TABLE_WIDTH = 150
+TABLE_WIDTH = 170
 """Characters of the table where there is no terminal."""
 
 

@@ -113,6 +113,8 @@ def compile_case(case: Case, target: str) -> Compiled:
     }
     source = ASTSource(case.kernel, signature, case.constants, aligned)
     options = {"enable_fp_fusion": True, **case.options}
+    if target == "gfx942" and "num_stages" in options:
+        options["num_stages"] = min(options["num_stages"], window_attention.AMD_STAGES)
     compiled = triton.compile(source, target=TARGETS[target], options=options)
     return judge(case, target, compiled)
 

@@ -1,4 +1,4 @@
-"""Attention among all tokens, or from a clip to its caption, on the CPU: batches of matrices where they win."""
+"""Attention among all tokens, or from a clip to its caption, on the CPU: batched products where they win."""
 
 from typing import Any
 

@@ -20,6 +20,8 @@ HEAD_DIMS = range(16, 129, 8)
 """Head dimensions of the kernels."""
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 """Types of q, k and v; sums are float32, and float32 products are exact (no TF32)."""
+AMD_STAGES = 2
+"""Most stages of a pipeline on AMD, whose programs share 64 KiB."""
 FEW_TOKENS = 64
 """Clips up to this length get small tiles."""
 
@@ -143,7 +145,7 @@ def _launch(kernel: Any, q: Tensor, tile: Tile, arguments: tuple[Any, ...], opti
         *arguments,
         **constants_for(q.shape[3], tile, special, options.wrap),
         num_warps=tile.warps,
-        num_stages=tile.stages,
+        num_stages=tile.stages if torch.version.hip is None else min(tile.stages, AMD_STAGES),
         enable_fp_fusion=True,
     )
 
