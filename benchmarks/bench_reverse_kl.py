@@ -9,19 +9,16 @@ ratios of one run mean something.
 """
 
 import argparse
-import datetime as dt
-import json
 import os
-import platform
 import shutil
 import sys
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from timing import hardware, milliseconds, peak_bytes, write
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -97,33 +94,6 @@ def plain_renoise(x0: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     """x_t and noise from torch's own generator."""
     eps, time = torch.randn_like(x0), t.to(x0.dtype).view(-1, 1, 1, 1, 1)
     return (1 - time) * x0 + time * eps, eps
-
-
-def milliseconds(run: Callable[[], object], device: str, repeats: int) -> float:
-    """A GPU's median with a cold cache; a CPU's best thread time, a repeat calls until 20 ms have passed."""
-    run()
-    if device != "cpu":
-        from triton.testing import do_bench
-
-        return float(do_bench(run, warmup=50, rep=100 * repeats, return_mode="median"))
-    best = float("inf")
-    for _ in range(repeats):
-        start, calls = time.thread_time(), 0
-        while calls == 0 or time.thread_time() - start < 0.02:
-            run()
-            calls += 1
-        best = min(best, (time.thread_time() - start) / calls)
-    return 1e3 * best
-
-
-def peak_bytes(run: Callable[[], object]) -> int:
-    """Memory of a GPU that one call takes beyond what was taken before, its results included."""
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    run()
-    torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated() - before
 
 
 def copy_rate(device: str) -> float:
@@ -206,14 +176,6 @@ def compare(
     return row
 
 
-def processor() -> str:
-    """The name of the CPU."""
-    about = Path("/proc/cpuinfo")
-    lines = about.read_text().splitlines() if about.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
-
-
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(
@@ -226,9 +188,10 @@ def main() -> None:
     given = parser.parse_args()
     device, on_cpu = given.device, given.device == "cpu"
     torch.set_num_threads(1)
-    hardware = processor() if on_cpu else torch.cuda.get_device_name(device)
     rate = None if on_cpu else copy_rate(device)
-    print(f"{hardware}, torch {torch.__version__}" + ("" if rate is None else f", copy {rate:.0f} GB/s"))
+    print(
+        f"{hardware(device)}, torch {torch.__version__}" + ("" if rate is None else f", copy {rate:.0f} GB/s")
+    )
     print(f"{'case':>28} {'baseline':>26} {'ms':>9} {'theirs':>9} {'faster':>7}   GB/s, share of a copy's")
     rows = []
     for dtype in (torch.float32,) if on_cpu else (torch.bfloat16, torch.float32):
@@ -240,15 +203,7 @@ def main() -> None:
                     rows.append(row)
                     print(line(row))
     if given.json:
-        about = {
-            "date": dt.datetime.now(dt.UTC).date().isoformat(),
-            "hardware": hardware,
-            "torch": torch.__version__,
-            "threads": 1,
-            "copy_gb_per_s": rate,
-        }
-        given.json.parent.mkdir(parents=True, exist_ok=True)
-        given.json.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
+        write(given.json, device, rows, copy_gb_per_s=rate)
 
 
 def line(row: dict[str, Any]) -> str:

@@ -1,0 +1,70 @@
+"""Fair times of a call, the memory it takes, and what machine that was: for every script in this folder."""
+
+import datetime as dt
+import json
+import platform
+import resource
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def milliseconds(run: Callable[[], object], device: str, repeats: int) -> float:
+    """A GPU's median with a cold cache; a CPU's best thread time, a repeat calls until 20 ms have passed."""
+    run()
+    if device != "cpu":
+        from triton.testing import do_bench
+
+        return float(do_bench(run, warmup=50, rep=100 * repeats, return_mode="median"))
+    best = float("inf")
+    for _ in range(repeats):
+        start, calls = time.thread_time(), 0
+        while calls == 0 or time.thread_time() - start < 0.02:
+            run()
+            calls += 1
+        best = min(best, (time.thread_time() - start) / calls)
+    return 1e3 * best
+
+
+def peak_bytes(run: Callable[[], object]) -> int:
+    """Memory of a GPU that one call takes beyond what was taken before, its results included."""
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    run()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def resident_peak_bytes() -> int:
+    """The most memory that this process has ever held."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def processor() -> str:
+    """The name of the CPU."""
+    about = Path("/proc/cpuinfo")
+    lines = about.read_text().splitlines() if about.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def hardware(device: str) -> str:
+    """The name of a device."""
+    return processor() if device == "cpu" else torch.cuda.get_device_name(device)
+
+
+def write(path: Path, device: str, rows: Sequence[dict[str, Any]], **more: object) -> None:
+    """Rows and the machine they are of, as JSON."""
+    about = {
+        "date": dt.datetime.now(dt.UTC).date().isoformat(),
+        "hardware": hardware(device),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        **more,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({**about, "rows": list(rows)}, indent=1) + "\n")
