@@ -11,8 +11,10 @@ from torch import Tensor
 
 from kernels.reference import Normalizer, ReverseKLScore
 
-RUN = 131_072
+RUN = 262_144
 """Elements a run."""
+LIMIT = 1e60
+"""Squares of less are those of finite float32."""
 LARGE = 16_384
 """Elements that share a normaliser from which on runs pay."""
 
@@ -117,26 +119,28 @@ def _at_once(tensors: list[Tensor], t: Tensor, guidance_scale: float, scope: Sco
 
 def _in_runs(tensors: list[Tensor], t: Tensor, guidance_scale: float, scope: Scope) -> Parts:
     """Run after run of each segment of each row; what is not finite is looked for only where a sum is not."""
-    rows, first = tensors[0].shape[0], tensors[0][0]
-    compute, segment = torch.promote_types(tensors[0].dtype, torch.float32), scope.frames * first[0].numel()
+    rows, row_size = tensors[0].shape[0], tensors[0][0].numel()
+    compute = torch.promote_types(tensors[0].dtype, torch.float32)
+    segment = scope.frames * tensors[0][0, 0].numel()
     score = torch.empty(tensors[0].shape, dtype=compute)
     flat = [x.contiguous().view(rows, -1) for x in (score, *tensors)]
-    scratch = torch.empty(2, min(RUN, segment), dtype=compute)
-    sums = []
+    scratch = torch.empty(3, min(RUN, segment), dtype=compute)
+    totals = []
     for row, time in enumerate(t.to(compute).tolist()):
         for parts in zip(*(x[row].split(segment) for x in flat), strict=True):
             runs = zip(*(x.split(RUN) for x in parts), strict=True)
-            pairs = [_difference(scratch, time, guidance_scale, *run) for run in runs]
-            sums.append([sum(column) for column in zip(*pairs, strict=True)])
-    real, fake = torch.tensor(sums, dtype=torch.float64).view(rows, -1, 2).unbind(2)
-    norm = _norm(real, first.numel(), segment, scope)
+            sums = [_difference(scratch, time, guidance_scale, *run) for run in runs]
+            totals.append([sum(column) for column in zip(*sums, strict=True)])
+    real, fake, squares = torch.tensor(totals, dtype=torch.float64).view(rows, -1, 3).unbind(2)
+    norm = _norm(real, row_size, segment, scope)
 
     time = t.to(torch.float64)[:, None]
-    factors = (time / norm).flatten().tolist()
+    factors = time / norm
     segments = [part for row in flat[0] for part in row.split(segment)]
-    ends = [_scale(run, f) for part, f in zip(segments, factors, strict=True) for run in part.split(RUN)]
-    bad, squares = (sum(column) for column in zip(*ends, strict=True))
-    return Parts(score, (real, time * fake), norm, int(bad), squares)
+    scaled = (factors.flatten().tolist(), (squares * factors.square()).flatten().tolist())
+    ends = [_scale(part, *numbers) for part, *numbers in zip(segments, *scaled, strict=True)]
+    bad, square = (sum(column) for column in zip(*ends, strict=True))
+    return Parts(score, (real, time * fake), norm, int(bad), square)
 
 
 def _difference(
@@ -149,28 +153,35 @@ def _difference(
     v_cond: Tensor,
     v_fake: Tensor,
     v_uncond: Tensor | None = None,
-) -> tuple[float, float]:
-    """One run [n]: writes v_real - v_fake, NaN where x0 - x0_real is not finite; sums of |x0 - x0_real| and
-    |v_real - v_fake|."""
-    v, gap = scratch[:, : out.numel()]
-    v_real = v_cond.to(v.dtype)
+) -> list[float]:
+    """One run [n]: writes d = v_real - v_fake, NaN where x0 - x0_real is not finite; sums of |x0 - x0_real|,
+    |d| and d^2."""
+    x0, x_t, v_real, v_fake = (x.to(out.dtype) for x in (x0, x_t, v_cond, v_fake))
     if v_uncond is not None:
-        base = v_uncond.to(v.dtype)
-        v_real = torch.add(base, torch.sub(v_real, base, out=v), alpha=guidance_scale, out=v)
-    torch.sub(v_real, v_fake.to(v.dtype), out=out)
-    torch.sub(x0.to(v.dtype), x_t.to(v.dtype), out=gap).add_(v_real, alpha=time).abs_()
-    real, fake = gap.sum().item(), torch.abs(out, out=v).sum().item()
-    if not math.isfinite(real + fake):
+        base = v_uncond.to(out.dtype)
+        v_real = torch.add(base, torch.sub(v_real, base, out=out), alpha=guidance_scale, out=out)
+    terms = scratch[:, : out.numel()]
+    gap, size, square = terms.unbind()
+    torch.sub(x0, x_t, out=gap).add_(v_real, alpha=time).abs_()
+    torch.sub(v_real, v_fake, out=out)
+    torch.abs(out, out=size)
+    torch.mul(out, out, out=square)
+    sums: list[float] = terms.sum(1).tolist()
+    if not math.isfinite(sum(sums)):
         out.masked_fill_(~torch.isfinite(gap), float("nan"))
-        real, fake = (x.sum(dtype=torch.float64).item() for x in (gap, out.abs()))
-    return real, fake
+        exact = (gap.double(), out.double().abs(), out.double().square())
+        sums = [x.sum().item() for x in exact]
+    return sums
 
 
-def _scale(run: Tensor, factor: float) -> tuple[int, float]:
-    """Multiplies a run in place and zeroes what is then not finite: their number, and the sum of squares."""
-    squares = torch.dot(run.mul_(factor), run).item()
-    if math.isfinite(squares):
+def _scale(part: Tensor, factor: float, squares: float) -> tuple[int, float]:
+    """Multiplies a segment in place and zeroes what is then not finite: their number, the sum of squares.
+
+    A moderate sum of squares, given as it will be, tells that all is finite.
+    """
+    part.mul_(factor)
+    if squares < LIMIT:
         return 0, squares
-    bad = ~torch.isfinite(run)
-    run.masked_fill_(bad, 0.0)
-    return int(bad.sum()), run.square().sum(dtype=torch.float64).item()
+    bad = ~torch.isfinite(part)
+    part.masked_fill_(bad, 0.0)
+    return int(bad.sum()), part.double().square().sum().item()
