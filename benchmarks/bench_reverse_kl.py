@@ -34,7 +34,7 @@ GUIDANCE = 5.0
 OPTIONS: dict[str, Any] = {"guidance_scale": GUIDANCE, "normalizer": "window"}
 MOVED = {"score": 9, "renoise": 3}
 """Tensors that the kernels read and write: five read to sum and three to divide, one written; one and two."""
-Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+Inputs = tuple[Tensor, ...]
 Rows = Iterator[dict[str, Any]]
 
 
@@ -47,28 +47,29 @@ def inputs_of(frames: int, device: str, dtype: torch.dtype) -> Inputs:
     return x0, x_t, torch.full((1,), 0.6, device=device), cond, uncond, fake
 
 
-def gradient(x0: Tensor, x_t: Tensor, t: Tensor, cond: Tensor, uncond: Tensor, fake: Tensor) -> Tensor:
-    """The normalised difference as the public trainers write it, in x0's type."""
-    time = t.to(x0.dtype).view(-1, 1, 1, 1, 1)
-    real = x_t - time * (uncond + GUIDANCE * (cond - uncond))
-    difference = (x_t - time * fake) - real
+def clean(x_t: Tensor, v: Tensor, t: Tensor, dtype: torch.dtype) -> Tensor:
+    """x0 of a velocity, computed in dtype and returned in the velocity's type."""
+    time = t.to(dtype).view(-1, 1, 1, 1, 1)
+    return (x_t.to(dtype) - time * v.to(dtype)).to(v.dtype)
+
+
+def gradient(inputs: Inputs, dtype: torch.dtype) -> Tensor:
+    """The normalised difference as Self-Forcing writes it: guidance and normaliser on x0, in x0's type."""
+    x0, x_t, t, *velocities = inputs
+    cond, uncond, fake = (clean(x_t, v, t, dtype) for v in velocities)
+    real = uncond + GUIDANCE * (cond - uncond)
     norm = (x0 - real).abs().mean(dim=[1, 2, 3, 4], keepdim=True)
-    return torch.nan_to_num(difference / norm)
+    return torch.nan_to_num((fake - real) / norm)
 
 
-@torch.no_grad()
-def float64_loss(*inputs: Tensor) -> Tensor:
-    """Self-Forcing's loss: mean squared error in float64 to the detached target; no gradient yet."""
-    x0, step = inputs[0], gradient(*inputs)
-    return 0.5 * F.mse_loss(x0.double(), (x0.double() - step.double()).detach())
-
-
-def float64_step(*inputs: Tensor) -> Tensor:
-    """The same, with the gradient of x0 that autograd takes from it."""
+def float64_step(dtype: torch.dtype, *inputs: Tensor) -> Tensor:
+    """Self-Forcing's step from velocities to the gradient of x0: the loss in float64, x0 of a velocity in
+    dtype (float64 there)."""
     x0 = inputs[0].detach().requires_grad_()
     with torch.no_grad():
-        target = x0.double() - gradient(*inputs).double()
-    return torch.autograd.grad(0.5 * F.mse_loss(x0.double(), target), x0)[0]
+        step = gradient(inputs, dtype)
+    loss = 0.5 * F.mse_loss(x0.double(), (x0.double() - step.double()).detach())
+    return torch.autograd.grad(loss, x0)[0]
 
 
 @torch.no_grad()
@@ -119,8 +120,8 @@ def bench_score(frames: int, device: str, dtype: torch.dtype, repeats: int) -> R
     error = ((found - truth).norm() / truth.norm()).item()
     del found, truth
     baselines: dict[str, Callable[..., object] | None] = {
-        "float64 loss": float64_loss,
-        "float64 loss and gradient": float64_step,
+        "Self-Forcing": partial(float64_step, torch.float64),
+        "float64 loss alone": partial(float64_step, dtype),
         "eager": same_maths,
         "torch.compile": compiled(same_maths, device),
     }

@@ -124,7 +124,7 @@ def _in_runs(tensors: list[Tensor], t: Tensor, guidance_scale: float, scope: Sco
     segment = scope.frames * tensors[0][0, 0].numel()
     score = torch.empty(tensors[0].shape, dtype=compute)
     flat = [x.contiguous().view(rows, -1) for x in (score, *tensors)]
-    scratch = torch.empty(3, min(RUN, segment), dtype=compute)
+    scratch = torch.empty(2, min(RUN, segment), dtype=compute)
     totals = []
     for row, time in enumerate(t.to(compute).tolist()):
         for parts in zip(*(x[row].split(segment) for x in flat), strict=True):
@@ -158,20 +158,22 @@ def _difference(
     |d| and d^2."""
     x0, x_t, v_real, v_fake = (x.to(out.dtype) for x in (x0, x_t, v_cond, v_fake))
     if v_uncond is not None:
-        base = v_uncond.to(out.dtype)
-        v_real = torch.add(base, torch.sub(v_real, base, out=out), alpha=guidance_scale, out=out)
+        v_real = torch.lerp(v_uncond.to(out.dtype), v_real, guidance_scale, out=out)
     terms = scratch[:, : out.numel()]
-    gap, size, square = terms.unbind()
+    gap, size = terms.unbind()
     torch.sub(x0, x_t, out=gap).add_(v_real, alpha=time).abs_()
     torch.sub(v_real, v_fake, out=out)
     torch.abs(out, out=size)
-    torch.mul(out, out, out=square)
-    sums: list[float] = terms.sum(1).tolist()
-    if not math.isfinite(sum(sums)):
-        out.masked_fill_(~torch.isfinite(gap), float("nan"))
-        exact = (gap.double(), out.double().abs(), out.double().square())
-        sums = [x.sum().item() for x in exact]
-    return sums
+    sums: list[float] = [*terms.sum(1).tolist(), size.mul_(size).sum().item()]
+    if math.isfinite(sum(sums)):
+        return sums
+    if v_uncond is not None:
+        base = v_uncond.to(out.dtype)
+        v_real = base + guidance_scale * (v_cond.to(out.dtype) - base)
+    torch.sub(v_real, v_fake, out=out)
+    gap = x0 - (x_t - time * v_real)
+    out.masked_fill_(~torch.isfinite(gap), float("nan"))
+    return [x.sum().item() for x in (gap.double().abs(), out.double().abs(), out.double().square())]
 
 
 def _scale(part: Tensor, factor: float, squares: float) -> tuple[int, float]:
