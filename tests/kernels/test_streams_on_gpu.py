@@ -1,0 +1,55 @@
+"""The reverse-KL score and the re-noising on a GPU: the definition, the CPU's numbers, equal bits twice."""
+
+import pytest
+import torch
+
+from kernels import ops, reference
+from tests.kernels.helpers import relative, windows
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
+]
+BOUNDS = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 4e-3}
+
+
+@pytest.mark.parametrize("dtype", BOUNDS)
+@pytest.mark.parametrize("normalizer", ["window", "sample", "block"])
+@pytest.mark.parametrize("inner", [(3, 2, 2), (5, 11, 23), (16, 60, 104)])
+@pytest.mark.parametrize("guidance_scale", [1.0, 7.5])
+def test_every_field_is_the_reference(dtype, normalizer, inner, guidance_scale):
+    inputs = [x.cuda() for x in windows(4, 5, dtype=dtype, inner=inner)]
+    options = {"normalizer": normalizer, "windows_per_sample": 2, "block_frames": 2}
+    result = ops.reverse_kl_score(*inputs, guidance_scale=guidance_scale, **options)
+    exact = [x.double() for x in inputs]
+    truth = reference.reverse_kl_score(*exact, guidance_scale=guidance_scale, **options)
+    assert relative(result.score, truth.score) < BOUNDS[dtype]
+    for value, expected in zip((*result[1:4], result.loss), (*truth[1:4], truth.loss), strict=True):
+        assert relative(value, expected) < 2e-6
+    assert result.non_finite == 0
+    again = ops.reverse_kl_score(*inputs, guidance_scale=guidance_scale, **options)
+    assert all(torch.equal(a, b) for a, b in zip(result, again, strict=True))
+
+
+@pytest.mark.parametrize("place", [0, 1, 3, 4, 5])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_zero_and_counted(place, value):
+    inputs = [x.cuda() for x in windows(3, 4, dtype=torch.float32)]
+    inputs[place][1, 2, 0, 0, 0] = value
+    options = {"guidance_scale": 2.0, "normalizer": "window"}
+    result = ops.reverse_kl_score(*inputs, **options)
+    truth = reference.reverse_kl_score(*inputs, **options)
+    assert result.non_finite == truth.non_finite > 0
+    assert torch.allclose(result.score, truth.score, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", BOUNDS)
+@pytest.mark.parametrize("inner", [(5, 3), (3, 11, 67), (16, 60, 104)])
+@pytest.mark.parametrize("seed", [0, 2**32 + 5, 2**63 - 1])
+def test_noise_is_that_of_the_cpu(dtype, inner, seed):
+    x0, t = torch.randn(3, *inner).to(dtype), torch.tensor([0.0, 0.3, 1.0])
+    samples = torch.tensor([2**40 + 7, 3, 0])
+    found = ops.renoise(x0.cuda(), t.cuda(), seed, samples.cuda())
+    bound = {torch.float32: 3e-6, torch.float16: 4e-3, torch.bfloat16: 4e-2}[dtype]
+    for value, expected in zip(found, ops.renoise(x0, t, seed, samples), strict=True):
+        assert torch.allclose(value.cpu().float(), expected.float(), atol=bound, rtol=0)
