@@ -1,8 +1,4 @@
-"""Windowed attention as an operator of torch: one node in a compiled graph, whichever path runs in it.
-
-`custom_op` and not `triton_op`: tracing then never looks inside, so compiled graphs, fake tensors and checks
-work on machines without a GPU.
-"""
+"""Windowed attention as an operator of torch, whichever path runs in it."""
 
 from typing import Any
 
@@ -11,12 +7,12 @@ from torch import Tensor
 
 from kernels.dispatch import module_for
 from kernels.reference import WindowOptions
+from kernels.registration import operator
 
 _PATHS = {"triton": "window_attention", "cpu": "window_attention_cpu", "reference": "reference"}
 
 
-@torch.library.custom_op("longtake::window_attention", mutates_args=())
-def window_attention(
+def _forward(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -36,8 +32,7 @@ def window_attention(
     return out, lse
 
 
-@torch.library.custom_op("longtake::window_attention_backward", mutates_args=())
-def window_attention_backward(
+def _backward(
     grad: Tensor,
     q: Tensor,
     k: Tensor,
@@ -58,14 +53,14 @@ def window_attention_backward(
     return grad_q, grad_k, grad_v
 
 
-@window_attention.register_fake
-def _(q: Tensor, *_given: object) -> tuple[Tensor, Tensor]:
+def _fake_forward(q: Tensor, *_given: object) -> tuple[Tensor, Tensor]:
     kept = torch.promote_types(q.dtype, torch.float32)
     return q.new_empty(q.shape), q.new_empty(q.shape[:3], dtype=kept)
 
 
-@window_attention_backward.register_fake
-def _(_grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *_given: object) -> tuple[Tensor, Tensor, Tensor]:
+def _fake_backward(
+    _grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *_given: object
+) -> tuple[Tensor, Tensor, Tensor]:
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 
@@ -81,4 +76,5 @@ def _differentiate(ctx: Any, grad: Tensor, _grad_lse: Tensor | None) -> tuple[Te
     return (*window_attention_backward(grad, *kept, *first, valid_frames, *last), *[None] * 6)
 
 
-torch.library.register_autograd("longtake::window_attention", _differentiate, setup_context=_keep)
+window_attention_backward = operator("window_attention_backward", _backward, _fake_backward)
+window_attention = operator("window_attention", _forward, _fake_forward, _keep, _differentiate)

@@ -5,23 +5,21 @@ Under autocast it takes its inputs as they are.
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from kernels.dispatch import module_for
+from kernels.registration import operator
 
 MODULES = {"triton": "renoise", "cpu": "renoise_cpu", "reference": "renoise_cpu"}
 
 
-@torch.library.custom_op("longtake::renoise", mutates_args=())
-def noised(x0: Tensor, t: Tensor, seed: int, samples: Tensor) -> tuple[Tensor, Tensor]:
+def _noised(x0: Tensor, t: Tensor, seed: int, samples: Tensor) -> tuple[Tensor, Tensor]:
     """x_t and eps of `ops.renoise` for checked inputs, contiguous."""
     x_t, eps = module_for("renoise", x0.device, MODULES).renoise(x0, t, seed, samples)
     return x_t, eps
 
 
-@noised.register_fake
-def _(x0: Tensor, _t: Tensor, _seed: int, _samples: Tensor) -> tuple[Tensor, Tensor]:
+def _fake(x0: Tensor, _t: Tensor, _seed: int, _samples: Tensor) -> tuple[Tensor, Tensor]:
     """Two empty tensors like x0."""
     return x0.new_empty(x0.shape), x0.new_empty(x0.shape)
 
@@ -36,4 +34,4 @@ def _backward(ctx: Any, grad: Tensor, _grad_eps: Tensor) -> tuple[Tensor, None, 
     return grad * (1 - t).to(grad.dtype).view(-1, *[1] * (grad.dim() - 1)), None, None, None
 
 
-noised.register_autograd(_backward, setup_context=_keep_time)
+noised = operator("renoise", _noised, _fake, _keep_time, _backward)

@@ -9,14 +9,14 @@ from torch import Tensor
 
 from kernels.dispatch import module_for
 from kernels.reference import Normalizer, ReverseKLScore
+from kernels.registration import operator
 
 MODULES = {"triton": "reverse_kl", "cpu": "reverse_kl_cpu", "reference": "reference"}
 Result = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 """The fields of ReverseKLScore, contiguous, none a view of another."""
 
 
-@torch.library.custom_op("longtake::reverse_kl_score", mutates_args=())
-def score(
+def _score(
     x0: Tensor,
     x_t: Tensor,
     t: Tensor,
@@ -46,8 +46,7 @@ def score(
     return cast(Result, tuple(x.contiguous() for x in result))
 
 
-@score.register_fake
-def _(
+def _fake(
     x0: Tensor,
     _x_t: Tensor,
     _t: Tensor,
@@ -71,3 +70,6 @@ def _(
         x0.new_empty((), dtype=torch.int64),
         x0.new_empty((), dtype=compute),
     )
+
+
+score = operator("reverse_kl_score", _score, _fake)
