@@ -51,9 +51,8 @@ def strided_views(case: Case) -> Attention:
             return x[:, :, first * s : last * s]
 
         def views(x: Tensor) -> Tensor:
-            size = (x.shape[0], inner, x.shape[1], (2 * w + 1) * s, x.shape[3])
-            stride = (x.stride(0), s * x.stride(2), x.stride(1), x.stride(2), 1)
-            return x.as_strided(size, stride).flatten(0, 1)
+            windows = x.unflatten(2, (t, s)).unfold(2, 2 * w + 1, 1)
+            return windows.permute(0, 2, 1, 5, 3, 4).flatten(3, 4).flatten(0, 1)
 
         middle = rows(q, w, t - w).unflatten(2, (inner, s)).transpose(1, 2).flatten(0, 1)
         middle = F.scaled_dot_product_attention(middle, views(k), views(v))
@@ -69,13 +68,13 @@ def strided_views(case: Case) -> Attention:
     return attend
 
 
-def flex(case: Case) -> Attention:
+def flex(case: Case, device: str) -> Attention:
     """Compiled FlexAttention whose block mask is worked out block by block, not from all pairs."""
     from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
     size, tokens = 128, case.frames * case.per_frame
     blocks = -(-tokens // size)
-    first = torch.arange(blocks, device="cuda") * size
+    first = torch.arange(blocks, device=device) * size
     low, high = first // case.per_frame, (first + size - 1).clamp_max(tokens - 1) // case.per_frame
     seen = (low[:, None] - high[None] <= case.window) & (low[None] - high[:, None] <= case.window)
     far = torch.maximum(high[:, None] - low[None], high[None] - low[:, None])
@@ -83,7 +82,8 @@ def flex(case: Case) -> Attention:
 
     def ordered(mask: Tensor) -> tuple[Tensor, Tensor]:
         counts = mask.sum(1, dtype=torch.int32)
-        return counts[None, None], mask.int().argsort(1, descending=True, stable=True).int()[None, None]
+        order = torch.argsort(mask.int(), dim=1, descending=True, stable=True).int()
+        return counts[None, None], order[None, None]
 
     def rule(_b: Tensor, _h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return (q // case.per_frame - k // case.per_frame).abs() <= case.window

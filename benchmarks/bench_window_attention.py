@@ -40,6 +40,8 @@ ON_CPU = [
 ON_GPU = [Case(1, 12, 240, 1560, 128, 10), Case(1, 12, 240, 1560, 128, 4), Case(1, 12, 21, 1560, 128, 4)]
 """480 x 832 video in Wan 2.1's 1.3B shape: a minute and five seconds."""
 MEMORY = Case(1, 4, 256, 64, 64, 4)
+DENSE = ("CUDNN_ATTENTION", "FLASH_ATTENTION", "EFFICIENT_ATTENTION")
+"""Backends of dense attention."""
 
 
 def inputs_of(case: Case, device: str, dtype: torch.dtype) -> list[Tensor]:
@@ -53,8 +55,9 @@ def inputs_of(case: Case, device: str, dtype: torch.dtype) -> list[Tensor]:
 
 def frame_mask(case: Case) -> Tensor:
     """[tokens, tokens]: which pairs are seen."""
-    frame = torch.arange(case.frames * case.per_frame) // case.per_frame
-    return (frame[:, None] - frame).abs() <= case.window
+    frame = torch.arange(case.frames)
+    near = (frame[:, None] - frame).abs() <= case.window
+    return near.repeat_interleave(case.per_frame, 0).repeat_interleave(case.per_frame, 1)
 
 
 def passes(attention: Attention, inputs: list[Tensor]) -> dict[str, Callable[[], object]]:
@@ -94,6 +97,9 @@ def compare(
                 flops = case.flops * (1 if name == "forward" else 3.5)
                 row |= {"tflop_per_s": flops / own[name] / 1e9, "peak_bytes": own_bytes[name]}
                 row["baseline_peak_bytes"] = peak_bytes(run)
+                if name != "forward":
+                    alone = own[name] - own["forward"]
+                    row["backward_tflop_per_s"] = 2.5 * case.flops / alone / 1e9
             yield row
 
 
@@ -118,11 +124,19 @@ def growth(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return {"case": "time of T=256 over T=64", "baseline": "T=64", "ratio": found[long] / found[short]}
 
 
-def memory_row(name: str) -> dict[str, Any]:
-    """Memory that both passes of the long clip take, in a process of their own."""
-    command = [sys.executable, __file__, "--memory", name]
-    taken = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    return {"case": f"{MEMORY.name} memory", "baseline": name, "peak_bytes": taken}
+def memory_row() -> dict[str, Any]:
+    """Memory that both passes of the long clip take, each form in a process of its own."""
+    taken = {}
+    for name in ("window", "masked dense"):
+        command = [sys.executable, __file__, "--memory", name]
+        taken[name] = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    return {
+        "case": f"{MEMORY.name} memory",
+        "baseline": "masked dense",
+        "ratio": taken["masked dense"] / taken["window"],
+        "peak_bytes": taken["window"],
+        "baseline_peak_bytes": taken["masked dense"],
+    }
 
 
 def memory_of(name: str) -> int:
@@ -139,20 +153,28 @@ def memory_of(name: str) -> int:
 
 
 def gpu_rows(repeats: int) -> Iterator[dict[str, Any]]:
-    """Every GPU case against all peers, with shares of the matrix product's rate."""
+    """Every GPU case against all peers, with shares of the matrix product's rate; dense once a length."""
     side = 8192
     a, b = (torch.randn(side, side, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     rate = 2 * side**3 / milliseconds(lambda: a @ b, "cuda", repeats) / 1e9
     print(f"matrix product {side}^3: {rate:.0f} TFLOP/s")
+    dense: dict[tuple[int, str, str], float] = {}
     for case in ON_GPU:
-        peers = {
-            "dense cudnn": backend("CUDNN_ATTENTION"),
-            "dense flash": backend("FLASH_ATTENTION"),
-            "flex": flex(case),
-            "strided views": strided_views(case),
-        }
+        torch.compiler.reset()
+        peers = {"flex": flex(case, "cuda"), "strided views": strided_views(case)}
+        known = {(name, which): ms for (frames, name, which), ms in dense.items() if frames == case.frames}
+        if not known:
+            peers |= {f"dense {name.lower()}": backend(name) for name in DENSE}
         for row in compare(case, ours_of(case), peers, "cuda", torch.bfloat16, repeats):
+            which = row["case"].rpartition(" ")[2]
+            if row["baseline"].startswith("dense"):
+                dense[case.frames, row["baseline"], which] = row["baseline_milliseconds"]
             yield row | {"gemm_share": row["tflop_per_s"] / rate}
+            yield from (
+                {**row, "baseline": name, "baseline_milliseconds": ms, "ratio": ms / row["milliseconds"]}
+                for (name, dense_pass), ms in known.items()
+                if row["baseline"] == "flex" and dense_pass == which
+            )
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
@@ -188,9 +210,8 @@ def line(row: dict[str, Any]) -> str:
     """A row as it is printed."""
     head = f"{row['case']:>54} {row['baseline']:>18}"
     if "milliseconds" not in row:
-        return f"{head} " + (
-            f"{row['peak_bytes'] / 2**20:.0f} MiB" if "peak_bytes" in row else f"{row['ratio']:.2f}"
-        )
+        sizes = [row[name] / 2**20 for name in ("peak_bytes", "baseline_peak_bytes") if name in row]
+        return f"{head} {row['ratio']:.2f}  " + " against ".join(f"{size:.0f} MiB" for size in sizes)
     times = f"{row['milliseconds']:9.2f} {row['baseline_milliseconds']:9.2f} {row['ratio']:7.2f}"
     more = f"   {row['tflop_per_s']:.0f} TFLOP/s, {row['gemm_share']:.2f}" if "gemm_share" in row else ""
     return f"{head} {times}{more}"
@@ -218,7 +239,7 @@ def main() -> None:
         rows.append(row)
         print(line(row), flush=True)
     if given.device == "cpu":
-        for row in (growth(rows), memory_row("window"), memory_row("masked dense")):
+        for row in (growth(rows), memory_row()):
             rows.append(row)
             print(line(row), flush=True)
     if given.json:

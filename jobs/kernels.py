@@ -46,7 +46,7 @@ def kernels(*, report: bool, as_json: bool) -> bool:
 
     work, found = aot.work(), []
     with Progress() as progress:
-        for compiled in aot.report(os.cpu_count() or 1, work):
+        for compiled in aot.report(len(os.sched_getaffinity(0)), work):
             found.append(compiled)
             if not as_json:
                 progress("compile", len(found), len(work))

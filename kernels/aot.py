@@ -84,15 +84,25 @@ class Compiled:
 def cases() -> list[Case]:
     """Every configuration that is shipped."""
     attention = [
-        Case(*given, Demand("fp32" not in given[0], False), "bf16" in given[0] and "special" not in given[0])
+        Case(*given, Demand(_multiplies_halves(given[0]), False), _is_common(given[0]))
         for given in window_attention.aot_cases()
     ]
     wide = ("sum", "score", "renoise")
     streams = [
-        Case(*given, Demand(False, any(word in given[0] for word in wide)), "bf16" in given[0])
+        Case(*given, Demand(False, any(word in given[0] for word in wide)), _is_common(given[0]))
         for given in (*reverse_kl.aot_cases(), *renoise.aot_cases())
     ]
     return attention + streams
+
+
+def _multiplies_halves(name: str) -> bool:
+    """Whether a kernel's products belong on tensor cores: float32 is exact, and the delta has none."""
+    return "fp32" not in name and not name.startswith("delta")
+
+
+def _is_common(name: str) -> bool:
+    """Whether a configuration is compiled for every target."""
+    return "bf16" in name and "special" not in name
 
 
 def compile_case(case: Case, target: str) -> Compiled:

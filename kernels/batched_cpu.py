@@ -158,13 +158,13 @@ def pack_size(matrices: int, tokens: int) -> int:
 def hide(seen: Tensor, dtype: torch.dtype) -> Tensor:
     """0 where seen, else -inf. Usable in training even when it is first needed in inference mode."""
     with torch.inference_mode(False):
-        return torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen.clone(), NEVER)
+        return torch.zeros(seen.shape, dtype=dtype, device="cpu").masked_fill_(~seen.clone(), NEVER)
 
 
 @lru_cache(maxsize=32)
 def band_bias(clips: int, num_frames: int, per_frame: int, window: int, dtype: torch.dtype) -> Tensor:
     """[1, n, n] of a matrix of several clips: a token sees its own clip's frames within the window."""
-    index = torch.arange(clips * num_frames * per_frame)
+    index = torch.arange(clips * num_frames * per_frame, device="cpu")
     clip, frame = index // (num_frames * per_frame), index // per_frame
     seen = (clip[:, None] == clip) & ((frame[:, None] - frame).abs() <= window)
     return hide(seen[None], dtype)
@@ -173,10 +173,10 @@ def band_bias(clips: int, num_frames: int, per_frame: int, window: int, dtype: t
 @lru_cache(maxsize=32)
 def block_bias(blocks: Blocks, dtype: torch.dtype) -> Tensor:
     """[count, rows, columns]; rows beyond the clip's end see whatever is near, so that they stay finite."""
-    frame = torch.arange(blocks.rows) // blocks.tokens_per_frame
-    key_frame = torch.arange(blocks.columns) // blocks.tokens_per_frame - blocks.window
+    frame = torch.arange(blocks.rows, device="cpu") // blocks.tokens_per_frame
+    key_frame = torch.arange(blocks.columns, device="cpu") // blocks.tokens_per_frame - blocks.window
     near = (frame[:, None] - key_frame).abs() <= blocks.window
-    absolute = torch.arange(blocks.count)[:, None] * blocks.chunk + key_frame
+    absolute = torch.arange(blocks.count, device="cpu")[:, None] * blocks.chunk + key_frame
     exists = (absolute >= 0) & (absolute < blocks.num_frames)
-    beyond = torch.arange(blocks.count)[:, None] * blocks.chunk + frame >= blocks.num_frames
+    beyond = torch.arange(blocks.count, device="cpu")[:, None] * blocks.chunk + frame >= blocks.num_frames
     return hide(near & (exists[:, None] | beyond[:, :, None]), dtype)

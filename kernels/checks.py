@@ -51,10 +51,14 @@ def window_options(
         raise ValueError(
             f"window_attention: window={window} and global_frames={global_frames}. Neither may be negative"
         )
-    if valid_frames is not None and (valid_frames.shape != q.shape[:1] or valid_frames.is_floating_point()):
+    if valid_frames is None:
+        return
+    kind = valid_frames.dtype
+    counts = not (kind.is_floating_point or kind.is_complex or kind == torch.bool)
+    if valid_frames.shape != q.shape[:1] or not counts or valid_frames.device != q.device:
         raise ValueError(
-            f"window_attention: valid_frames is {valid_frames.dtype} {list(valid_frames.shape)}. "
-            f"Give {q.shape[0]} integers, one a sample"
+            f"window_attention: valid_frames is {kind} {list(valid_frames.shape)} on {valid_frames.device}. "
+            f"Give {q.shape[0]} integers, one a sample, on {q.device}"
         )
 
 

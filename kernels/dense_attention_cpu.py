@@ -40,7 +40,9 @@ def dense_attention(
     rows, columns = q.shape[2], k.shape[2]
     small = columns <= VECTOR_COLUMNS or rows * columns <= PLAIN_PAIRS
     if not small or q.dtype not in (torch.float32, torch.float64):
-        mask = None if key_mask is None else key_mask[:, None, None, :]
+        mask = None
+        if key_mask is not None:
+            mask = (key_mask | ~key_mask.any(1, keepdim=True))[:, None, None, :]
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
     elif key_mask is None and rows == columns:
         packs = Packs(pack_size(q.shape[0] * q.shape[1], rows))
@@ -52,8 +54,7 @@ def dense_attention(
         out = _Dense.apply(q, F.pad(k, (0, 0, 0, pad)), F.pad(v, (0, 0, 0, pad)), bias, scale, Packs(1))
     if key_mask is None:
         return out
-    sees_nothing = ~key_mask.any(1)
-    return out.masked_fill(sees_nothing[:, None, None, None], 0.0) if sees_nothing.any() else out
+    return out.masked_fill(~key_mask.any(1)[:, None, None, None], 0.0)
 
 
 def _key_bias(q: Tensor, columns: int, key_mask: Tensor | None, pad: int) -> Tensor | None:
@@ -64,10 +65,10 @@ def _key_bias(q: Tensor, columns: int, key_mask: Tensor | None, pad: int) -> Ten
     if key_mask is None:
         if not pad:
             return None
-        key_mask = torch.ones(1, columns, dtype=torch.bool)
+        key_mask = torch.ones(1, columns, dtype=torch.bool, device="cpu")
     hidden = F.pad(~key_mask, (0, pad), value=True)
     hidden = hidden & key_mask.any(1, keepdim=True)
-    bias = torch.zeros(hidden.shape, dtype=q.dtype).masked_fill_(hidden, NEVER)
+    bias = torch.zeros(hidden.shape, dtype=q.dtype, device="cpu").masked_fill_(hidden, NEVER)
     heads = q.shape[1] if bias.shape[0] > 1 else 1
     return bias.repeat_interleave(heads, 0)[:, None]
 

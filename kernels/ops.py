@@ -103,6 +103,8 @@ def window_attention(
     if plain and window >= q.shape[2] // tokens_per_frame - 1 and not os.environ.get(VARIABLE):
         return dense_attention(q, k, v, scale)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
+    if valid_frames is not None:
+        valid_frames = valid_frames.clamp(0, q.shape[2] // tokens_per_frame)
     out, lse = attention_op.window_attention(
         q, k, v, tokens_per_frame, window, scale, valid_frames, global_frames, wrap
     )
@@ -136,14 +138,17 @@ def dense_attention(
     Raises:
         ValueError: shapes that do not fit together.
     """
+    q, k, v = (_as_autocast(x) for x in (q, k, v))
     checks.attention_inputs(q, k, v)
     checks.key_mask_shape(k, key_mask)
     if q.device.type == "cpu":
         return dense_attention_cpu.dense_attention(q, k, v, scale, key_mask)
     if key_mask is None:
         return F.scaled_dot_product_attention(q, k, v, scale=scale)
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=key_mask[:, None, None, :], scale=scale)
-    return out.masked_fill(~key_mask.any(1)[:, None, None, None], 0.0)
+    sees_nothing = ~key_mask.any(1, keepdim=True)
+    mask = (key_mask | sees_nothing)[:, None, None, :]
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+    return out.masked_fill(sees_nothing[:, :, None, None], 0.0)
 
 
 def reverse_kl_score(

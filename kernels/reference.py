@@ -51,23 +51,24 @@ def frame_mask(
     valid_frames: Tensor | None = None,
     global_frames: int = 0,
     wrap: bool = False,
+    rows: range | None = None,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """Which frame sees which: bool [B or 1, T, T], rows are queries.
+    """Which frame sees which: bool [B or 1, T, T], rows are queries; only some rows with `rows`.
 
     Frame i sees frame j iff |i - j| <= window, or either is one of the first `global_frames`; with `wrap` the
     distance is taken around a ring of the sample's valid frames. Frames at or beyond `valid_frames` ([B], a
     count a sample) see nothing and are seen by none.
     """
     index = torch.arange(num_frames, device=device)
+    queries = index if rows is None else index[rows.start : rows.stop]
     count = torch.full((1,), num_frames) if valid_frames is None else valid_frames
     count = count.to(device=device, dtype=torch.int64).view(-1, 1, 1)
-    distance = (index[:, None] - index[None, :]).abs()[None]
+    distance = (queries[:, None] - index[None, :]).abs()[None]
     if wrap:
         distance = torch.minimum(distance, count - distance)
-    is_global = index < global_frames
-    seen = (distance <= window) | is_global[:, None] | is_global[None, :]
-    return seen & (index[:, None] < count) & (index[None, :] < count)
+    seen = (distance <= window) | (queries < global_frames)[:, None] | (index < global_frames)[None, :]
+    return seen & (queries[:, None] < count) & (index[None, :] < count)
 
 
 def window_attention(

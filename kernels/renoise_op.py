@@ -24,8 +24,9 @@ def _fake(x0: Tensor, _t: Tensor, _seed: int, _samples: Tensor) -> tuple[Tensor,
     return x0.new_empty(x0.shape), x0.new_empty(x0.shape)
 
 
-def _keep_time(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:  # noqa: ARG001
+def _keep_time(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     ctx.save_for_backward(inputs[1])
+    ctx.mark_non_differentiable(output[1])
 
 
 def _backward(ctx: Any, grad: Tensor, _grad_eps: Tensor) -> tuple[Tensor, None, None, None]:

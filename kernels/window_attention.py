@@ -141,30 +141,32 @@ def _grid(q: Tensor, tile: Tile) -> tuple[int]:
 
 def _launch(kernel: Any, q: Tensor, tile: Tile, arguments: tuple[Any, ...], options: WindowOptions) -> None:
     special = options.wrap or options.global_frames > 0
-    kernel[_grid(q, tile)](
-        *arguments,
-        **constants_for(q.shape[3], tile, special, options.wrap),
-        num_warps=tile.warps,
-        num_stages=tile.stages if torch.version.hip is None else min(tile.stages, AMD_STAGES),
-        enable_fp_fusion=True,
-    )
+    with torch.cuda.device_of(q):
+        kernel[_grid(q, tile)](
+            *arguments,
+            **constants_for(q.shape[3], tile, special, options.wrap),
+            num_warps=tile.warps,
+            num_stages=tile.stages if torch.version.hip is None else min(tile.stages, AMD_STAGES),
+            enable_fp_fusion=True,
+        )
 
 
 def _launch_delta(out: Tensor, grad: Tensor, delta: Tensor, tile: Tile) -> None:
     """delta [B, heads, tokens] = sum(out * grad) over the head dimension."""
     out = out.contiguous()
-    delta_kernel[_grid(out, tile)](
-        out,
-        grad,
-        delta,
-        *_strides(grad),
-        *out.shape[1:3],
-        HEAD_DIM=out.shape[3],
-        BLOCK_D=max(16, triton.next_power_of_2(out.shape[3])),
-        TILE=tile.tile,
-        num_warps=tile.warps,
-        enable_fp_fusion=True,
-    )
+    with torch.cuda.device_of(out):
+        delta_kernel[_grid(out, tile)](
+            out,
+            grad,
+            delta,
+            *_strides(grad),
+            *out.shape[1:3],
+            HEAD_DIM=out.shape[3],
+            BLOCK_D=max(16, triton.next_power_of_2(out.shape[3])),
+            TILE=tile.tile,
+            num_warps=tile.warps,
+            enable_fp_fusion=True,
+        )
 
 
 def aot_cases() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str, int]]]:
@@ -184,6 +186,9 @@ def aot_cases() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str
                 title = f"{kernel.__name__}_{name}_{head_dim}_{size}_{kind}"
                 options = {"num_warps": tile.warps, "num_stages": tile.stages}
                 found.append((title, kernel, types, constants, options))
+        tile = tiles_for(_MANY, 128, dtype, interpreted=False).query_gradients
+        constants = {"HEAD_DIM": 128, "BLOCK_D": 128, "TILE": tile.tile}
+        found.append((f"delta_kernel_{name}", delta_kernel, types, constants, {"num_warps": tile.warps}))
     return found
 
 

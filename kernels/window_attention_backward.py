@@ -10,6 +10,7 @@ import triton.language as tl
 from kernels.window_walk import (
     FIRST_PLAIN_PIECE,
     FREE_PIECE,
+    LENGTHS,
     LOG2_E,
     PIECES,
     load_tile,
@@ -19,7 +20,7 @@ from kernels.window_walk import (
 )
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=LENGTHS)  # type: ignore[untyped-decorator]
 def delta_kernel(
     out: tl.tensor,
     grad: tl.tensor,
@@ -38,8 +39,8 @@ def delta_kernel(
     pair = (tl.program_id(0) // tiles).to(tl.int64)
     rows = (tl.program_id(0) % tiles) * TILE + tl.arange(0, TILE)
     grad += pair // heads * stride_gb + pair % heads * stride_gh
-    out_tile = load_tile(out + pair * tokens * HEAD_DIM, HEAD_DIM, rows, tokens, HEAD_DIM, BLOCK_D)
-    grad_tile = load_tile(grad, stride_gn, rows, tokens, HEAD_DIM, BLOCK_D)
+    out_tile = load_tile(out + pair * tokens * HEAD_DIM, HEAD_DIM, rows, tokens, HEAD_DIM, BLOCK_D, True)
+    grad_tile = load_tile(grad, stride_gn, rows, tokens, HEAD_DIM, BLOCK_D, True)
     total = tl.sum(out_tile.to(tl.float32) * grad_tile.to(tl.float32), 1)
     tl.store(delta + pair * tokens + rows, total, mask=rows < tokens)
 
@@ -77,8 +78,8 @@ def _collect(
     lse, delta = sums
     for place in range(start, stop, STEP):
         rows = place + tl.arange(0, STEP)
-        q_tile = load_tile(q, stride_q, rows, stop, HEAD_DIM, k_tile.shape[1])
-        grad_tile = load_tile(grad, stride_g, rows, stop, HEAD_DIM, k_tile.shape[1])
+        q_tile = load_tile(q, stride_q, rows, stop, HEAD_DIM, k_tile.shape[1], MASKED)
+        grad_tile = load_tile(grad, stride_g, rows, stop, HEAD_DIM, k_tile.shape[1], MASKED)
         row_lse = _base_2(tl.load(lse + rows, mask=rows < stop, other=0.0))
         row_delta = tl.load(delta + rows, mask=rows < stop, other=0.0)
         scores = tl.dot(k_tile, tl.trans(q_tile), input_precision="ieee") * scale_log2
@@ -94,7 +95,7 @@ def _collect(
     return grad_k, grad_v
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=LENGTHS)  # type: ignore[untyped-decorator]
 def key_gradients_kernel(
     q: tl.tensor,
     k: tl.tensor,
@@ -138,8 +139,8 @@ def key_gradients_kernel(
     columns = first + tl.arange(0, TILE)
     k += sample * stride_kb + head_index * stride_kh
     v += sample * stride_vb + head_index * stride_vh
-    k_tile = load_tile(k, stride_kn, columns, tokens, HEAD_DIM, BLOCK_D)
-    v_tile = load_tile(v, stride_vn, columns, tokens, HEAD_DIM, BLOCK_D)
+    k_tile = load_tile(k, stride_kn, columns, tokens, HEAD_DIM, BLOCK_D, True)
+    v_tile = load_tile(v, stride_vn, columns, tokens, HEAD_DIM, BLOCK_D, True)
     q += sample * stride_qb + head_index * stride_qh
     grad += sample * stride_gb + head_index * stride_gh
     rows_of = (q, stride_qn, grad, stride_gn)
@@ -194,8 +195,8 @@ def _pull(
     row_lse, row_delta = sums
     for place in range(start, stop, STEP):
         columns = place + tl.arange(0, STEP)
-        k_tile = load_tile(k, stride_k, columns, stop, HEAD_DIM, q_tile.shape[1])
-        v_tile = load_tile(v, stride_v, columns, stop, HEAD_DIM, q_tile.shape[1])
+        k_tile = load_tile(k, stride_k, columns, stop, HEAD_DIM, q_tile.shape[1], MASKED)
+        v_tile = load_tile(v, stride_v, columns, stop, HEAD_DIM, q_tile.shape[1], MASKED)
         scores = tl.dot(q_tile, tl.trans(k_tile), input_precision="ieee") * scale_log2
         if MASKED:
             near = seen(rows // rule[1], columns // rule[1], rule, SPECIAL, WRAP) & (columns < stop)[None, :]
@@ -208,7 +209,7 @@ def _pull(
     return total
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=LENGTHS)  # type: ignore[untyped-decorator]
 def query_gradients_kernel(
     q: tl.tensor,
     k: tl.tensor,
@@ -251,8 +252,8 @@ def query_gradients_kernel(
     rows = first + tl.arange(0, TILE)
     q += sample * stride_qb + head_index * stride_qh
     grad += sample * stride_gb + head_index * stride_gh
-    q_tile = load_tile(q, stride_qn, rows, tokens, HEAD_DIM, BLOCK_D)
-    grad_tile = load_tile(grad, stride_gn, rows, tokens, HEAD_DIM, BLOCK_D)
+    q_tile = load_tile(q, stride_qn, rows, tokens, HEAD_DIM, BLOCK_D, True)
+    grad_tile = load_tile(grad, stride_gn, rows, tokens, HEAD_DIM, BLOCK_D, True)
     k += sample * stride_kb + head_index * stride_kh
     v += sample * stride_vb + head_index * stride_vh
     keys = (k, stride_kn, v, stride_vn)

@@ -231,10 +231,11 @@ def _special_steps(
 ) -> Iterator[_Step]:
     """Chunks with global frames or a ring; global frames have chunks of their own, which see everything."""
     per_frame, common = options.tokens_per_frame, min(options.global_frames, num_frames)
-    seen = frame_mask(num_frames, options.window, global_frames=common, wrap=options.wrap)[0]
     for first in (*range(0, common, chunk), *range(common, num_frames, chunk)):
         last = min(common if first < common else num_frames, first + chunk)
-        rows = seen[first:last]
+        rows = frame_mask(
+            num_frames, options.window, global_frames=common, wrap=options.wrap, rows=range(first, last)
+        )[0]
         columns = rows.any(0).nonzero()[:, 0]
         near = rows[:, columns]
         mask = None
@@ -264,6 +265,6 @@ def _chunk_bias(
     frames: int, key_frames: int, offset: int, per_frame: int, window: int, dtype: torch.dtype
 ) -> Tensor:
     """[rows, columns] of a chunk whose first frame is `offset` frames after its first key frame."""
-    frame = torch.arange(frames * per_frame) // per_frame + offset
-    key_frame = torch.arange(key_frames * per_frame) // per_frame
+    frame = torch.arange(frames * per_frame, device="cpu") // per_frame + offset
+    key_frame = torch.arange(key_frames * per_frame, device="cpu") // per_frame
     return hide((frame[:, None] - key_frame).abs() <= window, dtype)

@@ -7,6 +7,7 @@ import triton.language as tl
 from kernels.window_walk import (
     FIRST_PLAIN_PIECE,
     FREE_PIECE,
+    LENGTHS,
     LN_2,
     LOG2_E,
     PIECES,
@@ -41,8 +42,8 @@ def _attend(
     k, stride_k, v, stride_v = keys
     for place in range(start, stop, STEP):
         columns = place + tl.arange(0, STEP)
-        k_tile = load_tile(k, stride_k, columns, stop, HEAD_DIM, q_tile.shape[1])
-        v_tile = load_tile(v, stride_v, columns, stop, HEAD_DIM, q_tile.shape[1])
+        k_tile = load_tile(k, stride_k, columns, stop, HEAD_DIM, q_tile.shape[1], MASKED)
+        v_tile = load_tile(v, stride_v, columns, stop, HEAD_DIM, q_tile.shape[1], MASKED)
         scores = tl.dot(q_tile, tl.trans(k_tile), input_precision="ieee") * scale_log2
         if MASKED:
             near = seen(rows // rule[1], columns // rule[1], rule, SPECIAL, WRAP)
@@ -57,7 +58,7 @@ def _attend(
     return top, total, acc
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=LENGTHS)  # type: ignore[untyped-decorator]
 def forward_kernel(
     q: tl.tensor,
     k: tl.tensor,
@@ -99,7 +100,7 @@ def forward_kernel(
     q += sample * stride_qb + head_index * stride_qh
     k += sample * stride_kb + head_index * stride_kh
     v += sample * stride_vb + head_index * stride_vh
-    q_tile = load_tile(q, stride_qn, rows, tokens, HEAD_DIM, BLOCK_D)
+    q_tile = load_tile(q, stride_qn, rows, tokens, HEAD_DIM, BLOCK_D, True)
     keys = (k, stride_kn, v, stride_vn)
     rule = (tl.load(valid_frames + sample), per_frame, window, global_frames)
     starts, stops = walk(first, tl.minimum(first + TILE, tokens) - 1, rule, STEP, SPECIAL, WRAP)

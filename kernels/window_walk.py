@@ -22,6 +22,8 @@ UPCAST = tl.constexpr(INTERPRETED)
 LOG2_E = tl.constexpr(1.4426950408889634)
 """Scores are kept in base 2, whose exponential is one instruction."""
 LN_2 = tl.constexpr(0.6931471805599453)
+LENGTHS = ("heads", "tokens", "per_frame", "window", "global_frames")
+"""Whole numbers that kernels are not compiled again for, whatever they are."""
 PIECES = tl.constexpr(5)
 FREE_PIECE = tl.constexpr(3)
 FIRST_PLAIN_PIECE = tl.constexpr(2)
@@ -36,11 +38,18 @@ def load_tile(
     limit: tl.tensor,
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    MASKED: tl.constexpr,
 ) -> tl.tensor:
-    """[tokens, BLOCK_D] from `base`, zero at and beyond token `limit` and channel HEAD_DIM."""
+    """[tokens, BLOCK_D] from `base`, zero beyond channel HEAD_DIM, and with MASKED from token `limit` on."""
     channels = tl.arange(0, BLOCK_D)
-    inside = (tokens < limit)[:, None] & (channels < HEAD_DIM)[None, :]
-    tile = tl.load(base + tokens.to(tl.int64)[:, None] * stride + channels[None, :], mask=inside, other=0.0)
+    places = base + tokens.to(tl.int64)[:, None] * stride + channels[None, :]
+    if MASKED:
+        inside = (tokens < limit)[:, None] & (channels < HEAD_DIM)[None, :]
+        tile = tl.load(places, mask=inside, other=0.0)
+    elif HEAD_DIM != BLOCK_D:
+        tile = tl.load(places, mask=(channels < HEAD_DIM)[None, :], other=0.0)
+    else:
+        tile = tl.load(places)
     return tile.to(tl.float32) if UPCAST else tile
 
 
@@ -86,22 +95,28 @@ def walk(
     """
     count, per_frame, window, global_frames = rule
     first_frame, last_frame = first // per_frame, last // per_frame
-    low = tl.maximum(first_frame - window, 0)
-    high = tl.minimum(last_frame + window + 1, count)
+    exists = first_frame < count
+    low = tl.where(exists, tl.maximum(first_frame - window, 0), 0)
+    high = tl.where(exists, tl.minimum(last_frame + window + 1, count), 0)
+    seen_from = tl.maximum(last_frame - window, 0)
+    seen_to = tl.where(last_frame < count, tl.minimum(first_frame + window + 1, count), 0)
     head = 0
     tail = count
     if SPECIAL:
-        low = tl.where(first_frame < global_frames, 0, low)
-        high = tl.where(first_frame < global_frames, count, high)
-        head = tl.minimum(global_frames, count)
+        any_global, all_global = first_frame < global_frames, last_frame < tl.minimum(global_frames, count)
+        low = tl.where(any_global, 0, low)
+        high = tl.where(any_global & exists, count, high)
+        seen_from = tl.where(all_global, 0, seen_from)
+        seen_to = tl.where(all_global, count, seen_to)
+        head = tl.where(exists, tl.minimum(global_frames, count), 0)
         if WRAP:
-            head = tl.maximum(head, last_frame + window + 1 - count)
-            tail = tl.minimum(tail, tl.maximum(first_frame - window + count, 0))
+            reach = tl.minimum(last_frame, count - 1) + window + 1 - count
+            head = tl.where(exists, tl.maximum(head, reach), 0)
+            tail = tl.where(exists, tl.minimum(tail, tl.maximum(first_frame - window + count, 0)), count)
         head = tl.minimum(head, low)
         tail = tl.maximum(tail, high)
-    seen_from = tl.maximum(last_frame - window, 0) * per_frame
-    seen_to = tl.where(last_frame < count, tl.minimum(first_frame + window + 1, count), 0) * per_frame
     low, high = low * per_frame, high * per_frame
+    seen_from, seen_to = seen_from * per_frame, seen_to * per_frame
     free = low + tl.cdiv(tl.maximum(seen_from - low, 0), STEP) * STEP
     bound = free + tl.maximum(seen_to - free, 0) // STEP * STEP
     starts = (0, tail * per_frame, low, free, bound)

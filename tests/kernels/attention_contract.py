@@ -82,23 +82,38 @@ def test_one_key_can_take_all_and_equal_keys_share():
     assert torch.equal(out[0, 0, 4:16], v[0, 0, 9].expand(12, 16))
 
 
-@pytest.mark.parametrize("options", [{}, {"wrap": True}, {"global_frames": 1}])
-def test_rows_that_see_nothing_are_zero_and_give_no_gradient(options):
-    inputs = qkv((2, 1, 12, 16), dtype=torch.float32)
+@pytest.mark.parametrize(
+    "options", [{}, {"wrap": True}, {"global_frames": 1}, {"wrap": True, "global_frames": 2}]
+)
+@pytest.mark.parametrize(("per_frame", "frames"), [(4, 3), (8, 20)])
+def test_rows_that_see_nothing_are_zero_and_give_no_gradient(per_frame, frames, options):
+    shape, end = (2, 1, per_frame * frames, 16), 2 * per_frame
+    inputs = qkv(shape, dtype=torch.float32)
     for x in inputs:
-        x[0, :, 4:] = float("nan")
-    options = {"valid_frames": torch.tensor([1, 0]), "tokens_per_frame": 4, "window": 1, **options}
+        x[0, :, end:] = float("nan")
+        x[1] = float("inf")
+    options = {"valid_frames": torch.tensor([2, 0]), "tokens_per_frame": per_frame, "window": 1, **options}
     out, lse = window_attention(*inputs, return_lse=True, **options)
-    assert out[0, :, :4].isfinite().all()
-    assert not out[0, :, 4:].any()
+    assert out[0, :, :end].isfinite().all()
+    assert not out[0, :, end:].any()
     assert not out[1].any()
     assert (lse[1] == -torch.inf).all()
-    assert (lse[0, :, 4:] == -torch.inf).all()
-    _, grads = gradients(lambda *x: window_attention(*x, **options), inputs, torch.ones(2, 1, 12, 16))
+    assert (lse[0, :, end:] == -torch.inf).all()
+    _, grads = gradients(lambda *x: window_attention(*x, **options), inputs, torch.ones(shape))
     for grad in grads:
         assert grad.isfinite().all()
-        assert not grad[0, :, 4:].any()
+        assert not grad[0, :, end:].any()
         assert not grad[1].any()
+
+
+@pytest.mark.parametrize("wrap", [False, True])
+def test_more_valid_frames_than_there_are_is_all_of_them(wrap):
+    inputs, options = (
+        qkv((2, 2, 35, 16), dtype=torch.float32),
+        {"tokens_per_frame": 5, "window": 1, "wrap": wrap},
+    )
+    out = window_attention(*inputs, valid_frames=torch.tensor([7, 1000]), **options)
+    assert torch.allclose(out, window_attention(*inputs, **options), atol=1e-6)
 
 
 @pytest.mark.parametrize("which", [0, 1, 2])

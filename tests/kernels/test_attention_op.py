@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kernels.ops import window_attention
+from kernels.ops import dense_attention, window_attention
 from tests.kernels.helpers import OPTIONS, options_for, qkv
 
 ARGUMENTS = (2, 1, 0.25)
@@ -85,3 +85,32 @@ def test_gradients_are_not_differentiable_again():
     (grad,) = torch.autograd.grad(out.square().sum(), q, create_graph=True)
     with pytest.raises(RuntimeError, match="cannot be differentiated"):
         torch.autograd.grad(grad.sum(), q)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(("rows", "columns"), [(8, 8), (12, 5), (200, 180)])
+def test_dense_attention_takes_mixed_types_in_an_autocast_region(rows, columns, masked):
+    q = qkv((2, 2, rows, 16), dtype=torch.float32)[0].requires_grad_()
+    k, v = (x.requires_grad_() for x in qkv((2, 2, columns, 16), dtype=torch.float32)[:2])
+    mask = torch.ones(2, columns, dtype=torch.bool) if masked else None
+    if mask is not None:
+        mask[0] = False
+    with torch.autocast("cpu", torch.bfloat16):
+        out = dense_attention(q, k, v.bfloat16(), key_mask=mask)
+    assert out.dtype == torch.bfloat16
+    exact = dense_attention(q, k, v, key_mask=mask)
+    assert torch.allclose(out.float(), exact, atol=3e-2)
+    for grad in torch.autograd.grad(out.float().sum(), (q, k, v)):
+        assert grad.dtype == torch.float32
+        assert grad.isfinite().all()
+
+
+def test_a_masked_caption_compiles_to_one_graph():
+    def loss(q, k, v, mask):
+        return dense_attention(q, k, v, key_mask=mask).square().sum()
+
+    torch.compiler.reset()
+    q, (k, v) = qkv((2, 2, 120, 16), dtype=torch.float32)[0], qkv((2, 2, 100, 16), dtype=torch.float32)[:2]
+    mask = torch.rand(2, 100, generator=torch.Generator().manual_seed(0)) < 0.5
+    fast = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    assert torch.allclose(fast(q, k, v, mask), loss(q, k, v, mask))

@@ -114,6 +114,8 @@ BAD_ATTENTION = {
     "may be negative": {"global_frames": -1},
     "one a sample": {"valid_frames": torch.tensor([1, 2])},
     "integers": {"valid_frames": torch.tensor([1.0])},
+    "torch.bool": {"valid_frames": torch.tensor([True])},
+    "on meta": {"valid_frames": torch.ones(1, dtype=torch.int64, device="meta")},
     "Use dense_attention": {"k": torch.ones(1, 2, 6, 16).double(), "v": torch.ones(1, 2, 6, 16).double()},
     "do not fit": {"v": torch.ones(1, 2, 6, 16)},
     "one floating-point type": {"k": torch.ones(1, 2, 12, 16).half()},

@@ -200,3 +200,20 @@ def test_initialisation_is_keyed_and_starts_at_a_zero_output() -> None:
 
 def test_time_frequencies_follow_theta() -> None:
     assert frequencies(8, 100.0).tolist() == pytest.approx([1, 0.1**0.5, 0.1, 0.1**1.5])
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_an_autocast_region_trains(masked: bool) -> None:
+    config = dataclasses.replace(TINY, attention_pattern="WG", num_layers=2, head_layers=1, window=2)
+    model, text = DiT(config, 4, 10), captions()
+    randomize(model)
+    mask = torch.tensor([[True, True, False], [True, False, False]]) if masked else None
+    conditioning = Conditioning(text.text, mask)
+    x, t = latents(2, 8, 4), torch.tensor([0.3, 0.9])
+    exact = model(x, t, conditioning).detach()
+    with torch.autocast("cpu", torch.bfloat16):
+        out = model(x, t, conditioning)
+    assert torch.allclose(out.float(), exact, atol=0.1 * float(exact.abs().max()))
+    out.float().square().mean().backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+    assert sum(p.grad is not None for p in model.parameters()) > 20
