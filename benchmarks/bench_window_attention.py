@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from attention_peers import Attention, Case, backend, flex, strided_views
-from timing import hardware, milliseconds, peak_bytes, resident_peak_bytes, write
+from timing import hardware, milliseconds, peak_bytes, resident_growth_bytes, write
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -147,9 +147,7 @@ def memory_of(name: str) -> int:
         attention = partial(F.scaled_dot_product_attention, attn_mask=frame_mask(MEMORY))
     small = MEMORY._replace(frames=2 * MEMORY.window + 2)
     passes(ours_of(small), inputs_of(small, "cpu", torch.float32))["forward+backward"]()
-    before = resident_peak_bytes()
-    passes(attention, inputs)["forward+backward"]()
-    return resident_peak_bytes() - before
+    return resident_growth_bytes(passes(attention, inputs)["forward+backward"])
 
 
 def gpu_rows(repeats: int) -> Iterator[dict[str, Any]]:

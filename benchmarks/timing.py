@@ -3,7 +3,6 @@
 import datetime as dt
 import json
 import platform
-import resource
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -39,9 +38,18 @@ def peak_bytes(run: Callable[[], object]) -> int:
     return torch.cuda.max_memory_allocated() - before
 
 
-def resident_peak_bytes() -> int:
-    """The most memory that this process has ever held."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def resident_growth_bytes(run: Callable[[], object]) -> int:
+    """Memory of this process that one call takes at its peak beyond what was held before (Linux)."""
+    before = _resident_bytes("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")
+    run()
+    return _resident_bytes("VmHWM") - before
+
+
+def _resident_bytes(kind: str) -> int:
+    """`VmRSS` is held now, `VmHWM` was the most since the mark was cleared."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(kind)) * 1024
 
 
 def processor() -> str:

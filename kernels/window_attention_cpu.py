@@ -7,8 +7,8 @@ blocked  few tokens a frame: chunks of frames against the frames they can see, u
          batch. [8, 4, 240, 24], window 8: a quarter of the time of dense attention.
 chunked  many tokens a frame: torch's fused CPU attention on one chunk after another, gradients added in
          place, so memory grows with the clip and not with the window.
-packed   short clips: all pairs, masked, as one batch; several clips share a matrix, because torch's softmax
-         leaves its vector path below 16 columns ([160, 4, 8, 24]: a third of the time).
+packed   clips under 16 tokens: all pairs, masked, as one batch; several clips share a matrix, because torch's
+         softmax leaves its vector path below 16 columns ([160, 4, 8, 24]: two thirds of the time).
 
 Half precision always takes torch's fused operator, which computes in float32 inside.
 """
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from kernels.batched_cpu import (
     NEVER,
+    VECTOR_COLUMNS,
     Blocks,
     Given,
     Layout,
@@ -33,7 +34,6 @@ from kernels.batched_cpu import (
     pack_size,
     softmax_weights,
 )
-from kernels.dense_attention_cpu import PLAIN_PAIRS
 from kernels.reference import WindowOptions, frame_mask
 
 _fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # noqa: SLF001
@@ -64,7 +64,7 @@ def plan(num_frames: int, tokens_per_frame: int, window: int, dtype: torch.dtype
     padded = -(-num_frames // chunk) * chunk
     if 5 * padded * (chunk + 2 * window) <= 3 * num_frames**2:
         return Plan("blocked", chunk)
-    if (num_frames * tokens_per_frame) ** 2 <= PLAIN_PAIRS:
+    if num_frames * tokens_per_frame < VECTOR_COLUMNS:
         return Plan("packed")
     return Plan("chunked", max(1, 128 // tokens_per_frame))
 

@@ -17,8 +17,9 @@ CASES = [
     ((2, 2, 130, 16), 1, 200, "dense"),
     ((4, 2, 5, 24), 1, 1, "packed"),
     ((1, 1, 5, 24), 1, 0, "packed"),
-    ((2, 2, 32, 24), 1, 8, "packed"),
-    ((1, 3, 35, 24), 5, 3, "packed"),
+    ((2, 2, 32, 24), 1, 8, "chunked"),
+    ((1, 3, 35, 24), 5, 3, "chunked"),
+    ((3, 2, 15, 24), 5, 1, "packed"),
     ((1, 2, 53, 16), 1, 0, "blocked"),
     ((2, 2, 75, 24), 1, 8, "blocked"),
     ((1, 2, 99, 40), 3, 2, "blocked"),
@@ -168,7 +169,8 @@ def test_clips_in_one_matrix_do_not_mix():
 
 
 def test_the_rule_at_the_shapes_that_were_measured():
-    assert plan(32, 1, 8, torch.float32) == Plan("packed")
+    assert plan(12, 1, 8, torch.float32) == Plan("packed")
+    assert plan(32, 1, 8, torch.float32) == Plan("chunked", 128)
     assert plan(240, 1, 8, torch.float32) == Plan("blocked", 16)
     assert plan(8, 1, 8, torch.float32) == Plan("dense")
     assert plan(128, 16, 4, torch.float32) == Plan("chunked", 2)
