@@ -193,6 +193,9 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
             *zip(*((t, r["baseline_milliseconds"]) for t, r in chosen), strict=True), style, label=baseline
         )
     axes.loglog(*zip(*((t, r["milliseconds"]) for t, r in chosen), strict=True), "o-", label="window 4")
+    lengths = [t for t, _ in chosen]
+    axes.set_xticks(lengths, [str(t) for t in lengths])
+    axes.minorticks_off()
     axes.set(
         xlabel="frames of 16 tokens",
         ylabel="ms, forward + backward",
