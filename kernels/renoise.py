@@ -60,7 +60,7 @@ def words(
     return w0, w1, w2, w3
 
 
-@triton.jit(do_not_specialize=["seed"])  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["seed", "tiles"])  # type: ignore[untyped-decorator]
 def renoise_kernel(
     x0: tl.tensor,
     t: tl.tensor,

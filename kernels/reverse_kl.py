@@ -21,6 +21,8 @@ BLOCKS = {torch.float32: 2048, torch.float16: 4096, torch.bfloat16: 4096}
 WARPS = 8
 CHUNK = 4096
 """Tiles that a step of a total adds up."""
+COUNTS = ("segments", "tiles", "rows", "row_tiles")
+"""Whole numbers that kernels are not compiled again for, whatever they are."""
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -48,7 +50,7 @@ def _load(tensor: tl.tensor, lane: tl.tensor, count: tl.tensor) -> tl.tensor:
     return tl.load(tensor + lane, mask=lane < count, other=0.0).to(tl.float32)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=COUNTS)  # type: ignore[untyped-decorator]
 def sum_kernel(
     x0: tl.tensor,
     x_t: tl.tensor,
@@ -94,7 +96,7 @@ def _total(values: tl.tensor, count: tl.tensor, CHUNK: tl.constexpr) -> tl.tenso
     return tl.sum(total, 0)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=COUNTS)  # type: ignore[untyped-decorator]
 def norm_kernel(
     of_tiles: tl.tensor,
     norm: tl.tensor,
@@ -120,7 +122,7 @@ def norm_kernel(
         tl.store(norm + group * rows + row, mean)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=COUNTS)  # type: ignore[untyped-decorator]
 def score_kernel(
     x0: tl.tensor,
     x_t: tl.tensor,
@@ -164,7 +166,7 @@ def score_kernel(
     tl.store(slot + tl.num_programs(0), tl.sum(tl.where(finite | (lane >= count), 0.0, 1.0), 0))
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=COUNTS)  # type: ignore[untyped-decorator]
 def total_kernel(
     of_tiles: tl.tensor,
     distance_real: tl.tensor,

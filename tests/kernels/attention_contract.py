@@ -8,7 +8,7 @@ import torch
 
 from kernels import reference
 from kernels.ops import window_attention
-from tests.kernels.helpers import OPTIONS, compare, gradients, options_for, qkv, relative
+from tests.kernels.helpers import OPTIONS, compare, gradients, normal, options_for, qkv, relative
 
 FLOAT32 = 1e-5
 SHAPES = [  # [B, heads, tokens, D], tokens a frame, window
@@ -139,7 +139,7 @@ def test_infinite_values_are_not_made_finite():
 
 @pytest.mark.parametrize("options", [{}, {"wrap": True, "global_frames": 1}])
 def test_strides_of_any_kind_also_of_the_gradient(options):
-    wide = torch.randn(1, 2, 40, 48, generator=torch.Generator().manual_seed(0))
+    wide = normal((1, 2, 40, 48), torch.Generator().manual_seed(0))
     q, k, v = wide[..., 16:32], wide.flip(2)[:, :, :, ::3], wide[:, :1, :, :16].expand(1, 2, 40, 16)
     options = {"tokens_per_frame": 4, "window": 2, **options}
     for weight in (torch.ones(()).expand(1, 2, 40, 16), wide.transpose(1, 2)[..., 5:21].transpose(1, 2)):
@@ -184,7 +184,7 @@ def test_half_precision_errs_at_most_as_plain_torch_of_the_same_type_does(dtype,
     found, truth = both(inputs, weight, **options)
 
     def eager(q, k, v):
-        mask = reference.frame_mask(12, 2)[0].repeat_interleave(5, 0).repeat_interleave(5, 1)
+        mask = reference.frame_mask(12, 2, device=q.device)[0].repeat_interleave(5, 0).repeat_interleave(5, 1)
         scores = (q @ k.transpose(-1, -2) * 32**-0.5).masked_fill(~mask, float("-inf"))
         return scores.softmax(-1) @ v
 

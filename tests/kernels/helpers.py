@@ -20,16 +20,18 @@ def options_for(options, batch):
     return {**options, "valid_frames": torch.tensor(options["valid_frames"])[:batch]}
 
 
+def normal(shape, generator):
+    """Normal numbers of a CPU generator, on torch's default device: the same on every one."""
+    return torch.randn(shape, generator=generator, device="cpu").to(torch.get_default_device())
+
+
 def qkv(shape, seed=0, dtype=torch.float64, transposed=False):
     """Random q, k, v of [B, heads, tokens, D]; `transposed` lays them out as [B, tokens, heads, D]."""
     generator = torch.Generator().manual_seed(seed)
     batch, heads, tokens, dim = shape
     if not transposed:
-        return [torch.randn(shape, generator=generator).to(dtype) for _ in range(3)]
-    return [
-        torch.randn(batch, tokens, heads, dim, generator=generator).to(dtype).transpose(1, 2)
-        for _ in range(3)
-    ]
+        return [normal(shape, generator).to(dtype) for _ in range(3)]
+    return [normal((batch, tokens, heads, dim), generator).to(dtype).transpose(1, 2) for _ in range(3)]
 
 
 def relative(value, truth):
