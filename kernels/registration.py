@@ -1,7 +1,7 @@
 """Functions as operators of torch: one node in a compiled graph, with shapes for fake and meta tensors.
 
-By `define` and `impl`, not by `custom_op`, whose first call imports the compiler: a second and 100 MiB in
-every process. Not by `triton_op` either: tracing would look inside, which fails on machines without a GPU.
+By `define` and `impl`, not by `custom_op`, whose first call imports the compiler into every process, nor by
+`triton_op`: tracing would look inside, which fails on machines without a GPU.
 """
 
 from collections.abc import Callable

@@ -4,11 +4,11 @@ Three ways to do the same sum; `plan` picks by shape, by what was measured (one 
 benchmarks/bench_window_attention.py prints it again):
 
 blocked  few tokens a frame: chunks of frames against the frames they can see, unfolded and multiplied as one
-         batch. [8, 4, 240, 24], window 8: a quarter of the time of dense attention.
+         batch. [8, 4, 240, 24], window 8: a third of the time of dense attention.
 chunked  many tokens a frame: torch's fused CPU attention on one chunk after another, gradients added in
          place, so memory grows with the clip and not with the window.
 packed   clips under 16 tokens: all pairs, masked, as one batch; several clips share a matrix, because torch's
-         softmax leaves its vector path below 16 columns ([160, 4, 8, 24]: two thirds of the time).
+         softmax leaves its vector path below 16 columns ([160, 4, 8, 24]: half the time).
 
 Half precision always takes torch's fused operator, which computes in float32 inside.
 """

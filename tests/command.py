@@ -1,5 +1,6 @@
 """Commands as a user gives them, in their own processes."""
 
+import multiprocessing
 import os
 import shutil
 import signal
@@ -9,9 +10,11 @@ import sys
 import time
 from contextlib import closing
 from pathlib import Path
+from typing import TypeVar
 
 import psutil
 
+T = TypeVar("T")
 REPOSITORY = Path(__file__).parents[1]
 
 MADE_BY_DISTILLATION = ("distill", "sft_longer", "mixed_longer", "evaluation", "summary.json", "report.html")
@@ -81,6 +84,15 @@ def end(process: subprocess.Popen[str], seconds: float = 60) -> None:
     for child in left:
         child.kill()
     assert not left, f"{process.args} left {left}"
+
+
+def sent(value: T) -> T:
+    """A value as another process of this machine gets it."""
+    here, there = multiprocessing.Pipe()
+    with here, there:
+        here.send(value)
+        received: T = there.recv()
+    return received
 
 
 def remove(folder: Path, seconds: float = 10) -> None:

@@ -17,11 +17,13 @@ def cluster():
 def validate(cluster):
     from ray.autoscaler._private.util import prepare_config, validate_config
 
-    validate_config(prepare_config(copy.deepcopy(cluster)))
+    prepared = prepare_config(copy.deepcopy(cluster))
+    validate_config(prepared)
+    return prepared
 
 
 def test_ray_accepts_it(cluster):
-    validate(cluster)
+    assert set(validate(cluster)["available_node_types"]) == set(cluster["available_node_types"])
 
 
 @pytest.mark.parametrize("key", ["head_nodes", "idle_timeout_minuts"])

@@ -2,7 +2,6 @@
 
 import json
 import os
-import pickle
 import signal
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from jobs import config as configs
 from jobs import tracking
 from models.errors import ClusterError, ConfigError
 from pipelines.tracking import NullTracker
+from tests.command import sent
 from tests.jobs.conftest import free_port
 
 
@@ -118,7 +118,7 @@ def test_children_of_stopped_trials_are_closed(run_config):
 
 def test_a_factory_travels_to_a_worker(run_config):
     reference = tracking.open_run(run_config, "factory")
-    copy = pickle.loads(pickle.dumps(tracking.factory(reference)))
+    copy = sent(tracking.factory(reference))
     copy().metrics(0, {"train/loss": 1.0})
     assert copy == reference
 

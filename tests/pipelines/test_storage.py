@@ -2,7 +2,6 @@
 
 import errno
 import os
-import pickle
 from pathlib import Path
 
 import pytest
@@ -10,6 +9,7 @@ import pytest
 from models.errors import ClusterError
 from pipelines import storage as module
 from pipelines.storage import ASIDE, Storage
+from tests.command import sent
 
 
 @pytest.fixture(params=["folder", "file-uri", "memory"])
@@ -61,7 +61,7 @@ def test_a_child_is_the_folder_below(storage: Storage) -> None:
 
 def test_it_travels_between_processes(storage: Storage) -> None:
     storage.write_bytes("a", b"1")
-    copy = pickle.loads(pickle.dumps(storage))
+    copy = sent(storage)
     assert str(copy) == str(storage)
     assert copy.read_bytes("a") == b"1"
 
