@@ -14,6 +14,7 @@ from kernels.window_walk import (
     LOG2_E,
     PIECES,
     load_tile,
+    owned,
     seen,
     store_tile,
     walk,
@@ -35,10 +36,9 @@ def delta_kernel(
     TILE: tl.constexpr,
 ) -> None:
     """TILE rows of delta [B, heads, tokens] = sum(out * grad), `out` contiguous."""
-    tiles = tl.cdiv(tokens, TILE)
-    pair = (tl.program_id(0) // tiles).to(tl.int64)
-    rows = (tl.program_id(0) % tiles) * TILE + tl.arange(0, TILE)
-    grad += pair // heads * stride_gb + pair % heads * stride_gh
+    pair, sample, head_index, first = owned(heads, tokens, TILE)
+    rows = first + tl.arange(0, TILE)
+    grad += sample * stride_gb + head_index * stride_gh
     out_tile = load_tile(out + pair * tokens * HEAD_DIM, HEAD_DIM, rows, tokens, HEAD_DIM, BLOCK_D, True)
     grad_tile = load_tile(grad, stride_gn, rows, tokens, HEAD_DIM, BLOCK_D, True)
     total = tl.sum(out_tile.to(tl.float32) * grad_tile.to(tl.float32), 1)
@@ -132,10 +132,7 @@ def key_gradients_kernel(
     WRAP: tl.constexpr,
 ) -> None:
     """TILE keys of grad_k and grad_v [B, heads, tokens, HEAD_DIM], contiguous; each key has one owner."""
-    tiles = tl.cdiv(tokens, TILE)
-    pair = (tl.program_id(0) // tiles).to(tl.int64)
-    sample, head_index = pair // heads, pair % heads
-    first = (tl.program_id(0) % tiles) * TILE
+    pair, sample, head_index, first = owned(heads, tokens, TILE)
     columns = first + tl.arange(0, TILE)
     k += sample * stride_kb + head_index * stride_kh
     v += sample * stride_vb + head_index * stride_vh
@@ -245,10 +242,7 @@ def query_gradients_kernel(
     WRAP: tl.constexpr,
 ) -> None:
     """TILE rows of grad_q [B, heads, tokens, HEAD_DIM], contiguous."""
-    tiles = tl.cdiv(tokens, TILE)
-    pair = (tl.program_id(0) // tiles).to(tl.int64)
-    sample, head_index = pair // heads, pair % heads
-    first = (tl.program_id(0) % tiles) * TILE
+    pair, sample, head_index, first = owned(heads, tokens, TILE)
     rows = first + tl.arange(0, TILE)
     q += sample * stride_qb + head_index * stride_qh
     grad += sample * stride_gb + head_index * stride_gh

@@ -109,10 +109,11 @@ def _by_count(options: WindowOptions) -> Iterator[tuple[Tensor, int]]:
 
 def _forward(q: Tensor, k: Tensor, v: Tensor, options: WindowOptions) -> tuple[Tensor, Tensor]:
     """Output and lse of clips whose frames are all valid."""
-    layout = _layout(q, options)
-    if layout is not None:
+    batched = _batched(q, options)
+    if batched is not None:
+        layout, bias = batched
         queries, keys, values = layout.queries(q) * options.scale, layout.keys(k), layout.keys(v)
-        scores, weights = softmax_weights(queries, keys, _window_bias(layout, q, options))
+        scores, weights = softmax_weights(queries, keys, bias)
         lse = scores.amax(-1) - weights.amax(-1).log()
         out = layout.fold_queries(torch.bmm(weights, values), q.shape)
         lse = layout.fold_queries(lse[..., None], torch.Size((*q.shape[:3], 1)))[..., 0]
@@ -132,10 +133,11 @@ def _backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, options: WindowOptions
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of clips whose frames are all valid."""
-    layout = _layout(q, options)
-    if layout is not None:
+    batched = _batched(q, options)
+    if batched is not None:
+        layout, bias = batched
         queries, keys, values = layout.queries(q) * options.scale, layout.keys(k), layout.keys(v)
-        _, weights = softmax_weights(queries, keys, _window_bias(layout, q, options))
+        _, weights = softmax_weights(queries, keys, bias)
         given = Given(queries, keys, values, weights)
         parts = batched_gradients(grad, given, layout, options.scale, (q.shape, k.shape))
         grad_q, grad_k, grad_v = (x.contiguous() for x in parts)
@@ -162,24 +164,22 @@ def _backward(
     return grad_q, grad_k, grad_v
 
 
-def _layout(q: Tensor, options: WindowOptions) -> Layout | None:
-    """How the clips become a batch of matrices, or None: chunk after chunk."""
+def _batched(q: Tensor, options: WindowOptions) -> tuple[Layout, Tensor] | None:
+    """How the clips become a batch of matrices, with 0 where they see and -inf elsewhere ([1 or count, rows,
+    columns]); None: chunk after chunk.
+    """
     if options.global_frames or options.wrap:
         return None
-    num_frames = q.shape[2] // options.tokens_per_frame
-    form, chunk = plan(num_frames, options.tokens_per_frame, options.window, q.dtype)
+    per_frame, window = options.tokens_per_frame, options.window
+    num_frames = q.shape[2] // per_frame
+    form, chunk = plan(num_frames, per_frame, window, q.dtype)
     if form == "blocked":
-        return Blocks(num_frames, options.tokens_per_frame, options.window, chunk)
-    return Packs(pack_size(q.shape[0] * q.shape[1], q.shape[2])) if form == "packed" else None
-
-
-def _window_bias(layout: Layout, q: Tensor, options: WindowOptions) -> Tensor:
-    """[1 or count, rows, columns] of a layout's matrices: 0 where seen, else -inf."""
-    if isinstance(layout, Blocks):
-        return block_bias(layout, q.dtype)
-    assert isinstance(layout, Packs)
-    per_frame = options.tokens_per_frame
-    return band_bias(layout.size, q.shape[2] // per_frame, per_frame, options.window, q.dtype)
+        blocks = Blocks(num_frames, per_frame, window, chunk)
+        return blocks, block_bias(blocks, q.dtype)
+    if form == "packed":
+        packs = Packs(pack_size(q.shape[0] * q.shape[1], q.shape[2]))
+        return packs, band_bias(packs.size, num_frames, per_frame, window, q.dtype)
+    return None
 
 
 def _by_rows(x: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from kernels.window_walk import (
     LOG2_E,
     PIECES,
     load_tile,
+    owned,
     seen,
     store_tile,
     walk,
@@ -92,10 +93,7 @@ def forward_kernel(
 
     `valid_frames` is int32 [B]; SPECIAL is set with global frames or a ring.
     """
-    tiles = tl.cdiv(tokens, TILE)
-    pair = (tl.program_id(0) // tiles).to(tl.int64)
-    sample, head_index = pair // heads, pair % heads
-    first = (tl.program_id(0) % tiles) * TILE
+    pair, sample, head_index, first = owned(heads, tokens, TILE)
     rows = first + tl.arange(0, TILE)
     q += sample * stride_qb + head_index * stride_qh
     k += sample * stride_kb + head_index * stride_kh

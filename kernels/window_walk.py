@@ -31,6 +31,14 @@ FIRST_PLAIN_PIECE = tl.constexpr(2)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
+def owned(heads: tl.tensor, tokens: tl.tensor, TILE: tl.constexpr) -> tl.tensor:
+    """What a program owns: pair of sample and head (int64), sample, head, and its first token."""
+    tiles = tl.cdiv(tokens, TILE)
+    pair = (tl.program_id(0) // tiles).to(tl.int64)
+    return pair, pair // heads, pair % heads, (tl.program_id(0) % tiles) * TILE
+
+
+@triton.jit  # type: ignore[untyped-decorator]
 def load_tile(
     base: tl.tensor,
     stride: tl.tensor,
