@@ -12,13 +12,14 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from kernels import renoise, reverse_kl, window_attention
+from kernels.aot_case import AotCase
 
 TARGETS = {
     "sm_90": GPUTarget("cuda", 90, 32),
@@ -29,38 +30,6 @@ TARGETS = {
 SHARED_BYTES = {"sm_90": 232_448, "sm_80": 166_912, "gfx942": 65_536}
 """Shared memory a program may have."""
 _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-
-
-class Demand(NamedTuple):
-    """What a configuration must show on sm_90, beside storing no register to memory."""
-
-    tensor_cores: bool
-    """Warp-group instructions (HGMMA), and none of the older ones (HMMA)."""
-    wide_loads: bool
-    """Global loads of 128 bits."""
-
-
-@dataclass(frozen=True)
-class Case:
-    """A kernel with everything that decides its code.
-
-    Args:
-        name: of the configuration.
-        kernel: Triton function.
-        types: of its arguments; int32 where none is named. Pointers and `stride_*` are multiples of 16.
-        constants: compile-time arguments.
-        options: num_warps and num_stages.
-        demand: what its code must show on sm_90.
-        elsewhere: compile it for the other targets too.
-    """
-
-    name: str
-    kernel: Any
-    types: dict[str, str]
-    constants: dict[str, Any]
-    options: dict[str, int]
-    demand: Demand
-    elsewhere: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,31 +50,12 @@ class Compiled:
     ok: bool
 
 
-def cases() -> list[Case]:
+def cases() -> list[AotCase]:
     """Every configuration that is shipped."""
-    attention = [
-        Case(*given, Demand(_multiplies_halves(given[0]), False), _is_common(given[0]))
-        for given in window_attention.aot_cases()
-    ]
-    wide = ("sum", "score", "renoise")
-    streams = [
-        Case(*given, Demand(False, any(word in given[0] for word in wide)), _is_common(given[0]))
-        for given in (*reverse_kl.aot_cases(), *renoise.aot_cases())
-    ]
-    return attention + streams
+    return [*window_attention.aot_cases(), *reverse_kl.aot_cases(), *renoise.aot_cases()]
 
 
-def _multiplies_halves(name: str) -> bool:
-    """Whether a kernel's products belong on tensor cores: float32 is exact, and the delta has none."""
-    return "fp32" not in name and not name.startswith("delta")
-
-
-def _is_common(name: str) -> bool:
-    """Whether a configuration is compiled for every target."""
-    return "bf16" in name and "special" not in name
-
-
-def compile_case(case: Case, target: str) -> Compiled:
+def compile_case(case: AotCase, target: str) -> Compiled:
     """Compiles one configuration and reads its code.
 
     Raises:
@@ -128,15 +78,15 @@ def compile_case(case: Case, target: str) -> Compiled:
     return judge(case, target, compiled)
 
 
-def judge(case: Case, target: str, compiled: Any) -> Compiled:
+def judge(case: AotCase, target: str, compiled: Any) -> Compiled:
     """What a compiled kernel's code holds, and whether that is what the configuration has to show."""
     found = _amd(compiled.asm["amdgcn"]) if target == "gfx942" else _nvidia(compiled.asm["cubin"], target)
     shared = int(compiled.metadata.shared)
     good = shared <= SHARED_BYTES[target]
     if target == "sm_90":
-        good = good and (found["tensor_core_ops"] > 0) == case.demand.tensor_cores
+        good = good and (found["tensor_core_ops"] > 0) == case.tensor_cores
         good = good and not found["older_tensor_core_ops"]
-        good = good and (found["wide_loads"] > 0 or not case.demand.wide_loads)
+        good = good and (found["wide_loads"] > 0 or not case.wide_loads)
         good = good and not found["spill_stores"]
     return Compiled(case.name, target, shared_bytes=shared, ok=good, **found)
 
@@ -182,16 +132,16 @@ def _run(tool: str, *words: str) -> str:
     return subprocess.run([str(_TOOLS / tool), *words], capture_output=True, text=True, check=True).stdout
 
 
-def work() -> list[tuple[Case, str]]:
-    """Every configuration on Hopper, and those of bfloat16 on the other targets too."""
+def work() -> list[tuple[AotCase, str]]:
+    """Every configuration on Hopper, and those that say so on the other targets too."""
     everything = cases()
-    elsewhere = [case for case in everything if case.elsewhere]
+    elsewhere = [case for case in everything if case.everywhere]
     return [(case, "sm_90") for case in everything] + [
         (case, target) for target in ("sm_80", "gfx942") for case in elsewhere
     ]
 
 
-def report(processes: int, chosen: Iterable[tuple[Case, str]] | None = None) -> Iterator[Compiled]:
+def report(processes: int, chosen: Iterable[tuple[AotCase, str]] | None = None) -> Iterator[Compiled]:
     """Compiles all the work in so many processes; yields in order.
 
     Args:

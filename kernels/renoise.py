@@ -4,12 +4,12 @@
 Its integers are those of the CPU, bit for bit; its floats differ by the last bits of log, sine and cosine.
 """
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from kernels.aot_case import AotCase
 
 BLOCK = 2048
 """Elements a program: loads and stores are of 128 bits."""
@@ -113,16 +113,18 @@ def renoise(x0: Tensor, t: Tensor, seed: int, samples: Tensor) -> tuple[Tensor, 
     return x_t, eps
 
 
-def aot_cases() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str, int]]]:
-    """Every kernel that is shipped; see `reverse_kl.aot_cases`."""
+def aot_cases() -> list[AotCase]:
+    """Every configuration that is shipped."""
     types = {"t": "*fp32", "samples": "*i64", "seed": "i64"}
     return [
-        (
+        AotCase(
             f"renoise_kernel_{dtype}",
             renoise_kernel,
             types | dict.fromkeys(("x0", "x_t", "eps"), f"*{dtype}"),
             {"BLOCK": BLOCK},
             {"num_warps": WARPS},
+            wide_loads=True,
+            everywhere=dtype == "bf16",
         )
         for dtype in ("fp32", "fp16", "bf16")
     ]

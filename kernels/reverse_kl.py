@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.aot_case import AotCase
 from kernels.reference import Normalizer, ReverseKLScore
 from kernels.reverse_kl_cpu import segment_frames
 
@@ -248,22 +249,27 @@ def reverse_kl_score(
     return ReverseKLScore(score, real, fake, norm if normalizer == "block" else norm[:, 0], non_finite, loss)
 
 
-def aot_cases() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str, int]]]:
-    """Every kernel that is shipped: name, kernel, types of its arguments (int32 where none is named),
-    constants, options. Arguments called stride_* are multiples of 16 where loads are of 128 bits.
-    """
+def aot_cases() -> list[AotCase]:
+    """Every configuration that is shipped."""
     tensors = ("x0", "x_t", "v_cond", "v_uncond", "v_fake", "score")
     types = dict.fromkeys(("t", "of_tiles", "norm", "distance_real", "distance_fake", "loss"), "*fp32")
     types |= {"guidance_scale": "fp32", "floor": "fp32", "non_finite": "*i64"}
-    cases: list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str, int]]] = []
-    for dtype, block in zip(("fp32", "fp16", "bf16"), BLOCKS.values(), strict=True):
-        named = types | dict.fromkeys(tensors, f"*{dtype}")
-        for kernel in (sum_kernel, score_kernel):
-            for guided in (True, False):
-                name = f"reverse_kl_{kernel.__name__}_{dtype}{'_guided' if guided else ''}"
-                constants = {"GUIDED": guided, "BLOCK": block}
-                cases.append((name, kernel, named, constants, {"num_warps": WARPS}))
-    return cases + [
-        (f"reverse_kl_{kernel.__name__}", kernel, types, {"CHUNK": CHUNK}, {"num_warps": WARPS})
+    options = {"num_warps": WARPS}
+    streams = [
+        AotCase(
+            f"reverse_kl_{kernel.__name__}_{dtype}{'_guided' if guided else ''}",
+            kernel,
+            types | dict.fromkeys(tensors, f"*{dtype}"),
+            {"GUIDED": guided, "BLOCK": block},
+            options,
+            wide_loads=True,
+            everywhere=dtype == "bf16",
+        )
+        for dtype, block in zip(("fp32", "fp16", "bf16"), BLOCKS.values(), strict=True)
+        for kernel in (sum_kernel, score_kernel)
+        for guided in (True, False)
+    ]
+    return streams + [
+        AotCase(f"reverse_kl_{kernel.__name__}", kernel, types, {"CHUNK": CHUNK}, options, everywhere=True)
         for kernel in (norm_kernel, total_kernel)
     ]

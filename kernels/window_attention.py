@@ -11,6 +11,7 @@ import torch
 import triton
 from torch import Tensor
 
+from kernels.aot_case import AotCase
 from kernels.reference import WindowOptions
 from kernels.window_attention_backward import delta_kernel, key_gradients_kernel, query_gradients_kernel
 from kernels.window_attention_forward import forward_kernel
@@ -169,10 +170,8 @@ def _launch_delta(out: Tensor, grad: Tensor, delta: Tensor, tile: Tile) -> None:
         )
 
 
-def aot_cases() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str, int]]]:
-    """Every configuration that is shipped, for kernels/aot.py: name, kernel, types of its arguments (int32
-    where none is named), constants, options.
-    """
+def aot_cases() -> list[AotCase]:
+    """Every tile and shape of mask, at full and padded head dimensions."""
     found = []
     for dtype, name in zip(DTYPES, ("fp32", "fp16", "bf16"), strict=True):
         types = dict.fromkeys(("q", "k", "v", "out", "grad", "grad_q", "grad_k", "grad_v"), f"*{name}")
@@ -181,23 +180,32 @@ def aot_cases() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str
         for tokens, head_dim, kind in _SHIPPED[name]:
             tiles = tiles_for(tokens, head_dim, dtype, interpreted=False)
             for kernel, tile in zip(_KERNELS, tiles, strict=True):
-                constants = constants_for(head_dim, tile, kind != "plain", kind == "special_wrap")
                 size = "few" if tokens <= FEW_TOKENS else "many"
-                title = f"{kernel.__name__}_{name}_{head_dim}_{size}_{kind}"
-                options = {"num_warps": tile.warps, "num_stages": tile.stages}
-                found.append((title, kernel, types, constants, options))
+                case = AotCase(
+                    f"{kernel.__name__}_{name}_{head_dim}_{size}_{kind}",
+                    kernel,
+                    types,
+                    constants_for(head_dim, tile, kind != "plain", kind == "special_wrap"),
+                    {"num_warps": tile.warps, "num_stages": tile.stages},
+                    tensor_cores=dtype != torch.float32,
+                    everywhere=name == "bf16" and kind == "plain",
+                )
+                found.append(case)
         tile = tiles_for(_MANY, 128, dtype, interpreted=False).query_gradients
         constants = {"HEAD_DIM": 128, "BLOCK_D": 128, "TILE": tile.tile}
-        found.append((f"delta_kernel_{name}", delta_kernel, types, constants, {"num_warps": tile.warps}))
+        found.append(
+            AotCase(f"delta_kernel_{name}", delta_kernel, types, constants, {"num_warps": tile.warps})
+        )
     return found
 
 
 _KERNELS = (forward_kernel, key_gradients_kernel, query_gradients_kernel)
 _MANY, _KINDS = 4096, ("plain", "special", "special_wrap")
 _SHIPPED = {
-    "fp32": [(_MANY, 64, "plain"), (_MANY, 128, "plain")],
-    "fp16": [(_MANY, 64, "plain"), (_MANY, 128, "plain")],
-    "bf16": [(FEW_TOKENS, 64, "plain"), *((_MANY, dim, "plain") for dim in (24, 64, 96, 128))]
+    "fp32": [(_MANY, dim, "plain") for dim in (64, 128)],
+    "fp16": [(_MANY, dim, "plain") for dim in (64, 128)],
+    "bf16": [(FEW_TOKENS, dim, "plain") for dim in (64, 128)]
+    + [(_MANY, dim, "plain") for dim in (24, 64, 96, 128)]
     + [(_MANY, 128, kind) for kind in _KINDS[1:]],
 }
-"""Tokens, head dimension and kind: every tile and shape of mask, at full and padded dimensions."""
+"""Tokens, head dimension and kind."""

@@ -39,7 +39,7 @@ def test_a_kernel_that_spills_or_lacks_tensor_cores_is_not_ok():
     )
     assert spilled.spill_stores > 0
     assert not spilled.ok
-    plain = dataclasses.replace(case, demand=aot.Demand(tensor_cores=False, wide_loads=False))
+    plain = dataclasses.replace(case, tensor_cores=False)
     assert not aot.compile_case(plain, "sm_90").ok
     small = {**case.constants, "TILE": 32, "STEP": 32}
     older = aot.compile_case(dataclasses.replace(case, constants=small), "sm_90")
