@@ -12,7 +12,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet -c constraints.txt
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: quickstart test check format clean
+.PHONY: quickstart test check gpu format clean
 
 quickstart: .venv/.installed  ## the whole path on the built-in world: CONFIG=minute for minute-long clips
 	@$(BIN)/longtake quickstart --config $(CONFIG) $(ARGS)
@@ -27,6 +27,12 @@ check: .venv/.installed-dev  ## format, lint, types, import direction, spelling
 	@$(BIN)/python -m pytest tests/test_imports.py
 	@$(BIN)/codespell
 
+gpu:  ## on a machine with a GPU, its own Python, torch and triton: the kernels' tests and both benches
+	@$(PYTHON) -m pytest -m gpu tests/kernels
+	@$(PYTHON) benchmarks/bench_window_attention.py --json benchmarks/results/window_attention_gpu.json \
+		--plot docs/pictures/window_attention_gpu.png
+	@$(PYTHON) benchmarks/bench_reverse_kl.py --json benchmarks/results/reverse_kl_gpu.json
+
 format: .venv/.installed-dev  ## rewrite in the house's format
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
@@ -39,9 +45,9 @@ clean:  ## remove the environment; runs are kept
 	@echo "installing into .venv (once, about two minutes)"
 	@$(PYTHON) -m venv .venv
 	@$(PIP) $(TORCH)
-	@$(PIP) -e .
+	@$(PIP) -e '.[curate]'
 	@touch $@
 
 .venv/.installed-dev: .venv/.installed
-	@$(PIP) -e '.[dev,wan]'
+	@$(PIP) -e '.[curate,dev,wan]'
 	@touch $@

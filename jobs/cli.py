@@ -41,6 +41,9 @@ Short = Annotated[str | None, typer.Option("--short", help="Folder of the SHORT 
 Long = Annotated[str | None, typer.Option("--long", help="Folder of the LONG corpus.", metavar="DIR")]
 
 
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+
+
 class Stage(StrEnum):
     """Stages of training, in order."""
 
@@ -131,17 +134,49 @@ def world(
 @app.command()
 def ingest(
     config: Config = "tiny", overrides: Overrides = None, short: Short = None, long: Long = None,
-    fresh: Fresh = False, dry_run: DryRun = False, debug: Debug = False,
+    as_json: AsJson = False, fresh: Fresh = False, dry_run: DryRun = False, debug: Debug = False,
 ) -> None:  # fmt: skip
     """Decode both corpora, cut windows, encode them into shards. Only what is missing is done.
+
+    --dry-run decodes and judges every video, and tells what would be kept and why.
 
     \b
     Examples:
       longtake ingest
       longtake ingest --config clips --short DIR --long DIR
+      longtake ingest --config clips --short DIR --long DIR --dry-run
+      longtake ingest --json
     """
     settings = _with(overrides, data__short=short, data__long=long)
-    _launch("ingest", config, settings, dry_run=dry_run, debug=debug, fresh=fresh)
+    if dry_run:
+        _launch("preview", config, settings, dry_run=False, debug=debug)
+        return
+    _launch("ingest", config, settings, dry_run=False, debug=debug, fresh=fresh, as_json=as_json)
+
+
+@app.command()
+def inspect(
+    dataset: Annotated[str | None, typer.Argument(help="Folder or URI; the run's if left out.")] = None,
+    config: Config = "tiny", overrides: Overrides = None,
+    out: Annotated[
+        str | None, typer.Option(help="Folder or URI; inspection/ beside the dataset if left out.")
+    ] = None,
+    as_json: AsJson = False, dry_run: DryRun = False, debug: Debug = False,
+) -> None:  # fmt: skip
+    """Look at an ingested dataset: counts, refusals, histograms, contact sheets, a report.
+
+    What is seen of the run's own dataset is recorded by MLflow in its run `dataset`.
+
+    \b
+    Examples:
+      longtake inspect
+      longtake inspect --config clips --json
+      longtake inspect s3://bucket/runs/clips/dataset --out looks
+    """
+    _launch(
+        "inspect", config, overrides, dry_run=dry_run, debug=debug,
+        dataset=dataset, out=out, as_json=as_json,
+    )  # fmt: skip
 
 
 @app.command()
@@ -191,6 +226,30 @@ def sample(
     _launch(
         "sample", config, _with(overrides, seed=seed), dry_run=dry_run, debug=debug,
         checkpoint=checkpoint, count=count, captions=caption or [], head=head.value, steps=steps, out=out,
+    )  # fmt: skip
+
+
+@app.command()
+def export(
+    out: Annotated[str, typer.Option(help="Folder to write, new or empty.")],
+    checkpoint: Annotated[
+        str | None, typer.Argument(help="Folder of a student; the last of the run's --stage if left out.")
+    ] = None,
+    head: Annotated[HeadName, typer.Option(help="dm: few steps; fm: many.")] = HeadName.dm,
+    stage: Annotated[Stage, typer.Option(help="Finished stage of the run.")] = Stage.distill,
+    config: Config = "tiny", overrides: Overrides = None, seed: Seed = None, debug: Debug = False,
+) -> None:  # fmt: skip
+    """Write a student as a folder that diffusers opens: transformer, scheduler, settings and a model card.
+
+    \b
+    Examples:
+      longtake export --config wan-1.3b --out student
+      longtake export --config wan-1.3b --stage sft --head fm --out long-sft
+      longtake export runs/wan-1.3b/seed-0/distill/step-001000 --out student
+    """
+    _launch(
+        "export", config, _with(overrides, seed=seed), dry_run=False, debug=debug,
+        checkpoint=checkpoint, stage=stage.value, head=head.value, out=out,
     )  # fmt: skip
 
 

@@ -9,9 +9,13 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
+from rich.table import Table
 
 LINE_EVERY_S = 5.0
 """Least seconds between two lines of one task where there is no terminal; first and last are always shown."""
+
+TABLE_WIDTH = 200
+"""Characters of a table where there is no terminal."""
 
 
 def say(text: str = "") -> None:
@@ -26,16 +30,29 @@ def warn(text: str) -> None:
     sys.stderr.flush()
 
 
+def show(table: Table) -> None:
+    """A table for the user on standard output."""
+    console = Console()
+    (console if console.is_terminal else Console(width=TABLE_WIDTH)).print(table)
+
+
 def format_metrics(values: Mapping[str, float]) -> str:
     """`loss 0.3214  rate 0.0015`: names without their group, four significant digits."""
     return "  ".join(f"{name.rsplit('/', 1)[-1]} {value:.4g}" for name, value in values.items())
 
 
 class Progress:
-    """Progress of named tasks. Use it by `with`, and call `progress(task, done, total, note)`."""
+    """Progress of named tasks. Use it by `with`, and call `progress(task, done, total, note)`.
 
-    def __init__(self, *, terminal: bool | None = None) -> None:
-        self._terminal = sys.stdout.isatty() if terminal is None else terminal
+    Args:
+        terminal: draw bars; None looks whether there is a terminal.
+        to_stderr: keep standard output free.
+    """
+
+    def __init__(self, *, terminal: bool | None = None, to_stderr: bool = False) -> None:
+        stream = sys.stderr if to_stderr else sys.stdout
+        self._terminal = stream.isatty() if terminal is None else terminal
+        self._to_stderr = to_stderr
         self._bars: Bars | None = None
         self._tasks: dict[str, TaskID] = {}
         self._shown: dict[str, float] = {}
@@ -49,7 +66,9 @@ class Progress:
                 MofNCompleteColumn(),
                 TimeElapsedColumn(),
             )
-            self._bars = Bars(*columns, TextColumn("{task.fields[note]}"), console=Console())
+            self._bars = Bars(
+                *columns, TextColumn("{task.fields[note]}"), console=Console(stderr=self._to_stderr)
+            )
             self._bars.start()
         return self
 
@@ -76,4 +95,5 @@ class Progress:
         due = now - self._shown.get(task, -LINE_EVERY_S) >= LINE_EVERY_S
         if due or done >= total or note:
             self._shown[task] = now
-            say(f"{task:<10} {done:>6}/{total:<6} {now - began:6.0f} s  {note}".rstrip())
+            tell = warn if self._to_stderr else say
+            tell(f"{task:<10} {done:>6}/{total:<6} {now - began:6.0f} s  {note}".rstrip())

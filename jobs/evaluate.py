@@ -5,10 +5,8 @@ import hashlib
 import json
 from collections.abc import Sequence
 
-from rich.console import Console
-
 from jobs.config import config_hash
-from jobs.console import Progress, say
+from jobs.console import Progress, say, show
 from jobs.paths import RunPaths, is_remote
 from jobs.ray_session import ray_session
 from jobs.settings import RunConfig
@@ -25,9 +23,6 @@ from pipelines.training.run import finished_stage
 
 INPUTS = "inputs.json"
 """The file, beside the result, that tells what it was made from."""
-
-TABLE_WIDTH = 200
-"""Characters of the table where there is no terminal."""
 
 
 def evaluate(config: RunConfig, *, fresh: bool = False) -> Evaluation:
@@ -106,10 +101,7 @@ def publish(config: RunConfig, results: Sequence[Evaluation]) -> Report:
         results: one a seed.
     """
     paths = RunPaths.of(config)
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=TABLE_WIDTH)
-    console.print(table(results, config.name))
+    show(table(results, config.name))
     for remark in remarks(results):
         say(f"  {remark}")
     report = write_report(results, paths.root, config.name, read_info(paths.dataset).long.fps)
@@ -164,7 +156,7 @@ def settings_of(config: RunConfig, seed: int) -> EvaluationSettings:
         dataset=paths.dataset,
         references=f"{paths.root}/references",
         seed=seed,
-        withheld_words=config.text.withheld_words,
+        text=config.text,
         use_gpu=config.cluster.use_gpu,
     )
 

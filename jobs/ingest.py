@@ -1,46 +1,182 @@
-"""`longtake ingest`: from two folders of video to shards of latents."""
+"""`longtake ingest`: from two corpora of video to shards of latents."""
+
+import json
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from jobs.console import Progress, say
+from jobs.dataset_run import dataset_run
 from jobs.paths import RunPaths
 from jobs.ray_session import ray_session
 from jobs.settings import RunConfig
 from jobs.world import render
-from pipelines.data.info import DatasetInfo
+from models.umt5 import check_files
+from pipelines.data.info import MANIFEST_FILE, DatasetInfo
 from pipelines.data.ingest import ingest as run_ingest
+from pipelines.data.ledger import SUFFIX, read_ledger
+from pipelines.data.shards import CORPORA
+from pipelines.data.spread import Pool
+from pipelines.data.tables import read_table
+from pipelines.data.texts import embed_captions
 from pipelines.storage import Storage
 
+READERS = 8
+"""Ledgers that are read at once."""
 
-def ingest(config: RunConfig, *, fresh: bool = False) -> DatasetInfo:
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What one run of ingest did; what earlier runs had done is no part of it."""
+
+    windows: int
+    video_hours: float
+    num_bytes: int
+    """Of the video files."""
+    seconds: float
+    """By the clock."""
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """Windows a second, hours of video an hour, megabytes of video files a second."""
+        return {
+            "windows_per_second": self.windows / self.seconds,
+            "video_hours_per_hour": self.video_hours * 3600 / self.seconds,
+            "megabytes_per_second": self.num_bytes / 1e6 / self.seconds,
+        }
+
+
+@dataclass(frozen=True)
+class Ingested:
+    """A finished dataset and the work that finished it."""
+
+    info: DatasetInfo
+    work: Work
+
+
+def ingest(config: RunConfig, *, fresh: bool = False, as_json: bool = False) -> DatasetInfo:
     """Decode, cut and encode what is missing of both corpora; the built-in world is rendered first.
 
     Args:
         config: the run's settings.
         fresh: remove the dataset first.
+        as_json: print one JSON object on standard output and nothing else there.
 
     Returns:
         What the dataset holds.
 
     Raises:
-        DataError: a folder is missing or empty, or too many videos were refused.
-        ClusterError: Ray or the storage cannot be used.
+        DataError: a corpus is missing or empty, or too many videos were refused.
+        ClusterError: Ray, MLflow or the storage cannot be used.
     """
     paths = RunPaths.of(config)
     if fresh:
-        Storage(paths.root).delete("dataset")
-    with Progress() as progress, ray_session(config.cluster):
-        info = ingest_corpora(config, paths, progress)
-    for name, corpus in (("SHORT", info.short), ("LONG", info.long)):
-        told = f"{corpus.windows} windows of latents {list(corpus.latent_shape)}"
-        say(f"{name}: {told} from {corpus.videos} videos, {corpus.rejects} rejected")
-    say(f"reconstruction error {info.autoencoder['reconstruction_error']:.4g}; dataset: {paths.dataset}")
-    return info
+        Storage(paths.dataset).delete("")
+    with Progress(to_stderr=as_json) as progress, ray_session(config.cluster), dataset_run(config) as run:
+        done = ingest_corpora(config, paths, progress)
+        run.record(done.info.data_hash, _metrics(done))
+    if as_json:
+        say(json.dumps(told(paths.dataset, done)))
+    else:
+        _print(paths.dataset, done)
+    return done.info
 
 
-def ingest_corpora(config: RunConfig, paths: RunPaths, progress: Progress) -> DatasetInfo:
-    """Render the built-in world where it is used, then ingest both corpora on the running Ray."""
+def ingest_corpora(config: RunConfig, paths: RunPaths, progress: Progress) -> Ingested:
+    """Render the built-in world where it is used, then ingest both corpora and embed their captions on the
+    running Ray."""
+    if config.text.kind == "umt5":
+        check_files(config.text)
     if config.uses_world:
         render(config, paths, lambda done, total: progress("world", done, total))
     short, long = paths.corpora(config)
-    return run_ingest(
-        short, long, paths.dataset, config.data, config.autoencoder, config.world.seed, progress
+    storage = Storage(paths.dataset)
+    before = _ledgers(storage)
+    began = time.monotonic()
+    info = run_ingest(
+        short,
+        long,
+        paths.dataset,
+        config.data,
+        config.autoencoder,
+        config.world.seed,
+        progress,
+        config.cluster.use_gpu,
+    )
+    pool = Pool(config.data.min_actors, config.data.max_actors, config.cluster.use_gpu)
+    embed_captions(config.text, paths.dataset, pool=pool, progress=progress)
+    return Ingested(info, work_done(storage, before, time.monotonic() - began))
+
+
+def _ledgers(storage: Storage) -> set[str]:
+    names = {f"{corpus}/{name}" for corpus in CORPORA for name in storage.list(corpus)}
+    return {name for name in names if name.endswith(SUFFIX)}
+
+
+def work_done(storage: Storage, before: set[str], seconds: float) -> Work:
+    """What the ledgers record that were not there before.
+
+    Args:
+        storage: of the dataset.
+        before: names of ledgers that it held.
+        seconds: that passed.
+    """
+    with ThreadPoolExecutor(READERS) as pool:
+        new = sorted(_ledgers(storage) - before)
+        ledgers = list(pool.map(lambda name: read_ledger(storage, name), new))
+    written = [s for ledger in ledgers for s in ledger.statuses if s.status == "written"]
+    return Work(
+        windows=sum(status.num_windows for status in written),
+        video_hours=sum(status.seconds for status in written) / 3600,
+        num_bytes=sum(status.num_bytes for status in written),
+        seconds=seconds,
+    )
+
+
+def _videos(storage: Storage) -> list[dict[str, Any]]:
+    """The manifest's rows."""
+    rows: list[dict[str, Any]] = read_table(storage, MANIFEST_FILE).to_pylist()
+    return rows
+
+
+def told(dataset: str, done: Ingested) -> dict[str, Any]:
+    """What `--json` prints: the dataset's totals, and what this run did."""
+    videos, corpora = _videos(Storage(dataset)), (done.info.short, done.info.long)
+    rejected = Counter(video["stage"] for video in videos if video["status"] == "rejected")
+    return {
+        "dataset": dataset,
+        "data_hash": done.info.data_hash,
+        "sources": len(videos),
+        "written": sum(corpus.videos for corpus in corpora),
+        "windows": sum(corpus.windows for corpus in corpora),
+        "rejects": dict(rejected.most_common()),
+        "seconds": sum(video["seconds"] for video in videos),
+        "bytes": sum(video["num_bytes"] for video in videos),
+        "this_run": asdict(done.work) | done.work.rates,
+    }
+
+
+def _metrics(done: Ingested) -> dict[str, float]:
+    """Rates for the tracking service; where nothing was left to do there are none."""
+    if not done.work.windows:
+        return {}
+    return {f"data/{name}": value for name, value in done.work.rates.items()}
+
+
+def _print(dataset: str, done: Ingested) -> None:
+    info, work = done.info, done.work
+    for corpus in CORPORA:
+        own = info.corpus(corpus)
+        told = f"{own.windows} windows of latents {list(own.latent_shape)}"
+        say(f"{corpus.upper()}: {told} from {own.videos} videos, {own.rejects} rejected")
+    say(f"reconstruction error {info.autoencoder['reconstruction_error']:.4g}; dataset: {dataset}")
+    if not work.windows:
+        say("nothing was left to do")
+        return
+    windows, hours, megabytes = work.rates.values()
+    say(
+        f"{work.windows} windows in {work.seconds:.1f} s: {windows:.3g} windows a second, "
+        f"{hours:.3g} hours of video an hour, {megabytes:.3g} MB/s"
     )

@@ -7,18 +7,14 @@ import os
 from typing import TYPE_CHECKING
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
-from jobs.console import Progress, say
+from jobs.console import Progress, say, show
 from kernels.dispatch import path_for
 from models.errors import ConfigError
 
 if TYPE_CHECKING:
     from kernels.aot import Compiled
-
-TABLE_WIDTH = 170
-"""Characters of the table where there is no terminal."""
 
 
 def kernels(*, report: bool, as_json: bool) -> bool:
@@ -70,8 +66,7 @@ def _show(found: list["Compiled"]) -> None:
         table.add_column(name.replace("_", " "), justify="left" if name in ("name", "target") else "right")
     for compiled in found:
         table.add_row(*(_cell(getattr(compiled, name)) for name in names))
-    console = Console()
-    (console if console.is_terminal else Console(width=TABLE_WIDTH)).print(table)
+    show(table)
     bad = sum(not compiled.ok for compiled in found)
     say(f"{len(found)} configurations, {bad} not as they have to be")
 

@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 
 from jobs.settings import RunConfig
 from models.errors import ConfigError
+from pipelines.data.version import dataset_version
 
 
 def is_remote(root: str) -> bool:
@@ -41,11 +42,14 @@ class RunPaths:
 
     root: str
     """The run's folder, absolute, or a URI."""
+    version: str
+    """Of the dataset."""
 
     @classmethod
     def of(cls, config: RunConfig) -> "RunPaths":
         """The paths of the run `config.name` in `config.storage.root`."""
-        return cls(f"{absolute_root(config.storage.root)}/{config.name}")
+        version = dataset_version(config.data, config.autoencoder, config.world.seed)
+        return cls(f"{absolute_root(config.storage.root)}/{config.name}", version)
 
     @property
     def world(self) -> str:
@@ -54,8 +58,13 @@ class RunPaths:
 
     @property
     def dataset(self) -> str:
-        """What ingest wrote: shards, manifest, autoencoder, dataset.json."""
-        return f"{self.root}/dataset"
+        """What ingest wrote with these settings: shards, tables, autoencoder, dataset.json."""
+        return f"{self.root}/dataset/{self.version}"
+
+    @property
+    def inspection(self) -> str:
+        """What `longtake inspect` saw in the dataset."""
+        return f"{self.root}/inspection"
 
     @property
     def samples(self) -> str:
@@ -78,7 +87,7 @@ class RunPaths:
         return f"{self.root}/sweep"
 
     def corpora(self, config: RunConfig) -> tuple[str, str]:
-        """Folders of SHORT and LONG: the user's, or the built-in world's."""
+        """Where SHORT and LONG lie, absolute: the user's, or the built-in world's."""
         if config.data.short is not None and config.data.long is not None:
             return absolute_root(config.data.short), absolute_root(config.data.long)
         return f"{self.world}/short", f"{self.world}/long"

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from jobs.settings import RunConfig
+from models.config import LoraConfig
 from models.errors import CheckpointError, ConfigError
 from pipelines.data.info import DatasetInfo
 from pipelines.training.config import StageConfig
@@ -80,6 +81,8 @@ def make_recipe(config: RunConfig, plan: StagePlan, dataset: DatasetInfo, root: 
         start={role: last_checkpoint(root, stage, plan.name) for role, stage in plan.starts.items()},
         seed=seed,
         critic_only=plan.critic_only,
+        lora=config.lora if plan.name.removesuffix("_longer") in config.lora.stages else LoraConfig(),
+        crop_safe=dataset.autoencoder["crop_safe"],
     )
 
 

@@ -13,11 +13,11 @@ from jobs.console import Progress, say
 from jobs.paths import RunPaths
 from jobs.recipes import last_checkpoint
 from jobs.settings import RunConfig
-from models.autoencoders import Autoencoder
 from models.errors import ConfigError
 from models.rng import Key
 from pipelines.data.dataset import ShardDataset
 from pipelines.data.info import dataset_autoencoder, read_info
+from pipelines.data.texts import embed_captions, text_encoder
 from pipelines.generation import Head, Method, check, generate_latents
 from pipelines.storage import Storage
 from pipelines.training.networks import Network, load_network
@@ -66,9 +66,7 @@ def sample(
     chosen = list(itertools.islice(itertools.cycle(texts), count))
     target = Storage(out or paths.samples)
     with Progress() as progress:
-        made = _videos(
-            config, network, method, dataset_autoencoder(paths.dataset), chosen, config.evaluation.batch_size
-        )
+        made = _videos(config, network, method, paths.dataset, chosen)
         written = _write(target, made, chosen, info.long.fps, progress)
     say(f"{count} videos, a contact sheet and metadata.jsonl in {target}")
     return written
@@ -96,19 +94,24 @@ def _videos(
     config: RunConfig,
     network: Network,
     method: Method,
-    autoencoder: Autoencoder,
+    dataset: str,
     captions: Sequence[str],
-    batch: int,
 ) -> Iterator[NDArray[np.uint8]]:
-    """Frames [F, H, W, 3] of each video, generated a batch at a time."""
-    key = Key(config.seed, purpose="sample")
+    """Frames [F, H, W, 3] of each video, generated a batch at a time.
+
+    Captions that the dataset does not know are embedded first; the text encoder is gone before anything else.
+    """
+    text = network.spec.text
+    embed_captions(text, dataset, captions, device="cuda" if config.cluster.use_gpu else "cpu")
+    encoder, autoencoder = text_encoder(text, dataset), dataset_autoencoder(dataset)
+    batch, key = config.evaluation.batch_size, Key(config.seed, purpose="sample")
     for start in range(0, len(captions), batch):
         samples = range(start, min(start + batch, len(captions)))
         latents = generate_latents(
             network,
             method,
             network.spec.shape,
-            captions[samples.start : samples.stop],
+            encoder.encode(captions[samples.start : samples.stop]),
             key,
             samples,
             sampling=config.sampling,

@@ -5,7 +5,15 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import ConfigDict
 
-from models.config import AutoencoderConfig, FlowConfig, LossConfig, ModelConfig, SamplingConfig, TextConfig
+from models.config import (
+    AutoencoderConfig,
+    FlowConfig,
+    LoraConfig,
+    LossConfig,
+    ModelConfig,
+    SamplingConfig,
+    TextConfig,
+)
 from pipelines.data.config import DataConfig
 from pipelines.evaluation.config import EvaluationConfig
 from pipelines.training.config import ClusterConfig, DistillConfig, StageConfig, WarmupConfig
@@ -100,6 +108,7 @@ class RunConfig:
     autoencoder: AutoencoderConfig = AutoencoderConfig()
     text: TextConfig = TextConfig()
     model: ModelConfig = ModelConfig()
+    lora: LoraConfig = LoraConfig()
     flow: FlowConfig = FlowConfig()
     loss: LossConfig = LossConfig()
     sampling: SamplingConfig = SamplingConfig()

@@ -41,7 +41,7 @@ def pixels_per_latent(config: RunConfig) -> tuple[int, int]:
 
 def latent_frames(config: RunConfig, frames: int) -> int:
     """Latent frames of a clip of `frames` frames."""
-    return (frames - 1) // WAN_TEMPORAL + 1 if config.autoencoder.kind == "wan" else frames
+    return -(-(frames - 1) // WAN_TEMPORAL) + 1 if config.autoencoder.kind == "wan" else frames
 
 
 def channels(config: RunConfig) -> tuple[int, bool]:

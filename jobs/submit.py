@@ -18,7 +18,7 @@ from models.errors import ClusterError, ConfigError
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 """Jobs server of a head node on this machine, or behind `ssh -L 8265:127.0.0.1:8265`."""
 
-COMMANDS = ("quickstart", "world", "ingest", "train", "sample", "evaluate", "sweep", "doctor")
+COMMANDS = ("quickstart", "world", "ingest", "inspect", "train", "sample", "evaluate", "sweep", "doctor")
 """First words that mean a longtake command; anything else is run as it is."""
 
 EXCLUDES = (

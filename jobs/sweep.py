@@ -12,11 +12,10 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import ConcurrencyLimiter, Searcher
 from ray.tune.search.basic_variant import BasicVariantGenerator
 from ray.tune.search.search_algorithm import SearchAlgorithm
-from rich.console import Console
 from rich.table import Table
 
 from jobs.config import flatten, to_json, with_values
-from jobs.console import Progress, say
+from jobs.console import Progress, say, show
 from jobs.guard import find_cause
 from jobs.paths import RunPaths, absolute_root
 from jobs.ray_session import ray_session
@@ -219,8 +218,7 @@ def _show(config: RunConfig, results: list[TrialResult], closed: int) -> None:
         drawn = [_short(trial.values.get(name)) for name in chosen.space]
         metric = "-" if trial.metric is None else f"{trial.metric:.4g}"
         table.add_row(trial.trial, *drawn, metric, str(trial.step), trial.status)
-    console = Console()
-    (console if console.is_terminal else Console(width=160)).print(table)
+    show(table)
     best = " ".join(f"--set {name}={_short(value)}" for name, value in results[0].values.items())
     say(f"best: {best}")
     if closed:

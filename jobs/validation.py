@@ -8,6 +8,8 @@ from typing import Any
 from jobs import shapes
 from jobs.settings import SUPERVISED_STAGES, RunConfig
 from models.errors import ConfigError
+from models.wan_layout import is_windowed
+from pipelines.data import curation
 
 _POSITIVE = (
     "world.size world.fps world.short_clips world.short_frames world.long_clips world.long_frames "
@@ -15,7 +17,7 @@ _POSITIVE = (
     "data.block_bytes autoencoder.max_components autoencoder.fit_frames text.dim text.max_tokens "
     "model.num_layers model.head_layers model.num_heads model.head_dim model.ffn_dim model.freq_dim "
     "model.window model.rope_theta_windowed model.rope_theta_global flow.timestep_shift "
-    "flow.timestep_shift_frames "
+    "flow.timestep_shift_frames lora.alpha "
     "loss.normalizer_block loss.normalizer_floor sampling.ode_steps sampling.rollout_steps "
     "teacher.steps sft.steps mixed.steps distill.steps teacher.short_batch sft.long_batch mixed.short_batch "
     "mixed.long_batch distill.long_batch distill.rollout_batch distill.critic_batch distill.rollout_pool "
@@ -30,7 +32,7 @@ _SHARES = (
     "teacher.ema_decay sft.ema_decay mixed.ema_decay distill.ema_decay"
 ).split()
 _NOT_NEGATIVE = (
-    "autoencoder.patch_size loss.flow_matching_weight loss.reverse_kl_weight loss.anchor_weight "
+    "autoencoder.patch_size lora.rank loss.flow_matching_weight loss.reverse_kl_weight loss.anchor_weight "
     "warmup.steps distill.ramp_steps distill.critic_updates cluster.max_failures "
     "evaluation.showcase world.long_noise"
 ).split()
@@ -84,6 +86,7 @@ def _name(config: RunConfig) -> None:
 
 def _corpora(config: RunConfig) -> None:
     data = config.data
+    curation.check(data.curation)
     if data.fps is not None and data.fps <= 0:
         _refuse(f"data.fps is {data.fps}", "Set it above 0, or to null to keep every frame")
     if (data.short is None) != (data.long is None):
@@ -122,6 +125,10 @@ def _world(config: RunConfig) -> None:
 
 def _captions(config: RunConfig) -> None:
     text = config.text
+    if text.kind == "umt5" and text.pretrained is None:
+        _refuse(
+            "text.kind=umt5 has no text.pretrained", "Name the folder with text_encoder/ and tokenizer/ in it"
+        )
     if text.withheld_words and not text.withhold_probability:
         _refuse(
             "text.withheld_words are named, but text.withhold_probability is 0",
@@ -162,6 +169,11 @@ def _network(config: RunConfig) -> None:
             "model.pretrained weights predict the velocity, but model.precondition is true",
             "Set model.precondition=false",
         )
+    if config.lora.rank and not (config.lora.targets and config.lora.stages):
+        _refuse(
+            "lora.rank is set, but lora.targets or lora.stages is empty",
+            "Name layers and stages, or set lora.rank=0",
+        )
     if config.autoencoder.kind == "wan" and config.autoencoder.pretrained is None:
         _refuse(
             "autoencoder.kind=wan has no autoencoder.pretrained", "Name the folder of the Wan 2.1 autoencoder"
@@ -177,11 +189,12 @@ def _sizes(config: RunConfig) -> None:
         )
     for name in ("short_frames", "long_frames"):
         frames = getattr(data, name)
-        if config.autoencoder.kind == "wan" and frames % shapes.WAN_TEMPORAL != 1:
+        refused = config.autoencoder.kind == "wan" and config.autoencoder.uneven_frames == "refuse"
+        if refused and frames % shapes.WAN_TEMPORAL != 1:
             down = (frames - 1) // 4 * 4 + 1
             _refuse(
                 f"data.{name} is {frames}, but the Wan autoencoder takes 4k+1 frames",
-                f"Set data.{name}={down} or {down + 4}",
+                f"Set data.{name}={down} or {down + 4}, or autoencoder.uneven_frames=pad",
             )
     sizes = shapes.shapes(config)
     patch = config.model.patch_size
@@ -210,6 +223,12 @@ def _windows(config: RunConfig) -> None:
         _refuse(
             f"distill.window_frames {length} is longer than the teacher's {sizes.short_frames} frames",
             f"Set distill.window_frames={sizes.short_frames}",
+        )
+    if config.model.pretrained is not None and is_windowed(config.model, sizes.short_frames):
+        _refuse(
+            f"the pretrained teacher sees its whole clip of {sizes.short_frames} latent frames, but "
+            f"model.window is {config.model.window}",
+            f"Set model.window={sizes.short_frames // config.model.patch_size[0] - 1} or more",
         )
     causal = config.autoencoder.kind == "wan"
     most = length - (1 if causal else 0)

@@ -1,4 +1,4 @@
-"""Pixels to latents and back: a linear code fitted on the corpus, or Wan 2.1's video autoencoder.
+"""Pixels to latents and back: a linear code fitted on the corpus, or Wan 2.1's (models/wan_autoencoder.py).
 
 Both are a folder with a config.json; `load_autoencoder` tells them apart.
 """
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from models.config import AutoencoderConfig
 from models.errors import CheckpointError, ConfigError, DataError
+from models.wan_autoencoder import WanAutoencoder
 from models.weights import load_tensors, save_tensors
 
 CONFIG_FILE = "config.json"
@@ -30,7 +31,8 @@ _BLOCK = 4096
 
 
 class Autoencoder(Protocol):
-    """Maps video pixels to normalised latents and back. T = (F - 1) / temporal_factor + 1 latent frames."""
+    """Maps video pixels to normalised latents and back. T = (F - 1) / temporal_factor + 1 latent frames,
+    on the device of what is given."""
 
     channels: int
     """C, numbers a latent position."""
@@ -51,8 +53,12 @@ class Autoencoder(Protocol):
         ...
 
 
-def load_autoencoder(folder: str | Path) -> Autoencoder:
+def load_autoencoder(folder: str | Path, device: torch.device | str = "cpu") -> Autoencoder:
     """The autoencoder stored in a local folder: ours, or a diffusers AutoencoderKLWan.
+
+    Args:
+        folder: with a config.json.
+        device: where a neural autoencoder works; a linear code is quick and stays on the CPU.
 
     Raises:
         CheckpointError: the folder holds no autoencoder, or a damaged one.
@@ -61,9 +67,9 @@ def load_autoencoder(folder: str | Path) -> Autoencoder:
     if config.get("kind") == "pca":
         return PcaAutoencoder.load(folder)
     if config.get("kind") == "wan":
-        return WanAutoencoder.load(str(config["pretrained"]))
+        return WanAutoencoder.load(str(config["pretrained"]), device, config["uneven_frames"])
     if config.get("_class_name") == "AutoencoderKLWan":
-        return WanAutoencoder.load(folder)
+        return WanAutoencoder.load(folder, device)
     raise CheckpointError(
         f"{folder} holds no autoencoder that is known here",
         "Ingest again, or give a folder of AutoencoderKLWan",
@@ -309,95 +315,3 @@ def _count(config: AutoencoderConfig, values: NDArray[np.float64]) -> int:
     if gaps.max(initial=0.0) >= CLEAR_GAP:
         return int(np.argmax(gaps)) + 1
     return min(int(np.searchsorted(shares, EXPLAINED)) + 1, config.max_components, rank)
-
-
-class WanAutoencoder:
-    """Wan 2.1's causal video autoencoder through diffusers: 4k+1 frames to k+1 latents of 16 channels, 1/8
-    in size.
-
-    Latents are normalised with the means and deviations that the model's config carries.
-    """
-
-    crop_safe = False
-    reconstruction_error = float("nan")
-
-    def __init__(self, model: Any) -> None:
-        config = model.config
-        self._model = model.requires_grad_(False).eval()
-        self.channels = int(config.z_dim)
-        self.temporal_factor = int(config.scale_factor_temporal)
-        self.spatial_factor = int(config.scale_factor_spatial)
-        self._mean = torch.tensor(config.latents_mean).view(1, -1, 1, 1, 1)
-        self._std = torch.tensor(config.latents_std).view(1, -1, 1, 1, 1)
-
-    @classmethod
-    def load(cls, folder: str | Path) -> "WanAutoencoder":
-        """Load from a local folder in the diffusers layout; nothing is downloaded.
-
-        Raises:
-            ConfigError: diffusers is not installed.
-            CheckpointError: the folder holds no AutoencoderKLWan.
-        """
-        try:
-            from diffusers import AutoencoderKLWan
-        except ImportError as error:
-            raise ConfigError(
-                "autoencoder.kind = wan needs diffusers", "Install the project with its extra `wan`"
-            ) from error
-        if not (Path(folder) / CONFIG_FILE).is_file():
-            raise CheckpointError(
-                f"{folder} holds no AutoencoderKLWan", "Set autoencoder.pretrained to its local folder"
-            )
-        try:
-            model = AutoencoderKLWan.from_pretrained(
-                str(folder), local_files_only=True, use_safetensors=True, torch_dtype=torch.float32
-            )
-        except (OSError, ValueError, TypeError) as error:
-            raise CheckpointError(
-                f"{folder} cannot be loaded: {error}",
-                "Give the folder of an AutoencoderKLWan with safetensors",
-            ) from error
-        return cls(model)
-
-    def check(self, num_frames: int, height: int, width: int) -> None:
-        """Refuse what the model would cut without a word.
-
-        Raises:
-            ConfigError: the number of frames is not 4k+1, or 8 does not divide the height and the width.
-        """
-        factor, size = self.temporal_factor, self.spatial_factor
-        surplus = (num_frames - 1) % factor
-        if surplus:
-            raise ConfigError(
-                f"a window of {num_frames} frames: this autoencoder takes {factor}k+1",
-                f"Use {num_frames - surplus} or {num_frames - surplus + factor} frames",
-            )
-        if height % size or width % size:
-            raise ConfigError(
-                f"frames of {height} x {width} pixels: this autoencoder takes multiples of {size}",
-                f"Set data.height and data.width to multiples of {size}",
-            )
-
-    def encode(self, frames: Tensor) -> Tensor:
-        """Uint8 [B, 4k+1, H, W, 3] to float32 [B, k+1, 16, H/8, W/8].
-
-        Raises:
-            ConfigError: the number of frames is not 4k+1 (the model would drop the rest), or 8 does not
-                divide H, W.
-        """
-        self.check(*frames.shape[1:4])
-        video = frames.movedim(-1, 1).float().div_(127.5).sub_(1.0)
-        with torch.inference_mode():
-            latents = self._model.encode(video).latent_dist.mode()
-        normalised = (latents - self._mean) / self._std
-        result: Tensor = normalised.movedim(2, 1).contiguous().clone()
-        return result
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """Float [B, T, 16, h, w] to uint8 [B, 4T-3, 8h, 8w, 3]."""
-        codes = latents.float().movedim(1, 2) * self._std + self._mean
-        with torch.inference_mode():
-            video = self._model.decode(codes).sample
-        pixels = (video.clamp(-1, 1) + 1).mul(127.5).round_().to(torch.uint8)
-        result: Tensor = pixels.movedim(1, -1).contiguous().clone()
-        return result

@@ -1,7 +1,10 @@
 """Settings of the networks, the flow, the losses and the samplers: frozen dataclasses, no torch needed."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
+
+UnevenFrames: TypeAlias = Literal["refuse", "pad"]
+"""What happens to a window whose frames a causal autoencoder does not take."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +24,9 @@ class AutoencoderConfig:
     """Frames, drawn from both corpora, that the code is fitted on."""
     pretrained: str | None = None
     """Folder of a pretrained autoencoder (`wan` only)."""
+    uneven_frames: UnevenFrames = "refuse"
+    """A window that is not 4k+1 frames long (`wan` only): `refuse` it, or `pad` it by repeating its last
+    frame, which dataset.json then tells as `padded_frames`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,13 +34,20 @@ class TextConfig:
     """How captions become conditioning (models/text.py)."""
 
     kind: Literal["ngram", "umt5"] = "ngram"
-    """`ngram`: hashed character n-grams, no weights; `umt5`: embeddings computed ahead by UMT5."""
+    """`ngram`: hashed character n-grams, no weights; `umt5`: embeddings that ingest computes by UMT5."""
+    pretrained: str | None = None
+    """Folder with the encoder in text_encoder/ and the tokenizer in tokenizer/, or with both (`umt5`)."""
     dim: int = 64
     """Numbers a text token."""
     max_tokens: int = 8
     """Text tokens a caption; `ngram` makes one of each comma-separated phrase."""
+    padding: Literal["mask", "zeros"] = "mask"
+    """Captions shorter than others of their batch are filled up and `mask`ed; `zeros` fills all up to
+    `max_tokens` with zeros that are attended to, as Wan 2.1 was trained."""
+    negative_caption: str = ""
+    """What guidance leads away from: the caption of the unconditional branch."""
     dropout: float = 0.1
-    """Share of captions replaced by the null caption in supervised training."""
+    """Share of captions replaced by the empty caption in supervised training."""
     withheld_words: tuple[str, ...] = ()
     """Words that are left out of a caption with `withhold_probability`, all of them together."""
     withhold_probability: float = 0.0
@@ -81,6 +94,26 @@ class ModelConfig:
     """`shared`: one head serves both losses (the ablation)."""
     pretrained: str | None = None
     """Folder of a Wan 2.1 transformer in the diffusers layout: replaces the teacher stage."""
+
+
+AdapterTarget = Literal["to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2"]
+"""Linear layers of a block, of both attentions where there are two, that an adapter can be put on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Low-rank adapters in place of full training (models/lora.py)."""
+
+    rank: int = 0
+    """Rank of the adapters of the student's and the critic's encoder; 0 trains all weights."""
+    alpha: float = 32.0
+    """An adapter's product is scaled by `alpha / rank`."""
+    targets: tuple[AdapterTarget, ...] = ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2")
+    """Layers of each block that get an adapter."""
+    stages: tuple[Literal["sft", "mixed", "warmup", "distill"], ...] = ("sft", "mixed", "warmup", "distill")
+    """Stages that train so; the others train all weights. What a stage has learned is merged at its end."""
+    heads: Literal["full", "adapters"] = "full"
+    """Whether the heads are trained in full, or by adapters as the encoder is."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from kernels.ops import reverse_kl_score, window_gather, window_scatter
 from models.config import LossConfig
 from models.flow import VelocityModel, interpolate, velocity_to_x0
 from models.text import Conditioning
-from models.windows import Span, coverage
+from models.windows import Span, counted, coverage
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,12 @@ class Loss:
 
 
 def flow_matching_loss(
-    model: VelocityModel, x0: Tensor, noise: Tensor, t: Tensor, conditioning: Conditioning
+    model: VelocityModel,
+    x0: Tensor,
+    noise: Tensor,
+    t: Tensor,
+    conditioning: Conditioning,
+    frames: Tensor | None = None,
 ) -> Loss:
     """Mean of (v(x_t, t, c) - (noise - x0))^2: mean seeking, eq. 14; also the critic's score matching.
 
@@ -41,9 +46,14 @@ def flow_matching_loss(
         x0, noise: [B, T, C, h, w].
         t: [B] or [B, T].
         conditioning: B captions.
+        frames: bool [B, T], those that count, at least one a row; None is all. Rows weigh the same.
     """
     error = model(interpolate(x0, noise, t), t, conditioning) - (noise - x0)
-    value = error.square().mean()
+    squares = error.square()
+    if frames is not None:
+        weights = frames / frames.float().mean(dim=1, keepdim=True)
+        squares = squares * weights[:, :, None, None, None]
+    value = squares.mean()
     return Loss(value, {"loss": value.detach()})
 
 
@@ -76,6 +86,7 @@ def reverse_kl_loss(
     conditioning: Conditioning,
     scorers: Scorers,
     config: LossConfig,
+    crop_safe: bool = True,
 ) -> Loss:
     """Pushes every window of generated videos towards the teacher: mode seeking, eq. 5 and 9.
 
@@ -93,6 +104,9 @@ def reverse_kl_loss(
         conditioning: B captions.
         scorers: teacher and critic.
         config: conventions.
+        crop_safe: whether the latents of a window are the window of the latents; where not, the first latent
+            of a window that does not begin the video is masked: it gets no gradient and counts in no
+            coverage.
     """
     windows_of_one = [tiling[i] for i in chosen]
     starts, length = [w.start for w in windows_of_one], tiling[0].length
@@ -116,7 +130,10 @@ def reverse_kl_loss(
             floor=config.normalizer_floor,
         )
         share = len(tiling) / len(starts)
-        counts = torch.tensor(coverage(tiling, video.shape[1]), device=video.device)
+        parts = [counted(window, crop_safe) for window in tiling]
+        counts = torch.tensor(coverage(parts, video.shape[1]), device=video.device)
+        masked = [k for k, i in enumerate(chosen) if parts[i] != tiling[i]]
+        score.score.unflatten(0, (-1, len(starts)))[:, masked, 0] = 0
         gradient = share * window_scatter(score.score, starts, video.shape[1], coverage=counts)
     value = (video * gradient).mean()
     size = 0.5 * gradient.square().mean()

@@ -55,6 +55,17 @@ def coverage(windows: Sequence[Span], num_frames: int) -> list[int]:
     return counts
 
 
+def counted(window: Span, crop_safe: bool) -> Span:
+    """The frames of a window that a loss counts: all, but for a code whose latents are not crop-safe.
+
+    A causal autoencoder codes the first frame of a clip alone. The first latent of a window from the middle
+    of a video stands for several frames instead, which no network saw in first place: it is masked.
+    """
+    if crop_safe or window.start == 0:
+        return window
+    return Span(window.start + 1, window.length - 1)
+
+
 def data_spans(num_frames: int, length: int, stride: int) -> list[Span]:
     """Windows cut from a source: starts 0, s, 2s, ...; a tail too short for a window is left out."""
     if length < 1 or stride < 1:

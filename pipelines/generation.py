@@ -13,7 +13,7 @@ from models.errors import ConfigError
 from models.flow import VelocityModel, shift, shift_for
 from models.rng import Key
 from models.sampling import few_step, ode, roll_out_by_windows
-from models.text import TextEncoder
+from models.text import Conditioning
 from pipelines.training.networks import Network, NetworkSpec
 
 Head = Literal["fm", "dm", "teacher"]
@@ -79,27 +79,24 @@ def generate_latents(
     network: Network,
     method: Method,
     shape: tuple[int, int, int, int],
-    captions: Sequence[str],
+    conditioning: Conditioning,
     key: Key,
     samples: Sequence[int],
     *,
     sampling: SamplingConfig,
     flow: FlowConfig,
-    device: torch.device | str = "cpu",
 ) -> Tensor:
-    """Latents [len(samples), *shape]; row i depends on key, samples[i] and captions[i] alone.
+    """Latents [len(samples), *shape]; row i depends on key, samples[i] and its caption alone.
 
     Args:
-        network: on `device`.
+        network: on the conditioning's device.
         method: head, sampler and steps.
         shape: [T, C, h, w] of a video.
-        captions: one a sample.
+        conditioning: a caption a sample.
         key, samples: name the noise.
         sampling, flow: times, guidance and shift.
-        device: where the captions go.
     """
     model = velocity(network, method.head)
-    conditioning = TextEncoder(network.spec.text).encode(captions).to(device)
     if method.sampler == "few_step":
         times = few_step_times(sampling, flow, shape[0])
         return few_step(model, shape, times, conditioning, key, samples)

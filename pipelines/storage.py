@@ -261,8 +261,8 @@ def _parent(path: str) -> str:
 
 
 def _errno_in(message: str) -> int | None:
-    """Arrow's file errors carry the number in their text only."""
-    found = re.search(r"\[errno (\d+)\]", message)
+    """Errors of Arrow and of a copied folder carry the number in their text only."""
+    found = re.search(r"\[errno (\d+)\]", message, re.IGNORECASE)
     return int(found[1]) if found else None
 
 

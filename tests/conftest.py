@@ -85,3 +85,30 @@ def wan_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wan")
     model.save_pretrained(folder)
     return folder
+
+
+TEXT_DIM = 16
+WORDS = "a bay at dusk streaked sky amber sun red blue moon slow waves clip video short long number".split()
+
+
+@pytest.fixture(scope="session")
+def umt5_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of the real UMT5 classes, laid out as in a diffusers pipeline: tiny random weights, TEXT_DIM
+    numbers a token, and a tokenizer that knows WORDS, letters and digits."""
+    import torch
+
+    transformers = pytest.importorskip("transformers")
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -3.0)]
+    pieces += [(f"\u2581{word}", -2.0) for word in WORDS]
+    pieces += [(letter, -6.0) for letter in "abcdefghijklmnopqrstuvwxyz0123456789,.'-&"]
+    tokenizer = transformers.T5TokenizerFast(vocab=pieces, extra_ids=0)
+    config = transformers.UMT5Config(
+        vocab_size=len(tokenizer), d_model=TEXT_DIM, d_kv=8, d_ff=32, num_layers=2, num_heads=2
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = transformers.UMT5EncoderModel(config)
+    folder = tmp_path_factory.mktemp("umt5")
+    tokenizer.save_pretrained(folder / "tokenizer")
+    model.save_pretrained(folder / "text_encoder")
+    return folder

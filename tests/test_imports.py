@@ -11,16 +11,21 @@ ROOT = Path(__file__).parents[1]
 LAYERS = ("kernels", "models", "pipelines", "jobs")
 LIBRARIES = {
     "kernels": {"torch", "triton", "numpy"},
-    "models": {"einops", "safetensors", "diffusers", "transformers"},
-    "pipelines": {"ray", "pyarrow", "decord", "av", "fsspec", "scipy", "matplotlib", "PIL", "rich"},
+    "models": {"einops", "safetensors", "diffusers", "ftfy", "huggingface_hub", "peft", "transformers"},
+    "pipelines": set("ray pyarrow decord av fsspec scipy matplotlib PIL rich cv2 scenedetect".split()),
     "jobs": {"mlflow", "typer", "pydantic", "yaml", "optuna", "psutil", "requests", "sqlalchemy"},
 }
 ONLY_IN = {
     "mlflow": {"jobs/tracking.py"},
-    "diffusers": {"models/wan.py", "models/text.py", "models/autoencoders.py"},
-    "transformers": {"models/wan.py", "models/text.py", "models/autoencoders.py"},
+    "diffusers": {"models/wan.py", "models/wan_autoencoder.py"},
+    "ftfy": {"models/umt5.py"},
+    "huggingface_hub": {"models/wan.py"},
+    "peft": {"models/lora.py"},
+    "transformers": {"models/umt5.py"},
+    "cv2": {"pipelines/data/cuts.py"},
+    "scenedetect": {"pipelines/data/cuts.py"},
 }
-LAZY = {"diffusers", "transformers"}
+LAZY = {"diffusers", "ftfy", "huggingface_hub", "peft", "transformers", "cv2", "scenedetect"}
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 LOADS_CODE = {"pickle", "cPickle", "dill", "joblib", "shelve", "marshal", "cloudpickle"}
 

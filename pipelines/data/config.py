@@ -22,13 +22,58 @@ class LimitsConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CurationConfig:
+    """Which videos and windows are worth training on (pipelines/data/curation.py).
+
+    Pictures are judged as ingested: at data.height x data.width and at the corpus's frames a second. A filter
+    is off at its default. Brightness is the stored luma (gamma-coded), from 0 (black) to 1 (white).
+    """
+
+    cuts: bool = True
+    """Find hard cuts between shots, so that no window shows two shots. Needs the extra `curate`."""
+    cut_threshold: float = 4.5
+    """How many times larger the change at a cut is than the mean change of the two frames before and the two
+    after. A flash of one or two frames reaches 4, a steady pan or a fade 1; what stays (a longer flash, a
+    light switched on) counts as a cut. Lower finds more cuts in fast motion, and more that are none."""
+    scores: bool = True
+    """Measure every window: its brightness, motion, flash, sharpness and perceptual hashes. What follows, the
+    histograms of `longtake inspect` too, needs it; without, ingest is some per cent faster."""
+    min_brightness: float = 0.0
+    """Least mean brightness of a window, 0 ... 1. Daylight has 0.3 ... 0.7, a night scene about 0.1."""
+    min_motion: float = 0.0
+    """Least motion of a window: mean change of a pixel's brightness in a second, at 32x32 pixels, without
+    what changes the whole picture at once. A still has 0, a fixed camera's empty scene up to 0.02, a speaker
+    0.1, sport and hand-held pictures 0.3 ... 1."""
+    max_motion: float | None = None
+    """Most motion of a window, on the scale of min_motion."""
+    max_flash: float = 1.0
+    """Largest step of the mean brightness from one frame to the next within a window, 0 ... 1. Plain
+    film stays below 0.1, a strobe from black to white has 1."""
+    min_sharpness: float = 0.0
+    """Least mean sharpness of a window: the share of the differences between neighbouring pixels that one
+    more blur over 9 pixels would take away, 0 ... 1. Crisp film has 0.6 ... 0.85, an enlarged or blurred one
+    0.3 and less, hard edges 0.89, a frame of one colour 0."""
+    min_seconds: float = 0.0
+    """Shortest video."""
+    aspects: tuple[str, ...] = ()
+    """Aspect ratios that are kept, of 16:9, 4:3, 1:1, 3:4 and 9:16; a video belongs to the nearest, before it
+    is cropped. Empty keeps all."""
+    duplicate_distance: int | None = None
+    """Most bits of 64 in which the perceptual hashes of the first, the middle and the last frame of two
+    windows of different videos differ, each, when they are near duplicates and only one is kept. A video
+    encoded again differs by 0 ... 8, another video by 15 or more. null keeps all."""
+    duplicates_across: bool = False
+    """Near duplicates are looked for between the corpora too; the LONG window is kept, for LONG is scarce."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """The two corpora and their windows (pipelines/data)."""
 
     short: str | None = None
-    """Folder of the SHORT corpus; None is the built-in world's."""
+    """The SHORT corpus: path or URI of a folder, a tar or a manifest; None is the built-in world's."""
     long: str | None = None
-    """Folder of the LONG corpus; None is the built-in world's."""
+    """The LONG corpus, likewise; None is the built-in world's."""
     fps: float | None = None
     """Frames a second after resampling by timestamps; None keeps every frame."""
     height: int = 128
@@ -47,8 +92,16 @@ class DataConfig:
     """Share of the windows of each corpus kept out of training (a window is held out by the hash of its
     id)."""
     block_bytes: int = 8 << 20
-    """Small videos are grouped into one task up to this size."""
+    """Small videos are grouped into one task up to this size, or to a smaller share of a small corpus."""
+    encode_batch: int = 1
+    """Windows that a neural autoencoder encodes together."""
+    min_actors: int = 1
+    """Actors that hold a neural autoencoder, at the start."""
+    max_actors: int = 2
+    """Such actors at most; Ray adds them while work is waiting."""
     max_reject_share: float = 0.5
     """Ingest fails when more than this share of the videos is rejected."""
     limits: LimitsConfig = LimitsConfig()
     """What a video may ask of the machine."""
+    curation: CurationConfig = CurationConfig()
+    """Which videos and windows are worth training on."""

@@ -1,21 +1,24 @@
-"""Reading a corpus of a dataset by row number, in bounded memory, every page's checksum verified."""
+"""Reading a corpus of a dataset by row number, in bounded memory, every file checked before it is used."""
 
 import hashlib
 import io
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from models.errors import DataError
-from pipelines.data.info import is_holdout, read_info
-from pipelines.data.shards import ShardFile, explained, open_parquet, open_shard
+from pipelines.data.index import read_index
+from pipelines.data.info import read_info
+from pipelines.data.shards import digest, open_shard
+from pipelines.data.tables import REMEDY, explained, open_parquet, sort
 from pipelines.storage import Storage
 
 MEMORY_BYTES = 1 << 30
@@ -34,16 +37,6 @@ class Rows(NamedTuple):
     ids: list[str]
 
 
-class _Place(NamedTuple):
-    """Where a row lies."""
-
-    window_id: str
-    caption: str
-    file: str
-    group: int
-    row: int
-
-
 class ShardDataset:
     """The windows of one corpus, ordered by id, whatever files they lie in.
 
@@ -51,8 +44,8 @@ class ShardDataset:
         folder: folder or URI of a finished dataset.
         corpus: which corpus.
         split: training windows, or those held out.
-        memory_bytes: below this size the whole corpus is held decoded; above it, row groups that were read
-            last.
+        memory_bytes: a corpus up to this size is held, file by file as they are first read; of a larger one,
+            the row groups that were read last.
 
     Raises:
         DataError: there is no finished dataset, or a file of it is missing or damaged; also when reading.
@@ -70,21 +63,23 @@ class ShardDataset:
         described = self.info.corpus(corpus)
         self.latent_shape = described.latent_shape
         """[T, C, h, w] of a window."""
-        self._whole = described.latent_bytes <= memory_bytes
         self._memory_bytes = memory_bytes
         self._groups: OrderedDict[tuple[str, int], Floats] = OrderedDict()
         self._held_bytes = 0
-        places = sorted(place for file in described.files for place in self._index(file))
-        held_out = split == "holdout"
-        share = self.info.holdout
-        self._places = [p for p in places if is_holdout(p.window_id, share) == held_out]
-        self.captions = [place.caption for place in self._places]
+        self._verified: set[str] = set()
+        self._files = {file.file: file for file in described.files}
+        rows = _rows(read_index(self._storage, self.info.index_sha256, _COLUMNS), corpus, split)
+        self.captions: list[str] = rows["caption"].to_pylist()
         """Of every row."""
-        self.ids = [place.window_id for place in self._places]
+        self.ids: list[str] = rows["window_id"].to_pylist()
         """Of every row, rising."""
+        self._file: list[str] = rows["file"].to_pylist()
+        self._group_of = rows["row_group"].to_numpy()
+        self._row = rows["row"].to_numpy()
+        self._whole = described.latent_bytes <= memory_bytes
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self.ids)
 
     def read(self, indices: Sequence[int]) -> Rows:
         """The rows of these numbers, in this order, copied.
@@ -92,59 +87,61 @@ class ShardDataset:
         Raises:
             IndexError: there is no such row.
         """
-        places = [self._places[i] for i in indices]
-        latents = np.empty((len(places), *self.latent_shape), np.float32)
-        for target, place in zip(latents, places, strict=True):
-            target[...] = self._group(place.file, place.group)[place.row]
-        return Rows(torch.from_numpy(latents), [p.caption for p in places], [p.window_id for p in places])
-
-    def _index(self, file: ShardFile) -> Iterator[_Place]:
-        """Places of a file's rows; a corpus that fits into memory is read and checked here once and for
-        all."""
-        if self._whole:
-            data = self._storage.read_bytes(file.file)
-            if hashlib.sha256(data).hexdigest() != file.sha256:
-                raise DataError(
-                    f"{self._storage}/{file.file} is damaged: its sha256 differs",
-                    "Delete the dataset and ingest again",
-                )
-            with explained(self._storage, file.file):
-                yield from self._read_index(open_parquet(io.BytesIO(data)), file)
-            return
-        with open_shard(self._storage, file.file) as shard:
-            yield from self._read_index(shard, file)
-
-    def _read_index(self, shard: pq.ParquetFile, file: ShardFile) -> Iterator[_Place]:
-        if shard.metadata.num_rows != file.rows:
-            raise DataError(
-                f"{self._storage}/{file.file} has {shard.metadata.num_rows} rows, not {file.rows}",
-                "Delete the dataset and ingest again",
-            )
-        names = ["window_id", "caption", *(["latents"] if self._whole else [])]
-        for group in range(shard.num_row_groups):
-            table = shard.read_row_group(group, columns=names)
-            if self._whole:
-                self._groups[file.file, group] = _latents(table)
-            ids, captions = table["window_id"].to_pylist(), table["caption"].to_pylist()
-            for row, (window_id, caption) in enumerate(zip(ids, captions, strict=True)):
-                yield _Place(window_id, caption, file.file, group, row)
+        captions, ids = [self.captions[i] for i in indices], [self.ids[i] for i in indices]
+        latents = np.empty((len(ids), *self.latent_shape), np.float32)
+        for target, i in zip(latents, indices, strict=True):
+            target[...] = self._group(self._file[i], int(self._group_of[i]))[self._row[i]]
+        return Rows(torch.from_numpy(latents), captions, ids)
 
     def _group(self, file: str, group: int) -> Floats:
-        """Latents of a row group; in the large case the ones used last are kept, up to the bound."""
+        """Latents of a row group."""
         key = (file, group)
-        if key in self._groups:
-            self._groups.move_to_end(key)
-            return self._groups[key]
+        if key not in self._groups:
+            if self._whole:
+                self._hold(file)
+            else:
+                self._read_group(file, group)
+        self._groups.move_to_end(key)
+        return self._groups[key]
+
+    def _hold(self, file: str) -> None:
+        """Read and check a whole file, once and for all."""
+        data = self._storage.read_bytes(file)
+        self._require(file, hashlib.sha256(data).hexdigest())
+        with explained(self._storage, file):
+            shard = open_parquet(io.BytesIO(data))
+            for group in range(shard.num_row_groups):
+                self._groups[file, group] = _latents(shard, group)
+
+    def _read_group(self, file: str, group: int) -> None:
+        """Read a row group and forget the ones used longest ago, down to the bound."""
+        if file not in self._verified:
+            self._require(file, digest(self._storage, file))
         with open_shard(self._storage, file) as shard:
-            latents = _latents(shard.read_row_group(group, columns=["latents"]))
-        self._groups[key] = latents
+            latents = _latents(shard, group)
+        self._groups[file, group] = latents
         self._held_bytes += latents.nbytes
         while self._held_bytes > self._memory_bytes and len(self._groups) > 1:
             self._held_bytes -= self._groups.popitem(last=False)[1].nbytes
-        return latents
+
+    def _require(self, file: str, sha256: str) -> None:
+        """Page checksums cover neither headers nor footers, so that a file is checked whole, once."""
+        if sha256 != self._files[file].sha256:
+            raise DataError(f"{self._storage}/{file} is damaged: its sha256 differs", REMEDY)
+        self._verified.add(file)
 
 
-def _latents(table: pa.Table) -> Floats:
-    """The tensor column [rows, T, C, h, w]."""
-    array: Floats = table["latents"].combine_chunks().to_numpy_ndarray()
+_COLUMNS = ["corpus", "split", "kept", "window_id", "caption", "file", "row_group", "row"]
+
+
+def _rows(index: pa.Table, corpus: str, split: str) -> pa.Table:
+    """The index's rows of a split, ordered by id."""
+    wanted = pc.and_(pc.equal(index["corpus"], corpus), pc.equal(index["split"], split))
+    return sort(index.filter(pc.and_(wanted, index["kept"])), "window_id")
+
+
+def _latents(shard: pq.ParquetFile, group: int) -> Floats:
+    """The tensor column [rows, T, C, h, w] of a row group."""
+    column = shard.read_row_group(group, columns=["latents"], use_threads=False)["latents"]
+    array: Floats = column.combine_chunks().to_numpy_ndarray()
     return array

@@ -1,59 +1,74 @@
-"""The end of ingest: judge what was rejected, write the manifests, and say what the dataset is."""
+"""The end of ingest: judge what was rejected, write the tables, and say what the dataset is."""
 
+import math
 import statistics
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import fields
-from typing import NamedTuple, cast
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 
 from models.errors import DataError
+from pipelines.data.groups import Task
+from pipelines.data.index import build_index, write_index
 from pipelines.data.info import (
-    INFO_FILE,
     MANIFEST_FILE,
     REJECTS_FILE,
     CorpusInfo,
     DatasetInfo,
     dataset_autoencoder,
-    hash_of,
-    is_holdout,
+    write_sealed,
 )
-from pipelines.data.shards import CORPORA, ShardFile, Status, open_shard
-from pipelines.data.tasks import Task
+from pipelines.data.ledger import Ledger, Moments, ShardFile, Status, merged, read_ledgers, table_of
+from pipelines.data.manifest import Source
+from pipelines.data.shards import CORPORA, open_shard
+from pipelines.data.tables import write_table
+from pipelines.data.version import hash_of
 from pipelines.storage import Storage
 
 NAMED_REJECTS = 5
 """Rejects that an error message lists."""
+_REJECT_COLUMNS = ["corpus", "source", "source_id", "stage", "reason"]
 
 
-class Outcome(NamedTuple):
-    """What became of all videos."""
+def finish(
+    storage: Storage,
+    task: Task,
+    seed: int,
+    made_from: str,
+    videos: Mapping[str, Sequence[Source]],
+    ends: Sequence[Status],
+) -> DatasetInfo:
+    """Write manifest.parquet, rejects.parquet, index.parquet and, last, a complete dataset.json.
 
-    statuses: list[Status]
-    files: list[ShardFile]
-
-
-def finish(storage: Storage, task: Task, seed: int, outcome: Outcome) -> DatasetInfo:
-    """Write manifest.parquet, rejects.parquet and, last, a complete dataset.json.
+    Args:
+        made_from: hash of what was listed.
+        videos: of each corpus, by listing.
+        ends: how each listed video ended.
 
     Raises:
         DataError: a corpus has no window, or more rejects than data.max_reject_share; the manifests are
             there.
     """
-    statuses = sorted(outcome.statuses, key=lambda s: (s.corpus, s.source))
-    rejects = [s for s in statuses if s.status == "rejected"]
-    _write_table(storage, MANIFEST_FILE, statuses, [f.name for f in fields(Status)])
-    _write_table(storage, REJECTS_FILE, rejects, ["corpus", "source", "source_id", "stage", "reason"])
+    statuses = sorted(ends, key=lambda s: (s.corpus, s.source))
+    _write_manifests(storage, statuses)
     for corpus in CORPORA:
         _judge(storage, task, corpus, [s for s in statuses if s.corpus == corpus])
+    ledgers = {corpus: _live(storage, corpus, videos[corpus]) for corpus in CORPORA}
+    index = build_index(ledgers, videos, task.data.holdout, task.data.curation)
     autoencoder = dataset_autoencoder(storage)
-    corpora = {corpus: _corpus_info(storage, task, corpus, statuses, outcome.files) for corpus in CORPORA}
-    written = [s for s in statuses if s.status == "written"]
+    corpora = {
+        corpus: _corpus_info(
+            storage, task, _Part(corpus, statuses, ledgers[corpus], index), autoencoder.temporal_factor
+        )
+        for corpus in CORPORA
+    }
     info = DatasetInfo(
         version=task.version,
-        data_hash=hash_of([[s.corpus, s.source_id, s.caption, s.latents_sha256] for s in written])[:16],
+        made_from=made_from,
+        data_hash=_data_hash(statuses, index),
+        index_sha256=write_index(storage, index),
         height=task.data.height,
         width=task.data.width,
         holdout=task.data.holdout,
@@ -62,22 +77,20 @@ def finish(storage: Storage, task: Task, seed: int, outcome: Outcome) -> Dataset
             "kind": storage.read_json("autoencoder/config.json")["kind"],
             "channels": autoencoder.channels,
             "temporal_factor": autoencoder.temporal_factor,
+            "crop_safe": autoencoder.crop_safe,
             "reconstruction_error": autoencoder.reconstruction_error,
         },
         **corpora,
     )
-    storage.write_json(INFO_FILE, info.to_json())
+    write_sealed(storage, info.to_json())
     return info
 
 
-def _write_table(storage: Storage, file: str, statuses: Sequence[Status], names: Sequence[str]) -> None:
-    kinds = {str: pa.string(), int: pa.int64(), float: pa.float64()}
-    columns = [(f.name, kinds[cast(type, f.type)]) for f in fields(Status) if f.name in names]
-    rows = [{name: getattr(status, name) for name in names} for status in statuses]
-    sink = pa.BufferOutputStream()
-    table = pa.Table.from_pylist(rows, schema=pa.schema(columns))
-    pq.write_table(table, sink, write_page_checksum=True)
-    storage.write_bytes(file, sink.getvalue().to_pybytes())
+def _write_manifests(storage: Storage, statuses: Sequence[Status]) -> None:
+    manifest = table_of(Status, statuses)
+    write_table(storage, MANIFEST_FILE, manifest)
+    rejects = manifest.filter(pc.equal(manifest["status"], "rejected")).select(_REJECT_COLUMNS)
+    write_table(storage, REJECTS_FILE, rejects.rename_columns({"source": "path"}))
 
 
 def _judge(storage: Storage, task: Task, corpus: str, statuses: Sequence[Status]) -> None:
@@ -93,37 +106,88 @@ def _judge(storage: Storage, task: Task, corpus: str, statuses: Sequence[Status]
     remedy = f"Mend or remove them (all are in {storage}/{REJECTS_FILE}), or raise data.max_reject_share"
     if commonest == "window":
         remedy = f"Lower data.{corpus}_frames (now {task.window(corpus)[0]}), or give longer videos"
+    if commonest == "curation":
+        remedy = (
+            "Loosen data.curation (`longtake ingest --dry-run` shows what it keeps), or give other videos"
+        )
     raise DataError(problem, remedy)
 
 
-def _corpus_info(
-    storage: Storage, task: Task, corpus: str, statuses: Sequence[Status], files: Sequence[ShardFile]
-) -> CorpusInfo:
-    own = [s for s in statuses if s.corpus == corpus]
+def _live(storage: Storage, corpus: str, sources: Sequence[Source]) -> list[Ledger]:
+    """The corpus's ledgers of which at least one video is still there."""
+    ids = {source.id for source in sources}
+    ledgers = read_ledgers(storage, corpus)
+    return [ledger for ledger in ledgers if any(s.source_id in ids for s in ledger.statuses)]
+
+
+class _Part(NamedTuple):
+    """What is known of one corpus."""
+
+    corpus: str
+    statuses: Sequence[Status]
+    ledgers: Sequence[Ledger]
+    index: pa.Table
+
+
+def _corpus_info(storage: Storage, task: Task, part: _Part, temporal_factor: int) -> CorpusInfo:
+    own = [s for s in part.statuses if s.corpus == part.corpus]
     written = [s for s in own if s.status == "written"]
-    shards = sorted((f for f in files if f.file.startswith(f"{corpus}/")), key=lambda f: f.file)
-    with open_shard(storage, shards[0].file) as shard:
-        shape = tuple(shard.schema_arrow.field("latents").type.shape)
-    length, stride = task.window(corpus)
+    rows = part.index.filter(pc.equal(part.index["corpus"], part.corpus))
+    kept = rows.filter(rows["kept"])
+    if not kept.num_rows:
+        raise DataError(
+            f"{part.corpus.upper()}: every window is a near duplicate of another corpus's",
+            "Set data.curation.duplicates_across to false, or give other videos",
+        )
+    files = _files(part.ledgers, set(kept["file"].to_pylist()))
+    length, stride = task.window(part.corpus)
+    padded = -(length - 1) % temporal_factor
+    mean, std = _statistics([ledger.moments for ledger in part.ledgers])
     return CorpusInfo(
         videos=len(written),
         rejects=len(own) - len(written),
-        windows=sum(s.num_windows for s in written),
-        holdout_windows=sum(_holdout(storage, shard.file, task.data.holdout) for shard in shards),
+        windows=kept.num_rows,
+        holdout_windows=kept.filter(pc.equal(kept["split"], "holdout")).num_rows,
+        dropped_windows=rows.num_rows - kept.num_rows,
         frames=sum(s.num_frames for s in written),
         hours=sum(s.seconds for s in written) / 3600,
         fps=task.data.fps or statistics.median(s.source_fps for s in written),
         captions=len({s.caption for s in written}),
-        window_frames=length,
+        window_frames=length + padded,
         window_stride=stride,
-        latent_shape=shape,
-        files=tuple(shards),
+        latent_shape=_latent_shape(storage, files[0].file),
+        latent_mean=mean,
+        latent_std=std,
+        files=tuple(files),
+        padded_frames=padded,
     )
 
 
-def _holdout(storage: Storage, file: str, share: float) -> int:
-    if share == 0:
-        return 0
+def _files(ledgers: Sequence[Ledger], used: set[str]) -> list[ShardFile]:
+    """The files that hold a window that counts."""
+    files = [file for ledger in ledgers for file in ledger.files if file.file in used]
+    return sorted(files, key=lambda file: file.file)
+
+
+def _latent_shape(storage: Storage, file: str) -> tuple[int, int, int, int]:
     with open_shard(storage, file) as shard:
-        ids = shard.read(columns=["window_id"])["window_id"].to_pylist()
-    return sum(is_holdout(i, share) for i in ids)
+        frames, channels, rows, columns = shard.schema_arrow.field("latents").type.shape
+        return frames, channels, rows, columns
+
+
+def _statistics(parts: Sequence[Moments | None]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel."""
+    whole: Moments | None = None
+    for part in parts:
+        whole = merged(whole, part)
+    assert whole is not None
+    mean = [total / whole.positions for total in whole.total]
+    square = [total / whole.positions for total in whole.squares]
+    return tuple(mean), tuple(math.sqrt(max(0.0, s - m * m)) for m, s in zip(mean, square, strict=True))
+
+
+def _data_hash(statuses: Sequence[Status], index: pa.Table) -> str:
+    """Of every window that counts: its id, caption and latents."""
+    latents = [[s.corpus, s.source_id, s.latents_sha256] for s in statuses if s.status == "written"]
+    kept = index.filter(index["kept"]).select(["window_id", "caption"])
+    return hash_of([sorted(latents), kept.to_pydict()])[:16]

@@ -12,13 +12,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.autoencoders import PcaAutoencoder, WanAutoencoder
+from models.autoencoders import PcaAutoencoder
 from models.config import AutoencoderConfig
 from models.errors import ConfigError, DataError
+from models.wan_autoencoder import WanAutoencoder
+from pipelines.data.decoded import sample_group
+from pipelines.data.groups import Group, Task
 from pipelines.data.info import AUTOENCODER_FOLDER
 from pipelines.data.manifest import Source
 from pipelines.data.spread import run_groups
-from pipelines.data.tasks import Group, Task, sample_group
 from pipelines.storage import Storage
 
 SAMPLE_BYTES = 1 << 30
@@ -60,10 +62,14 @@ def _wan_reference(config: AutoencoderConfig, task: Task) -> dict[str, str]:
             "autoencoder.kind = wan without a folder",
             "Set autoencoder.pretrained to the folder of AutoencoderKLWan",
         )
-    model = WanAutoencoder.load(config.pretrained)
+    model = WanAutoencoder.load(config.pretrained, uneven_frames=config.uneven_frames)
     for corpus in task.folders:
         model.check(task.window(corpus)[0], task.data.height, task.data.width)
-    return {"kind": "wan", "pretrained": os.path.abspath(config.pretrained)}
+    return {
+        "kind": "wan",
+        "pretrained": os.path.abspath(config.pretrained),
+        "uneven_frames": config.uneven_frames,
+    }
 
 
 def _sample(

@@ -1,13 +1,15 @@
 """dataset.json: what a dataset is, how much is in it, and the checksums of its files."""
 
-import hashlib
-import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
+
 from models.autoencoders import Autoencoder, load_autoencoder
 from models.errors import DataError
-from pipelines.data.shards import ShardFile
+from pipelines.data.ledger import ShardFile
+from pipelines.data.tables import REMEDY
+from pipelines.data.version import hash_of
 from pipelines.storage import Storage
 
 INFO_FILE = "dataset.json"
@@ -24,8 +26,9 @@ class CorpusInfo:
     """Videos with at least one window."""
     rejects: int
     windows: int
-    """Training and holdout windows together."""
+    """That are kept, training and holdout windows together."""
     holdout_windows: int
+    dropped_windows: int
     frames: int
     """Of the videos, after resampling."""
     hours: float
@@ -34,12 +37,17 @@ class CorpusInfo:
     captions: int
     """Different captions."""
     window_frames: int
-    """Pixel frames a window."""
+    """Pixel frames a window, those included that an autoencoder was padded with."""
     window_stride: int
     """Pixel frames from one window to the next."""
     latent_shape: tuple[int, int, int, int]
     """[T, C, h, w] of a window."""
+    latent_mean: tuple[float, ...]
+    """Of each channel, over the windows written."""
+    latent_std: tuple[float, ...]
     files: tuple[ShardFile, ...]
+    padded_frames: int = 0
+    """How many of a window's frames repeat its last one, because the autoencoder takes 4k+1."""
 
     @property
     def latent_bytes(self) -> int:
@@ -53,9 +61,13 @@ class DatasetInfo:
     """A finished dataset."""
 
     version: str
-    """Hash of the settings and of the list of videos: what was asked for."""
+    """Hash of the settings."""
+    made_from: str
+    """Hash of the list of videos and of the limits on them: with the version, all that was asked for."""
     data_hash: str
     """Hash of the ids, captions and latents of all windows: what came out."""
+    index_sha256: str
+    """Of index.parquet."""
     height: int
     """Pixels."""
     width: int
@@ -63,7 +75,7 @@ class DatasetInfo:
     holdout: float
     seed: int
     autoencoder: dict[str, Any]
-    """kind, channels, temporal_factor, reconstruction_error."""
+    """kind, channels, temporal_factor, crop_safe, reconstruction_error."""
     short: CorpusInfo
     long: CorpusInfo
 
@@ -84,7 +96,26 @@ class DatasetInfo:
 
 def _corpus(value: dict[str, Any]) -> CorpusInfo:
     files = tuple(ShardFile(**file) for file in value["files"])
-    return CorpusInfo(**{**value, "files": files, "latent_shape": tuple(value["latent_shape"])})
+    tuples = {name: tuple(value[name]) for name in ("latent_shape", "latent_mean", "latent_std")}
+    return CorpusInfo(**{**value, **tuples, "files": files})
+
+
+def write_sealed(storage: Storage, value: dict[str, Any]) -> None:
+    """Write dataset.json with a checksum of itself."""
+    storage.write_json(INFO_FILE, {**value, "sha256": hash_of(value)})
+
+
+def read_sealed(storage: Storage) -> dict[str, Any]:
+    """What dataset.json says, finished or not.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    value = storage.read_json(INFO_FILE)
+    content = {name: part for name, part in value.items() if name != "sha256"}
+    if value.get("sha256") != hash_of(content):
+        raise DataError(f"{storage}/{INFO_FILE} is damaged: its sha256 differs", REMEDY)
+    return content
 
 
 def read_info(folder: str | Storage) -> DatasetInfo:
@@ -95,35 +126,27 @@ def read_info(folder: str | Storage) -> DatasetInfo:
     """
     storage = folder if isinstance(folder, Storage) else Storage(folder)
     if not storage.exists(INFO_FILE):
-        raise DataError(f"{storage} holds no dataset", "Run ingest first")
-    value = storage.read_json(INFO_FILE)
+        raise DataError(f"{storage} holds no dataset", "Run ingest first, with the same settings")
+    value = read_sealed(storage)
     if not value.get("complete"):
         raise DataError(f"The dataset in {storage} is not finished", "Run the same ingest again; it resumes")
     try:
         return DatasetInfo.from_json(value)
     except (KeyError, TypeError) as error:
-        raise DataError(
-            f"{storage}/{INFO_FILE} is damaged: {error}", "Delete the dataset and ingest again"
-        ) from error
+        raise DataError(f"{storage}/{INFO_FILE} is damaged: {error}", REMEDY) from error
 
 
-def dataset_autoencoder(folder: str | Storage) -> Autoencoder:
+def dataset_autoencoder(folder: str | Storage, device: torch.device | str = "cpu") -> Autoencoder:
     """The autoencoder of a dataset, wherever the dataset is stored.
 
+    Args:
+        folder: of the dataset.
+        device: where a neural autoencoder works.
+
     Raises:
+        ConfigError: the device is not there.
         CheckpointError: it is missing or damaged.
     """
     storage = folder if isinstance(folder, Storage) else Storage(folder)
     with storage.on_disk(AUTOENCODER_FOLDER) as local:
-        return load_autoencoder(local)
-
-
-def is_holdout(window_id: str, share: float) -> bool:
-    """Whether a window is kept out of training: a fixed property of its id and the share."""
-    number = int.from_bytes(hashlib.sha256(window_id.encode()).digest()[:8], "big")
-    return number < share * 2.0**64
-
-
-def hash_of(value: object) -> str:
-    """sha256 of a plain value, as 64 hex digits."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+        return load_autoencoder(local, device)

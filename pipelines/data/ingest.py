@@ -1,32 +1,43 @@
-"""Two folders of video in, a verified dataset of latents out. Run again, it does only what is missing.
+"""Two corpora of video in, a verified dataset of latents out. Run again, it does only what is missing.
 
-A dataset is one version: the hash of its settings and of the list of videos with their captions.
-dataset.json names the version from the start and is complete at the end; another version never mixes into
-the same folder.
+A dataset is one version: the hash of its settings. What it was made from may grow or shrink: a video is read
+once, whatever it is called and however it is captioned, and the index says which windows count.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
 from models.config import AutoencoderConfig
 from models.errors import ConfigError, DataError
 from pipelines.data.config import DataConfig
-from pipelines.data.finish import Outcome, finish
+from pipelines.data.curation import check as check_curation
+from pipelines.data.cuts import require_detector
+from pipelines.data.finish import finish
 from pipelines.data.fit import Progress, prepare_autoencoder
-from pipelines.data.info import INFO_FILE, DatasetInfo, hash_of, read_info
-from pipelines.data.manifest import Listing, Source, sources
+from pipelines.data.groups import Group, Task, group_by_bytes
+from pipelines.data.info import INFO_FILE, DatasetInfo, read_info, read_sealed, write_sealed
+from pipelines.data.ledger import Status, read_ledgers
+from pipelines.data.listed import keep_list, list_corpora
+from pipelines.data.manifest import Listing, Source
 from pipelines.data.rejects import Reject
-from pipelines.data.shards import CORPORA, ShardFile, Status, finished
-from pipelines.data.spread import run_groups
-from pipelines.data.tasks import Group, Task, group_by_bytes, new_status, rejected_status, write_group
+from pipelines.data.shards import CORPORA
+from pipelines.data.spread import Pool, run_groups
+from pipelines.data.tasks import write_group
+from pipelines.data.version import dataset_version, hash_of
+from pipelines.data.video import new_status, rejected_status
 from pipelines.storage import Storage
 
-FORMAT = 1
-"""Of the dataset's layout; another number never reads or extends this one's datasets."""
 GROUP_VIDEOS = 512
 """Most videos a task reads."""
+SHARES = 32
+"""Parts of a corpus that are enough to keep workers busy to the end."""
+PASSING = frozenset({"limits", "timeout", "memory", "crash", "fetch"})
+"""Stages whose rejects are tried again when there is anything else to do."""
+
+Statuses = dict[tuple[str, str], Status]
+Work = Callable[[Task, Group], dict[str, Any]]
 
 
 def ingest(
@@ -37,15 +48,17 @@ def ingest(
     autoencoder: AutoencoderConfig,
     seed: int,
     progress: Progress | None = None,
+    use_gpu: bool = False,
 ) -> DatasetInfo:
-    """Decode, encode and store both corpora on the running Ray.
+    """Decode, judge, encode and store both corpora on the running Ray.
 
     Args:
-        short: folder of the SHORT corpus, visible to every worker.
-        long: folder of the LONG corpus.
+        short: the SHORT corpus, as `sources` takes it; every worker can reach it.
+        long: the LONG corpus.
         out: folder or URI of the dataset; what an earlier run of the same version finished stays as it is.
         seed: of the autoencoder's fitting sample.
         progress: called with a stage (`fit`, `short`, `long`), videos done and videos in all.
+        use_gpu: one GPU for each actor that holds a neural autoencoder.
 
     Raises:
         ConfigError: settings that no video can satisfy.
@@ -53,75 +66,109 @@ def ingest(
             something else.
         ClusterError: Ray is not running, or the storage cannot be used.
     """
-    _check(data)
+    check(data)
     say = progress or _say_nothing
-    listings = {"short": sources(short), "long": sources(long)}
-    version = _version(listings, data, autoencoder, seed)
     storage = Storage(out)
-    if _claim(storage, version):
+    version = dataset_version(data, autoencoder, seed)
+    complete = _claim(storage, version)
+    listings = list_corpora(storage, {"short": short, "long": long})
+    made_from = _made_from(listings, data)
+    keep_list(storage, listings)
+    if complete and read_info(storage).made_from == made_from:
         return read_info(storage)
-    task = Task(
-        out=str(storage),
-        folders={"short": _absolute(short), "long": _absolute(long)},
-        version=version,
-        data=data,
-    )
+    folders = {corpus: listing.root for corpus, listing in listings.items()}
+    device = "cuda" if use_gpu and autoencoder.kind == "wan" else "cpu"
+    task = Task(out=str(storage), folders=folders, version=version, data=data, device=device)
     videos = {corpus: listing.sources for corpus, listing in listings.items()}
+    done = _statuses_before(storage, videos)
     prepare_autoencoder(task, videos, autoencoder, seed, say)
-    written = write_all(task, videos, write_group, say)
-    refused = [s for corpus, listing in listings.items() for s in _refused(corpus, listing)]
-    return finish(storage, task, seed, Outcome([*refused, *written.statuses], written.files))
+    pool = None if autoencoder.kind == "pca" else Pool(data.min_actors, data.max_actors, use_gpu)
+    write_all(task, videos, done, write_group, say, pool)
+    unread = [s for corpus, listing in listings.items() for s in refused(corpus, listing)]
+    return finish(storage, task, seed, made_from, videos, [*unread, *done.values()])
 
 
 def _say_nothing(_stage: str, _done: int, _total: int) -> None:
     return
 
 
-def _absolute(folder: str) -> str:
-    return Storage(folder).local()
+def check(data: DataConfig) -> None:
+    """Refuse settings that no video can satisfy.
 
-
-def _check(data: DataConfig) -> None:
-    for name in ("height", "width", "short_frames", "short_stride", "long_frames", "long_stride"):
+    Raises:
+        ConfigError: names the setting.
+    """
+    positive = "height width short_frames short_stride long_frames long_stride encode_batch min_actors"
+    for name in positive.split():
         if getattr(data, name) < 1:
             raise ConfigError(f"data.{name} = {getattr(data, name)}", "Set it to 1 or more")
+    if data.max_actors < data.min_actors:
+        raise ConfigError(
+            f"data.max_actors = {data.max_actors} and data.min_actors = {data.min_actors}",
+            "Set data.max_actors to data.min_actors or more",
+        )
     if data.fps is not None and not data.fps > 0:
         raise ConfigError(f"data.fps = {data.fps}", "Set it above 0, or to null to keep every frame")
     if not 0 <= data.holdout < 1:
         raise ConfigError(f"data.holdout = {data.holdout}", "Set it to a share from 0 up to, not with, 1")
+    check_curation(data.curation)
+    if data.curation.cuts:
+        require_detector()
 
 
-def _version(
-    listings: dict[str, Listing], data: DataConfig, autoencoder: AutoencoderConfig, seed: int
-) -> str:
-    """Of everything that the rows depend on; where the folders lie and what limits hold is no part of it."""
-    passing = ("short", "long", "limits", "block_bytes", "max_reject_share")
-    settings = {name: value for name, value in asdict(data).items() if name not in passing}
-    videos = {c: [[s.id, s.path, s.caption] for s in listing.sources] for c, listing in listings.items()}
-    return hash_of([FORMAT, settings, asdict(autoencoder), seed, videos])[:16]
+def _made_from(listings: Mapping[str, Listing], data: DataConfig) -> str:
+    """Hash of everything outside the settings that decides what the dataset holds."""
+    videos = {
+        corpus: [[[s.id, s.path, s.caption] for s in listing.sources], [path for path, _ in listing.rejects]]
+        for corpus, listing in listings.items()
+    }
+    return hash_of([videos, asdict(data.limits), data.max_reject_share])[:16]
 
 
 def _claim(storage: Storage, version: str) -> bool:
-    """Whether the folder holds this very dataset, complete. An empty folder is claimed for it."""
+    """Whether the folder holds a finished dataset of this version. An empty folder is claimed for it."""
     if not storage.exists(INFO_FILE):
         if storage.list():
             raise DataError(
                 f"{storage} is not empty and holds no dataset", "Choose another folder, or empty it"
             )
-        storage.write_json(INFO_FILE, {"complete": False, "version": version})
+        write_sealed(storage, {"complete": False, "version": version})
         return False
-    present = storage.read_json(INFO_FILE)
+    present = read_sealed(storage)
     if present.get("version") != version:
         raise DataError(
-            f"{storage} holds a dataset of other settings or other videos",
-            "Delete that folder to ingest again, or give the run another name",
+            f"{storage} holds a dataset of other settings",
+            "Delete that folder to ingest again, or choose another",
         )
-    if not present.get("complete"):
-        storage.delete_unfinished("")
+    storage.delete_unfinished("")
     return bool(present.get("complete"))
 
 
-def _refused(corpus: str, listing: Listing) -> list[Status]:
+def _statuses_before(storage: Storage, videos: Mapping[str, Sequence[Source]]) -> Statuses:
+    """What earlier runs recorded of the videos that are there.
+
+    Raises:
+        DataError: they read other videos only, which the autoencoder was fitted on.
+    """
+    statuses: Statuses = {}
+    known = False
+    for corpus in CORPORA:
+        listed = {source.id: source for source in videos[corpus]}
+        for ledger in read_ledgers(storage, corpus):
+            known = True
+            for status in ledger.statuses:
+                source = listed.get(status.source_id)
+                if source and status.stage not in PASSING:
+                    statuses[corpus, source.id] = replace(status, source=source.path, caption=source.caption)
+    if known and not statuses and storage.exists("autoencoder/config.json"):
+        raise DataError(
+            f"{storage} was made from other videos: none of those in the two corpora is in it",
+            "Give the run another name, or say --fresh to replace its dataset",
+        )
+    return statuses
+
+
+def refused(corpus: str, listing: Listing) -> list[Status]:
     """Statuses of what was refused before it had an id."""
     nobody = Source(id="", path="", caption="", num_bytes=0)
     return [
@@ -132,42 +179,43 @@ def _refused(corpus: str, listing: Listing) -> list[Status]:
 
 def write_all(
     task: Task,
-    videos: dict[str, list[Source]],
-    work: Callable[[Task, Group], dict[str, Any]],
+    videos: Mapping[str, Sequence[Source]],
+    done: Statuses,
+    work: Work,
     progress: Progress,
-) -> Outcome:
+    pool: Pool | None = None,
+) -> None:
     """Bring every video to its end: written before, written now, or rejected.
 
     Videos whose group was lost with its worker are tried once more, each alone, so that one costs no other.
 
     Args:
+        done: statuses by (corpus, id) of the videos that are done; the others' are added.
         work: what a worker does with a group: `write_group`.
+        pool: actors that keep their autoencoder; None for tasks.
     """
-    before = [finished(Storage(task.out), corpus) for corpus in CORPORA]
-    statuses = {(s.corpus, s.source_id): s for found, _ in before for s in found}
-    files = [file for _, kept in before for file in kept]
     for most in (GROUP_VIDEOS, 1):
         groups = [
             group
             for corpus in CORPORA
-            for group in group_by_bytes(
-                corpus, _missing(corpus, videos, statuses), task.data.block_bytes, most
-            )
+            for group in _groups(corpus, _missing(corpus, videos, done), task.data.block_bytes, most)
         ]
-        for group, row in run_groups(groups, lambda group: {"answer": json.dumps(work(task, group))}):
-            answer = json.loads(row["answer"])
-            statuses.update({(group.corpus, v["source_id"]): Status(**v) for v in answer["statuses"]})
-            files += [ShardFile(**value) for value in answer["files"]]
+        groups.sort(key=lambda group: -group.num_bytes)
+        for group, row in run_groups(groups, lambda group: {"answer": json.dumps(work(task, group))}, pool):
+            statuses = json.loads(row["answer"])["statuses"]
+            done.update({(group.corpus, s["source_id"]): Status(**s) for s in statuses})
             total = len(videos[group.corpus])
-            progress(group.corpus, total - len(_missing(group.corpus, videos, statuses)), total)
+            progress(group.corpus, total - len(_missing(group.corpus, videos, done)), total)
     dead = Reject("worker", "the worker that read it died each time")
     for corpus in CORPORA:
-        for source in _missing(corpus, videos, statuses):
-            statuses[corpus, source.id] = rejected_status(new_status(corpus, source), dead)
-    return Outcome(list(statuses.values()), files)
+        for source in _missing(corpus, videos, done):
+            done[corpus, source.id] = rejected_status(new_status(corpus, source), dead)
 
 
-def _missing(
-    corpus: str, videos: dict[str, list[Source]], statuses: dict[tuple[str, str], Status]
-) -> list[Source]:
-    return [source for source in videos[corpus] if (corpus, source.id) not in statuses]
+def _groups(corpus: str, sources: list[Source], block_bytes: int, most: int) -> list[Group]:
+    share = sum(source.num_bytes for source in sources) // SHARES + 1
+    return group_by_bytes(corpus, sources, min(block_bytes, share), most)
+
+
+def _missing(corpus: str, videos: Mapping[str, Sequence[Source]], done: Statuses) -> list[Source]:
+    return [source for source in videos[corpus] if (corpus, source.id) not in done]

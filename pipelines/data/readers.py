@@ -3,7 +3,7 @@
 PyAV looks at every packet before a frame is decoded. decord then reads the frames, if what it says of the
 file agrees with the packets; else PyAV does. decord alone repeats frames where a file has an edit list,
 invents frames and times in some AVI files, hangs at the end of MPEG-TS, and gives garbage for some widths,
-all without an error.
+all without an error; of a long video it holds as many frames as its thread has fallen behind.
 """
 
 import os
@@ -26,6 +26,8 @@ Timed = tuple[float, Frame]
 
 LOST_SHARE = 0.1
 """Share of the frames or of the time a file claims that may be missing before it counts as damaged."""
+AHEAD_BYTES = 256 << 20
+"""Largest video, as pixels, that decord reads: on a busy machine it decodes ahead without a bound."""
 DEFAULT_RATE = 25.0
 """Frames a second of a file that says nothing about time."""
 
@@ -197,6 +199,9 @@ def _by_decord(path: str, header: Header) -> tuple[Iterator[Timed] | None, str]:
     """A reader by decord, or None and why not."""
     if header.container in ("mpegts", "mpeg"):
         return None, f"decord does not end on {header.container}"
+    pixels = 3 * len(header.times) * header.width * header.height
+    if pixels > AHEAD_BYTES:
+        return None, f"decord could hold all of its {pixels >> 20} MiB"
     try:
         reader = decord.VideoReader(path, num_threads=1)
         count = len(reader)

@@ -8,7 +8,8 @@ class Reject:
     """A stage and a reason."""
 
     stage: str
-    """`manifest`, `bytes`, `open`, `limits`, `decode`, `memory`, `timeout`, `crash`, `window` or `worker`."""
+    """`manifest`, `fetch`, `bytes`, `open`, `limits`, `decode`, `memory`, `timeout`, `crash`, `window`,
+    `curation` or `worker`."""
     reason: str
     """One line for a person."""
 

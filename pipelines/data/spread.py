@@ -10,25 +10,54 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import ray
 import ray.data
-from ray.data import TaskPoolStrategy
+from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
 from models.errors import ClusterError, DataError, LongtakeError
-from pipelines.data.tasks import Group, explain
+from pipelines.data.groups import Work, explain
 
 MAX_RETRIES = 2
 
+Row = dict[str, Any]
+G = TypeVar("G", bound=Work)
+
+
+class Pool(NamedTuple):
+    """Actors that keep a model from group to group."""
+
+    min_actors: int
+    """At the start."""
+    max_actors: int
+    """At most; Ray adds them while work is waiting."""
+    use_gpu: bool = False
+    """One GPU an actor."""
+
+
+class _Worker(Generic[G]):
+    """What runs in a Ray worker: the number of a group in, its answer out."""
+
+    def __init__(self, groups: Sequence[G], work: Callable[[G], Row]) -> None:
+        self._groups, self._work = groups, work
+
+    def __call__(self, row: Row) -> Row:
+        group = self._groups[row["index"]]
+        try:
+            return {"index": row["index"], "problem": "", **self._work(group)}
+        except Exception as error:  # noqa: BLE001  Ray Data would drop it silently
+            return {"index": row["index"], "problem": json.dumps(explain(error, group))}
+
 
 def run_groups(
-    groups: Sequence[Group], work: Callable[[Group], dict[str, Any]]
-) -> Iterator[tuple[Group, dict[str, Any]]]:
+    groups: Sequence[G], work: Callable[[G], Row], pool: Pool | None = None
+) -> Iterator[tuple[G, Row]]:
     """(group, answer) of every group whose worker lived, as they finish.
 
     Args:
         work: called with a group in a worker process; gives plain values (JSON and bytes) under string keys.
+        pool: actors that do the work; None for tasks.
 
     Raises:
         ClusterError: Ray is not running.
@@ -39,28 +68,28 @@ def run_groups(
         return
     if not ray.is_initialized():
         raise ClusterError("Ray is not running", "Start it with ray.init() before ingest")
-
-    def answer(row: dict[str, Any]) -> dict[str, Any]:
-        group = groups[row["index"]]
-        try:
-            return {"index": row["index"], "problem": "", **work(group)}
-        except Exception as error:  # noqa: BLE001  Ray Data would drop it silently
-            return {"index": row["index"], "problem": json.dumps(explain(error, group))}
-
     with _quiet():
-        for row in _mapped(len(groups), answer).iter_rows():
+        for row in _mapped(groups, work, pool).iter_rows():
             if row["problem"]:
                 raise _raised(json.loads(row["problem"]))
             yield groups[row["index"]], row
 
 
-def _mapped(count: int, answer: Callable[[dict[str, Any]], dict[str, Any]]) -> "ray.data.Dataset":
-    rows = [{"index": index} for index in range(count)]
+def _mapped(groups: Sequence[G], work: Callable[[G], Row], pool: Pool | None) -> "ray.data.Dataset":
+    rows = [{"index": index} for index in range(len(groups))]
     with warnings.catch_warnings():
-        # max_retries has no named parameter yet
+        # how often a task is tried has no named parameter yet
         warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
-        return ray.data.from_items(rows, override_num_blocks=count).map(
-            answer, compute=_slots(count), max_retries=MAX_RETRIES
+        dataset = ray.data.from_items(rows, override_num_blocks=len(groups))
+        if pool is None:
+            worker = _Worker(groups, work)
+            return dataset.map(lambda row: worker(row), compute=_slots(len(groups)), max_retries=MAX_RETRIES)
+        return dataset.map(
+            _Worker,
+            fn_constructor_args=(groups, work),
+            compute=ActorPoolStrategy(min_size=pool.min_actors, max_size=pool.max_actors),
+            num_gpus=1 if pool.use_gpu else None,
+            max_task_retries=MAX_RETRIES,
         )
 
 

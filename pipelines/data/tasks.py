@@ -1,10 +1,14 @@
-"""What a Ray task does with one group of videos: decode, encode, write the shard, report. No Ray in here."""
+"""What a Ray task does with one group of videos: decode, judge, encode, write the shard and its ledger.
 
-import atexit
+No Ray in here.
+"""
+
+import ctypes
 import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -12,285 +16,180 @@ import torch
 from numpy.typing import NDArray
 
 from models.autoencoders import Autoencoder
-from models.errors import LongtakeError
-from pipelines.data.config import DataConfig, LimitsConfig
-from pipelines.data.decode import Decoder, VideoStream
-from pipelines.data.info import dataset_autoencoder, hash_of
+from pipelines.ahead import read_ahead
+from pipelines.data.decoded import Event, Frames, decoded
+from pipelines.data.groups import Group, Task, shard_name
+from pipelines.data.info import dataset_autoencoder
+from pipelines.data.ledger import Moments, ShardFile, Status, Window, merged, write_ledger
 from pipelines.data.manifest import Source
-from pipelines.data.rejects import Reject, Rejected
-from pipelines.data.shards import ShardFile, ShardWriter, Status, Window
-from pipelines.data.windows import encoded_windows
+from pipelines.data.shards import ShardWriter
+from pipelines.data.video import Video, read_video
 from pipelines.storage import Storage
 
-SPILL_BYTES = 64 << 20
+SPILL_BYTES = 16 << 20
 """Latents of one video that are held until it is known to be whole; beyond, it gets a shard of its own."""
+AHEAD_CHUNKS = 8
+"""Chunks of frames, of 1 MiB each, that wait for the autoencoder."""
 
-_DECODERS: dict[LimitsConfig, Decoder] = {}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Task:
-    """What every group needs to know."""
-
-    out: str
-    """Root of the dataset's storage."""
-    folders: dict[str, str]
-    """Corpus -> its folder."""
-    version: str
-    data: DataConfig
-
-    def window(self, corpus: str) -> tuple[int, int]:
-        """Frames of a window and from one to the next."""
-        if corpus == "short":
-            return self.data.short_frames, self.data.short_stride
-        return self.data.long_frames, self.data.long_stride
+Latents = NDArray[np.float32]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Group:
-    """Videos of one corpus that one task reads."""
+@dataclass
+class _Record:
+    """What a group came to, so far."""
 
-    corpus: str
-    sources: tuple[Source, ...]
-    picks: tuple[int, ...] = ()
-    """Frames wanted of each source, when fitting."""
-
-
-class FrameCount:
-    """Passes chunks of frames on and counts what passed."""
-
-    def __init__(self, stream: VideoStream) -> None:
-        self._stream = stream
-        self.frames = 0
-
-    def __iter__(self) -> Iterator[NDArray[np.uint8]]:
-        for _, frames in self._stream.chunks():
-            self.frames += len(frames)
-            yield frames
+    statuses: list[Status] = field(default_factory=list)
+    windows: list[Window] = field(default_factory=list)
+    files: list[ShardFile] = field(default_factory=list)
+    moments: Moments | None = None
 
 
 class VideoWriter:
     """Windows of one video: held for the group's shard, or, when they grow, in a shard of their own."""
 
-    def __init__(self, storage: Storage, task: Task, corpus: str, source: Source) -> None:
-        self._own = ShardWriter(storage, corpus, shard_name(task, [source]))
+    def __init__(self, shard: ShardWriter, own: ShardWriter) -> None:
+        self._shard, self._own = shard, own
         self._spilled = False
-        self._held: list[Window] = []
+        self._held: list[tuple[Window, Latents]] = []
         self._held_bytes = 0
+        self._placed: list[Window] = []
         self._hash = hashlib.sha256()
-        self.windows = 0
+        self._moments: Moments | None = None
 
-    def add(self, window: Window) -> None:
+    def add(self, window: Window, latents: Latents) -> None:
         """Take one window."""
-        self.windows += 1
-        self._hash.update(window.latents.tobytes())
-        self._held.append(window)
-        self._held_bytes += window.latents.nbytes
-        if self._spilled or self._held_bytes > SPILL_BYTES:
-            self._spill()
+        self._hash.update(latents.tobytes())
+        self._moments = merged(self._moments, _moments(latents))
+        if self._spilled:
+            self._placed.append(self._own.add(window, latents))
+            return
+        self._held.append((window, latents))
+        self._held_bytes += latents.nbytes
+        if self._held_bytes > SPILL_BYTES:
+            self._spilled = True
+            self._empty_into(self._own)
 
-    def _spill(self) -> None:
-        self._spilled = True
-        for window in self._held:
-            self._own.add(window)
+    def _empty_into(self, shard: ShardWriter) -> None:
+        self._placed += [shard.add(*row) for row in self._held]
         self._held.clear()
-        self._held_bytes = 0
 
     @property
     def sha256(self) -> str:
         """Of the latents so far."""
         return self._hash.hexdigest()
 
-    def finish(self, group: ShardWriter, status: Status) -> tuple[list[ShardFile], list[Status]]:
-        """Hand the windows over: (files of its own, statuses the group's shard must carry)."""
-        if self._spilled:
-            return self._own.commit([status]), []
-        for window in self._held:
-            group.add(window)
-        return [], [status]
+    def finish(self, record: _Record) -> None:
+        """The video is whole: its windows count."""
+        self._empty_into(self._own if self._spilled else self._shard)
+        record.files += self._own.commit()
+        record.windows += self._placed
+        record.moments = merged(record.moments, self._moments)
 
     def abort(self) -> None:
         """The video is rejected."""
         self._own.abort()
 
 
-def shard_name(task: Task, sources: Sequence[Source]) -> str:
-    """Name of the shard of a group: depends on the dataset's version and the videos only."""
-    return hash_of([task.version, [source.id for source in sources]])[:20]
-
-
-def group_by_bytes(corpus: str, sources: Sequence[Source], block_bytes: int, most: int) -> list[Group]:
-    """Neighbours together, up to `block_bytes` and `most` videos; a larger video is alone."""
-    groups: list[list[Source]] = []
-    room = 0
-    for source in sources:
-        if not groups or source.num_bytes > room or len(groups[-1]) == most:
-            groups.append([])
-            room = block_bytes
-        groups[-1].append(source)
-        room -= source.num_bytes
-    return [Group(corpus=corpus, sources=tuple(group)) for group in groups]
-
-
 def write_group(task: Task, group: Group) -> dict[str, Any]:
-    """Decode, encode and store a group of videos.
+    """Decode, judge, encode and store a group of videos, and record it in a ledger.
 
-    Returns: {"statuses": one for each video, "files": the files written}, plain values.
+    Returns: {"statuses": one for each video}, plain values.
 
     Raises:
         LongtakeError: the storage or the decoder cannot be used at all.
     """
     storage = Storage(task.out)
-    autoencoder = _autoencoder(task.out, task.version)
-    shard = ShardWriter(storage, group.corpus, shard_name(task, group.sources))
-    statuses: list[Status] = []
-    carried: list[Status] = []
-    files: list[ShardFile] = []
+    autoencoder = _autoencoder(task.out, task.version, task.device)
+    shard = _shard(storage, task, group.corpus, group.sources)
+    record = _Record()
     try:
-        for source in group.sources:
-            writer = VideoWriter(storage, task, group.corpus, source)
-            status = _write_video(task, group.corpus, source, autoencoder, writer)
-            statuses.append(status)
-            if status.status == "written":
-                own, kept = writer.finish(shard, status)
-                files += own
-                carried += kept
-        files += shard.commit(carried)
+        with read_ahead(decoded(task, group), AHEAD_CHUNKS) as events:
+            for source in group.sources:
+                writer = VideoWriter(shard, _shard(storage, task, group.corpus, (source,), "long"))
+                _write_video(task, group.corpus, source, events, autoencoder, writer, record)
+        record.files += shard.commit()
+        return _recorded(task, group, record)
     except BaseException:
         shard.abort()
         raise
-    return {"statuses": [asdict(s) for s in statuses], "files": [asdict(f) for f in files]}
 
 
 def _write_video(
-    task: Task, corpus: str, source: Source, autoencoder: Autoencoder, writer: VideoWriter
-) -> Status:
-    """Decode and encode one video into its writer; a reject leaves nothing there."""
-    length, stride = task.window(corpus)
-    status = new_status(corpus, source)
+    task: Task,
+    corpus: str,
+    source: Source,
+    events: Iterator[Event],
+    autoencoder: Autoencoder,
+    writer: VideoWriter,
+    record: _Record,
+) -> None:
+    """Read one video into its writer; a reject leaves nothing but what was dropped."""
+
+    def take(video: Video, frames: Iterator[Frames]) -> None:
+        for window, latents in video.windows(frames, autoencoder):
+            writer.add(window, latents)
+        record.windows += video.dropped
+
     try:
-        stream = _stream(task, corpus, source)
-        status = _probed(status, stream)
-        counted = FrameCount(stream)
-        for start, latents in encoded_windows(counted, autoencoder, length, stride):
-            writer.add(_row(corpus, source, start, length, status.reader, latents))
-        if not writer.windows:
-            reason = f"{counted.frames} frames, a window of {corpus.upper()} needs {length}"
-            raise Rejected(Reject("window", reason))
-    except Rejected as rejected:
-        writer.abort()
-        return rejected_status(status, rejected.reject)
+        status = read_video(task, corpus, source, events, take)
     except BaseException:
         writer.abort()
         raise
-    fps = task.data.fps or status.source_fps
-    return replace(
-        status,
-        num_frames=counted.frames,
-        seconds=counted.frames / fps,
-        num_windows=writer.windows,
-        tail_frames=max(0, counted.frames - (writer.windows - 1) * stride - length),
-        latents_sha256=writer.sha256,
-    )
+    if status.status == "written":
+        status = replace(status, latents_sha256=writer.sha256)
+        writer.finish(record)
+    else:
+        writer.abort()
+    record.statuses.append(status)
 
 
-def _row(corpus: str, source: Source, start: int, length: int, reader: str, latents: Any) -> Window:
-    return Window(
-        window_id=f"{corpus}-{source.id[:32]}-{start:08d}",
-        source_id=source.id,
-        source=source.path,
-        start_frame=start,
-        num_frames=length,
-        caption=source.caption,
-        reader=reader,
-        latents=latents,
-    )
+def judge_group(task: Task, group: Group) -> dict[str, Any]:
+    """Decode a group of videos and record in a ledger what `write_group` would keep; nothing is encoded.
 
-
-def new_status(corpus: str, source: Source) -> Status:
-    """The status of a video that nothing is known of yet."""
-    return Status(
-        corpus=corpus,
-        source_id=source.id,
-        source=source.path,
-        caption=source.caption,
-        num_bytes=source.num_bytes,
-        status="written",
-    )
-
-
-def rejected_status(status: Status, reject: Reject) -> Status:
-    """The same, rejected."""
-    return replace(status, status="rejected", stage=reject.stage, reason=reject.reason)
-
-
-def _probed(status: Status, stream: VideoStream) -> Status:
-    probe = stream.probe
-    return replace(
-        status,
-        reader=probe.reader,
-        reader_reason=probe.reader_reason,
-        width=probe.width,
-        height=probe.height,
-        source_fps=probe.fps,
-    )
-
-
-def sample_group(task: Task, group: Group) -> dict[str, Any]:
-    """Decode a few frames of each video of a group, for fitting the autoencoder.
-
-    Returns: {"frames": {source id: uint8 [n, H, W, 3]}, "rejects": {path: reason}}.
+    Returns: what `write_group` does.
     """
-    frames: dict[str, NDArray[np.uint8]] = {}
-    rejects: dict[str, str] = {}
-    for source, picks in zip(group.sources, group.picks, strict=True):
-        try:
-            stream = _stream(task, group.corpus, source, picks)
-            found = [chunk.copy() for _, chunk in stream.chunks()]
-        except Rejected as rejected:
-            rejects[source.path] = str(rejected)
-            continue
-        if found:
-            frames[source.id] = np.concatenate(found)
-    return {"frames": frames, "rejects": rejects}
+    record = _Record()
+
+    def take(video: Video, frames: Iterator[Frames]) -> None:
+        record.windows += video.judged(frames) + video.dropped
+
+    with read_ahead(decoded(task, group), AHEAD_CHUNKS) as events:
+        for source in group.sources:
+            record.statuses.append(read_video(task, group.corpus, source, events, take))
+    return _recorded(task, group, record)
 
 
-def _stream(task: Task, corpus: str, source: Source, picks: int = 0) -> VideoStream:
-    path = f"{task.folders[corpus]}/{source.path}"
-    data = task.data
-    return _decoder(data.limits).stream(path, data.height, data.width, fps=data.fps, picks=picks)
+def _recorded(task: Task, group: Group, record: _Record) -> dict[str, Any]:
+    stem = f"{group.corpus}/{shard_name(task, group.sources)}"
+    storage = Storage(task.out)
+    write_ledger(storage, stem, record.statuses, record.files, record.moments, record.windows)
+    return {"statuses": [asdict(status) for status in record.statuses]}
 
 
-def _decoder(limits: LimitsConfig) -> Decoder:
-    """This process's decoding child: one, kept from group to group as long as the limits stay."""
-    if limits not in _DECODERS:
-        close_decoder()
-        _DECODERS[limits] = Decoder(limits)
-    return _DECODERS[limits]
+def _shard(
+    storage: Storage, task: Task, corpus: str, sources: tuple[Source, ...], suffix: str = "shard"
+) -> ShardWriter:
+    lineage = {"version": task.version} | {name: version(name) for name in ("av", "decord", "torch")}
+    return ShardWriter(storage, corpus, f"{shard_name(task, sources)}-{suffix}", lineage)
 
 
-def close_decoder() -> None:
-    """End this process's decoding child, if there is one."""
-    while _DECODERS:
-        _DECODERS.popitem()[1].close()
+def _moments(latents: Latents) -> Moments:
+    """Of latents [T, C, h, w]."""
+    exact = latents.astype(np.float64)
+    positions = latents.size // latents.shape[1]
+    total, squares = exact.sum(axis=(0, 2, 3)), np.square(exact).sum(axis=(0, 2, 3))
+    return Moments(positions, total.tolist(), squares.tolist())
 
 
-atexit.register(close_decoder)
+_M_MMAP_THRESHOLD = -3
+_MAPPED_BYTES = 1 << 20
 
 
 @lru_cache(maxsize=1)
-def _autoencoder(out: str, _version: str) -> Autoencoder:
+def _autoencoder(out: str, _version: str, device: str) -> Autoencoder:
+    """This process's. Large buffers are returned to the system when they are freed: windows that are held
+    would else keep what was freed around them (2.8 GiB instead of 0.5 for an hour of video)."""
     torch.set_num_threads(1)
-    return dataset_autoencoder(out)
-
-
-def explain(error: Exception, group: Group) -> dict[str, str]:
-    """An error that is not one video's fault, as plain values for the driver."""
-    if isinstance(error, LongtakeError):
-        return {"kind": type(error).__name__, "problem": error.problem, "remedy": error.remedy}
-    first = group.sources[0].path
-    return {
-        "kind": "DataError",
-        "problem": f"Ingest failed among the videos from {first} on: {type(error).__name__}: {error}",
-        "remedy": "This is a defect of the program; run it again with --debug and report it",
-    }
+    if hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        libc.mallopt(_M_MMAP_THRESHOLD, _MAPPED_BYTES)
+    return dataset_autoencoder(out, device)

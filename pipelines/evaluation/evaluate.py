@@ -169,9 +169,9 @@ def _real(
         "ideal": Made((found["ideal"],), (found["unseen_ideal"],), clip_seconds=clip.seconds),
     }
     groups: dict[Group, list[str]] = {"seen": captions["ideal"], "unseen": captions["unseen_ideal"]}
-    if settings.withheld_words:
+    if settings.text.withheld_words:
         few = captions["ideal"][: settings.evaluation.withheld_videos]
-        groups["withheld"] = [withhold(text, settings.withheld_words) for text in few]
+        groups["withheld"] = [withhold(text, settings.text.withheld_words) for text in few]
     return WorldScores(found, clip.window_frames, settings.evaluation.windows_per_video), made, groups
 
 

@@ -19,8 +19,12 @@ import ray.data
 import torch
 from torch import Tensor
 
+from models.config import TextConfig
 from models.rng import Key
+from models.text import Conditioning, TextEncoder
 from pipelines.data.info import dataset_autoencoder
+from pipelines.data.spread import Pool
+from pipelines.data.texts import embed_captions, text_encoder
 from pipelines.evaluation.measure import Columns, Measured, Measurer
 from pipelines.evaluation.parts import PART, join, run_parts, within
 from pipelines.evaluation.settings import EvaluationSettings, Group, Progress, System
@@ -92,18 +96,19 @@ def on_disk(folder: str) -> Iterator[Path]:
         yield Path(copy)
 
 
-def sample(network: Network, item: Item, clip: Clip, settings: EvaluationSettings, device: str) -> Tensor:
+def sample(
+    network: Network, item: Item, clip: Clip, settings: EvaluationSettings, conditioning: Conditioning
+) -> Tensor:
     """Latents [B, T, C, h, w] of an item's videos."""
     return generate_latents(
         network,
         item.system.method,
         clip.latents,
-        item.captions,
+        conditioning,
         Key(settings.seed, purpose=f"evaluate/{item.group}/{item.draw}"),
         item.samples,
         sampling=settings.sampling,
         flow=settings.flow,
-        device=device,
     )
 
 
@@ -124,8 +129,9 @@ class Generator:
             torch.set_num_threads(1)
         reader = None if settings.world is None else FactorReader(settings.world.size)
         windows = settings.evaluation.windows_per_video
-        autoencoder = dataset_autoencoder(settings.dataset)
+        autoencoder = dataset_autoencoder(settings.dataset, self._device)
         self._measurer = Measurer(clip.window_frames, windows, clip.fps, reader, autoencoder)
+        self._encoders: dict[TextConfig, TextEncoder] = {}
         self._out = Storage(out).child(CLIPS)
         self._networks: dict[str, Network] = {}
 
@@ -152,12 +158,18 @@ class Generator:
                 self._networks[checkpoint] = load_network(folder, self._device)
         return self._networks[checkpoint]
 
+    def _encoder(self, text: TextConfig) -> TextEncoder:
+        if text not in self._encoders:
+            self._encoders[text] = text_encoder(text, self._settings.dataset)
+        return self._encoders[text]
+
     def _sample(self, item: Item) -> tuple[Tensor, float]:
         """Latents, and the seconds they took: of the processor, or of the clock where a GPU does the work."""
         network = self._network(item.system.checkpoint)
+        conditioning = self._encoder(network.spec.text).encode(item.captions).to(self._device)
         clock = time.perf_counter if self._settings.use_gpu else time.process_time
         start = clock()
-        latents = sample(network, item, self._clip, self._settings, self._device)
+        latents = sample(network, item, self._clip, self._settings, conditioning)
         if self._settings.use_gpu:
             torch.cuda.synchronize()
         return latents, clock() - start
@@ -191,6 +203,8 @@ def generate(
     order = sorted(items, key=lambda item: -clip.evaluations(item.system))
     wanted = settings.evaluation
     most = min(wanted.max_actors, len(order))
+    captions = {caption for item in items for caption in item.captions}
+    embed_captions(settings.text, settings.dataset, captions, pool=Pool(1, 1, settings.use_gpu))
     done = run_parts(
         Generator,
         len(order),

@@ -4,13 +4,13 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from pipelines.evaluation.evaluate import Evaluation
 from pipelines.evaluation.summary import is_world, systems, values
+from pipelines.page import blank_figure, png
 from pipelines.storage import Storage
 from pipelines.video import decode
 
@@ -82,15 +82,7 @@ def _metrics(evaluation: Evaluation) -> list[str]:
 
 
 def _figure(panels: int) -> Figure:
-    figure = Figure(figsize=(3.4 * panels, 3.6), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _png(figure: Figure) -> bytes:
-    memory = io.BytesIO()
-    figure.savefig(memory, format="png", dpi=110)
-    return memory.getvalue()
+    return blank_figure(3.4 * panels, 3.6)
 
 
 def _means(evaluations: Sequence[Evaluation], system: str, metric: str) -> tuple[float, float]:
@@ -118,7 +110,7 @@ def _bars(evaluations: Sequence[Evaluation], panels: Mapping[str, str], *, log: 
         axis.set_title(title, fontsize=9)
         if log and np.nanmax([*means, 0.0]) > 0:
             axis.set_xscale("log")
-    return _png(figure)
+    return png(figure)
 
 
 def _lines(
@@ -133,7 +125,7 @@ def _lines(
     axis.set_xticks(range(len(ticks)), ticks)
     axis.set(xlabel=x, ylabel=y)
     axis.legend(fontsize=7)
-    return _png(figure)
+    return png(figure)
 
 
 def _eighths(evaluations: Sequence[Evaluation]) -> bytes:
@@ -145,4 +137,4 @@ def _eighths(evaluations: Sequence[Evaluation]) -> bytes:
             axis.plot(range(1, 9), np.mean(series, axis=0), "o-", label=name)
     axis.set(xlabel="eighth of the clip", ylabel="texture error")
     axis.legend(fontsize=7)
-    return _png(figure)
+    return png(figure)

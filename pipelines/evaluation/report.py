@@ -1,6 +1,5 @@
 """A report that opens in a browser: table, remarks, plots inside the file, and the videos beside it."""
 
-import base64
 import os
 import posixpath
 import tempfile
@@ -12,20 +11,13 @@ from pathlib import Path
 from pipelines.evaluation.evaluate import Evaluation
 from pipelines.evaluation.plots import plots, side_by_side
 from pipelines.evaluation.summary import cell, columns, remarks, systems, values
+from pipelines.page import page, picture, table
 from pipelines.storage import Storage
 from pipelines.video import write_mp4
 
 REPORT = "report.html"
 _FOLDER = "report"
 """Folder of plots and side-by-side videos, beside the report."""
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; }
-body { margin: 2rem auto; max-width: 76rem; padding: 0 1rem; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid #ddd; }
-th:first-child, td:first-child { text-align: left; }
-figure { margin: 1rem 0; } video, img { max-width: 100%; } .wide { overflow-x: auto; }
-"""
 
 
 @dataclass(frozen=True)
@@ -86,33 +78,26 @@ def _page(
         f"<figure>{_video(clip)}<figcaption>{escape(text)}</figcaption></figure>"
         for clip, text in zip(clips, first.captions, strict=True)
     )
-    figures = "".join(
-        f'<img alt="{escape(name)}" src="data:image/png;base64,{base64.b64encode(data).decode()}">'
-        for name, data in pictures.items()
-    )
+    figures = "".join(picture(name, data) for name, data in pictures.items())
     alone = "".join(
         f"<h3>{escape(name)}</h3>" + "".join(_video(_relative(path, home), 160) for path in paths)
         for name, paths in first.clips.items()
     )
-    return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title>'
-        f"<style>{_STYLE}</style>"
-        f"<h1>{escape(title)}</h1><p>Seeds {seeds}. Means over seeds, with the deviation of several.</p>"
-        f"<div class=wide>{_table(evaluations)}</div><ul>{told}</ul>"
-        f"<h2>Side by side</h2>{shown}<h2>Plots</h2>{figures}<h2>Videos</h2>{alone}</html>\n"
+    return page(
+        title,
+        f"<p>Seeds {seeds}. Means over seeds, with the deviation of several.</p>"
+        f"{_table(evaluations)}<ul>{told}</ul>"
+        f"<h2>Side by side</h2>{shown}<h2>Plots</h2>{figures}<h2>Videos</h2>{alone}",
     )
 
 
 def _table(evaluations: Sequence[Evaluation]) -> str:
     shown = columns(evaluations[0])
-    head = "".join(f"<th>{escape(heading)}</th>" for heading in ("system", *shown))
     rows = (
-        f"<tr><td>{escape(system)}</td>"
-        + "".join(f"<td>{cell(values(evaluations, system, metric))}</td>" for metric in shown.values())
-        + "</tr>"
+        [system, *(cell(values(evaluations, system, metric)) for metric in shown.values())]
         for system in systems(evaluations)
     )
-    return f"<table><tr>{head}</tr>{''.join(rows)}</table>"
+    return table(["system", *shown], rows)
 
 
 def _video(source: str, width: int | None = None) -> str:

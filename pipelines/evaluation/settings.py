@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from models.config import FlowConfig, SamplingConfig
+from models.config import FlowConfig, SamplingConfig, TextConfig
 from pipelines.evaluation.config import EvaluationConfig
 from pipelines.generation import Head, Method, Sampler
 from pipelines.world.config import WorldConfig
@@ -55,7 +55,7 @@ class EvaluationSettings:
     """Folder that keeps the measured references, shared by the seeds of a run; any fsspec URI."""
     seed: int
     """Seed of the noise."""
-    withheld_words: tuple[str, ...] = ()
-    """Words that training withheld (`text.withheld_words`); captions without them are evaluated too."""
+    text: TextConfig = TextConfig()
+    """How captions are encoded; those without `withheld_words` are evaluated too."""
     use_gpu: bool = False
     """One GPU an actor."""

@@ -1,6 +1,8 @@
 """The two corpora as training batches: batch k is a function of (seed, k) only."""
 
-from dataclasses import dataclass
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -23,31 +25,45 @@ class Corpus:
     rows: ShardDataset
     plan: BatchPlan
 
-    def batch(self, step: int, workers: Workers, device: torch.device | str) -> Batch:
+    def batch(self, step: int, workers: Workers) -> Batch:
         """This worker's share of batch `step`."""
         refs = self.plan.rows(step, workers.rank, workers.size)
         rows = self.rows.read([ref.index for ref in refs])
-        return Batch(rows.latents.to(device), rows.captions, [ref.sample for ref in refs])
+        return Batch(rows.latents, rows.captions, [ref.sample for ref in refs])
 
 
 class BatchSource:
-    """The batches of a stage.
+    """The batches of a stage; while one is used, the next is read.
 
     Args:
         dataset: folder of an ingested dataset.
         stage: how many windows of each corpus a step takes.
         seed: names the order.
+        workers: who reads it, and who else reads the rest.
     """
 
-    def __init__(self, dataset: str, stage: StageConfig, seed: int) -> None:
+    def __init__(self, dataset: str, stage: StageConfig, seed: int, workers: Workers) -> None:
         wanted: dict[CorpusName, int] = {"short": stage.short_batch, "long": stage.long_batch}
         self.corpora = {
             name: Corpus(rows := ShardDataset(dataset, name), BatchPlan(seed, len(rows), batch, name))
             for name, batch in wanted.items()
             if batch
         }
+        self.waited_s = 0.0
+        """Seconds that callers of `at` waited for data."""
+        self._workers = workers
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="batches")
+        self._next: tuple[int, Future[dict[str, Batch]]] | None = None
 
-    def at(self, step: int, workers: Workers, device: torch.device | str) -> Batches:
-        """This worker's share of the batches of `step`."""
-        parts = {name: corpus.batch(step, workers, device) for name, corpus in self.corpora.items()}
-        return Batches(**parts)
+    def at(self, step: int, device: torch.device | str) -> Batches:
+        """This worker's share of the batches of any step; that of the step after the last is quickest."""
+        began = time.monotonic()
+        ahead = self._next
+        reading = ahead[1] if ahead and ahead[0] == step else self._thread.submit(self._read, step)
+        parts = reading.result()
+        self.waited_s += time.monotonic() - began
+        self._next = step + 1, self._thread.submit(self._read, step + 1)
+        return Batches(**{name: replace(p, latents=p.latents.to(device)) for name, p in parts.items()})
+
+    def _read(self, step: int) -> dict[str, Batch]:
+        return {name: corpus.batch(step, self._workers) for name, corpus in self.corpora.items()}

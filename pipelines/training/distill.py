@@ -1,6 +1,7 @@
 """Mode seeking meets mean seeking: the warm-up of the critic, and the joint stage (arXiv 2602.24289)."""
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +14,7 @@ from models.flow import VelocityModel, shift, shift_for
 from models.losses import Loss, Scorers, anchor_loss, flow_matching_loss, reverse_kl_loss, x0_prediction
 from models.rng import Key, normal, uniform
 from models.sampling import noisy_input
-from models.text import Conditioning, withhold_some
+from models.text import Conditioning, TextEncoder, withhold_some
 from models.weights import copy_into
 from models.windows import Span, spans
 from pipelines.generation import few_step_times
@@ -25,10 +26,12 @@ from pipelines.training.stages import (
     Captions,
     Recipe,
     StepResult,
+    adapt,
     apply_update,
     diverged,
     start_student,
     supervised_loss,
+    trained,
 )
 from pipelines.training.state import Rollout, TrainState, adamw, learning_rate_factor
 
@@ -61,6 +64,7 @@ class DistillStage:
         caption_pool: captions of each corpus, by name, that rollouts may use.
         workers: this worker's place.
         critic_only: leave the student alone.
+        encoder: of captions; None is the one without weights.
     """
 
     def __init__(
@@ -69,13 +73,15 @@ class DistillStage:
         caption_pool: dict[str, list[str]],
         workers: Workers = ALONE,
         critic_only: bool = False,
+        encoder: TextEncoder | None = None,
     ) -> None:
         assert isinstance(recipe.stage, DistillConfig)
         self.recipe, self.config, self.workers = recipe, recipe.stage, workers
-        self.captions = Captions(recipe.text)
+        self.captions = Captions(recipe.text, encoder)
         self.caption_pool = caption_pool
         self.critic_only = critic_only
-        self.spec = NetworkSpec("student", recipe.model, recipe.text, recipe.long_shape[1], recipe.long_shape)
+        shape = recipe.long_shape
+        self.spec = NetworkSpec("student", recipe.model, recipe.text, shape[1], shape, recipe.lora)
         self.times = few_step_times(recipe.sampling, recipe.flow, recipe.long_shape[0])
         self.teacher: DiT
         self.reference: VelocityModel
@@ -95,9 +101,11 @@ class DistillStage:
         critic = copy.deepcopy(teacher).train().requires_grad_(True)
         if "critic" in start:
             copy_into(critic, critic_weights(start["critic"]), start["critic"])
+        adapt(student, self.recipe, "student")
+        adapt(critic, self.recipe, "critic")
         modules = {"student": student, "critic": critic}
         rates = {"student": self.config.learning_rate, "critic": self.config.critic_learning_rate}
-        optimizers = {role: adamw(m.parameters(), self.config, rates[role]) for role, m in modules.items()}
+        optimizers = {role: adamw(trained(m), self.config, rates[role]) for role, m in modules.items()}
         return TrainState(modules, optimizers, {"student": Ema(student, self.config.ema_decay)})
 
     def step(self, state: TrainState, batches: Batches, key: Key) -> StepResult:
@@ -198,7 +206,15 @@ class DistillStage:
         assert isinstance(critic, DiT)
         scorers = Scorers(self.teacher, critic)
         return reverse_kl_loss(
-            video, tiling, chosen, noise, t, simulated.conditioning, scorers, self.recipe.loss
+            video,
+            tiling,
+            chosen,
+            noise,
+            t,
+            simulated.conditioning,
+            scorers,
+            self.recipe.loss,
+            self.recipe.crop_safe,
         )
 
     def _anchor(self, video: Tensor, simulated: Simulated) -> Loss:
@@ -215,27 +231,34 @@ class DistillStage:
     def _critic_step(self, state: TrainState, key: Key) -> Tensor:
         """Flow matching of the critic on windows of recent rollouts, drawn as they are scored."""
         samples = list(self.workers.share(self.config.critic_batch))
-        windows, captions = zip(*(self._pool_window(state, key, i) for i in samples), strict=True)
+        windows, captions, starts = zip(*(self._pool_window(state, key, i) for i in samples), strict=True)
         x0 = torch.stack(windows)
         noise = normal(x0.shape[1:], key.at(purpose="noise"), samples, x0.device)
-        conditioning = self.captions.encode(captions, x0.device)
-        conditioning = conditioning.dropout(self.recipe.text.dropout, key, samples)
+        conditioning = self.captions.with_dropout(captions, key, samples, x0.device)
         t = self._score_times(key, samples).to(x0.device)
         critic = state.modules["critic"]
         assert isinstance(critic, DiT)
-        loss = flow_matching_loss(critic, x0, noise, t, conditioning)
+        frames = None if self.recipe.crop_safe else first_masked(starts, x0.shape[1]).to(x0.device)
+        loss = flow_matching_loss(critic, x0, noise, t, conditioning, frames)
         loss.value.backward()  # type: ignore[no-untyped-call]
         apply_update(state, "critic", self.config, self.config.critic_learning_rate, self.workers)
         return loss.value.detach()
 
-    def _pool_window(self, state: TrainState, key: Key, sample: int) -> tuple[Tensor, str]:
-        """A random window of the tiling at a random phase, of a random video of the pool."""
+    def _pool_window(self, state: TrainState, key: Key, sample: int) -> tuple[Tensor, str, int]:
+        """A random window of the tiling at a random phase, of a random video of the pool; its first frame."""
         draw = key.at(sample=sample, purpose="window").numpy()
         rollout = state.pool[int(draw.integers(len(state.pool)))]
         video = int(draw.integers(len(rollout.captions)))
         tiling = self._tiling(int(draw.integers(self.config.window_stride)))
         window = tiling[int(draw.integers(len(tiling)))]
-        return rollout.latents[video, window.start : window.stop], rollout.captions[video]
+        return rollout.latents[video, window.start : window.stop], rollout.captions[video], window.start
+
+
+def first_masked(starts: Sequence[int], length: int) -> Tensor:
+    """Which frames count of windows cut from latents that are not crop-safe, bool [len(starts), length]."""
+    frames = torch.ones(len(starts), length, dtype=torch.bool)
+    frames[:, 0] = torch.tensor([start == 0 for start in starts])
+    return frames
 
 
 def _student(state: TrainState) -> Student:

@@ -40,7 +40,7 @@ def teacher_ratio(
     return samples.distance(reference) / floor.distance(reference)
 
 
-def check_teacher(teacher: VelocityModel, short: Batch, recipe: Recipe) -> float | None:
+def check_teacher(teacher: VelocityModel, short: Batch, recipe: Recipe, captions: Captions) -> float | None:
     """Compares the teacher's windows with half of some SHORT windows; the ratio, None for too few windows.
 
     Raises:
@@ -52,7 +52,7 @@ def check_teacher(teacher: VelocityModel, short: Batch, recipe: Recipe) -> float
     if half < 2:
         return None
     real, other = short.latents[:half], short.latents[half : 2 * half]
-    conditioning = Captions(recipe.text).encode(short.captions[:half], real.device)
+    conditioning = captions.encode(short.captions[:half], real.device)
     amount = shift_for(recipe.flow, real.shape[1])
     ratio = teacher_ratio(teacher, conditioning, real, other, amount, Key(recipe.seed, purpose="gate"))
     if ratio <= config.teacher_gate_ratio:

@@ -12,11 +12,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from models.config import ModelConfig, TextConfig
+from models.config import LoraConfig, ModelConfig, TextConfig
 from models.ddt import Student
 from models.dit import DiT
 from models.errors import CheckpointError
-from models.weights import copy_into, load_tensors, save_tensors
+from models.lora import add_adapters, merge_adapters
+from models.weights import TensorFiles, save_tensors
 
 Role = Literal["teacher", "student"]
 NETWORK_FILE = "network.json"
@@ -33,6 +34,7 @@ class NetworkSpec:
         text: how captions are encoded.
         channels: latent channels.
         shape: latents of a clip, [T, C, h, w].
+        lora: the adapters that it is trained by, if any; they are merged when it is loaded.
     """
 
     role: Role
@@ -40,6 +42,7 @@ class NetworkSpec:
     text: TextConfig
     channels: int
     shape: tuple[int, int, int, int]
+    lora: LoraConfig = LoraConfig()
 
     def build(self, device: torch.device | str = "cpu") -> DiT | Student:
         """The network with unset weights."""
@@ -56,9 +59,17 @@ class NetworkSpec:
         """The inverse of `to_json`."""
         model = dict(values["model"], patch_size=tuple(values["model"]["patch_size"]))
         text = dict(values["text"], withheld_words=tuple(values["text"]["withheld_words"]))
+        lora: dict[str, Any] = {
+            name: tuple(v) if isinstance(v, list) else v for name, v in values.get("lora", {}).items()
+        }
         t, c, h, w = values["shape"]
         return NetworkSpec(
-            values["role"], ModelConfig(**model), TextConfig(**text), values["channels"], (t, c, h, w)
+            values["role"],
+            ModelConfig(**model),
+            TextConfig(**text),
+            values["channels"],
+            (t, c, h, w),
+            LoraConfig(**lora),
         )
 
 
@@ -129,15 +140,29 @@ def load_network(folder: str | Path, device: torch.device | str = "cpu") -> Netw
     folder = Path(folder)
     check_seal(folder)
     spec = read_spec(folder)
-    model = spec.build(device)
-    copy_into(model, load_tensors(folder / f"{spec.role}.average.safetensors"), str(folder))
+    model = _read(spec, folder / f"{spec.role}.average.safetensors", device)
     return Network(model.eval().requires_grad_(False), spec)
 
 
 def critic_weights(folder: str | Path) -> dict[str, Tensor]:
-    """The critic of a warm-up or distillation checkpoint, verified against its manifest."""
-    check_seal(Path(folder))
-    return load_tensors(Path(folder) / "critic.safetensors")
+    """The critic of a warm-up or distillation checkpoint, verified against its manifest, adapters merged."""
+    folder = Path(folder)
+    check_seal(folder)
+    spec = dataclasses.replace(read_spec(folder), role="teacher")
+    return _read(spec, folder / "critic.safetensors").state_dict()
+
+
+def _read(spec: NetworkSpec, path: Path, device: torch.device | str = "cpu") -> DiT | Student:
+    """A network from its file, with its adapters merged."""
+    model = spec.build("meta")
+    if spec.lora.rank:
+        add_adapters(model, spec.lora)
+    model.to_empty(device=device)
+    with TensorFiles([path]) as files:
+        files.copy_into(model)
+    if spec.lora.rank:
+        merge_adapters(model)
+    return model
 
 
 def save_network(model: DiT | Student, spec: NetworkSpec, folder: Path) -> None:

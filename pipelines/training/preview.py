@@ -15,7 +15,7 @@ from pipelines.generation import Method, generate_latents
 from pipelines.tracking import Tracker
 from pipelines.training.config import DistillConfig
 from pipelines.training.networks import Network, NetworkSpec
-from pipelines.training.stages import Recipe
+from pipelines.training.stages import Recipe, Stage
 from pipelines.training.state import TrainState
 from pipelines.video import contact_sheet, write_mp4
 
@@ -24,15 +24,16 @@ COLUMNS = 8
 EULER_STEPS = 25
 
 
-def preview(state: TrainState, spec: NetworkSpec, recipe: Recipe, dataset: str, tracker: Tracker) -> None:
+def preview(state: TrainState, stage: Stage, recipe: Recipe, dataset: str, tracker: Tracker) -> None:
     """Samples a few videos with the averaged weights, always the same captions and noise, and files them.
 
     Args:
         state: the stage's state; it is not changed.
-        spec, recipe: what is sampled, and how.
+        stage, recipe: what is sampled, and how.
         dataset: folder of the dataset: captions, frame rate and autoencoder.
         tracker: gets MP4s and a contact sheet under `preview/step-...`.
     """
+    spec = stage.spec
     model = copy.deepcopy(state.modules[spec.role]).eval()
     state.averages[spec.role].copy_to(model)
     assert isinstance(model, DiT | Student)
@@ -43,14 +44,13 @@ def preview(state: TrainState, spec: NetworkSpec, recipe: Recipe, dataset: str, 
         Network(model, spec),
         _method(spec, recipe),
         spec.shape,
-        captions,
+        stage.captions.encode(captions, device),
         Key(recipe.seed, purpose="preview"),
         range(len(captions)),
         sampling=recipe.sampling,
         flow=recipe.flow,
-        device=device,
     )
-    frames = dataset_autoencoder(dataset).decode(latents.cpu()).numpy()
+    frames = dataset_autoencoder(dataset, device).decode(latents.cpu()).numpy()
     fps, folder = read_info(dataset).corpus(corpus).fps, f"preview/step-{state.step:06d}"
     with tempfile.TemporaryDirectory() as name:
         for index, video in enumerate(frames):

@@ -8,16 +8,17 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from models.config import FlowConfig, LossConfig, ModelConfig, SamplingConfig, TextConfig
+from models.config import FlowConfig, LoraConfig, LossConfig, ModelConfig, SamplingConfig, TextConfig
 from models.ddt import Student
 from models.dit import DiT
 from models.ema import Ema
 from models.errors import TrainingDiverged
 from models.flow import VelocityModel, shift_for, training_times
 from models.init import initialize
+from models.lora import add_adapters, start_adapters
 from models.losses import Loss, flow_matching_loss
 from models.rng import Key, normal
-from models.text import Conditioning, TextEncoder, withhold_some
+from models.text import Conditioning, NgramEncoder, TextEncoder, drop_some, withhold_some
 from models.weights import copy_into
 from pipelines.training.config import StageConfig
 from pipelines.training.networks import NetworkSpec, Role, load_network
@@ -36,6 +37,8 @@ class Recipe:
         start: checkpoint folders by role: `teacher`, `student`, `critic`.
         seed: the run's seed.
         critic_only: distillation's warm-up, which leaves the student alone.
+        lora: adapters of the student and the critic, where this stage trains by them.
+        crop_safe: whether the latents of a window are the window of the latents (the autoencoder's).
     """
 
     model: ModelConfig
@@ -49,6 +52,8 @@ class Recipe:
     start: dict[str, str]
     seed: int
     critic_only: bool = False
+    lora: LoraConfig = LoraConfig()
+    crop_safe: bool = True
 
 
 @dataclass(frozen=True)
@@ -81,26 +86,17 @@ class StepResult:
     metrics: dict[str, float]
 
 
-class Stage(Protocol):
-    """A stage of training."""
-
-    spec: NetworkSpec
-
-    def init(self, device: torch.device | str) -> TrainState:
-        """The state before the first step."""
-        ...
-
-    def step(self, state: TrainState, batches: Batches, key: Key) -> StepResult:
-        """One backward and update; `state.step` is advanced."""
-        ...
-
-
 class Captions:
-    """Captions as training sees them: some words withheld, some captions dropped, all keyed."""
+    """Captions as training sees them: some words withheld, some captions dropped, all keyed.
 
-    def __init__(self, config: TextConfig) -> None:
+    Args:
+        config: what is withheld and dropped.
+        encoder: None is the one without weights.
+    """
+
+    def __init__(self, config: TextConfig, encoder: TextEncoder | None = None) -> None:
         self.config = config
-        self.encoder = TextEncoder(config)
+        self.encoder = encoder or NgramEncoder(config)
 
     def encode(self, captions: Sequence[str], device: torch.device) -> Conditioning:
         """Conditioning of captions as they are."""
@@ -111,7 +107,28 @@ class Captions:
     ) -> Conditioning:
         """Conditioning for flow matching: words withheld and whole captions dropped."""
         given = withhold_some(captions, self.config, key, samples)
-        return self.encode(given, device).dropout(self.config.dropout, key, samples)
+        return self.with_dropout(given, key, samples, device)
+
+    def with_dropout(
+        self, captions: Sequence[str], key: Key, samples: Sequence[int], device: torch.device
+    ) -> Conditioning:
+        """Conditioning of captions of which some are dropped."""
+        return self.encode(drop_some(captions, self.config.dropout, key, samples), device)
+
+
+class Stage(Protocol):
+    """A stage of training."""
+
+    spec: NetworkSpec
+    captions: Captions
+
+    def init(self, device: torch.device | str) -> TrainState:
+        """The state before the first step."""
+        ...
+
+    def step(self, state: TrainState, batches: Batches, key: Key) -> StepResult:
+        """One backward and update; `state.step` is advanced."""
+        ...
 
 
 def apply_update(
@@ -149,15 +166,16 @@ class SupervisedStage:
     Args:
         recipe: what it is made from; without `start["teacher"]` a plain stack is trained from scratch.
         workers: this worker's place.
+        encoder: of captions; None is the one without weights.
     """
 
-    def __init__(self, recipe: Recipe, workers: Workers = ALONE) -> None:
+    def __init__(self, recipe: Recipe, workers: Workers = ALONE, encoder: TextEncoder | None = None) -> None:
         self.recipe = recipe
         self.workers = workers
-        self.captions = Captions(recipe.text)
+        self.captions = Captions(recipe.text, encoder)
         role: Role = "student" if recipe.start else "teacher"
         shape = recipe.long_shape if role == "student" else recipe.short_shape
-        self.spec = NetworkSpec(role, recipe.model, recipe.text, shape[1], shape)
+        self.spec = NetworkSpec(role, recipe.model, recipe.text, shape[1], shape, recipe.lora)
 
     def init(self, device: torch.device | str) -> TrainState:
         """A fresh teacher, or a student that starts as the teacher or as an earlier student."""
@@ -167,8 +185,9 @@ class SupervisedStage:
             initialize(model, Key(recipe.seed, purpose="init"))
         else:
             start_student(model, recipe.start)
-        trained = model if isinstance(model, DiT) else freeze_unused_head(model)
-        optimizer = adamw([p for p in trained.parameters() if p.requires_grad], recipe.stage)
+            adapt(model, recipe, role)
+            freeze_unused_head(model)
+        optimizer = adamw(trained(model), recipe.stage)
         return TrainState({role: model}, {role: optimizer}, {role: Ema(model, recipe.stage.ema_decay)})
 
     def step(self, state: TrainState, batches: Batches, key: Key) -> StepResult:
@@ -220,11 +239,23 @@ def start_student(student: Student, start: dict[str, str]) -> None:
     student.start_from(teacher)
 
 
-def freeze_unused_head(student: Student) -> Student:
+def freeze_unused_head(student: Student) -> None:
     """Supervised stages leave the DM head alone."""
     for name, head in student.heads.items():
-        head.requires_grad_(name == "flow_matching")
-    return student
+        if name != "flow_matching":
+            head.requires_grad_(False)
+
+
+def adapt(model: DiT | Student, recipe: Recipe, role: str) -> None:
+    """Puts the recipe's adapters on a network, which then computes what it did before; none at rank 0."""
+    if recipe.lora.rank:
+        add_adapters(model, recipe.lora)
+        start_adapters(model, Key(recipe.seed, purpose=f"adapters/{role}"))
+
+
+def trained(module: nn.Module) -> list[nn.Parameter]:
+    """The parameters that an optimiser gets."""
+    return [parameter for parameter in module.parameters() if parameter.requires_grad]
 
 
 def held_out_loss(

@@ -16,6 +16,7 @@ from ray.train import Checkpoint
 from models.errors import LongtakeError
 from models.rng import Key
 from pipelines.data.dataset import CorpusName, ShardDataset
+from pipelines.data.texts import text_encoder
 from pipelines.tracking import NullTracker, Tracker, TrackerFactory
 from pipelines.training.batches import BatchSource
 from pipelines.training.checkpoint import load_state, save_state
@@ -89,13 +90,14 @@ def train_worker(config: dict[str, WorkerJob]) -> dict[str, float] | LongtakeErr
 
 def make_stage(recipe: Recipe, dataset: str, workers: Workers) -> Stage:
     """The stage a recipe asks for, by the type of its settings."""
+    encoder = text_encoder(recipe.text, dataset)
     if isinstance(recipe.stage, DistillConfig):
         pool = {
             "long": ShardDataset(dataset, "long").captions,
             "short": ShardDataset(dataset, "short").captions,
         }
-        return DistillStage(recipe, pool, workers, recipe.critic_only)
-    return SupervisedStage(recipe, workers)
+        return DistillStage(recipe, pool, workers, recipe.critic_only, encoder)
+    return SupervisedStage(recipe, workers, encoder)
 
 
 class _Loop:
@@ -103,15 +105,15 @@ class _Loop:
         self.job, self.workers, self.device, self.tracker = job, workers, device, tracker
         self.config = job.recipe.stage
         self.stage = make_stage(job.recipe, job.dataset, workers)
-        self.batches = BatchSource(job.dataset, self.config, job.recipe.seed)
+        self.batches = BatchSource(job.dataset, self.config, job.recipe.seed, workers)
         self.held_out = _held_out(job.dataset, self.stage.spec.shape[0], job.recipe, device)
         self.state = self.stage.init(device)
         self.diagnostics = Diagnostics(job.dataset)
-        self.began = time.monotonic()
         self._resume()
         self._check_teacher()
         self.first_step = self.state.step
         self.held_out_start = self._held_out_loss()
+        self.began = time.monotonic()
 
     def _resume(self) -> None:
         checkpoint = ray.train.get_checkpoint()
@@ -127,7 +129,7 @@ class _Loop:
         count = min(len(rows), 2 * WINDOWS)
         read = rows.read([i * len(rows) // count for i in range(count)])
         short = Batch(read.latents.to(self.device), read.captions, range(count))
-        ratio = check_teacher(self.stage.teacher, short, self.job.recipe)
+        ratio = check_teacher(self.stage.teacher, short, self.job.recipe, self.stage.captions)
         if ratio is not None and self.workers.rank == 0:
             self.tracker.metrics(0, {"train/teacher_gate_ratio": ratio})
 
@@ -139,7 +141,7 @@ class _Loop:
         while self.state.step < self.config.steps:
             began = time.process_time()
             step = self.state.step
-            batches = self.batches.at(step, self.workers, self.device)
+            batches = self.batches.at(step, self.device)
             with self._precision():
                 result = self.stage.step(self.state, batches, Key(self.job.recipe.seed, step, purpose="step"))
             self.state.cpu_seconds += time.process_time() - began
@@ -158,14 +160,14 @@ class _Loop:
         if self.state.step % self.config.log_every and not self._last():
             return
         extra = self.diagnostics.of(self.state.pool[-1].latents) if self.state.pool else {}
-        if extra:
-            self.tracker.metrics(self.state.step, {f"train/{k}": v for k, v in extra.items()})
+        extra["data_wait"] = self.batches.waited_s / (time.monotonic() - self.began)
+        self.tracker.metrics(self.state.step, {f"train/{k}": v for k, v in extra.items()})
         self._say(metrics | extra)
 
     def _preview(self) -> None:
         every = self.config.preview_every
         if self.workers.rank == 0 and every and (self.state.step % every == 0 or self._last()):
-            preview(self.state, self.stage.spec, self.job.recipe, self.job.dataset, self.tracker)
+            preview(self.state, self.stage, self.job.recipe, self.job.dataset, self.tracker)
 
     def _last(self) -> bool:
         return self.state.step == self.config.steps

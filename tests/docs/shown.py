@@ -12,6 +12,9 @@ from tests.command import REPOSITORY
 
 PAGES = (REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md")))
 
+STORY = REPOSITORY / "docs" / "data.md"
+"""The page whose commands build on each other: test_data_page.py runs them in order."""
+
 SHELL, OTHER = {"", "sh"}, {"text", "yaml"}
 """Languages of fenced blocks whose lines are commands, and of those that hold something else."""
 
@@ -161,6 +164,7 @@ def _with_preset(words: Sequence[str]) -> list[str]:
 
 
 def of_kind(*kinds: str) -> pytest.MarkDecorator:
-    """A test a command of these kinds, as its argument `shown`."""
-    chosen = [shown for shown in all_shown() if shown.kind in kinds]
+    """A test a command of these kinds, as its argument `shown`; those of STORY are not among them."""
+    alone = [shown for shown in all_shown() if not shown.where.startswith(f"{STORY.name}:")]
+    chosen = [shown for shown in alone if shown.kind in kinds]
     return pytest.mark.parametrize("shown", chosen, ids=[" ".join(shown.words) for shown in chosen])

@@ -84,6 +84,8 @@ def test_a_circle_of_files_is_refused(tmp_path):
         ("sampling.steps=[1.0, 0.5]", "sampling.steps", (1.0, 0.5)),
         ("model.clip_position=false", "model.clip_position", False),
         ("data.limits.max_bytes=10", "data.limits.max_bytes", 10),
+        ("data.curation.min_motion=0.1", "data.curation.min_motion", 0.1),
+        ("data.curation.aspects=['16:9','4:3']", "data.curation.aspects", ("16:9", "4:3")),
         ("name=other", "name", "other"),
         ("cluster.logical_cpus=8", "cluster.logical_cpus", 8),
         ("data.fps=8", "data.fps", 8.0),
@@ -119,6 +121,8 @@ REFUSED = [
     ("teacher.learning_rate=.nan", "finite", "teacher.learning_rate"),
     ("model.patch_size=[1,2]", "model.patch_size", "model.patch_size"),
     ("sft.steps=null", "sft.steps", "sft.steps"),
+    ("data.curation.max_flash=2", "data.curation.max_flash = 2", "0 ... 1"),
+    ("data.curation.aspects=['2:1']", "data.curation.aspects", "16:9"),
     ("data.limits.max_bites=1", "unknown setting", "data.limits.max_bytes"),
 ]  # fmt: skip
 

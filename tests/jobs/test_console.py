@@ -1,7 +1,9 @@
 """One line a step where there is no terminal, bars where there is one."""
 
+from rich.table import Table
+
 from jobs import console
-from jobs.console import Progress, format_metrics
+from jobs.console import Progress, format_metrics, show
 
 
 def lines(capsys):
@@ -47,3 +49,20 @@ def test_bars_are_drawn_on_a_terminal_and_the_note_is_shown(capsys):
 
 def test_names_lose_their_group():
     assert format_metrics({"train/loss": 1.0, "steps": 2.0}) == "loss 1  steps 2"
+
+
+def test_standard_output_can_be_kept_free(capsys):
+    for terminal in (True, False):
+        with Progress(terminal=terminal, to_stderr=True) as progress:
+            progress("short", 1, 2)
+            progress("short", 2, 2)
+        told = capsys.readouterr()
+        assert told.out == ""
+        assert "2/2" in told.err
+
+
+def test_a_table_is_not_cut_where_there_is_no_terminal(capsys):
+    table = Table("name", "reason", box=None)
+    table.add_row("x" * 60, "y" * 100)
+    show(table)
+    assert "x" * 60 + "  " + "y" * 100 in capsys.readouterr().out

@@ -89,4 +89,4 @@ def test_the_world_is_known_only_where_it_is_used(run_config):
     assert evaluate.settings_of(run_config, 2).seed == 2
     assert evaluate.settings_of(configs.load("clips"), 0).world is None
     minute = evaluate.settings_of(configs.load("minute"), 0)
-    assert minute.withheld_words == configs.load("minute").text.withheld_words
+    assert minute.text == configs.load("minute").text

@@ -11,11 +11,28 @@ def test_every_path_lies_in_the_run_folder(tmp_path):
     config = configs.load("ci", [f"storage.root={tmp_path}"])
     paths = RunPaths.of(config)
     assert paths.root == f"{tmp_path}/ci"
-    every = [paths.world, paths.dataset, paths.samples, paths.report, paths.summary, paths.sweeps]
+    every = [
+        paths.world,
+        paths.dataset,
+        paths.inspection,
+        paths.samples,
+        paths.report,
+        paths.summary,
+        paths.sweeps,
+    ]
     every += [paths.stage(1, "teacher"), paths.evaluation(1)]
     assert len(set(every)) == len(every)
     assert all(path.startswith(paths.root + "/") for path in every)
     assert paths.stage(1, "teacher") == f"{tmp_path}/ci/seed-1/teacher"
+
+
+def test_other_settings_of_the_data_have_another_dataset(tmp_path):
+    def dataset(*overrides):
+        return RunPaths.of(configs.load("ci", [f"storage.root={tmp_path}", *overrides])).dataset
+
+    assert dataset() == dataset("data.limits.timeout_s=9", "data.short=a", "data.long=b", "teacher.steps=7")
+    changed = {dataset("data.holdout=0.3"), dataset("autoencoder.components=2"), dataset("world.seed=5")}
+    assert len(changed | {dataset()}) == 4
 
 
 def test_corpora_are_the_worlds_or_the_users(tmp_path, monkeypatch):

@@ -45,7 +45,11 @@ REFUSED = [
     ("tiny", ["evaluation.min_actors=3"], "evaluation.min_actors 3", "evaluation.max_actors"),
     ("tiny", ["cluster.logical_cpus=1"], "leaves no CPU", "cluster.logical_cpus=3"),
     ("tiny", ["model.pretrained=x"], "predict the velocity", "model.precondition=false"),
+    ("tiny", ["lora.rank=-1"], "lora.rank is -1", "lora.rank=0 or more"),
+    ("tiny", ["lora.rank=4", "lora.targets=[]"], "lora.targets", "lora.rank=0"),
+    ("tiny", ["lora.targets=[to_x]"], "lora.targets: input should be 'to_q'", "lora.targets"),
     ("tiny", ["autoencoder.kind=wan"], "autoencoder.pretrained", "folder"),
+    ("tiny", ["text.kind=umt5"], "text.pretrained", "text_encoder/"),
     ("tiny", ["name=a/b"], "cannot be a folder", "letters"),
     ("tiny", ["sweep.space.nope=[1]"], "unknown setting 'nope'", "loss.reverse_kl_weight"),
     ("tiny", ["sweep.space.loss=[1]"], "unknown setting 'loss'", "loss.reverse_kl_weight"),
@@ -53,6 +57,7 @@ REFUSED = [
     ("tiny", ["sweep.space.seed={low: 3, high: 1}"], "sweep.space.seed", "low"),
     ("tiny", ["sweep.reduction_factor=1"], "sweep.reduction_factor", "2 or more"),
     ("wan-1.3b", ["data.short_frames=80"], "4k+1 frames", "77 or 81"),
+    ("wan-1.3b", ["model.window=19"], "sees its whole clip of 21", "model.window=20 or more"),
     ("wan-1.3b", ["data.width=500"], "do not divide", "multiples of 8"),
     ("wan-1.3b", ["distill.window_stride=21"], "no window scores", "20 or less"),
 ]
@@ -102,6 +107,11 @@ def test_shapes_of_the_presets():
 @pytest.mark.parametrize(("frames", "latents"), [(1, 1), (5, 2), (81, 21), (481, 121)])
 def test_the_wan_autoencoder_keeps_one_frame_and_then_one_of_four(frames, latents):
     assert shapes.latent_frames(configs.load("wan-1.3b"), frames) == latents
+
+
+def test_a_padded_window_counts_as_the_next_4k_and_1():
+    padded = configs.load("wan-1.3b", ["autoencoder.uneven_frames=pad", "data.short_frames=78"])
+    assert shapes.shapes(padded).short_frames == 21
 
 
 def test_scored_windows_are_counted_as_they_are_tiled():

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.autoencoders import PcaAutoencoder, WanAutoencoder, load_autoencoder
+from models.autoencoders import PcaAutoencoder, load_autoencoder
 from models.config import AutoencoderConfig
 from models.errors import CheckpointError, ConfigError, DataError
 
@@ -213,63 +213,3 @@ def test_damaged_folders_are_refused(fitted: PcaAutoencoder, tmp_path: Path) -> 
     weights.write_bytes(weights.read_bytes()[:-8])
     with pytest.raises(CheckpointError):
         load_autoencoder(tmp_path)
-
-
-def video(frames: int, size: int = 16) -> Tensor:
-    generator = torch.Generator().manual_seed(1)
-    return torch.randint(0, 256, (1, frames, size, size, 3), generator=generator, dtype=torch.uint8)
-
-
-@pytest.mark.parametrize(("frames", "latent_frames"), [(1, 1), (5, 2), (9, 3)])
-def test_wan_makes_one_latent_of_four_frames_after_the_first(
-    wan_folder: Path, frames: int, latent_frames: int
-) -> None:
-    code = load_autoencoder(wan_folder)
-    latents = code.encode(video(frames))
-    assert latents.shape == (1, latent_frames, 4, 2, 2)
-    assert code.decode(latents).shape == (1, frames, 16, 16, 3)
-    assert code.decode(latents).dtype == torch.uint8
-    assert (code.temporal_factor, code.crop_safe) == (4, False)
-
-
-def test_wan_latents_are_those_of_diffusers_normalised(wan_folder: Path) -> None:
-    from diffusers import AutoencoderKLWan
-
-    model = AutoencoderKLWan.from_pretrained(wan_folder).eval()
-    frames = video(5)
-    with torch.no_grad():
-        raw = model.encode(frames.movedim(-1, 1).float() / 127.5 - 1).latent_dist.mode()
-        decoded = model.decode(raw).sample
-    code = WanAutoencoder.load(wan_folder)
-    latents = code.encode(frames)
-    shown = latents[0, :, 1] * 2.0 - 0.2
-    torch.testing.assert_close(shown, raw[0, 1], atol=1e-5, rtol=1e-5)
-    expected = ((decoded.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).movedim(1, -1)
-    difference = (code.decode(latents).int() - expected.int()).abs()
-    assert difference.max() <= 1
-
-
-def test_wan_is_found_through_a_reference(wan_folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps({"kind": "wan", "pretrained": str(wan_folder)}))
-    assert torch.equal(
-        load_autoencoder(tmp_path).encode(video(1)), load_autoencoder(wan_folder).encode(video(1))
-    )
-
-
-@pytest.mark.parametrize("frames", [2, 4, 8])
-def test_wan_refuses_frames_that_it_would_drop(wan_folder: Path, frames: int) -> None:
-    with pytest.raises(ConfigError, match="4k"):
-        load_autoencoder(wan_folder).encode(video(frames))
-
-
-def test_wan_refuses_sizes_that_do_not_divide(wan_folder: Path) -> None:
-    with pytest.raises(ConfigError, match="multiples of 8"):
-        load_autoencoder(wan_folder).encode(video(1, size=12))
-
-
-def test_a_folder_without_the_model_is_refused(wan_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="no AutoencoderKLWan"):
-        WanAutoencoder.load(tmp_path)
-    (tmp_path / "config.json").write_text((wan_folder / "config.json").read_text())
-    with pytest.raises(CheckpointError, match="cannot be loaded"):
-        WanAutoencoder.load(tmp_path)

@@ -10,7 +10,7 @@ from models.config import LossConfig
 from models.flow import interpolate
 from models.losses import Scorers, anchor_loss, flow_matching_loss, reverse_kl_loss, x0_prediction
 from models.text import Conditioning
-from models.windows import Span, coverage, spans
+from models.windows import Span, spans
 from tests.models.builders import GaussianVelocity, captions, latents
 
 CONFIG = LossConfig()
@@ -48,34 +48,62 @@ def _by_hand(
     t: Tensor,
     teacher: GaussianVelocity,
     critic: GaussianVelocity,
+    crop_safe: bool,
 ) -> Tensor:
-    """Window after window, frame after frame."""
-    total = torch.zeros_like(video)
+    """Window after window; of those within the video the first frame is left out if it is not crop-safe."""
+    total, covered = torch.zeros_like(video), torch.zeros_like(video)
     for b, (k, window) in itertools.product(range(len(video)), enumerate(tiling)):
         row = b * len(tiling) + k
         w = video[b, window.start : window.stop]
         x_t = (1 - t[row]) * w + t[row] * noise[row]
         real, fake = teacher.x0(x_t, t[row]), critic.x0(x_t, t[row])
-        total[b, window.start : window.stop] += (fake - real) / (w - real).abs().mean()
-    return total / torch.tensor(coverage(tiling, video.shape[1])).view(1, -1, 1, 1, 1)
+        skip = 1 if window.start and not crop_safe else 0
+        score = (fake - real) / (w - real).abs().mean()
+        total[b, window.start + skip : window.stop] += score[skip:]
+        covered[b, window.start + skip : window.stop] += 1
+    return total / covered
 
 
-def test_the_gradient_is_the_covered_mean_of_the_windows_scores() -> None:
+@pytest.mark.parametrize("crop_safe", [True, False])
+def test_the_gradient_is_the_covered_mean_of_the_windows_scores(crop_safe: bool) -> None:
     video = latents(2, 13).requires_grad_()
     tiling = spans(13, 5, 3, phase=2)
     rows = 2 * len(tiling)
     noise, t = latents(rows, 5, seed=4), torch.linspace(0.1, 0.9, rows)
     teacher, critic = GaussianVelocity(1.0, 0.5), GaussianVelocity(0.0, 1.0)
+    scorers = Scorers(teacher, critic)
     loss = reverse_kl_loss(
-        video, tiling, range(len(tiling)), noise, t, captions(), Scorers(teacher, critic), CONFIG
+        video, tiling, range(len(tiling)), noise, t, captions(), scorers, CONFIG, crop_safe
     )
     loss.value.backward()
-    expected = _by_hand(video.detach(), tiling, noise, t, teacher, critic)
+    expected = _by_hand(video.detach(), tiling, noise, t, teacher, critic, crop_safe)
     assert video.grad is not None
     assert torch.allclose(video.grad, expected / video.numel(), atol=1e-7)
     assert loss.value.item() == pytest.approx(float(0.5 * expected.square().mean()), rel=1e-5)
     assert (teacher.calls, critic.calls) == (1, 1)
     assert loss.non_finite == 0
+
+
+def test_a_window_within_the_video_says_nothing_of_its_first_latent() -> None:
+    scorers = Scorers(GaussianVelocity(1.0, 0.5), GaussianVelocity(0.0, 1.0))
+    video, t = latents(2, 9).requires_grad_(), torch.full((2,), 0.5)
+    tiling = [Span(0, 5), Span(4, 5)]
+    loss = reverse_kl_loss(video, tiling, [1], latents(2, 5), t, captions(), scorers, CONFIG, False)
+    loss.value.backward()
+    assert video.grad is not None
+    assert not video.grad[:, :5].any()
+    assert video.grad[:, 5:].all()
+
+
+def test_flow_matching_counts_only_the_frames_it_is_told_to() -> None:
+    x0, noise, t = latents(2, 4), latents(2, 4, seed=9), torch.tensor([0.2, 0.7])
+    model, frames = GaussianVelocity(1.0, 0.5), torch.ones(2, 4, dtype=torch.bool)
+    plain = flow_matching_loss(model, x0, noise, t, captions()).value
+    assert torch.allclose(plain, flow_matching_loss(model, x0, noise, t, captions(), frames).value)
+    frames[1, 0] = False
+    one = flow_matching_loss(model, x0[:1], noise[:1], t[:1], captions(1)).value
+    two = (model(interpolate(x0, noise, t), t, captions()) - (noise - x0))[1, 1:].square().mean()
+    assert torch.allclose(flow_matching_loss(model, x0, noise, t, captions(), frames).value, (one + two) / 2)
 
 
 def test_descent_moves_videos_towards_the_teacher() -> None:

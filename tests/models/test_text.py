@@ -6,13 +6,13 @@ import torch
 from models.config import TextConfig
 from models.errors import ConfigError
 from models.rng import Key
-from models.text import Conditioning, TextEncoder, withhold, withhold_some
+from models.text import Conditioning, NgramEncoder, drop_some, withhold, withhold_some
 
 CAPTIONS = ["a bay at dusk, streaked sky, amber sun", "a bay, dotted sky"]
 
 
 def test_one_token_a_phrase_with_unit_rms() -> None:
-    given = TextEncoder(TextConfig()).encode(CAPTIONS)
+    given = NgramEncoder(TextConfig()).encode(CAPTIONS)
     assert given.text.shape == (2, 3, 64)
     assert given.mask is not None
     assert given.mask.tolist() == [[True, True, True], [True, True, False]]
@@ -21,7 +21,7 @@ def test_one_token_a_phrase_with_unit_rms() -> None:
 
 
 def test_the_same_phrase_is_the_same_token_wherever_it_stands() -> None:
-    encoder = TextEncoder(TextConfig())
+    encoder = NgramEncoder(TextConfig())
     a = encoder.encode(["x, amber sun"]).text[0, 1]
     b = encoder.encode(["Amber Sun , y"]).text[0, 0]
     assert torch.equal(a, b)
@@ -29,7 +29,7 @@ def test_the_same_phrase_is_the_same_token_wherever_it_stands() -> None:
 
 
 def test_long_captions_are_cut_and_empty_ones_still_have_a_token() -> None:
-    encoder = TextEncoder(TextConfig(max_tokens=2))
+    encoder = NgramEncoder(TextConfig(max_tokens=2))
     assert encoder.encode(["a, b, c"]).text.shape[1] == 2
     empty = encoder.encode([""])
     assert empty.text.shape == (1, 1, 64)
@@ -43,11 +43,32 @@ def test_repeat_folds_each_row_in_turn() -> None:
 
 
 def test_dropout_is_keyed_by_sample_and_hits_its_share() -> None:
-    rows = Conditioning(torch.ones(2000, 1, 1))
-    dropped = rows.dropout(0.1, Key(0), range(2000)).text.flatten() == 0
-    assert float(dropped.float().mean()) == pytest.approx(0.1, abs=0.02)
-    part = Conditioning(torch.ones(5, 1, 1)).dropout(0.1, Key(0), range(995, 1000)).text.flatten() == 0
-    assert torch.equal(part, dropped[995:1000])
+    dropped = drop_some(["a sun"] * 2000, 0.1, Key(0), range(2000))
+    assert dropped.count("") / 2000 == pytest.approx(0.1, abs=0.02)
+    assert set(dropped) == {"", "a sun"}
+    assert drop_some(["a sun"] * 5, 0.1, Key(0), range(995, 1000)) == dropped[995:1000]
+
+
+def test_a_dropped_caption_says_nothing() -> None:
+    given = NgramEncoder(TextConfig()).encode([*CAPTIONS, ""])
+    assert not given.text[2].any()
+    assert given.mask is not None
+    assert given.mask[2].tolist() == [True, False, False]
+
+
+def test_guidance_leads_away_from_zeros_or_from_the_negative_caption() -> None:
+    assert not NgramEncoder(TextConfig()).encode(CAPTIONS).null().text.any()
+    encoder = NgramEncoder(TextConfig(negative_caption="amber sun, slow waves"))
+    null = encoder.encode(CAPTIONS).repeat(2).null()
+    assert torch.equal(null.text, encoder.encode(["amber sun, slow waves"] * 4).text)
+    assert null.mask is None
+
+
+def test_zeros_fill_up_to_the_most_tokens() -> None:
+    given = NgramEncoder(TextConfig(padding="zeros", max_tokens=5)).encode(CAPTIONS)
+    assert given.mask is None
+    assert given.text.shape == (2, 5, 64)
+    assert not given.text[:, 3:].any()
 
 
 def test_withheld_words_leave_the_rest_of_the_caption() -> None:
@@ -60,4 +81,4 @@ def test_withheld_words_leave_the_rest_of_the_caption() -> None:
 
 def test_an_encoder_that_needs_weights_is_refused_with_a_remedy() -> None:
     with pytest.raises(ConfigError, match="ngram"):
-        TextEncoder(TextConfig(kind="umt5"))
+        NgramEncoder(TextConfig(kind="umt5"))

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.windows import Span, coverage, data_spans, even_spans, spans
+from models.windows import Span, counted, coverage, data_spans, even_spans, spans
 
 shapes = st.tuples(st.integers(1, 60), st.integers(1, 60), st.integers(1, 20), st.integers(0, 19)).filter(
     lambda s: s[1] <= s[0] and s[2] <= s[1] and s[3] < s[2]
@@ -34,6 +34,20 @@ def test_starts_follow_the_phase(shape: tuple[int, int, int, int]) -> None:
 def test_a_known_tiling() -> None:
     assert [w.start for w in spans(32, 8, 4, 1)] == [0, 1, 5, 9, 13, 17, 21, 24]
     assert coverage([Span(0, 2), Span(1, 2)], 4) == [1, 2, 1, 0]
+
+
+@given(shapes)
+def test_without_the_first_frames_of_inner_windows_every_frame_still_counts(
+    shape: tuple[int, int, int, int],
+) -> None:
+    frames, length, stride, phase = shape
+    tiling = spans(frames, length, stride, phase)
+    parts = [counted(window, crop_safe=False) for window in tiling]
+    assert [counted(window, crop_safe=True) for window in tiling] == tiling
+    for window, part in zip(tiling, parts, strict=True):
+        assert (part.stop, part.start - window.start) == (window.stop, int(window.start > 0))
+    if stride < length:
+        assert min(coverage(parts, frames)) >= 1
 
 
 def test_data_windows_leave_out_a_short_tail() -> None:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from pipelines.storage import ASIDE, Storage
 from tests.command import sent
 
 
-@pytest.fixture(params=["folder", "file-uri", "memory"])
+@pytest.fixture(params=["folder", "file-uri", "memory", "s3"])
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
     """The same promises on a path, a file URI and an object store."""
     roots = {
@@ -20,6 +21,8 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
         "file-uri": f"file://{tmp_path}",
         "memory": f"memory://{tmp_path.name}",
     }
+    if request.param == "s3":
+        return Storage(request.getfixturevalue("s3_bucket") + "/runs")
     return Storage(roots[request.param])
 
 
@@ -167,6 +170,23 @@ def test_arrow_errors_carry_their_number_in_the_text(tmp_path: Path) -> None:
     with pytest.raises(ClusterError) as caught, Storage(tmp_path).explained("a.parquet"):
         raise OSError("Error writing bytes to file. Detail: [errno 28] No space left on device")
     assert "Free space" in caught.value.remedy
+
+
+def test_a_folder_that_finds_no_room_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copied folder's error is a list of its files' errors: its user sees the one reason."""
+
+    def fail(*_files: object, **_options: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "a").write_bytes(b"1")
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "copyfile", fail)
+        with pytest.raises(ClusterError) as caught:
+            Storage(tmp_path).put_folder(tmp_path / "here", "there")
+    assert caught.value.problem == f"{tmp_path}/there: No space left on device"
+    assert "Free space" in caught.value.remedy
+    assert os.listdir(tmp_path) == ["here"]
 
 
 def test_a_file_where_a_folder_is_needed(tmp_path: Path) -> None:

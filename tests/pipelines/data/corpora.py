@@ -1,11 +1,16 @@
 """Corpora for the tests: 32 x 32 pixels, 6 directions of pixel space, captions in metadata.jsonl."""
 
+import hashlib
 import json
 from pathlib import Path
+from typing import Literal
 
 from pipelines.data.config import DataConfig
+from pipelines.data.dataset import CorpusName, ShardDataset
 from tests.pipelines.data.videos import low_rank, write_video
 
+CORPORA: tuple[CorpusName, ...] = ("short", "long")
+SPLITS: tuple[Literal["train", "holdout"], ...] = ("train", "holdout")
 SIZE = 32
 RANK = 6
 DATA = DataConfig(
@@ -32,3 +37,20 @@ def write_corpora(root: Path, short: int = 14, long: int = 4) -> tuple[Path, Pat
             rows.append({"file_name": name, "caption": f"{corpus} clip, number {index % 5}"})
         (root / corpus / "metadata.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     return root / "short", root / "long"
+
+
+def rows_of(dataset: Path | str) -> dict[str, str]:
+    """Window id -> sha256 of its latents, of every row of both corpora, held out or not."""
+    found: dict[str, str] = {}
+    for corpus in CORPORA:
+        for split in SPLITS:
+            held = ShardDataset(str(dataset), corpus, split)
+            latents = held.read(range(len(held))).latents.numpy()
+            sums = [hashlib.sha256(row.tobytes()).hexdigest() for row in latents]
+            found.update(zip(held.ids, sums, strict=True))
+    return found
+
+
+def stamps_of(folder: Path) -> dict[str, int]:
+    """Path -> when it was last changed, of a folder and all below it."""
+    return {str(path): path.stat().st_mtime_ns for path in [folder, *folder.rglob("*")]}

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import av
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -16,6 +17,7 @@ import pytest
 from models.config import AutoencoderConfig
 from pipelines.data.config import DataConfig
 from pipelines.data.decode import Decoder, VideoStream
+from pipelines.data.framing import resize
 from pipelines.data.ingest import ingest
 from pipelines.data.rejects import Rejected
 
@@ -52,7 +54,7 @@ READ = {
     "unordered_4frames.mov": (4, "decord"),
     "vfr_bbb_10s.mp4": (240, "decord"),
     "vfr_h263.3gp": (71, "decord"),
-    "yuv444_cockatoo.mp4": (280, "decord"),
+    "yuv444_cockatoo.mp4": (280, "pyav"),
 }
 UPRIGHT = {
     "rotated_90_3s.mp4": (480, 640),
@@ -96,6 +98,44 @@ def test_a_good_clip_gives_the_frames_that_were_counted(
     stream = decoder.stream(f"{CLIPS}/{file}", 64, 64)
     found = count_seen(stream) if "mouse" in file else count(stream)
     assert found == {"decord": by_decord, "pyav": by_pyav}[stream.probe.reader]
+
+
+def reference(path: str) -> Iterator[np.ndarray]:
+    """The upright frames of a file's largest stream, in order, by PyAV and nothing else."""
+    with av.open(path, metadata_errors="ignore") as file:
+        stream = max(file.streams.video, key=lambda s: s.width * s.height)
+        for frame in file.decode(stream):
+            yield np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90) % 4)
+
+
+@pytest.mark.parametrize("file", [file for file, *_ in good()])
+def test_every_frame_is_that_of_reading_in_order(file: str, decoder: Decoder) -> None:
+    """To the bit, whichever reader it was: the two agree on every good clip."""
+    path = f"{CLIPS}/{file}"
+    child = decoder.pid
+    for ours, theirs in zip(decoder.stream(path, 64, 64), reference(path), strict=True):
+        expected = resize(np.ascontiguousarray(theirs), 64, 64)
+        assert np.array_equal(ours.rgb, expected), f"frame {ours.number}"
+    assert decoder.pid == child or child is None
+
+
+@pytest.mark.parametrize("name", sorted(UPRIGHT))
+def test_a_turned_video_stands_upright(name: str, decoder: Decoder) -> None:
+    path = f"{CLIPS}/bad/{name}"
+    for ours, theirs in zip(decoder.stream(path, 64, 64), reference(path), strict=True):
+        assert np.array_equal(ours.rgb, resize(np.ascontiguousarray(theirs), 64, 64))
+
+
+def test_no_bad_clip_ends_the_decoder(decoder: Decoder) -> None:
+    decoder.probe(f"{CLIPS}/short/robot.mp4")
+    child, deadly = decoder.pid, []
+    for name in sorted({*READ, *REJECTED}):
+        try:
+            count(decoder.stream(f"{CLIPS}/bad/{name}", 64, 64))
+        except Rejected as rejected:
+            deadly += [name] if rejected.reject.stage in ("crash", "timeout", "memory") else []
+        assert decoder.pid == child, name
+    assert deadly == []
 
 
 @pytest.mark.parametrize("file", ["short/highway_30s.avi", "short/ucf_makeup.avi"])

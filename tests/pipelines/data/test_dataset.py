@@ -1,8 +1,8 @@
 """Rows are the same whether the corpus is held or read, and damage is noticed either way."""
 
+import json
 import shutil
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,71 +10,14 @@ import pytest
 import torch
 
 from models.autoencoders import PcaAutoencoder
-from models.config import AutoencoderConfig
-from models.errors import DataError
+from models.errors import ClusterError, DataError
 from pipelines.data import dataset as dataset_module
 from pipelines.data import shards
-from pipelines.data.config import DataConfig
 from pipelines.data.dataset import ShardDataset
-from pipelines.data.finish import Outcome, finish
-from pipelines.data.info import INFO_FILE, DatasetInfo, dataset_autoencoder, is_holdout, read_info
-from pipelines.data.shards import ShardWriter, Status, Window
-from pipelines.data.tasks import Task
+from pipelines.data.index import is_holdout
+from pipelines.data.info import INFO_FILE, DatasetInfo, dataset_autoencoder, read_info, write_sealed
 from pipelines.storage import Storage
-from tests.pipelines.data.videos import low_rank
-
-SHAPE = {"short": (4, 3, 1, 1), "long": (8, 3, 1, 1)}
-ROW_BYTES = {corpus: int(np.prod(shape)) * 4 for corpus, shape in SHAPE.items()}
-COUNT = {"short": 90, "long": 30}
-
-
-def make(root: Path, holdout: float = 0.0) -> DatasetInfo:
-    """A dataset of random latents in several files and row groups, without any video."""
-    storage = Storage(root)
-    PcaAutoencoder.fit(low_rank(20, 3, 8, 0), AutoencoderConfig(components=3), 8, 8).save(
-        root / "autoencoder"
-    )
-    rng = np.random.default_rng(0)
-    statuses, files = [], []
-    for corpus in ("short", "long"):
-        for part in range(3):
-            count = COUNT[corpus] // 3
-            own = replace(_status(corpus, f"{part}"), num_windows=count)
-            writer = ShardWriter(storage, corpus, f"shard{part}")
-            for start in range(count):
-                writer.add(_window(corpus, part, start, rng))
-            files += writer.commit([own])
-            statuses.append(own)
-    data = DataConfig(height=8, width=8, short_frames=4, long_frames=8, holdout=holdout)
-    task = Task(out=str(root), folders={}, version="v", data=data)
-    return finish(storage, task, 0, Outcome(statuses, files))
-
-
-def _status(corpus: str, name: str) -> Status:
-    return Status(
-        corpus=corpus,
-        source_id=name,
-        source=f"{name}.mp4",
-        caption=f"video {name}",
-        num_bytes=1,
-        status="written",
-        source_fps=8.0,
-        num_frames=100,
-        seconds=12.5,
-    )
-
-
-def _window(corpus: str, part: int, start: int, rng: np.random.Generator) -> Window:
-    return Window(
-        window_id=f"{corpus}-{rng.integers(1 << 40):012x}-{start:08d}",
-        source_id=f"{part}",
-        source=f"{part}.mp4",
-        start_frame=start,
-        num_frames=SHAPE[corpus][0],
-        caption=f"video {part}",
-        reader="decord",
-        latents=rng.normal(size=SHAPE[corpus]).astype(np.float32),
-    )
+from tests.pipelines.data.made import ROW_BYTES, SHAPE, make
 
 
 @pytest.fixture(scope="module")
@@ -164,8 +107,9 @@ def flip(path: Path, place: int) -> None:
     path.write_bytes(data)
 
 
-def test_no_flipped_bit_is_held(made: Path, tmp_path: Path) -> None:
-    """Anywhere in the file: pages, footer, magic."""
+@pytest.mark.parametrize("memory_bytes", [1 << 30, 7 * ROW_BYTES["short"]])
+def test_no_flipped_bit_passes(memory_bytes: int, made: Path, tmp_path: Path) -> None:
+    """Anywhere in the file: pages, headers, footer, magic; held at once or read later."""
     copy = tmp_path / "copy"
     shutil.copytree(made, copy)
     path = copy / "short" / "shard1-00000.parquet"
@@ -173,23 +117,27 @@ def test_no_flipped_bit_is_held(made: Path, tmp_path: Path) -> None:
     for place in np.random.default_rng(2).integers(0, len(whole), 40):
         flip(path, int(place))
         with pytest.raises(DataError, match=r"short/shard1-00000\.parquet is damaged"):
-            ShardDataset(str(copy), "short")
+            ShardDataset(str(copy), "short", memory_bytes=memory_bytes).read(range(90))
         path.write_bytes(whole)
-    assert len(ShardDataset(str(copy), "short")) == 90
+    assert len(ShardDataset(str(copy), "short").read(range(90)).ids) == 90
 
 
-def test_a_flipped_bit_of_a_page_is_noticed_when_it_is_read(made: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["index.parquet", "dataset.json"])
+def test_no_flipped_bit_of_the_tables_passes(name: str, made: Path, tmp_path: Path) -> None:
+    """Nothing but a DataError, or, where JSON means the same, the same rows."""
     copy = tmp_path / "copy"
     shutil.copytree(made, copy)
-    small = 7 * ROW_BYTES["short"]
-    dataset = ShardDataset(str(copy), "short", memory_bytes=small)
-    file = "short/shard1-00000.parquet"
-    with shards.open_shard(Storage(copy), file) as shard:
-        column = shard.metadata.row_group(1).column(7)
-        first, size = column.data_page_offset, column.total_compressed_size
-    flip(copy / file, first + size - 3)
-    with pytest.raises(DataError, match="damaged"):
-        dataset.read(range(90))
+    whole = (copy / name).read_bytes()
+    ids = ShardDataset(str(copy), "long").ids
+    noticed = 0
+    for place in np.random.default_rng(3).integers(0, len(whole), 60):
+        flip(copy / name, int(place))
+        try:
+            assert ShardDataset(str(copy), "long").ids == ids
+        except (DataError, ClusterError):
+            noticed += 1
+        (copy / name).write_bytes(whole)
+    assert noticed > 50
 
 
 def test_missing_and_exchanged_files_are_noticed(made: Path, tmp_path: Path) -> None:
@@ -197,10 +145,10 @@ def test_missing_and_exchanged_files_are_noticed(made: Path, tmp_path: Path) -> 
     shutil.copytree(made, copy)
     shutil.copy(copy / "short" / "shard0-00000.parquet", copy / "short" / "shard1-00000.parquet")
     with pytest.raises(DataError, match="sha256"):
-        ShardDataset(str(copy), "short")
+        ShardDataset(str(copy), "short").read(range(90))
     (copy / "short" / "shard1-00000.parquet").unlink()
-    with pytest.raises(Exception, match="No such file") as caught:
-        ShardDataset(str(copy), "short")
+    with pytest.raises(ClusterError, match="No such file") as caught:
+        ShardDataset(str(copy), "short").read(range(90))
     assert caught.value.remedy
 
 
@@ -213,7 +161,10 @@ def test_the_description_survives_json(made: Path) -> None:
 
 @pytest.mark.parametrize("damage", ["{", '{"complete": true}', '{"complete": true, "short": {}}'])
 def test_a_damaged_description_is_named(damage: str, made: Path, tmp_path: Path) -> None:
-    (tmp_path / INFO_FILE).write_text(damage)
+    try:
+        write_sealed(Storage(tmp_path), json.loads(damage))
+    except json.JSONDecodeError:
+        (tmp_path / INFO_FILE).write_text(damage)
     with pytest.raises(Exception, match="damaged") as caught:
         read_info(str(tmp_path))
     assert caught.value.remedy

@@ -10,9 +10,9 @@ from models.config import AutoencoderConfig
 from models.errors import CheckpointError, ConfigError
 from pipelines.data import fit
 from pipelines.data.fit import _drawn, _groups, prepare_autoencoder
+from pipelines.data.groups import Task
 from pipelines.data.info import dataset_autoencoder
 from pipelines.data.manifest import Source, sources
-from pipelines.data.tasks import Task
 from tests.pipelines.data.corpora import DATA
 
 

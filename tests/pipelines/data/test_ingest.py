@@ -1,8 +1,10 @@
 """Two folders in, one dataset out: every video ends somewhere, and a second run does what is missing."""
 
+import io
 import json
 import os
 import shutil
+import tarfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,14 +20,21 @@ import torch
 from models.config import AutoencoderConfig
 from models.errors import ClusterError, ConfigError, DataError, LongtakeError
 from models.windows import data_spans
+from pipelines.data import ingest as ingest_module
 from pipelines.data import spread
 from pipelines.data.config import DataConfig
+from pipelines.data.corpus import Corpus
 from pipelines.data.dataset import ShardDataset
 from pipelines.data.decode import Decoder
-from pipelines.data.info import dataset_autoencoder, read_info
-from pipelines.data.ingest import ingest, write_all
+from pipelines.data.groups import Group, Task
+from pipelines.data.info import dataset_autoencoder, read_info, write_sealed
+from pipelines.data.ingest import Statuses, ingest, write_all
+from pipelines.data.ledger import read_ledger, read_ledgers
 from pipelines.data.manifest import sources
-from pipelines.data.tasks import Group, Task, write_group
+from pipelines.data.spread import Pool
+from pipelines.data.tasks import write_group
+from pipelines.data.version import dataset_version
+from pipelines.storage import Storage
 from tests.pipelines.data.conftest import Ingested
 from tests.pipelines.data.corpora import DATA, RANK, SIZE, write_corpora
 from tests.pipelines.data.videos import low_rank, write_video
@@ -87,18 +96,40 @@ def test_the_description_counts_what_is_there(ingested: Ingested) -> None:
 def test_rows_are_the_encoded_frames_of_their_windows(ingested: Ingested) -> None:
     """Decoded and encoded here once more, without Ray: equal to the last bit that matters."""
     code = dataset_autoencoder(str(ingested.out))
-    rows = [row for file in ingested.info.long.files for row in table(ingested.out, file.file)]
+    rows = [row for row in table(ingested.out, "index.parquet") if row["corpus"] == "long"]
+    stored = {row["window_id"]: row for f in ingested.info.long.files for row in table(ingested.out, f.file)}
     with Decoder(ingested.data.limits) as decoder:
         for row in rows:
             stream = decoder.stream(ingested.long / row["source"], SIZE, SIZE)
             frames = np.concatenate([chunk for _, chunk in stream.chunks()])
             window = frames[row["start_frame"] : row["start_frame"] + row["num_frames"]]
             latents = code.encode(torch.from_numpy(window)[None])[0].numpy()
-            stored = np.asarray(row["latents"]).reshape(latents.shape)
-            np.testing.assert_allclose(stored, latents, atol=1e-4)
+            found = np.asarray(stored[row["window_id"]]["latents"]).reshape(latents.shape)
+            np.testing.assert_allclose(found, latents, atol=1e-4)
             assert row["num_frames"] == 24
             assert row["caption"].startswith("long clip")
-    assert len({row["window_id"] for row in rows}) == len(rows) == 12
+            assert row["kept"]
+    assert len({row["window_id"] for row in rows}) == len(rows) == len(stored) == 12
+
+
+def test_the_index_says_where_each_window_lies(ingested: Ingested) -> None:
+    for row in table(ingested.out, "index.parquet"):
+        group = pq.ParquetFile(ingested.out / row["file"]).read_row_group(row["row_group"]).to_pylist()
+        assert group[row["row"]]["window_id"] == row["window_id"]
+        assert group[row["row"]]["source_id"] == row["source_id"]
+
+
+def test_the_latents_statistics_are_those_of_the_rows(ingested: Ingested) -> None:
+    for corpus in ("short", "long"):
+        rows = [
+            ShardDataset(str(ingested.out), corpus, split).read(range(n)).latents
+            for split in ("train", "holdout")
+            if (n := len(ShardDataset(str(ingested.out), corpus, split)))
+        ]
+        latents = torch.cat(rows).double().movedim(2, 0).flatten(1)
+        described = ingested.info.corpus(corpus)
+        np.testing.assert_allclose(described.latent_mean, latents.mean(dim=1), atol=1e-9)
+        np.testing.assert_allclose(described.latent_std, latents.std(dim=1, correction=0), rtol=1e-9)
 
 
 def test_latents_are_standardised_over_both_corpora(ingested: Ingested) -> None:
@@ -131,24 +162,36 @@ def test_a_clean_run_gives_the_same_bytes(ingested: Ingested, tmp_path: Path) ->
     assert contents(tmp_path / "again") == contents(ingested.out)
 
 
-def test_a_broken_run_does_only_what_is_missing(ingested: Ingested, tmp_path: Path) -> None:
-    out = tmp_path / "dataset"
-    shutil.copytree(ingested.out, out)
-    (out / "dataset.json").write_text(json.dumps({"complete": False, "version": ingested.info.version}))
-    lost = min(out.glob("short/*.parquet"))
-    lost.unlink()
+@pytest.fixture
+def copied(ingested: Ingested, tmp_path: Path) -> Ingested:
+    """The dataset and its corpora, to be changed."""
+    for name, folder in (("short", ingested.short), ("long", ingested.long), ("dataset", ingested.out)):
+        shutil.copytree(folder, tmp_path / name)
+    return ingested._replace(short=tmp_path / "short", long=tmp_path / "long", out=tmp_path / "dataset")
+
+
+def add_video(folder: Path, name: str = "new.mp4", phase: float = 50.0) -> Path:
+    return write_video(folder / name, low_rank(16, RANK, SIZE, 7, phase=phase), crf="4")
+
+
+def test_a_broken_run_does_only_what_is_missing(copied: Ingested) -> None:
+    out = copied.out
+    write_sealed(Storage(out), {"complete": False, "version": copied.info.version})
+    ledger = min(out.glob("short/*.ledger"))
+    lost = {file.file for file in read_ledger(Storage(out), f"short/{ledger.name}").files}
+    ledger.unlink()
     (out / "short" / ".aside-half").write_bytes(b"half")
     before = stamps(out / "short") | stamps(out / "long")
-    info = run(ingested.short, ingested.long, out)
+    info = run(copied.short, copied.long, out)
     after = stamps(out / "short") | stamps(out / "long")
-    assert {name: after[name] for name in before} == before
-    assert set(after) - set(before) == {lost.name}
-    assert info == ingested.info
+    assert {f"short/{name}" for name in before if after[name] != before[name]} == lost
+    assert set(after) == set(before)
+    assert info == copied.info
     assert not list(out.rglob(".aside-*"))
 
 
-def test_an_unfinished_dataset_is_not_read(ingested: Ingested, tmp_path: Path) -> None:
-    (tmp_path / "dataset.json").write_text(json.dumps({"complete": False, "version": "x"}))
+def test_an_unfinished_dataset_is_not_read(tmp_path: Path) -> None:
+    write_sealed(Storage(tmp_path), {"complete": False, "version": "x"})
     with pytest.raises(DataError, match="not finished") as caught:
         ShardDataset(str(tmp_path), "short")
     assert "again" in caught.value.remedy
@@ -159,27 +202,100 @@ def test_an_unfinished_dataset_is_not_read(ingested: Ingested, tmp_path: Path) -
 @pytest.mark.parametrize("change", [{"long_frames": 16}, {"fps": 4.0}, {"holdout": 0.0}, {"height": 16}])
 def test_other_settings_never_mix_into_a_dataset(change: dict[str, Any], ingested: Ingested) -> None:
     before = contents(ingested.out)
-    with pytest.raises(DataError, match="other settings or other videos") as caught:
-        run(ingested.short, ingested.long, ingested.out, replace(DATA, **change))
+    other = replace(DATA, **change)
+    with pytest.raises(DataError, match="other settings") as caught:
+        run(ingested.short, ingested.long, ingested.out, other)
     assert "Delete that folder" in caught.value.remedy
     assert contents(ingested.out) == before
+    assert dataset_version(other, FIT, 0) != ingested.info.version
 
 
-def test_other_videos_never_mix_into_a_dataset(ingested: Ingested, tmp_path: Path) -> None:
-    shutil.copytree(ingested.short, tmp_path / "short")
-    write_video(tmp_path / "short" / "new.mp4", low_rank(8, RANK, SIZE, 9))
-    with pytest.raises(DataError, match="other settings or other videos"):
-        run(tmp_path / "short", ingested.long, ingested.out)
+def test_an_added_video_adds_only_itself(copied: Ingested) -> None:
+    before = contents(copied.out / "short") | contents(copied.out / "long")
+    add_video(copied.short)
+    info = run(copied.short, copied.long, copied.out)
+    after = contents(copied.out / "short") | contents(copied.out / "long")
+    assert {name: after[name] for name in before} == before
+    assert info.short.videos == copied.info.short.videos + 1
+    assert info.short.windows == copied.info.short.windows + 2
+    assert (info.long, info.version) == (copied.info.long, copied.info.version)
+    assert info.data_hash != copied.info.data_hash
+    assert info.autoencoder == copied.info.autoencoder
+    added = [row for row in table(copied.out, "index.parquet") if row["source"] == "new.mp4"]
+    assert [row["start_frame"] for row in added] == [0, 8]
 
 
-def test_limits_and_grouping_are_no_other_version(ingested: Ingested) -> None:
+def test_a_removed_video_is_gone_and_comes_back_unread(copied: Ingested) -> None:
+    gone = copied.short / "part0" / "clip0.mp4"
+    data = gone.read_bytes()
+    gone.unlink()
+    (copied.short / "metadata.jsonl").write_text(
+        "".join(f"{line}\n" for line in (copied.short / "metadata.jsonl").read_text().splitlines()[1:])
+    )
+    shards = stamps(copied.out / "short")
+    info = run(copied.short, copied.long, copied.out)
+    assert info.short.videos == copied.info.short.videos - 1
+    assert not [
+        row
+        for row in table(copied.out, "index.parquet")
+        if (row["corpus"], row["source"]) == ("short", "part0/clip0.mp4")
+    ]
+    (copied.short / "back.mp4").write_bytes(data)
+    again = run(copied.short, copied.long, copied.out)
+    assert again.short.windows == copied.info.short.windows
+    assert stamps(copied.out / "short") == shards
+
+
+def test_a_new_caption_or_name_reads_no_video_again(copied: Ingested) -> None:
+    lines = (copied.long / "metadata.jsonl").read_text().splitlines()
+    row = json.loads(lines[0])
+    os.rename(copied.long / row["file_name"], copied.long / "renamed.mp4")
+    lines[0] = json.dumps({"file_name": "renamed.mp4", "caption": "quite another"})
+    (copied.long / "metadata.jsonl").write_text("\n".join(lines))
+    shards = stamps(copied.out / "long")
+    info = run(copied.short, copied.long, copied.out)
+    assert stamps(copied.out / "long") == shards
+    assert info.data_hash != copied.info.data_hash
+    renamed = [row for row in table(copied.out, "index.parquet") if row["source"] == "renamed.mp4"]
+    assert {row["caption"] for row in renamed} == {"quite another"}
+    assert len(renamed) == 3
+    assert "quite another" in ShardDataset(str(copied.out), "long").captions
+
+
+def test_other_videos_altogether_are_refused(copied: Ingested, tmp_path: Path) -> None:
+    """The autoencoder was fitted on the first ones."""
+    for corpus, length in (("short", 16), ("long", 40)):
+        write_video(tmp_path / "other" / corpus / "a.mp4", low_rank(length, RANK, SIZE, 9))
+    with pytest.raises(DataError, match="made from other videos") as caught:
+        run(tmp_path / "other" / "short", tmp_path / "other" / "long", copied.out)
+    assert "--fresh" in caught.value.remedy
+
+
+def test_limits_and_grouping_are_no_other_version(copied: Ingested) -> None:
     other = replace(DATA, block_bytes=1 << 20, limits=replace(DATA.limits, timeout_s=5.0))
-    assert run(ingested.short, ingested.long, ingested.out, other) == ingested.info
+    before = contents(copied.out / "short")
+    info = run(copied.short, copied.long, copied.out, other)
+    assert replace(info, made_from="") == replace(copied.info, made_from="")
+    assert contents(copied.out / "short") == before
 
 
-def test_grouping_changes_files_but_not_rows(ingested: Ingested, tmp_path: Path) -> None:
+def test_raised_limits_give_what_they_refused_another_chance(copied: Ingested) -> None:
+    write_video(copied.short / "lasting.mp4", low_rank(64, RANK, SIZE, 7, phase=60.0))
+    tight = replace(DATA, limits=replace(DATA.limits, max_frames=60))
+    assert run(copied.short, copied.long, copied.out, tight).short.rejects == 1
+    (reject,) = table(copied.out, "rejects.parquet")
+    assert (reject["path"], reject["stage"]) == ("lasting.mp4", "limits")
+    info = run(copied.short, copied.long, copied.out)
+    assert info.short.rejects == 0
+    assert info.short.windows == copied.info.short.windows + 8
+
+
+def test_grouping_changes_files_but_not_rows(
+    ingested: Ingested, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ingest_module, "SHARES", 1)
     info = run(ingested.short, ingested.long, tmp_path / "d", replace(DATA, block_bytes=1 << 30))
-    assert len(info.short.files) == 1
+    assert len(info.short.files) == 1 < len(ingested.info.short.files)
     assert info.data_hash == ingested.info.data_hash
     one, many = (ShardDataset(str(out), "short") for out in (tmp_path / "d", ingested.out))
     assert one.ids == many.ids
@@ -223,7 +339,7 @@ def test_bad_videos_cost_themselves_only(
 ) -> None:
     info = run(*with_bad, tmp_path / "out")
     rejects = {
-        row["source"]: (row["stage"], row["reason"]) for row in table(tmp_path / "out", "rejects.parquet")
+        row["path"]: (row["stage"], row["reason"]) for row in table(tmp_path / "out", "rejects.parquet")
     }
     assert {name: stage for name, (stage, _) in rejects.items()} == {
         "empty.mp4": "bytes",
@@ -336,7 +452,10 @@ def test_ray_datas_settings_are_put_back(ray_local: None) -> None:
     assert (context.max_errored_blocks, context.enable_progress_bars) == before
 
 
-def test_a_video_that_kills_its_worker_ends_as_one_reject(ingested: Ingested, tmp_path: Path) -> None:
+@pytest.mark.parametrize("actors", [False, True])
+def test_a_video_that_kills_its_worker_ends_as_one_reject(
+    actors: bool, ingested: Ingested, tmp_path: Path
+) -> None:
     """Its group is lost three times, then each of the group alone: the poison is tried in vain, once more."""
     out = tmp_path / "dataset"
     shutil.copytree(ingested.out / "autoencoder", out / "autoencoder")
@@ -356,10 +475,45 @@ def test_a_video_that_kills_its_worker_ends_as_one_reject(ingested: Ingested, tm
         version="v",
         data=replace(DATA, block_bytes=60_000),
     )
-    outcome = write_all(task, {"short": listed, "long": []}, work, lambda *step: None)
-    ends = {status.source_id: status for status in outcome.statuses}
+    ends: Statuses = {}
+    pool = Pool(1, 2) if actors else None
+    write_all(task, {"short": listed, "long": []}, ends, work, lambda *step: None, pool)
     assert len(ends) == len(listed)
-    assert ends[poison].stage == "worker"
-    assert [s.source_id for s in outcome.statuses if s.status == "rejected"] == [poison]
-    assert sum(file.rows for file in outcome.files) == sum(s.num_windows for s in outcome.statuses)
+    assert ends["short", poison].stage == "worker"
+    assert [s.source_id for s in ends.values() if s.status == "rejected"] == [poison]
+    files = [file for ledger in read_ledgers(Storage(out), "short") for file in ledger.files]
+    assert sum(file.rows for file in files) == sum(s.num_windows for s in ends.values())
     assert len(list((out / "tries").iterdir())) == 2 * (1 + spread.MAX_RETRIES)
+
+
+def as_tar(folder: Path, path: Path) -> str:
+    """The videos of a corpus folder as a WebDataset tar, captions beside them."""
+    rows = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
+    with tarfile.open(path, "w") as tar:
+        for row in rows:
+            tar.add(folder / row["file_name"], row["file_name"])
+            caption = row["caption"].encode()
+            member = tarfile.TarInfo(row["file_name"].removesuffix(".mp4") + ".txt")
+            member.size = len(caption)
+            tar.addfile(member, io.BytesIO(caption))
+    return str(path)
+
+
+def test_a_tar_and_a_manifest_give_the_same_rows(ingested: Ingested, tmp_path: Path) -> None:
+    tar = as_tar(ingested.short, tmp_path / "short.tar")
+    info = ingest(tar, str(ingested.long / "metadata.jsonl"), str(tmp_path / "out"), DATA, FIT, 0)
+    assert info.data_hash == ingested.info.data_hash
+    assert info.short.windows == ingested.info.short.windows
+
+
+def test_a_listing_again_hashes_only_what_is_new(copied: Ingested, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    original = Corpus.blocks
+    monkeypatch.setattr(
+        Corpus, "blocks", lambda self, path, *a: read.append(path) or original(self, path, *a)
+    )
+    run(copied.short, copied.long, copied.out)
+    assert read == []
+    add_video(copied.short)
+    run(copied.short, copied.long, copied.out)
+    assert read == ["new.mp4"]

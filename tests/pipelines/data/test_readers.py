@@ -7,6 +7,7 @@ import av
 import numpy as np
 import pytest
 
+from pipelines.data import readers
 from pipelines.data.config import LimitsConfig
 from pipelines.data.readers import Opened, Refused, _by_pyav, _plain, inspect, open_video
 from tests.pipelines.data.videos import cut_by_stream_copy, numbers, stamped, write_video
@@ -48,6 +49,17 @@ def test_streams_that_decord_never_ends_go_to_pyav(muxer: str, codec: str, tmp_p
     assert muxer in opened.why
     assert found == list(range(30))
     np.testing.assert_allclose(times, np.arange(30) / 25, atol=1e-3)
+
+
+def test_videos_too_long_for_decord_go_to_pyav(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """decord decodes ahead as far as its consumer lags: an hour of 256 x 256 took 600 MiB of it."""
+    path = write_video(tmp_path / "a.mp4", stamped(30))
+    monkeypatch.setattr(readers, "AHEAD_BYTES", 30 * 64 * 96 * 3)
+    assert read(path)[0].reader == "decord"
+    monkeypatch.setattr(readers, "AHEAD_BYTES", 30 * 64 * 96 * 3 - 1)
+    opened, _, found = read(path)
+    assert (opened.reader, opened.why) == ("pyav", "decord could hold all of its 0 MiB")
+    assert found == list(range(30))
 
 
 @pytest.mark.parametrize("width", [24, 48, 72])

@@ -1,5 +1,6 @@
 """A shard is whole, readable by plain pyarrow, and no flipped bit passes."""
 
+import json
 import os
 from pathlib import Path
 
@@ -9,59 +10,49 @@ import pytest
 
 from models.errors import DataError
 from pipelines.data import shards
-from pipelines.data.shards import ShardWriter, Status, Window, digest, finished, open_shard
+from pipelines.data.ledger import ShardFile, Window
+from pipelines.data.shards import ShardWriter, digest, open_shard
 from pipelines.storage import Storage
 
 SHAPE = (4, 3, 2, 2)
 
 
-def window(number: int, rng: np.random.Generator) -> Window:
+def window(number: int) -> Window:
     return Window(
         window_id=f"short-{number:04d}",
         source_id="f" * 64,
-        source="a/b.mp4",
         start_frame=4 * number,
         num_frames=4,
-        caption=f"caption {number % 3}",
+        shot=number // 8,
         reader="decord",
-        latents=rng.normal(size=SHAPE).astype(np.float32),
     )
 
 
-def status(source_id: str = "f" * 64) -> Status:
-    return Status(
-        corpus="short", source_id=source_id, source="a/b.mp4", caption="c", num_bytes=5, status="written"
-    )
+def latents(count: int) -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(count, *SHAPE)).astype(np.float32)
 
 
-def write(root: Path, count: int = 50, name: str = "shard") -> list[Window]:
-    rng = np.random.default_rng(0)
-    windows = [window(i, rng) for i in range(count)]
-    writer = ShardWriter(Storage(root), "short", name)
-    for row in windows:
-        writer.add(row)
-    writer.commit([status()])
-    return windows
+def shard(root: Path, name: str = "shard") -> ShardWriter:
+    return ShardWriter(Storage(root), "short", name, {"version": "v1", "av": "18"})
+
+
+def write(root: Path, count: int = 50, name: str = "shard") -> tuple[list[Window], list[ShardFile]]:
+    writer = shard(root, name)
+    placed = [writer.add(window(i), row) for i, row in enumerate(latents(count))]
+    return placed, writer.commit()
 
 
 def test_plain_pyarrow_reads_a_tensor_column(tmp_path: Path) -> None:
-    windows = write(tmp_path)
+    write(tmp_path)
     table = pq.read_table(tmp_path / "short" / "shard-00000.parquet")
-    latents = table["latents"].combine_chunks().to_numpy_ndarray()
-    np.testing.assert_array_equal(latents, np.stack([row.latents for row in windows]))
+    np.testing.assert_array_equal(table["latents"].combine_chunks().to_numpy_ndarray(), latents(50))
     assert table["latents"].type.shape == list(SHAPE)
-    assert table["caption"].to_pylist()[:4] == ["caption 0", "caption 1", "caption 2", "caption 0"]
     assert table["start_frame"].to_pylist()[3] == 12
-    assert table.column_names == [
-        "window_id",
-        "source_id",
-        "source",
-        "start_frame",
-        "num_frames",
-        "caption",
-        "reader",
-        "latents",
-    ]
+    assert table["shot"].to_pylist()[9] == 1
+    columns = ["window_id", "source_id", "start_frame", "num_frames", "shot", "reader", "latents"]
+    assert table.column_names == columns
+    footer = pq.read_metadata(tmp_path / "short" / "shard-00000.parquet").metadata
+    assert json.loads(footer[b"longtake.lineage"]) == {"version": "v1", "av": "18"}
 
 
 def test_the_same_windows_give_the_same_bytes(tmp_path: Path) -> None:
@@ -74,67 +65,44 @@ def test_the_same_windows_give_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_the_description_matches_the_file(tmp_path: Path) -> None:
-    writer = ShardWriter(Storage(tmp_path), "short", "shard")
-    writer.add(window(0, np.random.default_rng(0)))
-    (part,) = writer.commit([status()])
+    _, (part,) = write(tmp_path, 1)
     assert (part.file, part.rows) == ("short/shard-00000.parquet", 1)
     assert part.num_bytes == (tmp_path / part.file).stat().st_size
     assert part.sha256 == digest(Storage(tmp_path), part.file)
 
 
-def test_nothing_is_there_before_the_commit_or_after_an_abort(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_abort_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shards, "ROW_GROUP_BYTES", 500)
     monkeypatch.setattr(shards, "SHARD_BYTES", 2000)
-    storage = Storage(tmp_path)
-    writer = ShardWriter(storage, "short", "shard")
-    rng = np.random.default_rng(0)
-    for number in range(25):
-        writer.add(window(number, rng))
-    assert finished(storage, "long") == ([], [])
+    writer = shard(tmp_path)
+    for number, row in enumerate(latents(25)):
+        writer.add(window(number), row)
+    assert len(os.listdir(tmp_path / "short")) > 1
     writer.abort()
     assert os.listdir(tmp_path / "short") == []
 
 
 def test_a_writer_without_a_window_writes_no_file(tmp_path: Path) -> None:
-    assert ShardWriter(Storage(tmp_path), "short", "shard").commit([]) == []
+    assert shard(tmp_path).commit() == []
     assert not (tmp_path / "short").exists()
 
 
-def test_parts_are_bounded_and_the_last_names_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parts_are_bounded_and_each_window_knows_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(shards, "ROW_GROUP_BYTES", 1000)
     monkeypatch.setattr(shards, "SHARD_BYTES", 3000)
-    windows = write(tmp_path, 60)
-    storage = Storage(tmp_path)
-    statuses, files = finished(storage, "short")
-    assert statuses == [status()]
+    placed, files = write(tmp_path, 60)
     assert len(files) == 60 * 192 // 3072 + 1
     assert sum(file.rows for file in files) == 60
-    ids = []
-    for file in files:
-        with open_shard(storage, file.file) as shard:
-            ids += shard.read(columns=["window_id"])["window_id"].to_pylist()
-    assert ids == [row.window_id for row in windows]
-
-
-def test_parts_of_a_killed_writer_are_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write(tmp_path, 10, name="whole")
-    monkeypatch.setattr(shards, "ROW_GROUP_BYTES", 500)
-    monkeypatch.setattr(shards, "SHARD_BYTES", 1000)
-    killed = ShardWriter(Storage(tmp_path), "short", "killed")
-    rng = np.random.default_rng(0)
-    for number in range(20):
-        killed.add(window(number, rng))
-    assert len(os.listdir(tmp_path / "short")) > 2
-    _, files = finished(Storage(tmp_path), "short")
-    assert [file.file for file in files] == ["short/whole-00000.parquet"]
-    assert os.listdir(tmp_path / "short") == ["whole-00000.parquet"]
+    for row in placed:
+        with open_shard(Storage(tmp_path), row.file) as file:
+            assert file.read_row_group(row.row_group)["window_id"].to_pylist()[row.row] == row.window_id
 
 
 def test_every_page_carries_a_checksum_that_is_verified(tmp_path: Path) -> None:
     """One bit is flipped at each of 150 places of the pages; none is read without a complaint."""
-    windows = write(tmp_path, 20)
+    write(tmp_path, 20)
     storage, file = Storage(tmp_path), "short/shard-00000.parquet"
     path = tmp_path / file
     data = path.read_bytes()
@@ -143,7 +111,7 @@ def test_every_page_carries_a_checksum_that_is_verified(tmp_path: Path) -> None:
         starts = [c.dictionary_page_offset or c.data_page_offset for c in columns]
         end = max(s + c.total_compressed_size for s, c in zip(starts, columns, strict=True))
     rng = np.random.default_rng(1)
-    expected = np.stack([row.latents for row in windows])
+    starts_at = [4 * number for number in range(20)]
     silent = 0
     for place in rng.integers(4, end, 150):
         flipped = bytearray(data)
@@ -152,16 +120,17 @@ def test_every_page_carries_a_checksum_that_is_verified(tmp_path: Path) -> None:
         try:
             with open_shard(storage, file) as shard:
                 table = shard.read()
-            latents = table["latents"].combine_chunks().to_numpy_ndarray()
-            same = np.array_equal(latents, expected)
-            silent += not same or table["caption"].to_pylist() != [row.caption for row in windows]
+            same = np.array_equal(table["latents"].combine_chunks().to_numpy_ndarray(), latents(20))
+            silent += not same or table["start_frame"].to_pylist() != starts_at
         except DataError:
             continue
     assert silent == 0
 
 
 def test_a_file_that_is_no_shard_is_named(tmp_path: Path) -> None:
-    (tmp_path / "short").mkdir()
-    (tmp_path / "short" / "x.parquet").write_text("no parquet")
-    with pytest.raises(DataError, match=r"short/x\.parquet is damaged"):
-        finished(Storage(tmp_path), "short")
+    (tmp_path / "x.parquet").write_text("no parquet")
+    with (
+        pytest.raises(DataError, match=r"x\.parquet is damaged"),
+        open_shard(Storage(tmp_path), "x.parquet"),
+    ):
+        pass

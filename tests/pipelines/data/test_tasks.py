@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections import deque
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,20 +12,14 @@ import pytest
 from models.autoencoders import PcaAutoencoder
 from models.config import AutoencoderConfig
 from models.errors import ClusterError, DataError
-from pipelines.data import tasks
+from pipelines.data import decoded, tasks, video
 from pipelines.data.config import LimitsConfig
+from pipelines.data.decoded import sample_group
+from pipelines.data.groups import Group, Task, explain, group_by_bytes, shard_name
+from pipelines.data.ledger import ShardFile, Status, read_ledgers
 from pipelines.data.manifest import Source, sources
 from pipelines.data.rejects import Reject, Rejected
-from pipelines.data.shards import finished
-from pipelines.data.tasks import (
-    Group,
-    Task,
-    explain,
-    group_by_bytes,
-    sample_group,
-    shard_name,
-    write_group,
-)
+from pipelines.data.tasks import write_group
 from pipelines.storage import Storage
 from tests.pipelines.data.corpora import DATA, RANK, SIZE
 from tests.pipelines.data.videos import low_rank
@@ -67,21 +62,30 @@ def test_a_shards_name_is_its_content(task: Task) -> None:
     assert shard_name(task, [one]) == shard_name(task, [replace(one, path="moved.mp4")])
 
 
-def test_a_group_writes_one_shard_with_its_statuses(task: Task) -> None:
+def recorded(task: Task, corpus: str) -> tuple[list[Status], list[ShardFile]]:
+    """What the ledgers say."""
+    ledgers = read_ledgers(Storage(task.out), corpus)
+    return [s for ledger in ledgers for s in ledger.statuses], [f for led in ledgers for f in led.files]
+
+
+def test_a_group_writes_one_shard_and_its_ledger(task: Task) -> None:
     answer = write_group(task, group(task, "short"))
-    statuses, files = finished(Storage(task.out), "short")
+    statuses, files = recorded(task, "short")
     assert [vars(status) for status in statuses] == answer["statuses"]
-    assert [vars(file) for file in files] == answer["files"]
     assert len(files) == 1
     assert {status.status for status in statuses} == {"written"}
+    (ledger,) = read_ledgers(Storage(task.out), "short")
+    assert ledger.windows.num_rows == sum(status.num_windows for status in statuses) == files[0].rows
 
 
 def test_doing_it_twice_changes_no_byte(task: Task) -> None:
+    def contents() -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in (Path(task.out) / "long").iterdir()}
+
     first = write_group(task, group(task, "long"))
-    path = Path(task.out) / first["files"][0]["file"]
-    data = path.read_bytes()
+    before = contents()
     assert write_group(task, group(task, "long")) == first
-    assert path.read_bytes() == data
+    assert contents() == before
 
 
 def test_a_large_video_gets_a_shard_of_its_own(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,12 +93,9 @@ def test_a_large_video_gets_a_shard_of_its_own(task: Task, monkeypatch: pytest.M
     together = write_group(task, group(task, "long"))["statuses"]
     shutil.rmtree(Path(task.out) / "long")
     monkeypatch.setattr(tasks, "SPILL_BYTES", 2 * one_window)
-    apart = write_group(task, group(task, "long"))
-    assert apart["statuses"] == together
-    assert len(apart["files"]) == len(together) == 4
-    statuses, files = finished(Storage(task.out), "long")
-    assert len(files) == 4
-    assert sorted(s.source for s in statuses) == sorted(s["source"] for s in together)
+    assert write_group(task, group(task, "long"))["statuses"] == together
+    statuses, files = recorded(task, "long")
+    assert len(files) == len(statuses) == 4
 
 
 @pytest.mark.parametrize("spill", [1, 1 << 30])
@@ -102,18 +103,15 @@ def test_a_video_that_breaks_half_way_leaves_no_window(
     spill: int, task: Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tasks, "SPILL_BYTES", spill)
-    monkeypatch.setattr(tasks, "encoded_windows", breaking(tasks.encoded_windows, at=2))
-    answer = write_group(task, group(task, "long"))
-    ends = {status["source"]: status for status in answer["statuses"]}
-    broken = [name for name, status in ends.items() if status["status"] == "rejected"]
-    assert len(broken) == 1
-    assert ends[broken[0]]["stage"] == "decode"
-    rows = [
-        row for file in answer["files"] for row in pq.read_table(Path(task.out) / file["file"]).to_pylist()
-    ]
-    assert len(rows) == sum(s["num_windows"] for s in ends.values()) > 0
-    assert broken[0] not in {row["source"] for row in rows}
-    assert len(os.listdir(Path(task.out) / "long")) == len(answer["files"])
+    monkeypatch.setattr(video, "encoded_windows", breaking(video.encoded_windows, at=2))
+    write_group(task, group(task, "long"))
+    statuses, files = recorded(task, "long")
+    broken = [status for status in statuses if status.status == "rejected"]
+    assert [status.stage for status in broken] == ["decode"]
+    rows = [row for file in files for row in pq.read_table(Path(task.out) / file.file).to_pylist()]
+    assert len(rows) == sum(s.num_windows for s in statuses) > 0
+    assert broken[0].source_id not in {row["source_id"] for row in rows}
+    assert len(os.listdir(Path(task.out) / "long")) == len(files) + 1
 
 
 def breaking(original, at: int):
@@ -125,6 +123,7 @@ def breaking(original, at: int):
         second = len(videos) == 2
         for number, window in enumerate(original(chunks, *rest)):
             if second and number == at:
+                deque(chunks, maxlen=0)
                 raise Rejected(Reject("decode", "damaged"))
             yield window
 
@@ -132,7 +131,7 @@ def breaking(original, at: int):
 
 
 def test_a_defect_half_way_leaves_nothing_at_all(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
-    original, count = tasks.encoded_windows, []
+    original, count = video.encoded_windows, []
 
     def windows(*rest):
         for window in original(*rest):
@@ -142,12 +141,11 @@ def test_a_defect_half_way_leaves_nothing_at_all(task: Task, monkeypatch: pytest
             yield window
 
     monkeypatch.setattr(tasks, "SPILL_BYTES", 1)
-    monkeypatch.setattr(tasks, "encoded_windows", windows)
+    monkeypatch.setattr(video, "encoded_windows", windows)
     with pytest.raises(ZeroDivisionError):
         write_group(task, group(task, "long"))
-    statuses, files = finished(Storage(task.out), "long")
-    assert len(statuses) == len(files) == 1
-    assert len(os.listdir(Path(task.out) / "long")) == 1
+    assert recorded(task, "long") == ([], [])
+    assert os.listdir(Path(task.out) / "long") == []
 
 
 def test_a_sample_has_the_frames_that_were_asked_for(task: Task) -> None:
@@ -170,7 +168,7 @@ def test_a_sample_names_what_cannot_be_read(task: Task, tmp_path: Path) -> None:
 
 def test_the_same_decoder_serves_groups_with_the_same_limits() -> None:
     limits = LimitsConfig(timeout_s=3)
-    assert tasks._decoder(limits) is tasks._decoder(LimitsConfig(timeout_s=3))
+    assert decoded._decoder(limits) is decoded._decoder(LimitsConfig(timeout_s=3))
 
 
 def test_errors_travel_with_their_kind_and_remedy() -> None:

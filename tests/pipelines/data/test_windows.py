@@ -1,5 +1,8 @@
 """Windows are cut as the shared arithmetic says, however the frames arrive."""
 
+from collections.abc import Iterator
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from models.windows import data_spans
-from pipelines.data.windows import encoded_windows, reblocked, sliding
+from pipelines.data.windows import Cutting, encoded_windows, reblocked, sliding
 
 
 def split(values: np.ndarray, sizes: list[int]) -> list[np.ndarray]:
@@ -25,11 +28,68 @@ def test_sliding_cuts_the_spans_of_the_shared_arithmetic(
     total: int, length: int, stride: int, sizes: list[int]
 ) -> None:
     rows = np.arange(total)
-    found = list(sliding(split(rows, sizes), length, stride))
+    found = list(sliding(split(rows, sizes), Cutting(length, stride)))
     spans = data_spans(total, length, stride)
     assert [start for start, _ in found] == [span.start for span in spans]
     for start, window in found:
         np.testing.assert_array_equal(window, rows[start : start + length])
+
+
+class Arriving:
+    """Chunks of rows, and the cuts among the rows that have been given out."""
+
+    def __init__(self, parts: list[np.ndarray], cuts: list[int]) -> None:
+        self.parts, self._cuts, self._given = parts, cuts, 0
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        for part in self.parts:
+            self._given += len(part)
+            yield part
+
+    def cuts(self) -> list[int]:
+        return [cut for cut in self._cuts if cut < self._given]
+
+
+@given(
+    st.integers(0, 90),
+    st.integers(1, 20),
+    st.integers(1, 30),
+    st.lists(st.integers(1, 25), min_size=1),
+    st.sets(st.integers(1, 89), max_size=8),
+)
+def test_each_shot_is_cut_as_a_video_of_its_own(
+    total: int, length: int, stride: int, sizes: list[int], places: set[int]
+) -> None:
+    cuts = sorted(cut for cut in places if cut < total)
+    rows = np.arange(total)
+    arriving = Arriving(split(rows, sizes), cuts)
+    found = list(sliding(arriving, Cutting(length, stride, arriving.cuts)))
+    expected = [
+        first + span.start
+        for first, last in pairwise([0, *cuts, total])
+        for span in data_spans(last - first, length, stride)
+    ]
+    assert [start for start, _ in found] == expected
+    for start, window in found:
+        np.testing.assert_array_equal(window, rows[start : start + length])
+
+
+@pytest.mark.parametrize("crop_safe", [True, False])
+def test_what_is_not_kept_is_not_given(crop_safe: bool) -> None:
+    code = Counting(crop_safe, temporal_factor=1)
+    cutting = Cutting(8, 8, keeps=lambda start: start % 16 == 0, batch=2)
+    windows = list(encoded_windows(split(video(50), [7]), code, cutting))
+    assert [start for start, _ in windows] == [0, 16, 32]
+    assert sum(code.calls) == (50 if crop_safe else 24)
+
+
+@pytest.mark.parametrize(("batch", "calls"), [(1, [1] * 6), (4, [4, 2]), (9, [6])])
+def test_windows_of_a_neural_code_are_encoded_together(batch: int, calls: list[int]) -> None:
+    code = Counting(crop_safe=False, temporal_factor=4)
+    windows = list(encoded_windows(split(video(30), [7]), code, Cutting(9, 4, batch=batch)))
+    assert code.batches == calls
+    for start, found in windows:
+        np.testing.assert_array_equal(found.ravel(), start + 4 * np.arange(3))
 
 
 @given(st.integers(0, 90), st.integers(1, 20), st.lists(st.integers(1, 25), min_size=1))
@@ -49,9 +109,11 @@ class Counting:
     def __init__(self, crop_safe: bool, temporal_factor: int) -> None:
         self.crop_safe, self.temporal_factor = crop_safe, temporal_factor
         self.calls: list[int] = []
+        self.batches: list[int] = []
 
     def encode(self, frames: Tensor) -> Tensor:
-        self.calls.append(frames.shape[1])
+        self.calls.append(len(frames) * frames.shape[1])
+        self.batches.append(len(frames))
         means = frames.float().mean(dim=(2, 3, 4))
         return means[:, :: self.temporal_factor, None, None, None]
 
@@ -65,7 +127,7 @@ def video(count: int) -> np.ndarray:
 
 def test_a_crop_safe_code_reads_each_frame_once() -> None:
     code = Counting(crop_safe=True, temporal_factor=1)
-    windows = list(encoded_windows(split(video(50), [7]), code, length=20, stride=5))
+    windows = list(encoded_windows(split(video(50), [7]), code, Cutting(20, 5)))
     assert [start for start, _ in windows] == [0, 5, 10, 15, 20, 25, 30]
     assert sum(code.calls) == 50
     for start, latents in windows:
@@ -76,7 +138,7 @@ def test_blocks_do_not_depend_on_how_frames_arrive() -> None:
     calls = []
     for sizes in ([50], [1], [7, 3]):
         code = Counting(crop_safe=True, temporal_factor=1)
-        list(encoded_windows(split(video(50), sizes), code, length=8, stride=8))
+        list(encoded_windows(split(video(50), sizes), code, Cutting(8, 8)))
         calls.append(code.calls)
     assert calls == [[16, 16, 16, 2]] * 3
 
@@ -84,7 +146,7 @@ def test_blocks_do_not_depend_on_how_frames_arrive() -> None:
 @pytest.mark.parametrize(("length", "latents"), [(9, 3), (5, 2)])
 def test_another_code_reads_each_window_from_its_own_first_frame(length: int, latents: int) -> None:
     code = Counting(crop_safe=False, temporal_factor=4)
-    windows = list(encoded_windows(split(video(30), [7]), code, length=length, stride=4))
+    windows = list(encoded_windows(split(video(30), [7]), code, Cutting(length, 4)))
     assert code.calls == [length] * len(windows)
     for start, found in windows:
         np.testing.assert_array_equal(found.ravel(), start + 4 * np.arange(latents))

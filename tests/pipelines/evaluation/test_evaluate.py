@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from models.config import TextConfig
 from models.errors import CheckpointError, ConfigError
 from pipelines.evaluation.evaluate import RESULT, Evaluation, evaluate
 from pipelines.evaluation.measure import Measured
@@ -114,7 +115,7 @@ def test_references_are_kept_and_more_actors_change_nothing(result, settings, ne
 
 
 def test_withheld_words_are_evaluated_where_training_withheld_them(ray_local, settings, networks, folder):
-    few = dataclasses.replace(settings, withheld_words=COLOURS)
+    few = dataclasses.replace(settings, text=TextConfig(withheld_words=COLOURS))
     made = evaluate(systems_of(networks)[:1], few, str(folder / "withheld"))
     assert 0 <= made.rows["mmm_4"].metrics["same_colour_withheld"] <= 1
     path = write_summary(

@@ -8,7 +8,7 @@ import pytest
 from models.errors import ConfigError
 from models.rng import Key, normal
 from pipelines.training.gate import check_teacher, teacher_ratio
-from pipelines.training.stages import Batch
+from pipelines.training.stages import Batch, Captions
 from tests.models.builders import GaussianVelocity, captions
 from tests.pipelines.training.makers import DISTILL, SHORT, recipe
 
@@ -39,15 +39,16 @@ def test_a_bad_teacher_is_refused_or_told(
     bad = GaussianVelocity(2.0, 0.7)
     refuse = recipe(dataclasses.replace(DISTILL, teacher_gate="refuse"))
     with pytest.raises(ConfigError, match="Train the teacher longer"):
-        check_teacher(bad, _short(200), refuse)
+        check_teacher(bad, _short(200), refuse, Captions(refuse.text))
     # libraries that ran before in this process may have changed what the root logger shows
     monkeypatch.setattr(logging.getLogger("longtake.training"), "disabled", False)
     with caplog.at_level(logging.WARNING, logger="longtake.training"):
-        ratio = check_teacher(bad, _short(200), recipe(DISTILL))
+        ratio = check_teacher(bad, _short(200), recipe(DISTILL), Captions(refuse.text))
     assert ratio is not None
     assert ratio > 3
     assert "times as far" in caplog.text
 
 
 def test_too_few_windows_say_nothing() -> None:
-    assert check_teacher(GaussianVelocity(2.0, 0.7), _short(3), recipe(DISTILL)) is None
+    told = recipe(DISTILL)
+    assert check_teacher(GaussianVelocity(2.0, 0.7), _short(3), told, Captions(told.text)) is None

@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,10 @@ from torch import Tensor, nn
 from models.ddt import Student
 from models.dit import DiT
 from models.errors import CheckpointError, TrainingDiverged
+from models.flow import VelocityModel
+from models.losses import Loss
 from models.rng import Key
+from pipelines.training import distill
 from pipelines.training.checkpoint import load_state, save_state
 from pipelines.training.distill import DistillStage
 from pipelines.training.networks import MANIFEST_FILE, load_network
@@ -209,6 +213,39 @@ def test_withheld_words_stay_withheld_for_the_critic(starts: dict[str, str]) -> 
     assert 0 < bare < reds
     assert captions[0::2] != captions[1::2]
     assert {c.split()[-1] for c in captions} == {"sun", "moon"}
+
+
+def test_the_critic_leaves_out_the_first_latents_of_inner_windows(
+    starts: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With latents that are not crop-safe; those of windows that begin a video count."""
+    seen: list[tuple[list[int], Tensor | None]] = []
+    cut, judge = DistillStage._pool_window, distill.flow_matching_loss
+
+    def spy(model: VelocityModel, x0: Tensor, *rest: Any) -> Loss:
+        if isinstance(model, DiT):
+            seen.append((list(drawn), rest[3]))
+            drawn.clear()
+        return judge(model, x0, *rest)
+
+    def window(self: DistillStage, *args: Any) -> tuple[Tensor, str, int]:
+        found = cut(self, *args)
+        drawn.append(found[2])
+        return found
+
+    drawn: list[int] = []
+    monkeypatch.setattr(DistillStage, "_pool_window", window)
+    monkeypatch.setattr(distill, "flow_matching_loss", spy)
+    for crop_safe in (True, False):
+        told = dataclasses.replace(recipe(DISTILL, starts), crop_safe=crop_safe)
+        stage = DistillStage(told, CAPTIONS)
+        run(stage, stage.init("cpu"), 2)
+    assert seen[0][1] is seen[1][1] is None
+    for first_frames, frames in seen[2:]:
+        assert frames is not None
+        assert frames[:, 0].tolist() == [start == 0 for start in first_frames]
+        assert frames[:, 1:].all()
+    assert {start == 0 for first_frames, _ in seen[2:] for start in first_frames} == {True, False}
 
 
 def test_workers_share_a_batch_in_order() -> None:

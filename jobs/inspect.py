@@ -1,0 +1,136 @@
+"""`longtake inspect`: what is in an ingested dataset, in numbers and pictures."""
+
+import json
+from collections.abc import Iterator, Sequence
+
+from rich.table import Table
+from rich.text import Text
+
+from jobs.console import say, show
+from jobs.dataset_run import dataset_run
+from jobs.paths import RunPaths, absolute_root
+from jobs.settings import RunConfig
+from models.errors import DataError
+from pipelines.data.info import INFO_FILE, read_info
+from pipelines.data.inspection import Summary
+from pipelines.data.inspection_report import CORPORA, Inspection, count_rows, inspect_dataset, tally_rows
+from pipelines.storage import Storage
+
+EXAMPLE_LETTERS = 90
+"""Of an example in a table of the terminal; the report has all of it."""
+
+
+def inspect(
+    config: RunConfig, *, dataset: str | None = None, out: str | None = None, as_json: bool = False
+) -> Inspection:
+    """Print what a dataset holds, and write a report, contact sheets and histograms beside it.
+
+    Args:
+        config: the run's settings.
+        dataset: folder or URI of another dataset, of which nothing is recorded; the run's if left out.
+        out: folder or URI for the files; `inspection` beside the dataset if left out.
+        as_json: print one JSON object and nothing else.
+
+    Returns:
+        What was seen.
+
+    Raises:
+        DataError: there is no finished dataset, or it is damaged.
+        ClusterError: the storage or MLflow cannot be used.
+    """
+    paths = RunPaths.of(config)
+    if dataset is not None:
+        folder = _dataset(absolute_root(dataset))
+        seen = inspect_dataset(folder, _place(out, f"{folder.rsplit('/', 1)[0]}/inspection"), folder)
+    else:
+        read_info(paths.dataset)
+        with dataset_run(config) as run:
+            seen = inspect_dataset(paths.dataset, _place(out, paths.inspection), config.name)
+            run.record(seen.summary.data_hash, metrics(seen.summary))
+            run.artifacts(seen.folder, seen.files)
+    if as_json:
+        say(json.dumps(seen.summary.to_json() | {"report": f"{seen.folder}/{seen.files[0]}"}))
+    else:
+        _print(seen)
+    return seen
+
+
+def _dataset(folder: str) -> str:
+    """The folder itself, or the one dataset in it: a run keeps a folder for each version of its settings.
+
+    Raises:
+        DataError: there are several.
+    """
+    storage = Storage(folder)
+    if storage.exists(INFO_FILE):
+        return folder
+    versions = [name for name in storage.list() if storage.exists(f"{name}/{INFO_FILE}")]
+    if len(versions) > 1:
+        raise DataError(
+            f"{folder} holds the datasets {', '.join(versions)}", "Name one of them, or give --config"
+        )
+    return f"{folder}/{versions[0]}" if versions else folder
+
+
+def _place(out: str | None, otherwise: str) -> str:
+    return otherwise if out is None else absolute_root(out)
+
+
+def metrics(summary: Summary) -> dict[str, float]:
+    """Numbers for the tracking service, such as `data/windows.short`."""
+    found: dict[str, float] = {}
+    for corpus in CORPORA:
+        own = summary.corpus(corpus)
+        values = {
+            "videos": own.videos,
+            "rejects": own.rejected_videos,
+            "windows": own.windows,
+            "dropped": own.dropped_windows,
+            "captions": own.captions,
+            "hours": own.hours,
+        }
+        values |= {name: spread.median for name, spread in own.measures.items()}
+        found |= {f"data/{name}.{corpus}": float(value) for name, value in values.items()}
+    return found
+
+
+def _print(seen: Inspection) -> None:
+    summary = seen.summary
+    counts = _table(f"Dataset {summary.data_hash}")
+    counts.add_column("")
+    for corpus in CORPORA:
+        counts.add_column(corpus.upper(), justify="right")
+    for row in count_rows(summary):
+        counts.add_row(*row)
+    show(counts)
+    for heading, name, columns in (
+        ("Readers", "readers", ("reader", "videos", "why not decord")),
+        ("Rejected videos", "rejects", ("stage", "videos", "such as")),
+        ("Dropped windows", "drops", ("reason", "windows", "such as")),
+    ):
+        rows = tally_rows(summary, name, examples=1)
+        if rows:
+            show(_tallies(heading, columns, rows))
+    say(f"\nreconstruction error {summary.autoencoder['reconstruction_error']:.4g}")
+    say(f"report: {seen.folder}/{seen.files[0]}")
+    say(f"pictures: {', '.join(seen.files[1:])} beside it")
+
+
+def _tallies(heading: str, columns: tuple[str, str, str], rows: Sequence[tuple[str, str, int, str]]) -> Table:
+    table = _table(heading)
+    for name in ("corpus", *columns):
+        table.add_column(name, justify="right" if name == columns[1] else "left")
+    for row in rows:
+        table.add_row(*_plain(row))
+    return table
+
+
+def _table(title: str) -> Table:
+    return Table(title=f"\n{title}", title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+
+
+def _plain(row: Sequence[object]) -> Iterator[Text]:
+    """Texts as they are: file names and captions carry neither markup nor control letters to a terminal."""
+    for value in row:
+        text = "".join(letter if letter.isprintable() else " " for letter in str(value))
+        yield Text(text if len(text) <= EXAMPLE_LETTERS else f"{text[:EXAMPLE_LETTERS]}...")

@@ -1,0 +1,200 @@
+"""Wan 2.1's causal video autoencoder through diffusers' class: any length in the memory of 4 frames."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models.config import UnevenFrames
+from models.errors import CheckpointError, ConfigError
+from models.weights import copy_into, load_tensors
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
+CLASS = "AutoencoderKLWan"
+_REMEDY = "Give the folder of Wan 2.1's AutoencoderKLWan in the diffusers layout (its vae/)"
+
+
+class WanAutoencoder:
+    """4k+1 frames to k+1 latents of 16 channels, 1/8 in size, normalised by the model's own config.
+
+    The first frame is a latent of its own; every latent after it stands for 4 frames and sees those before.
+    Clips go through in such pieces, with what the convolutions remember of the piece before, so that only the
+    input and the output grow with the length. bfloat16 on a GPU, float32 on the CPU.
+
+    Args:
+        model: diffusers' AutoencoderKLWan with its weights; it is moved and changed.
+        device: where it works; results are where the input was.
+        uneven_frames: what happens to clips that are not 4k+1 frames.
+    """
+
+    crop_safe = False
+    reconstruction_error = float("nan")
+
+    def __init__(
+        self, model: Any, device: torch.device | str = "cpu", uneven_frames: UnevenFrames = "refuse"
+    ) -> None:
+        config = model.config
+        self._device = torch.device(device)
+        self._dtype = torch.float32 if self._device.type == "cpu" else torch.bfloat16
+        # diffusers' own `to` warns about modules that keep float32, of which this class has none
+        self._model: Any = nn.Module.to(model.requires_grad_(False).eval(), self._device, self._dtype)
+        self._uneven_frames = uneven_frames
+        self.channels = int(config.z_dim)
+        self.temporal_factor = int(config.scale_factor_temporal)
+        self.spatial_factor = int(config.scale_factor_spatial)
+        self._mean, self._std = (
+            torch.tensor(values, device=self._device).view(1, -1, 1, 1, 1)
+            for values in (config.latents_mean, config.latents_std)
+        )
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | Path,
+        device: torch.device | str = "cpu",
+        uneven_frames: UnevenFrames = "refuse",
+    ) -> "WanAutoencoder":
+        """Load from a local folder in the diffusers layout; nothing is downloaded, and no code is run.
+
+        Raises:
+            ConfigError: diffusers or the GPU that is asked for is not there.
+            CheckpointError: the folder holds no AutoencoderKLWan in safetensors, or a damaged one.
+        """
+        if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+            raise ConfigError(
+                "The autoencoder was sent to a GPU, and none is seen", "Set cluster.use_gpu=false"
+            )
+        folder = Path(folder)
+        config = _config(folder)
+        model = _empty(config, folder)
+        copy_into(model, load_tensors(_weights(folder)), str(folder / WEIGHTS_FILE))
+        return cls(model, device, uneven_frames)
+
+    def check(self, num_frames: int, height: int, width: int) -> int:
+        """How many frames the last one is repeated to fill 4k+1, after refusing what would be cut.
+
+        Raises:
+            ConfigError: the number of frames is not 4k+1 and they are not padded, or 8 does not divide the
+                height and the width.
+        """
+        factor, size = self.temporal_factor, self.spatial_factor
+        missing = -(num_frames - 1) % factor
+        if missing and self._uneven_frames == "refuse":
+            raise ConfigError(
+                f"a window of {num_frames} frames: this autoencoder takes {factor}k+1",
+                f"Use {num_frames + missing - factor} or {num_frames + missing} frames, "
+                "or set autoencoder.uneven_frames=pad",
+            )
+        if height % size or width % size:
+            raise ConfigError(
+                f"frames of {height} x {width} pixels: this autoencoder takes multiples of {size}",
+                f"Set data.height and data.width to multiples of {size}",
+            )
+        return missing
+
+    def encode(self, frames: Tensor) -> Tensor:
+        """Uint8 [B, F, H, W, 3] to float32 [B, T, 16, H/8, W/8], T = ceil((F - 1) / 4) + 1.
+
+        Raises:
+            ConfigError: as `check`.
+        """
+        self.check(*frames.shape[1:4])
+        with torch.inference_mode():
+            latents = [piece.to(frames.device) for piece in self._encoded(frames)]
+        return torch.cat(latents, dim=1)
+
+    def _encoded(self, frames: Tensor) -> Iterator[Tensor]:
+        """Normalised latents [B, 1, 16, h, w], one after the other."""
+        cache = _memory(self._model.encoder)
+        for start in range(1 - self.temporal_factor, frames.shape[1], self.temporal_factor):
+            pixels = _filled(
+                frames[:, max(0, start) : start + self.temporal_factor], start, self.temporal_factor
+            )
+            signal = pixels.to(self._device).movedim(-1, 1).to(self._dtype).div_(127.5).sub_(1)
+            hidden = self._model.encoder(signal, feat_cache=cache, feat_idx=[0])
+            mode = self._model.quant_conv(hidden)[:, : self.channels].float()
+            yield ((mode - self._mean) / self._std).movedim(2, 1)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Float [B, T, 16, h, w] to uint8 [B, 4T-3, 8h, 8w, 3]."""
+        batch, count, _, rows, columns = latents.shape
+        frames, size = (count - 1) * self.temporal_factor + 1, self.spatial_factor
+        video = torch.empty(
+            (batch, frames, rows * size, columns * size, 3), dtype=torch.uint8, device=latents.device
+        )
+        done = 0
+        with torch.inference_mode():
+            for piece in self._decoded(latents):
+                video[:, done : done + piece.shape[1]] = piece
+                done += piece.shape[1]
+        return video
+
+    def _decoded(self, latents: Tensor) -> Iterator[Tensor]:
+        """Uint8 frames of each latent in turn, [B, 1 or 4, H, W, 3]."""
+        cache = _memory(self._model.decoder)
+        for index, latent in enumerate(latents.split(1, dim=1)):
+            codes = latent.to(self._device).float().movedim(1, 2) * self._std + self._mean
+            hidden = self._model.post_quant_conv(codes.to(self._dtype))
+            signal = self._model.decoder(hidden, feat_cache=cache, feat_idx=[0], first_chunk=index == 0)
+            pixels = signal.float().clamp_(-1, 1).add_(1).mul_(127.5).round_()
+            yield pixels.to(torch.uint8).movedim(1, -1)
+
+
+def _memory(part: nn.Module) -> list[Any]:
+    """A place for each causal convolution to keep the last frames it saw."""
+    from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d
+
+    return [None] * sum(isinstance(module, WanCausalConv3d) for module in part.modules())
+
+
+def _filled(frames: Tensor, start: int, factor: int) -> Tensor:
+    """The piece that begins at `start`, its last frame repeated where the clip ends within it."""
+    missing = (1 if start < 0 else factor) - frames.shape[1]
+    return torch.cat([frames, frames[:, -1:].expand(-1, missing, -1, -1, -1)], dim=1) if missing else frames
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    try:
+        config = dict(json.loads((folder / CONFIG_FILE).read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{folder} holds no {CLASS}: no readable {CONFIG_FILE}", _REMEDY) from error
+    if config.get("_class_name") != CLASS:
+        raise CheckpointError(f"{folder} holds a {config.get('_class_name')}, no {CLASS}", _REMEDY)
+    if config.get("patch_size") is not None or config.get("is_residual"):
+        raise CheckpointError(f"{folder} holds the autoencoder of Wan 2.2, which is another one", _REMEDY)
+    return config
+
+
+def _weights(folder: Path) -> Path:
+    """The one file that weights are read from.
+
+    Raises:
+        CheckpointError: it is not there; pickles are named, never opened.
+    """
+    if (folder / WEIGHTS_FILE).is_file():
+        return folder / WEIGHTS_FILE
+    pickles = sorted(
+        path.name for path in folder.glob("*") if path.suffix in {".bin", ".pt", ".pth", ".ckpt"}
+    )
+    found = f", only {pickles[0]}, a pickle, which could run code" if pickles else ""
+    raise CheckpointError(f"{folder} holds no {WEIGHTS_FILE}{found}", "Give the weights as safetensors")
+
+
+def _empty(config: dict[str, Any], folder: Path) -> nn.Module:
+    """The model that a config describes, its weights unset."""
+    try:
+        from diffusers import AutoencoderKLWan
+    except ImportError as error:
+        raise ConfigError(
+            "autoencoder.kind = wan needs diffusers", "Install the project with its extra `wan`"
+        ) from error
+    try:
+        with torch.device("meta"):
+            model: nn.Module = AutoencoderKLWan.from_config(config)
+    except (TypeError, ValueError, IndexError) as error:
+        raise CheckpointError(f"{folder}/{CONFIG_FILE} describes no {CLASS}: {error}", _REMEDY) from error
+    return model.to_empty(device="cpu")

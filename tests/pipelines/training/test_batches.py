@@ -1,0 +1,92 @@
+"""Batches are a function of (seed, step) only: any number of workers, any stop, read ahead or not."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+
+from models.errors import DataError
+from pipelines.training.batches import BatchSource
+from pipelines.training.config import StageConfig
+from pipelines.training.parallel import Workers
+from pipelines.training.stages import Batches
+from tests.pipelines.data.made import COUNT, make
+
+STAGE = StageConfig(steps=40, short_batch=12, long_batch=4)
+TWO_EPOCHS = 15
+"""Steps that show 180 SHORT and 60 LONG rows."""
+STOPS = 20
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("batches")
+    make(folder)
+    return str(folder)
+
+
+def source(dataset: str, rank: int = 0, size: int = 1) -> BatchSource:
+    return BatchSource(dataset, STAGE, 3, Workers(rank, size))
+
+
+def latents(batches: Batches) -> dict[str, torch.Tensor]:
+    assert batches.short is not None
+    assert batches.long is not None
+    return {"short": batches.short.latents, "long": batches.long.latents}
+
+
+@pytest.fixture(scope="module")
+def unbroken(dataset: str) -> list[dict[str, torch.Tensor]]:
+    alone = source(dataset)
+    return [latents(alone.at(step, "cpu")) for step in range(STOPS + 2)]
+
+
+def test_each_epoch_shows_every_window_once_at_the_set_ratio(
+    unbroken: list[dict[str, torch.Tensor]],
+) -> None:
+    for corpus, batch in (("short", 12), ("long", 4)):
+        assert {len(step[corpus]) for step in unbroken} == {batch}
+        shown = Counter(row.numpy().tobytes() for step in unbroken[:TWO_EPOCHS] for row in step[corpus])
+        assert set(shown.values()) == {2}
+        assert len(shown) == COUNT[corpus]
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_a_stop_at_any_step_and_any_number_of_workers_change_no_batch(
+    size: int, dataset: str, unbroken: list[dict[str, torch.Tensor]]
+) -> None:
+    """Each stop is a new reader that begins at that step."""
+    for stop in range(STOPS):
+        readers = [source(dataset, rank, size) for rank in range(size)]
+        for step in (stop, stop + 1):
+            shares = [latents(reader.at(step, "cpu")) for reader in readers]
+            for corpus in ("short", "long"):
+                together = torch.cat([share[corpus] for share in shares])
+                assert torch.equal(together, unbroken[step][corpus])
+
+
+def test_steps_may_be_asked_for_in_any_order(dataset: str, unbroken: list[dict[str, torch.Tensor]]) -> None:
+    reader = source(dataset)
+    for step in (7, 3, 4, 5, 0, 14, 14):
+        assert torch.equal(latents(reader.at(step, "cpu"))["long"], unbroken[step]["long"])
+
+
+def test_the_next_batch_is_read_while_this_one_is_used(dataset: str) -> None:
+    reader = source(dataset)
+    reader.at(0, "cpu")
+    assert reader._next is not None
+    step, reading = reader._next
+    assert step == 1
+    reading.result(timeout=60)
+    waited = reader.waited_s
+    reader.at(1, "cpu")
+    assert reader.waited_s - waited < 0.05
+
+
+def test_damage_found_ahead_is_told_when_its_step_comes(dataset: str, tmp_path: Path) -> None:
+    make(tmp_path)
+    for shard in tmp_path.glob("long/*.parquet"):
+        shard.write_bytes(b"no shard")
+    with pytest.raises(DataError, match="damaged"):
+        source(str(tmp_path)).at(0, "cpu")
