@@ -1,5 +1,6 @@
 """Two small corpora that lie in a known number of directions, and the dataset ingested from them once."""
 
+import shutil
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,3 +48,11 @@ def ingested(
         lambda *step: said.append(step),
     )
     return Ingested(short, long, out, DATA, info, said)
+
+
+@pytest.fixture
+def copied(ingested: Ingested, tmp_path: Path) -> Ingested:
+    """The dataset and its corpora, to be changed."""
+    for name, folder in (("short", ingested.short), ("long", ingested.long), ("dataset", ingested.out)):
+        shutil.copytree(folder, tmp_path / name)
+    return ingested._replace(short=tmp_path / "short", long=tmp_path / "long", out=tmp_path / "dataset")
