@@ -87,7 +87,10 @@ def _mapped(groups: Sequence[G], work: Callable[[G], Row], pool: Pool | None) ->
         return dataset.map(
             _Worker,
             fn_constructor_args=(groups, work),
-            compute=ActorPoolStrategy(min_size=pool.min_actors, max_size=pool.max_actors),
+            # one at a time, or a group that kills its actor would take those that wait behind it along
+            compute=ActorPoolStrategy(
+                min_size=pool.min_actors, max_size=pool.max_actors, max_tasks_in_flight_per_actor=1
+            ),
             num_gpus=1 if pool.use_gpu else None,
             max_task_retries=MAX_RETRIES,
         )
