@@ -38,11 +38,13 @@ class Tokens:
         frames: token frames.
         per_frame: tokens a frame.
         text: tokens of the caption.
+        clips: those that are read together: the layer of clip positions serves all of them at once.
     """
 
     frames: int
     per_frame: int
     text: int
+    clips: int = 1
 
     @property
     def clip(self) -> int:
@@ -77,7 +79,7 @@ class _Count:
         self.moving = False
         self.context_moves = False
 
-    def linear(self, layer: nn.Module, rows: int, moves: bool) -> bool:
+    def linear(self, layer: nn.Module, rows: float, moves: bool) -> bool:
         """One linear layer; whether its output depends on something that is trained."""
         weight = layer.weight
         assert isinstance(weight, nn.Parameter)
@@ -89,7 +91,7 @@ class _Count:
         """Patches, the place in the clip, the time (one a clip) and the caption."""
         self.moving = self.linear(encoder.patch_embedding, self.tokens.clip, False)
         if encoder.clip_position is not None:
-            self.moving |= self.linear(encoder.clip_position, self.tokens.frames, False)
+            self.moving |= self.linear(encoder.clip_position, self.tokens.frames / self.tokens.clips, False)
         embedder = encoder.condition_embedder
         time = self.linear(embedder.time_embedder.linear_1, 1, False)
         time = self.linear(embedder.time_embedder.linear_2, 1, time)
@@ -102,13 +104,11 @@ class _Count:
         tokens, own, cross = self.tokens, block.attn1, block.attn2
         moves = self.moving or block.scale_shift_table.requires_grad
         projected = [self.layers(layer, tokens.clip, moves) for layer in (own.to_q, own.to_k, own.to_v)]
-        self.moving = any(projected)
-        self.attention(tokens.pairs(own.window))
+        self.moving = self.attention(tokens.pairs(own.window), *projected)
         self.moving = self.layers(own.to_out[0], tokens.clip, self.moving)
         query = self.layers(cross.to_q, tokens.clip, self.moving or _trains(block.norm2))
         context = [self.layers(layer, tokens.text, self.context_moves) for layer in (cross.to_k, cross.to_v)]
-        self.moving = query or any(context)
-        self.attention(tokens.clip * tokens.text)
+        self.moving = self.attention(tokens.clip * tokens.text, query, *context)
         for layer in (cross.to_out[0], block.ffn.net[0].proj, block.ffn.net[2]):
             assert isinstance(layer, nn.Module)
             self.moving = self.layers(layer, tokens.clip, self.moving)
@@ -120,10 +120,12 @@ class _Count:
             moved |= self.linear(layer, rows, moved if "lora_B" in name else moves)
         return moved
 
-    def attention(self, pairs: int) -> None:
-        """Two products over the pairs; four in the backward pass."""
-        forward = 4.0 * pairs * self.width
-        self.total += Flops(forward, 2 * forward if self.moving else 0.0)
+    def attention(self, pairs: int, query: bool, key: bool, value: bool) -> bool:
+        """Two products over the pairs; backward one for each that moves, and one for their weights."""
+        product = 2.0 * pairs * self.width
+        backward = (query or key) + query + key + value
+        self.total += Flops(2 * product, backward * product)
+        return query or key or value
 
 
 def _linears(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:

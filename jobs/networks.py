@@ -1,13 +1,14 @@
 """The networks of a stage on torch's meta device: what they hold and what of it is trained, without memory."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import nn
 
 from jobs.settings import RunConfig
 from jobs.shapes import shapes
-from models.config import LoraConfig
+from models.config import LoraConfig, ModelConfig
 from models.ddt import Student
 from models.dit import DiT
 from models.lora import add_adapters
@@ -35,19 +36,24 @@ class Networks:
 
 
 def networks(config: RunConfig, stage: str) -> Networks:
-    """The networks of a stage, adapters and frozen heads as the trainer sets them.
+    """The networks of a stage, adapters and frozen heads as the trainer sets them; they are not to be changed.
 
     Raises:
         ConfigError: adapters are asked for, and peft is not installed.
     """
-    size = (config.model, shapes(config).channels, config.text.dim)
+    lora = config.lora if stage in config.lora.stages else LoraConfig()
+    return _built(config.model, shapes(config).channels, config.text.dim, lora, stage in SCORED)
+
+
+@lru_cache(maxsize=8)
+def _built(model: ModelConfig, channels: int, text_dim: int, lora: LoraConfig, scored: bool) -> Networks:
+    size = (model, channels, text_dim)
     with torch.device("meta"):
         built = Networks(DiT(*size), Student(*size), DiT(*size), Student(*size))
-    lora = config.lora if stage in config.lora.stages else LoraConfig()
     if lora.rank:
         add_adapters(built.student, lora)
         add_adapters(built.critic, lora)
-    if stage not in SCORED:
+    if not scored:
         freeze_unused_head(built.student)
     return built
 

@@ -11,9 +11,10 @@ from models.dit import DiT
 from pipelines.training.config import StageConfig
 
 
-def tokens(config: RunConfig, frames: int) -> Tokens:
-    """What a network reads of a clip of `frames` latent frames; captions count with all their tokens."""
-    return Tokens(frames // config.model.patch_size[0], shapes(config).tokens_per_frame, config.text.max_tokens)
+def tokens(config: RunConfig, frames: int, clips: int = 1) -> Tokens:
+    """What a network reads of clips of `frames` latent frames; captions count with all their tokens."""
+    steps = frames // config.model.patch_size[0]
+    return Tokens(steps, shapes(config).tokens_per_frame, config.text.max_tokens, clips)
 
 
 def plain_flops(config: RunConfig, network: DiT, frames: int) -> Flops:
@@ -21,10 +22,11 @@ def plain_flops(config: RunConfig, network: DiT, frames: int) -> Flops:
     return stack_flops(network.encoder, network.head, config.model, tokens(config, frames))
 
 
-def student_flops(config: RunConfig, student: Student, name: HeadName, frames: int) -> Flops:
-    """One clip through the student's encoder and one head."""
+def student_flops(config: RunConfig, student: Student, name: HeadName, frames: int, clips: int) -> Flops:
+    """One of `clips` clips through the student's encoder and one head."""
     head = student.heads[name if config.model.heads == "decoupled" else "flow_matching"]
-    return stack_flops(student.encoder, head, config.model, tokens(config, frames))  # type: ignore[arg-type]
+    read = tokens(config, frames, clips)
+    return stack_flops(student.encoder, head, config.model, read)  # type: ignore[arg-type]
 
 
 def phases(config: RunConfig, stage: str, built: Networks) -> dict[str, float]:
@@ -47,13 +49,15 @@ def phases(config: RunConfig, stage: str, built: Networks) -> dict[str, float]:
 def _supervised(config: RunConfig, stage: StageConfig, student: Student) -> dict[str, float]:
     size, total = shapes(config), Flops()
     for batch, frames in ((stage.short_batch, size.short_frames), (stage.long_batch, size.long_frames)):
-        total += student_flops(config, student, "flow_matching", frames) * batch
+        if batch:
+            total += student_flops(config, student, "flow_matching", frames, batch) * batch
     return {"forward": total.forward, "backward": total.backward}
 
 
 def _one(config: RunConfig, built: Networks) -> Flops:
     """One LONG clip through the student's DM head."""
-    return student_flops(config, built.student, "distribution_matching", shapes(config).long_frames)
+    clips = config.distill.rollout_batch
+    return student_flops(config, built.student, "distribution_matching", shapes(config).long_frames, clips)
 
 
 def _rollout(config: RunConfig, built: Networks) -> float:
@@ -70,7 +74,7 @@ def _student(config: RunConfig, built: Networks) -> dict[str, float]:
     frozen = plain_flops(config, built.teacher, distill.window_frames).forward
     critic = plain_flops(config, built.critic, distill.window_frames).forward
     share = bool(config.loss.anchor_weight) / len(config.sampling.steps)
-    reference = student_flops(config, built.frozen_student, "flow_matching", shapes(config).long_frames)
+    reference = student_flops(config, built.frozen_student, "flow_matching", shapes(config).long_frames, rows)
     return {
         "student_backward": rows * _one(config, built).backward,
         "score_teacher": windows * teacher_calls * frozen,
