@@ -21,7 +21,7 @@ app = typer.Typer(
 )
 
 Config = Annotated[
-    str, typer.Option("--config", help="A preset (tiny, minute, clips, wan-1.3b, ci) or a YAML file.")
+    str, typer.Option("--config", help="A preset (tiny, minute, clips, wan-1.3b, wan-14b, ci) or a YAML file.")
 ]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", help="dotted.name=value, again and again.", metavar="NAME=VALUE")
@@ -41,6 +41,7 @@ Short = Annotated[str | None, typer.Option("--short", help="Folder of the SHORT 
 Long = Annotated[str | None, typer.Option("--long", help="Folder of the LONG corpus.", metavar="DIR")]
 
 
+GpuName = Annotated[str | None, typer.Option("--gpu", help="With --dry-run: does it fit on a100, h100, ...?")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 
 
@@ -181,27 +182,36 @@ def inspect(
 
 @app.command()
 def train(
-    stage: Annotated[Stage, typer.Argument(help="Stage to train; it goes on where it stopped.")],
+    stage: Annotated[
+        Stage | None,
+        typer.Argument(help="Stage to train; it goes on where it stopped. May be left out with --dry-run."),
+    ] = None,
     config: Config = "tiny", overrides: Overrides = None, seed: Seed = None,
-    fresh: Fresh = False, dry_run: DryRun = False, debug: Debug = False,
+    fresh: Fresh = False, dry_run: DryRun = False, gpu: GpuName = None,
+    as_json: Annotated[bool, typer.Option("--json", help="With --dry-run: one JSON object.")] = False,
+    debug: Debug = False,
 ) -> None:  # fmt: skip
     """Train one stage on Ray: teacher, sft, mixed, warmup or distill.
+
+    --dry-run tells sizes, operations by phase and memory by part; with --gpu, exit code 1 if a stage does
+    not fit there.
 
     \b
     Examples:
       longtake train teacher
       longtake train distill --seed 1 --set loss.reverse_kl_weight=0.3
-      longtake train teacher --config wan-1.3b --dry-run
+      longtake train sft --config wan-1.3b --dry-run
+      longtake train --config wan-1.3b --dry-run --gpu h100 --json
     """
-    _launch(
-        "train",
-        config,
-        _with(overrides, seed=seed),
-        dry_run=dry_run,
-        debug=debug,
-        stage=stage.value,
-        fresh=fresh,
-    )
+    settings, name = _with(overrides, seed=seed), None if stage is None else stage.value
+    if dry_run:
+        _launch("plan", config, settings, dry_run=False, debug=debug, stage=name, gpu=gpu, as_json=as_json)
+        return
+    if name is None:
+        raise typer.BadParameter("it may be left out with --dry-run only", param_hint="stage")
+    if gpu is not None or as_json:
+        raise typer.BadParameter("they belong to --dry-run", param_hint="--gpu, --json")
+    _launch("train", config, settings, dry_run=False, debug=debug, stage=name, fresh=fresh)
 
 
 @app.command()

@@ -1,37 +1,49 @@
 """`--dry-run`: what a run would do. Sizes come from the networks themselves, built without memory."""
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-
-import torch
+from typing import Any
 
 from jobs import config as configs
-from jobs import shapes
+from jobs import phases, shapes
+from jobs.footprint import footprint
+from jobs.gpus import Gpu
+from jobs.networks import networks, parameters, trained
 from jobs.settings import STAGES, RunConfig
-from models.ddt import Student
-from models.dit import DiT
-from pipelines.training.config import StageConfig, WarmupConfig
+from models.errors import ConfigError
 
 CPU_FLOPS, GPU_FLOPS = 5e10, 1.5e14
 """Floating-point operations a second of a CPU core (measured: 47-62e9 in training) and a GPU (assumed)."""
 
-NUMBER_BYTES = 4
-"""Weights, gradients, moments and averages are float32."""
-
-TRAINED, FROZEN = 5, 1
-"""Copies of the weights in memory: weight, gradient, two moments, average; or the weight alone."""
-
 
 @dataclass(frozen=True)
 class StageCost:
-    """What one stage would take."""
+    """What one stage would take.
+
+    Args:
+        stage: its name.
+        steps: its optimiser steps.
+        phases: floating-point operations of a step over all workers, by phase.
+        parts: bytes of a worker, by part.
+        trained: numbers that its optimisers get.
+    """
 
     stage: str
     steps: int
-    flops: float
-    """Floating-point operations in all."""
-    state_bytes: int
-    """Weights, gradients, optimiser and averages that a worker holds; activations come on top."""
+    phases: Mapping[str, float]
+    parts: Mapping[str, int]
+    trained: int
+
+    @property
+    def flops(self) -> float:
+        """Floating-point operations of all steps."""
+        return self.steps * phases.total(self.phases)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of a worker."""
+        return sum(self.parts.values())
 
 
 @dataclass(frozen=True)
@@ -58,44 +70,97 @@ def stage_seconds(description: Description, stage: StageCost) -> float:
     return stage.flops / (GPU_FLOPS if description.use_gpu else CPU_FLOPS) / description.workers
 
 
-def describe(config: RunConfig) -> Description:
-    """Build the networks on torch's meta device and add up what training would cost."""
-    sizes = shapes.shapes(config)
-    with torch.device("meta"):
-        teacher = DiT(config.model, sizes.channels, config.text.dim)
-        student = Student(config.model, sizes.channels, config.text.dim)
-    counts = (_count(teacher), _count(student))
-    windows = shapes.scored_windows(config)
-    costs = tuple(_stage_cost(config, stage, *counts, windows) for stage in STAGES if _runs(config, stage))
+def describe(config: RunConfig, stage: str | None = None, gpu: Gpu | None = None) -> Description:
+    """Build the networks on torch's meta device and add up what training would cost.
+
+    Args:
+        config: the run's settings.
+        stage: the stage alone; None is all that the run has.
+        gpu: train on this one; None is what the config says.
+
+    Raises:
+        ConfigError: pretrained weights stand for the stage, or it has no steps.
+    """
+    wanted = [name for name in STAGES if stage in (None, name) and _runs(config, name)]
+    if not wanted:
+        raise ConfigError(
+            f"this run has no stage {stage}",
+            "Name another, or set model.pretrained=null (teacher) or warmup.steps (warmup)",
+        )
+    use_gpu = config.cluster.use_gpu or gpu is not None
+    built = networks(config, wanted[0])
     return Description(
-        shapes=sizes,
-        teacher_parameters=counts[0],
-        student_parameters=counts[1],
-        windows=windows,
-        stages=costs,
+        shapes=shapes.shapes(config),
+        teacher_parameters=parameters(built.teacher),
+        student_parameters=parameters(built.frozen_student),
+        windows=shapes.scored_windows(config),
+        stages=tuple(stage_cost(config, name, use_gpu=use_gpu) for name in wanted),
         workers=config.cluster.num_workers,
-        use_gpu=config.cluster.use_gpu,
+        use_gpu=use_gpu,
     )
 
 
-def render(config: RunConfig) -> str:
+def stage_cost(config: RunConfig, stage: str, *, use_gpu: bool) -> StageCost:
+    """Operations and memory of one stage."""
+    built = networks(config, stage)
+    own = {"teacher": (built.teacher,), "warmup": (built.critic,), "distill": (built.student, built.critic)}
+    return StageCost(
+        stage=stage,
+        steps=getattr(config, stage).steps,
+        phases=phases.phases(config, stage, built),
+        parts=footprint(config, stage, built, half=use_gpu),
+        trained=sum(trained(network) for network in own.get(stage, (built.student,))),
+    )
+
+
+def render(config: RunConfig, described: Description | None = None, gpu: Gpu | None = None) -> str:
     """The resolved settings and the description, as `--dry-run` prints them."""
-    described = describe(config)
-    return "\n".join((configs.to_yaml(config), *_lines(config, described)))
+    described = described or describe(config, gpu=gpu)
+    return "\n".join((configs.to_yaml(config), *_lines(config, described, gpu)))
 
 
-def forward_flops(config: RunConfig, parameters: int, frames: int) -> float:
-    """Operations of one clip through a plain stack: 2 P N, and 4 N M D of each block's attention."""
-    tokens_per_frame = shapes.shapes(config).tokens_per_frame
-    steps = frames // config.model.patch_size[0]
-    tokens, width = steps * tokens_per_frame, config.model.num_heads * config.model.head_dim
-    seen = {"G": steps, "W": min(steps, 2 * config.model.window + 1)}
-    attended = sum(seen[kind] * tokens_per_frame for kind in config.model.attention_pattern)
-    return 2.0 * parameters * tokens + 4.0 * tokens * attended * width
+def to_json(config: RunConfig, described: Description, gpu: Gpu | None = None) -> str:
+    """The description as one JSON object.
+
+    `flops` are of a step over all workers and `bytes` of one worker; `fits` is null without a GPU.
+    """
+    sizes = described.shapes
+    value = {
+        "config": config.name,
+        "config_hash": configs.config_hash(config),
+        "parameters": {
+            "teacher": described.teacher_parameters,
+            "student": described.student_parameters,
+            "trained": {cost.stage: cost.trained for cost in described.stages},
+        },
+        "tokens": {
+            "frame": sizes.tokens_per_frame,
+            "short_window": _tokens(config, sizes.short_frames),
+            "long_window": _tokens(config, sizes.long_frames),
+            "scored_window": _tokens(config, config.distill.window_frames),
+            "text": config.text.max_tokens,
+        },
+        "workers": described.workers,
+        "gpu": None if gpu is None else {"name": gpu.name, "bytes": gpu.bytes, "usable_bytes": gpu.usable},
+        "stages": {cost.stage: _stage_json(cost, gpu) for cost in described.stages},
+        "fits": None if gpu is None else all(cost.bytes <= gpu.usable for cost in described.stages),
+    }
+    return json.dumps(value, indent=1)
 
 
-def _count(module: torch.nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
+def _stage_json(cost: StageCost, gpu: Gpu | None) -> dict[str, Any]:
+    return {
+        "steps": cost.steps,
+        "flops": dict(cost.phases),
+        "flops_a_step": phases.total(cost.phases),
+        "bytes": dict(cost.parts),
+        "bytes_a_worker": cost.bytes,
+        "fits": None if gpu is None else cost.bytes <= gpu.usable,
+    }
+
+
+def _tokens(config: RunConfig, frames: int) -> int:
+    return phases.tokens(config, frames).clip
 
 
 def _runs(config: RunConfig, stage: str) -> bool:
@@ -105,69 +170,40 @@ def _runs(config: RunConfig, stage: str) -> bool:
     return stage != "warmup" or config.warmup.steps > 0
 
 
-def _stage_cost(config: RunConfig, stage: str, teacher: int, student: int, windows: int) -> StageCost:
-    """Operations and state of a stage; a training pass is three forward passes."""
-    settings: StageConfig | WarmupConfig
-    if stage == "warmup":
-        step, settings = _critic_flops(config, teacher), config.warmup
-    elif stage == "distill":
-        step = _supervised_flops(config, config.distill, teacher) + _critic_flops(config, teacher)
-        step += _score_flops(config, teacher, windows)
-        settings = config.distill
-    else:
-        settings = getattr(config, stage)
-        step = _supervised_flops(config, getattr(config, stage), teacher)
-    copies = TRAINED * (teacher if stage == "teacher" else student)
-    if stage in ("warmup", "distill"):
-        copies += (TRAINED + FROZEN) * teacher + (FROZEN * student if config.loss.anchor_weight else 0)
-    return StageCost(stage, settings.steps, step * settings.steps, copies * NUMBER_BYTES)
-
-
-def _supervised_flops(config: RunConfig, stage: StageConfig, teacher: int) -> float:
-    """One flow-matching step on SHORT and LONG."""
-    sizes = shapes.shapes(config)
-    short = stage.short_batch * forward_flops(config, teacher, sizes.short_frames)
-    return 3 * (short + stage.long_batch * forward_flops(config, teacher, sizes.long_frames))
-
-
-def _critic_flops(config: RunConfig, teacher: int) -> float:
-    """One rollout without gradients, and the critic's steps on its windows."""
-    distill, exits = config.distill, len(config.sampling.steps)
-    rollout = (exits + 1) / 2 * distill.rollout_batch
-    trained = 3 * max(distill.critic_updates, 1) * distill.critic_batch
-    return rollout * forward_flops(
-        config, teacher, shapes.shapes(config).long_frames
-    ) + trained * forward_flops(config, teacher, distill.window_frames)
-
-
-def _score_flops(config: RunConfig, teacher: int, windows: int) -> float:
-    """Teacher and critic on every scored window, and the backward pass through the rollout's last step."""
-    calls = 2 if config.loss.guidance_scale == 1.0 else 3
-    scored = calls * windows * forward_flops(config, teacher, config.distill.window_frames)
-    backward = 2 * forward_flops(config, teacher, shapes.shapes(config).long_frames)
-    return config.distill.rollout_batch * (scored + backward)
-
-
-def _lines(config: RunConfig, described: Description) -> Iterator[str]:
+def _lines(config: RunConfig, described: Description, gpu: Gpu | None) -> Iterator[str]:
     sizes = described.shapes
     note = "" if sizes.channels_known else " (ingest decides; assumed here)"
     yield f"config hash       {configs.config_hash(config)}"
     yield f"latent channels   {sizes.channels}{note}"
-    data, tokens = config.data, sizes.tokens_per_frame
+    data, length = config.data, _tokens(config, sizes.long_frames)
     yield f"SHORT window      {data.short_frames} frames -> latents {_shape(sizes, sizes.short_frames)}"
     yield f"LONG window       {data.long_frames} frames -> latents {_shape(sizes, sizes.long_frames)}"
-    yield f"tokens            {tokens} a frame, {tokens * sizes.long_frames} a LONG window"
+    yield f"tokens            {sizes.tokens_per_frame} a frame, {length} a LONG window"
     yield f"teacher, critic   {described.teacher_parameters:,} parameters"
     yield f"student           {described.student_parameters:,} parameters"
     yield f"scored windows    {described.windows} of {config.distill.window_frames} latent frames a rollout"
-    where = "GPU" if described.use_gpu else "CPU core"
-    for stage in described.stages:
-        yield (
-            f"{stage.stage:<17} {stage.steps} steps, {stage.flops:.2g} FLOP, about "
-            f"{stage_seconds(described, stage):,.0f} s on {described.workers} {where}(s), "
-            f"state {stage.state_bytes / 2**20:,.0f} MiB a worker"
-        )
+    for cost in described.stages:
+        yield from _stage_lines(described, cost, gpu)
     yield f"training          about {described.seconds:,.0f} s in all; nothing was read or written"
+
+
+def _stage_lines(described: Description, cost: StageCost, gpu: Gpu | None) -> Iterator[str]:
+    """Cost of a stage, then operations by phase and memory by part."""
+    where = "GPU" if described.use_gpu else "CPU core"
+    verdict = "" if gpu is None else f"; {'fits' if cost.bytes <= gpu.usable else 'does not fit'} {gpu.name}"
+    yield (
+        f"{cost.stage:<17} {cost.steps} steps, {cost.flops:.2g} FLOP, about "
+        f"{stage_seconds(described, cost):,.0f} s on {described.workers} {where}(s), "
+        f"{_mib(cost.bytes)} a worker{verdict}"
+    )
+    flops = (f"{name.replace('_', ' ')} {value:.2g}" for name, value in cost.phases.items() if value)
+    yield f"  FLOP a step     {', '.join(flops)}"
+    parts = (f"{name.replace('_', ' ')} {_mib(value)}" for name, value in cost.parts.items() if value)
+    yield f"  memory          {', '.join(parts)}"
+
+
+def _mib(count: int) -> str:
+    return f"{count / 2**20:,.0f} MiB"
 
 
 def _shape(sizes: shapes.Shapes, frames: int) -> str:

@@ -71,7 +71,7 @@ def shapes(config: RunConfig) -> Shapes:
 
 
 def scored_windows(config: RunConfig) -> int:
-    """Windows scored in one rollout: M = (T - L) / s + 2 spans of a random-phase tiling, or fewer."""
+    """Windows scored in one rollout: M = ceil((T - L) / s) + 2 spans of a random-phase tiling, or fewer."""
     length, stride = config.distill.window_frames, config.distill.window_stride
-    tiling = (shapes(config).long_frames - length) // stride + 2
-    return config.distill.windows_per_video or tiling
+    tiling = -(-(shapes(config).long_frames - length) // stride) + 2
+    return min(config.distill.windows_per_video or tiling, tiling)

@@ -25,6 +25,9 @@ from pipelines.training.networks import NetworkSpec, Role, load_network
 from pipelines.training.parallel import ALONE, Workers
 from pipelines.training.state import TrainState, adamw, learning_rate_factor
 
+HELD_OUT_WINDOWS = 64
+"""Most windows of the held-out part that a worker keeps."""
+
 
 @dataclass(frozen=True)
 class Recipe:

@@ -28,6 +28,7 @@ from pipelines.training.parallel import Workers
 from pipelines.training.preview import preview
 from pipelines.training.progress import Progress, Reporter
 from pipelines.training.stages import (
+    HELD_OUT_WINDOWS,
     Batch,
     Recipe,
     Stage,
@@ -35,9 +36,6 @@ from pipelines.training.stages import (
     held_out_loss,
     supervised_velocity,
 )
-
-HELD_OUT_WINDOWS = 64
-
 
 @dataclass(frozen=True)
 class WorkerJob:

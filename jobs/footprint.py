@@ -1,0 +1,159 @@
+"""Memory of one worker while a stage takes a step, by what it is spent on.
+
+Weights, gradients, moments and averages are float32 on every device. On a GPU the passes run in bfloat16
+autocast, which keeps a bfloat16 copy of the weights of linear layers for the length of a pass. Nothing is
+sharded and nothing is computed twice: every worker holds all of it, and every block's activations.
+"""
+
+from dataclasses import dataclass
+
+from jobs.flops import Tokens
+from jobs.networks import SCORED, Networks, parameters, trained
+from jobs.phases import tokens
+from jobs.settings import RunConfig
+from jobs.shapes import scored_windows, shapes
+from pipelines.training.stages import HELD_OUT_WINDOWS
+
+FLOAT, HALF = 4, 2
+"""Bytes of a number in float32 and bfloat16."""
+
+MOMENTS = 2
+"""Of AdamW, beside each weight."""
+
+LATENT_COPIES = 4
+"""Of a batch in a step: data, noise, their mixture and the velocity."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Bytes that autograd keeps of one block, measured in both precisions (tests/jobs/test_footprint.py).
+
+    Args:
+        width: bytes a token and unit of width.
+        hidden: bytes a token and unit of the feed-forward layers.
+        text: bytes a caption's token and unit of width.
+        output: bytes a token and unit of width of the output layer.
+    """
+
+    width: int
+    hidden: int
+    text: int
+    output: int
+
+
+SIZES = {False: Sizes(92, 8, 16, 12), True: Sizes(70, 4, 14, 8)}
+"""By whether the passes run in bfloat16."""
+
+NORMS = 10
+"""Float32 numbers a token and block: means and deviations of the norms."""
+
+
+def activations(config: RunConfig, read: Tokens, *, half: bool) -> int:
+    """Bytes that autograd keeps of one clip through a plain stack, from its input to its output."""
+    model, size = config.model, SIZES[half]
+    width = model.num_heads * model.head_dim
+    block = read.clip * (size.width * width + size.hidden * model.ffn_dim)
+    block += read.clip * FLOAT * (NORMS + 2 * model.num_heads) + read.text * size.text * width
+    rotations = read.clip * model.head_dim * FLOAT
+    thetas = len({model.rope_theta_windowed, model.rope_theta_global})
+    return model.num_layers * block + read.clip * size.output * width + thetas * rotations
+
+
+def footprint(config: RunConfig, stage: str, built: Networks, *, half: bool) -> dict[str, int]:
+    """Bytes of one worker by part; with adapters the activations are an upper bound.
+
+    Args:
+        config: the run's settings.
+        stage: its stage.
+        built: the networks of that stage.
+        half: whether the passes run in bfloat16.
+    """
+    parts = _scored(config, stage, built) if stage in SCORED else _supervised(stage, built)
+    largest = parameters(built.student if stage != "teacher" else built.teacher)
+    parts["bfloat16_weights"] = HALF * largest if half else 0
+    parts["gradient_exchange"] = parts["gradients"] if config.cluster.num_workers > 1 else 0
+    parts["activations"] = max(_graphs(config, stage, half=half))
+    parts["temporaries"] = _temporaries(config, stage, half=half)
+    parts["latents_and_text"] = _latents(config, stage)
+    return parts
+
+
+def _supervised(stage: str, built: Networks) -> dict[str, int]:
+    network = built.teacher if stage == "teacher" else built.student
+    moves = trained(network)
+    return {
+        "weights": FLOAT * parameters(network),
+        "gradients": FLOAT * moves,
+        "moments": FLOAT * MOMENTS * moves,
+        "average": FLOAT * moves,
+    }
+
+
+def _scored(config: RunConfig, stage: str, built: Networks) -> dict[str, int]:
+    """Student and critic have gradients one after the other; the warm-up never steps the student."""
+    student, critic = trained(built.student), trained(built.critic)
+    warm = stage == "warmup"
+    return {
+        "weights": FLOAT * parameters(built.student),
+        "gradients": FLOAT * (critic if warm else max(student, critic)),
+        "moments": 0 if warm else FLOAT * MOMENTS * student,
+        "average": FLOAT * student,
+        "teacher": FLOAT * parameters(built.teacher),
+        "anchor": FLOAT * parameters(built.frozen_student),
+        "critic": FLOAT * parameters(built.critic),
+        "critic_moments": FLOAT * MOMENTS * critic if config.distill.critic_updates else 0,
+    }
+
+
+def share(config: RunConfig, batch: int) -> int:
+    """Samples of a global batch that one worker takes."""
+    return -(-batch // config.cluster.num_workers)
+
+
+def _clips(config: RunConfig, stage: str) -> list[list[tuple[int, int]]]:
+    """Clips a worker and their latent frames, of each set of passes whose graphs live at the same time."""
+    size, distill = shapes(config), config.distill
+    critic = [(share(config, distill.critic_batch), distill.window_frames)]
+    if stage == "warmup":
+        return [critic]
+    settings = getattr(config, stage)
+    own = [
+        (share(config, settings.short_batch), size.short_frames),
+        (share(config, settings.long_batch), size.long_frames),
+    ]
+    if stage == "distill":
+        return [[own[1], (share(config, distill.rollout_batch), size.long_frames)], critic]
+    return [own[:1] if stage == "teacher" else own]
+
+
+def _graphs(config: RunConfig, stage: str, *, half: bool) -> list[int]:
+    """Activations of each set of passes whose graphs live at the same time."""
+    return [
+        sum(rows * activations(config, tokens(config, frames), half=half) for rows, frames in together)
+        for together in _clips(config, stage)
+    ]
+
+
+def _temporaries(config: RunConfig, stage: str, *, half: bool) -> int:
+    """Feed-forward layers of the largest pass: hidden numbers, their gradients, the residual stream."""
+    clips = [clip for together in _clips(config, stage) for clip in together]
+    if stage in SCORED:
+        rows = share(config, config.distill.rollout_batch)
+        clips += [(rows * scored_windows(config), config.distill.window_frames)]
+        clips += [(rows, shapes(config).long_frames)]
+    most = max(rows * tokens(config, frames).clip for rows, frames in clips)
+    width = config.model.num_heads * config.model.head_dim
+    return most * (2 * config.model.ffn_dim + 4 * width) * (HALF if half else FLOAT)
+
+
+def _latents(config: RunConfig, stage: str) -> int:
+    """Batches with their captions, rollouts kept for the critic, and up to 64 held-out windows."""
+    size = shapes(config)
+    frame = FLOAT * size.channels * size.height * size.width
+    caption = FLOAT * config.text.max_tokens * config.text.dim
+    clips = [clip for together in _clips(config, stage) for clip in together]
+    held = sum(rows * (LATENT_COPIES * frames * frame + caption) for rows, frames in clips)
+    if stage in SCORED:
+        held += config.distill.rollout_pool * config.distill.rollout_batch * size.long_frames * frame
+    frames = size.short_frames if stage == "teacher" else size.long_frames
+    return held + (HELD_OUT_WINDOWS * frames * frame if config.data.holdout else 0)
