@@ -24,7 +24,7 @@ from models.rng import Key, normal
 from models.sampling import few_step
 from models.text import Conditioning
 from models.wan import read_transformer, write_transformer
-from pipelines.data.info import CorpusInfo, DatasetInfo
+from pipelines.data.info import CorpusInfo, DatasetInfo, write_sealed
 from pipelines.evaluation.evaluate import Evaluation
 from pipelines.evaluation.score import Row
 from pipelines.generation import few_step_times
@@ -224,6 +224,7 @@ def corpus(videos: int) -> CorpusInfo:
     return CorpusInfo(
         videos=videos, rejects=1, windows=5 * videos, holdout_windows=1, frames=100, hours=1.5, fps=8.0,
         captions=3, window_frames=8, window_stride=8, latent_shape=(FRAMES, CHANNELS, 8, 6), files=(),
+        dropped_windows=0, latent_mean=(0.0,) * CHANNELS, latent_std=(1.0,) * CHANNELS, padded_frames=0,
     )  # fmt: skip
 
 
@@ -234,11 +235,11 @@ def test_the_card_counts_the_data_and_gives_this_checkpoints_figures(tmp_path: P
         json.dumps({"checkpoint": str(folder), "summary": {}, "recipe": ""})
     )
     info = DatasetInfo(
-        version="asked-for", data_hash="came-out", height=64, width=48, holdout=0.0, seed=0, autoencoder={},
+        version="asked-for", data_hash="came-out", made_from="", index_sha256="", height=64, width=48, holdout=0.0, seed=0, autoencoder={},
         short=corpus(17), long=corpus(4),
     )  # fmt: skip
     paths = RunPaths.of(config)
-    Storage(paths.dataset).write_json("dataset.json", info.to_json())
+    write_sealed(Storage(paths.dataset), info.to_json())
     rows = {name: Row({"fvd": value, "nfe": 4}) for name, value in (("mmm_4", 12.34), ("mmm_fm_50", 56.78))}
     measured = Storage(paths.evaluation(0))
     measured.write_json("evaluation.json", Evaluation(0, rows, {}, (), (), 1.0).to_json())
