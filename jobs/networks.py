@@ -1,4 +1,4 @@
-"""The networks of a stage on torch's meta device: what they hold and what of it is trained, without memory."""
+"""The networks of a stage on torch's meta device: what they hold, and what of it is trained."""
 
 from dataclasses import dataclass
 from functools import lru_cache
