@@ -21,7 +21,8 @@ app = typer.Typer(
 )
 
 Config = Annotated[
-    str, typer.Option("--config", help="A preset (tiny, minute, clips, wan-1.3b, wan-14b, ci) or a YAML file.")
+    str,
+    typer.Option("--config", help="A preset (tiny, minute, clips, wan-1.3b, wan-14b, ci) or a YAML file."),
 ]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", help="dotted.name=value, again and again.", metavar="NAME=VALUE")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from jobs.describe import Description, StageCost, stage_cost
 from jobs.gpus import Gpu, smallest
 from jobs.settings import RunConfig
-from jobs.shapes import WAN_TEMPORAL
+from jobs.shapes import WAN_TEMPORAL, scored_windows
 from models.errors import ConfigError
 
 RANK = 32
@@ -43,7 +43,9 @@ def _remedy(config: RunConfig, cost: StageCost, gpu: Gpu) -> str:
             config = changed
             if _needed(config, cost.stage) <= gpu.usable:
                 return f"Set {' '.join(chosen)}{_larger(cost)}; weights are not sharded over GPUs"
-    return f"No fewer LONG frames, adapters or workers make it fit{_larger(cost)}; nothing is sharded over GPUs"
+    return (
+        f"No fewer LONG frames, adapters or workers make it fit{_larger(cost)}; nothing is sharded over GPUs"
+    )
 
 
 def _needed(config: RunConfig, stage: str) -> int:
@@ -87,7 +89,13 @@ def _frames(config: RunConfig, stage: str, gpu: Gpu) -> list[Step]:
         return []
     cut = _first(most, lambda cut: _needed(shortened(cut), stage) <= gpu.usable)
     changed = shortened(cut)
-    return [(f"data.long_frames={changed.data.long_frames}", changed)]
+    setting = f"data.long_frames={changed.data.long_frames}"
+    windows = scored_windows(changed)
+    if windows < (changed.distill.windows_per_video or 0):
+        setting += f" distill.windows_per_video={windows}"
+        distill = dataclasses.replace(changed.distill, windows_per_video=windows)
+        changed = dataclasses.replace(changed, distill=distill)
+    return [(setting, changed)]
 
 
 def _first(most: int, holds: Callable[[int], bool]) -> int:

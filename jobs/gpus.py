@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from models.errors import ConfigError
 
 USABLE = 0.92
-"""Share of a GPU's memory that training can fill; the rest is the driver's and lost between blocks (assumed)."""
+"""Share of a GPU's memory that training can fill; the rest is the driver's or lost in gaps (assumed)."""
 
-# GiB that the makers' data sheets call GB: NVIDIA A100, H100 SXM, H200, B200, L40S, GeForce RTX 4090 and 5090;
-# AMD Instinct MI250X (one of its two dies), MI300X.
+# Taken as GiB; the makers' data sheets say GB: NVIDIA A100, H100 SXM, H200, B200, L40S, GeForce RTX 4090 and
+# 5090; AMD Instinct MI250X (one of its two dies), MI300X.
 GIB = {
     "rtx4090": 24,
     "rtx5090": 32,

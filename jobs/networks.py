@@ -1,4 +1,4 @@
-"""The networks of a stage on torch's meta device: what they hold and what of it is trained, without memory."""
+"""The networks of a stage on torch's meta device: what they hold, and what of it is trained."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -36,7 +36,7 @@ class Networks:
 
 
 def networks(config: RunConfig, stage: str) -> Networks:
-    """The networks of a stage, adapters and frozen heads as the trainer sets them; they are not to be changed.
+    """The networks of a stage, adapters and frozen heads as the trainer sets them; not to be changed.
 
     Raises:
         ConfigError: adapters are asked for, and peft is not installed.

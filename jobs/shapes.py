@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from jobs.settings import RunConfig
+from models.windows import spans
 
 WAN_CHANNELS, WAN_SPATIAL, WAN_TEMPORAL = 16, 8, 4
 """Latent channels, pixels a latent row, frames a latent frame after the first, of the Wan 2.1 autoencoder."""
@@ -73,5 +74,5 @@ def shapes(config: RunConfig) -> Shapes:
 def scored_windows(config: RunConfig) -> int:
     """Windows scored in one rollout: M = ceil((T - L) / s) + 2 spans of a random-phase tiling, or fewer."""
     length, stride = config.distill.window_frames, config.distill.window_stride
-    tiling = -(-(shapes(config).long_frames - length) // stride) + 2
+    tiling = len(spans(shapes(config).long_frames, length, stride))
     return min(config.distill.windows_per_video or tiling, tiling)

@@ -9,6 +9,7 @@ from jobs import shapes
 from jobs.settings import SUPERVISED_STAGES, RunConfig
 from models.errors import ConfigError
 from models.wan_layout import is_windowed
+from models.windows import spans
 from pipelines.data import curation
 
 _POSITIVE = (
@@ -237,7 +238,7 @@ def _windows(config: RunConfig) -> None:
             f"distill.window_stride {distill.window_stride} leaves frames that no window scores",
             f"Set it to {most} or less",
         )
-    tiling = (sizes.long_frames - length) // distill.window_stride + 2
+    tiling = len(spans(sizes.long_frames, length, distill.window_stride))
     if distill.windows_per_video is not None and not 1 <= distill.windows_per_video <= tiling:
         _refuse(
             f"distill.windows_per_video is {distill.windows_per_video}, but the tiling has {tiling} windows",

@@ -37,6 +37,7 @@ from pipelines.training.stages import (
     supervised_velocity,
 )
 
+
 @dataclass(frozen=True)
 class WorkerJob:
     """What a training worker is told; travels by pickle within one Ray cluster.

@@ -1,4 +1,4 @@
-"""Attention as products of matrices that torch's counter sees: of the pairs that see each other, no others."""
+"""Attention as products of matrices that torch's counter sees: of the pairs that see each other."""
 
 import pytest
 import torch

@@ -1,9 +1,11 @@
 """--dry-run: counts that are the networks' own, and costs that grow as they should."""
 
+import json
+
 import pytest
 
 from jobs import config as configs
-from jobs.describe import describe, forward_flops, render
+from jobs.describe import describe, render, to_json
 
 
 def test_the_tiny_networks_have_the_sizes_of_the_recipe():
@@ -16,6 +18,31 @@ def test_wan_has_the_size_of_wan():
     described = describe(configs.load("wan-1.3b"))
     assert described.teacher_parameters == 1_418_996_800
     assert [stage.stage for stage in described.stages] == ["sft", "mixed", "warmup", "distill"]
+
+
+def test_wan_14b_has_the_size_that_its_layers_add_up_to():
+    """Width D, feed-forward F, text and time at D: counted by hand, bias by bias."""
+    d, f = 5120, 13824
+    block = 8 * (d * d + d) + 4 * d + 2 * d + (2 * d * f + f + d) + 6 * d
+    outside = (16 * 4 * d + d) + (256 * d + d + d * d + d) + 6 * (d * d + d) + (4096 * d + d + d * d + d)
+    assert describe(configs.load("wan-14b"), "sft").teacher_parameters == 40 * block + outside + 2 * d + (
+        d * 64 + 64
+    )
+
+
+def test_the_object_holds_what_the_text_says():
+    config = configs.load("tiny")
+    told = json.loads(to_json(config, described := describe(config)))
+    assert told["parameters"]["teacher"] == described.teacher_parameters
+    assert told["tokens"] | {"text": 0} == {
+        "frame": 1, "short_window": 8, "long_window": 32, "scored_window": 8, "text": 0
+    }  # fmt: skip
+    assert told["fits"] is told["gpu"] is None
+    assert set(told["stages"]) == {"teacher", "sft", "mixed", "distill"}
+    for cost in described.stages:
+        stage = told["stages"][cost.stage]
+        assert stage["flops_a_step"] * cost.steps == pytest.approx(cost.flops)
+        assert stage["bytes_a_worker"] == sum(stage["bytes"].values()) == cost.bytes
 
 
 def test_no_memory_is_taken_for_the_weights():
@@ -35,11 +62,11 @@ def test_twice_the_steps_cost_twice(stage):
 
 
 def test_windowed_blocks_grow_linearly_and_global_ones_do_not():
-    windowed, everywhere = (
-        configs.load("minute", [f"model.attention_pattern={p}"]) for p in ("WWWW", "GGGG")
-    )
-    assert forward_flops(windowed, 0, 240) == pytest.approx(2 * forward_flops(windowed, 0, 120))
-    assert forward_flops(everywhere, 0, 240) == pytest.approx(4 * forward_flops(everywhere, 0, 120))
+    """Attention alone: what is left when the part that grows with the tokens is taken away."""
+    from jobs.flops import Tokens
+
+    assert Tokens(240, 1, 1).pairs(8) - Tokens(120, 1, 1).pairs(8) == 120 * 17
+    assert Tokens(240, 1, 1).pairs(None) == 4 * Tokens(120, 1, 1).pairs(None)
 
 
 def test_more_workers_are_faster():

@@ -142,7 +142,9 @@ def test_a_whole_step_keeps_the_bytes_told():
     batches = dataclasses.replace(makers.batches(0, stage.workers, short=2, long=0), short=batch)
     seen = kept(state.modules["teacher"], lambda: stage.step(state, batches, Key(0)))
     config = run_config(recipe, teacher=settings)
-    config = dataclasses.replace(config, data=dataclasses.replace(config.data, short_frames=300, long_frames=300))
+    config = dataclasses.replace(
+        config, data=dataclasses.replace(config.data, short_frames=300, long_frames=300)
+    )
     told = footprint(config, "teacher", networks(config, "teacher"), half=False)
     assert told["activations"] == pytest.approx(seen, rel=0.1)
 
@@ -152,7 +154,8 @@ def cost(*overrides, preset="wan-1.3b", stage="distill"):
 
 
 @pytest.mark.parametrize(
-    "setting", ["distill.long_batch=16", "data.long_frames=961", "model.ffn_dim=17920", "distill.rollout_batch=16"]
+    "setting",
+    ["distill.long_batch=16", "data.long_frames=961", "model.ffn_dim=17920", "distill.rollout_batch=16"],
 )
 def test_more_takes_more(setting):
     assert cost(setting).bytes > cost().bytes
