@@ -1,4 +1,4 @@
-"""docs/wan.md as a story: its commands run in order on a tiny pretrained folder, and diffusers opens what they leave."""
+"""docs/wan.md as a story: its commands run in order on tiny pretrained folders; diffusers opens the exports."""
 
 import json
 import re
@@ -85,7 +85,7 @@ def _run(folder: Path) -> Iterator[tuple[str, str]]:
 
 
 def inputs(config: RunConfig) -> tuple[Tensor, Tensor, Conditioning]:
-    """Noisy latents of two LONG clips, times a frame, and two captions of the dataset as training sees them."""
+    """Noisy latents of two LONG clips, times a frame, and two captions as training sees them."""
     dataset = RunPaths.of(config).dataset
     frames, channels, rows, columns = read_info(dataset).long.latent_shape
     captions = ShardDataset(dataset, "long").captions[:2]

@@ -1,4 +1,4 @@
-"""What docs/wan.md stands on, made small: pretrained folders of the real classes, two folders of video, settings."""
+"""What docs/wan.md stands on, made small: a pretrained folder of the real classes, two corpora, settings."""
 
 import os
 import shutil
