@@ -1,4 +1,4 @@
-"""docs/wan.md as a story: its commands run in order on tiny pretrained folders; diffusers opens the exports."""
+"""docs/wan.md as a story: its commands run in order on tiny pretrained folders, and diffusers opens exports."""
 
 import json
 import re
