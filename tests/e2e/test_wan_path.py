@@ -1,4 +1,4 @@
-"""docs/wan.md as a story: its commands run in order on tiny pretrained folders, and diffusers opens exports."""
+"""docs/wan.md as a story: its commands run in order on tiny folders, and diffusers opens the exports."""
 
 import json
 import re
