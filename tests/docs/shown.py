@@ -13,9 +13,12 @@ from tests.command import REPOSITORY
 PAGES = (REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md")))
 
 STORY = REPOSITORY / "docs" / "data.md"
-"""The page whose commands build on each other: test_data_page.py runs them in order."""
+"""A page whose commands build on each other: test_data_page.py runs them in order."""
 
-SHELL, OTHER = {"", "sh"}, {"text", "yaml"}
+STORIES = (STORY, REPOSITORY / "docs" / "wan.md")
+"""All such pages; tests/e2e/test_wan_path.py runs the second."""
+
+SHELL, OTHER = {"", "sh"}, {"text", "yaml", "python"}
 """Languages of fenced blocks whose lines are commands, and of those that hold something else."""
 
 KINDS = {
@@ -164,7 +167,8 @@ def _with_preset(words: Sequence[str]) -> list[str]:
 
 
 def of_kind(*kinds: str) -> pytest.MarkDecorator:
-    """A test a command of these kinds, as its argument `shown`; those of STORY are not among them."""
-    alone = [shown for shown in all_shown() if not shown.where.startswith(f"{STORY.name}:")]
+    """A test a command of these kinds, as its argument `shown`; those of STORIES are not among them."""
+    stories = {story.name for story in STORIES}
+    alone = [shown for shown in all_shown() if shown.where.split(":")[0] not in stories]
     chosen = [shown for shown in alone if shown.kind in kinds]
     return pytest.mark.parametrize("shown", chosen, ids=[" ".join(shown.words) for shown in chosen])

@@ -1,4 +1,4 @@
-"""What docs/wan.md stands on, made small: pretrained folders of the real classes, two folders of video, settings."""
+"""What docs/wan.md stands on, made small: a pretrained folder of the real classes, two corpora, settings."""
 
 import os
 import shutil
@@ -19,13 +19,15 @@ REAL = ("short/cat.mp4", "short/bbb_2s.mp4", "short/coffee.mp4", "long/flies_60s
 SMALL = """
 data: {fps: 8.0, height: 32, width: 48, short_frames: 9, short_stride: 9, long_frames: 21, long_stride: 21}
 text: {dim: 16}
-model: {num_layers: 3, head_layers: 1, num_heads: 2, head_dim: 12, ffn_dim: 32, attention_pattern: WGW, window: 2}
+model: {num_layers: 3, head_layers: 1, num_heads: 2, head_dim: 12, ffn_dim: 32,
+        attention_pattern: WGW, window: 2}
 flow: {timestep_shift_frames: 3}
 sampling: {ode_steps: 2, rollout_steps: 2}
 sft: {steps: 2, long_batch: 2, learning_rate: 1e-3, warmup_steps: 0, log_every: 1, preview_every: 0}
 warmup: {steps: 1}
 distill: {steps: 2, long_batch: 2, learning_rate: 1e-3, critic_updates: 1, critic_batch: 2, rollout_batch: 2,
-          windows_per_video: 2, window_frames: 3, window_stride: 2, ramp_steps: 1, log_every: 1, preview_every: 0}
+          windows_per_video: 2, window_frames: 3, window_stride: 2, ramp_steps: 1, log_every: 1,
+          preview_every: 0}
 evaluation: {videos: 4, reference_videos: 4, windows_per_video: 2, batch_size: 4, max_actors: 1, showcase: 1,
              temporal_videos: 2}
 cluster: {num_workers: 1, use_gpu: false, max_failures: 0}
