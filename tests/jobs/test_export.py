@@ -235,7 +235,8 @@ def test_the_card_counts_the_data_and_gives_this_checkpoints_figures(tmp_path: P
         json.dumps({"checkpoint": str(folder), "summary": {}, "recipe": ""})
     )
     info = DatasetInfo(
-        version="asked-for", data_hash="came-out", made_from="", index_sha256="", height=64, width=48, holdout=0.0, seed=0, autoencoder={},
+        version="asked-for", data_hash="came-out", made_from="", index_sha256="", height=64, width=48,
+        holdout=0.0, seed=0, autoencoder={},
         short=corpus(17), long=corpus(4),
     )  # fmt: skip
     paths = RunPaths.of(config)
