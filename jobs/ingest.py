@@ -14,7 +14,7 @@ from jobs.ray_session import ray_session
 from jobs.settings import RunConfig
 from jobs.world import render
 from models.umt5 import check_files
-from pipelines.data.info import MANIFEST_FILE, DatasetInfo
+from pipelines.data.info import MANIFEST_FILE, DatasetInfo, told_error
 from pipelines.data.ingest import ingest as run_ingest
 from pipelines.data.ledger import SUFFIX, read_ledger
 from pipelines.data.shards import CORPORA
@@ -171,7 +171,7 @@ def _print(dataset: str, done: Ingested) -> None:
         own = info.corpus(corpus)
         told = f"{own.windows} windows of latents {list(own.latent_shape)}"
         say(f"{corpus.upper()}: {told} from {own.videos} videos, {own.rejects} rejected")
-    say(f"reconstruction error {info.autoencoder['reconstruction_error']:.4g}; dataset: {dataset}")
+    say(f"reconstruction error {told_error(info.autoencoder)}; dataset: {dataset}")
     if not work.windows:
         say("nothing was left to do")
         return

@@ -11,7 +11,7 @@ from jobs.dataset_run import dataset_run
 from jobs.paths import RunPaths, absolute_root
 from jobs.settings import RunConfig
 from models.errors import DataError
-from pipelines.data.info import INFO_FILE, read_info
+from pipelines.data.info import INFO_FILE, read_info, told_error
 from pipelines.data.inspection import Summary
 from pipelines.data.inspection_report import CORPORA, Inspection, count_rows, inspect_dataset, tally_rows
 from pipelines.storage import Storage
@@ -111,7 +111,7 @@ def _print(seen: Inspection) -> None:
         rows = tally_rows(summary, name, examples=1)
         if rows:
             show(_tallies(heading, columns, rows))
-    say(f"\nreconstruction error {summary.autoencoder['reconstruction_error']:.4g}")
+    say(f"\nreconstruction error {told_error(summary.autoencoder)}")
     say(f"report: {seen.folder}/{seen.files[0]}")
     say(f"pictures: {', '.join(seen.files[1:])} beside it")
 

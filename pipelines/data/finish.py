@@ -58,6 +58,7 @@ def finish(
     ledgers = {corpus: _live(storage, corpus, videos[corpus]) for corpus in CORPORA}
     index = build_index(ledgers, videos, task.data.holdout, task.data.curation)
     autoencoder = dataset_autoencoder(storage)
+    error = autoencoder.reconstruction_error
     corpora = {
         corpus: _corpus_info(
             storage, task, _Part(corpus, statuses, ledgers[corpus], index), autoencoder.temporal_factor
@@ -78,7 +79,7 @@ def finish(
             "channels": autoencoder.channels,
             "temporal_factor": autoencoder.temporal_factor,
             "crop_safe": autoencoder.crop_safe,
-            "reconstruction_error": autoencoder.reconstruction_error,
+            "reconstruction_error": error if math.isfinite(error) else None,
         },
         **corpora,
     )

@@ -75,7 +75,7 @@ class DatasetInfo:
     holdout: float
     seed: int
     autoencoder: dict[str, Any]
-    """kind, channels, temporal_factor, crop_safe, reconstruction_error."""
+    """kind, channels, temporal_factor, crop_safe, reconstruction_error (None where it was not measured)."""
     short: CorpusInfo
     long: CorpusInfo
 
@@ -92,6 +92,12 @@ class DatasetInfo:
         """The inverse of `to_json`; raises KeyError or TypeError when a field is missing."""
         plain = {k: v for k, v in value.items() if k != "complete"}
         return cls(**{**plain, "short": _corpus(plain["short"]), "long": _corpus(plain["long"])})
+
+
+def told_error(autoencoder: dict[str, Any]) -> str:
+    """The reconstruction error for people."""
+    error = autoencoder["reconstruction_error"]
+    return "not measured" if error is None else f"{error:.4g}"
 
 
 def _corpus(value: dict[str, Any]) -> CorpusInfo:

@@ -9,7 +9,7 @@ from PIL import Image
 
 from pipelines.data.dataset import CorpusName
 from pipelines.data.histograms import histograms
-from pipelines.data.info import DatasetInfo, dataset_autoencoder
+from pipelines.data.info import DatasetInfo, dataset_autoencoder, told_error
 from pipelines.data.inspection import CorpusSummary, Summary, Tables, Tally, read_tables, summarise
 from pipelines.data.sheet import Shown, contact_sheet, shown_windows
 from pipelines.page import page, picture, table
@@ -102,7 +102,7 @@ def _about(summary: Summary) -> str:
     return (
         f"{summary.width}x{summary.height} pixels; "
         f"autoencoder {code['kind']} of {code['channels']} channels, "
-        f"reconstruction error {code['reconstruction_error']:.4g} (root mean square, pixels in 0 to 1); "
+        f"reconstruction error {told_error(code)} (root mean square, pixels in 0 to 1); "
         f"version {summary.version}, data hash {summary.data_hash}"
     )
 

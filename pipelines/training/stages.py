@@ -1,7 +1,7 @@
 """The supervised stages: teacher on SHORT, sft on LONG, mixed on both. A step does backward and update;
 it touches no files, no clock and no log."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -72,6 +72,12 @@ class Batch:
     latents: Tensor
     captions: Sequence[str]
     samples: Sequence[int]
+
+    def parts(self, size: int) -> "Iterator[Batch]":
+        """The same rows, at most `size` at a time."""
+        for first in range(0, len(self.latents), size):
+            rows = slice(first, first + size)
+            yield Batch(self.latents[rows], self.captions[rows], self.samples[rows])
 
 
 @dataclass(frozen=True)
@@ -264,10 +270,14 @@ def trained(module: nn.Module) -> list[nn.Parameter]:
 def held_out_loss(
     velocity: VelocityModel, batch: Batch, recipe: Recipe, captions: Captions, repeats: int = 4
 ) -> float:
-    """Flow-matching loss on windows that training never sees, with the same noise at every call."""
+    """Flow-matching loss on windows that training never sees, with the same noise at every call; no more of
+    them at a time than a step takes."""
+    size = min(b for b in (recipe.stage.short_batch, recipe.stage.long_batch) if b)
+    total = 0.0
     with torch.no_grad():
-        values = [
-            supervised_loss(velocity, batch, recipe, captions, Key(recipe.seed, i, purpose="held-out")).value
-            for i in range(repeats)
-        ]
-    return float(torch.stack(values).mean())
+        for i in range(repeats):
+            key = Key(recipe.seed, i, purpose="held-out")
+            for part in batch.parts(size):
+                loss = supervised_loss(velocity, part, recipe, captions, key)
+                total += float(loss.value) * len(part.latents)
+    return total / (repeats * len(batch.latents))

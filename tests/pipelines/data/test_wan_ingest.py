@@ -77,6 +77,7 @@ def test_rows_are_the_windows_encoded_whatever_the_batch_and_the_actors(
     assert (info.short.latent_shape, info.long.latent_shape) == ((3, 4, 2, 2), (5, 4, 2, 2))
     assert (info.long.window_frames, info.long.padded_frames) == (17, 0)
     assert info.autoencoder["crop_safe"] is False
+    assert info.autoencoder["reconstruction_error"] is None
     assert check_rows(clips[1], out, wan_folder, 17) == 3 * len(LONG)
 
 

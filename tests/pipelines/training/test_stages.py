@@ -74,6 +74,21 @@ def test_a_teacher_learns_the_data_it_sees() -> None:
     assert held_out_loss(model, fixed.short, stage.recipe, stage.captions) < 0.9 * before
 
 
+def test_the_held_out_loss_is_that_of_all_windows_however_many_fit_at_a_time() -> None:
+    stage = SupervisedStage(recipe(TEACHER))
+    model = stage.init("cpu").modules["teacher"]
+    rows = batches(0, Workers(), short=7, long=0).short
+    assert rows is not None
+    assert isinstance(model, DiT)
+
+    def loss(size: int) -> float:
+        settings = dataclasses.replace(TEACHER, short_batch=size)
+        some = dataclasses.replace(stage.recipe, stage=settings)
+        return held_out_loss(model, rows, some, stage.captions)
+
+    assert loss(1) == pytest.approx(loss(3), rel=1e-5) == pytest.approx(loss(100), rel=1e-5)
+
+
 def test_supervised_stages_leave_the_dm_head_alone(starts: dict[str, str]) -> None:
     stage = SupervisedStage(recipe(SFT, {"teacher": starts["teacher"]}))
     state = stage.init("cpu")
