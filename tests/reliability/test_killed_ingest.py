@@ -18,7 +18,7 @@ from tests.pipelines.data.videos import low_rank, write_video
 
 SIZE, RANK, BLOCK = 64, 6, 60_000
 SHORT, LONG = 36, 4
-DRIVER_KILLS, WORKER_KILLS = 5, 5
+DRIVER_KILLS, WORKER_KILLS = 3, 7
 DATA = DataConfig(
     height=SIZE, width=SIZE, short_frames=8, short_stride=8, long_frames=32, long_stride=32, block_bytes=BLOCK
 )
@@ -50,7 +50,7 @@ def dataset_of(folder: Path) -> Path:
 
 @pytest.mark.timeout(900)
 def test_a_killed_driver_costs_time_only(corpora: Path, tmp_path: Path) -> None:
-    """Five times the whole process group is killed, up to a second after the first word of its progress."""
+    """Three times the whole process group is killed, up to a second after the first word of its progress."""
     moments = random.Random(5)
     kills = 0
     for _ in range(DRIVER_KILLS):
