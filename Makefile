@@ -12,13 +12,16 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet -c constraints.txt
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: quickstart test check gpu format clean
+.PHONY: quickstart test test-long check gpu format clean
 
 quickstart: .venv/.installed  ## the whole path on the built-in world: CONFIG=minute for minute-long clips
 	@$(BIN)/longtake quickstart --config $(CONFIG) $(ARGS)
 
-test: .venv/.installed-dev  ## every test
-	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+test: .venv/.installed-dev  ## every test but the long ones
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not long" $(PYTEST_ARGS)
+
+test-long: .venv/.installed-dev  ## ingest killed, starved and bereft of a node; the walk along docs/wan.md
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m long $(PYTEST_ARGS)
 
 check: .venv/.installed-dev  ## format, lint, types, import direction, spelling
 	@$(BIN)/ruff format --check .

@@ -33,7 +33,7 @@ from tests.command import REPOSITORY, succeed
 from tests.e2e.wan_base import BASE, SMALL, write_base, write_corpora
 from tests.models.wan_folders import relative, velocity
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 
 PAGE = REPOSITORY / "docs" / "wan.md"
 _BLOCK = re.compile(r"^```(sh|text|yaml|python)\n(.*?)^```", re.MULTILINE | re.DOTALL)

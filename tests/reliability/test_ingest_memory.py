@@ -12,6 +12,8 @@ from pipelines.data.config import DataConfig
 from pipelines.data.ingest import ingest
 from tests.pipelines.data.videos import repeat_by_stream_copy, stamped, write_video
 
+pytestmark = pytest.mark.long
+
 SIZE, FPS, GIB = 256, 5, 1 << 30
 
 

@@ -16,6 +16,8 @@ from tests.command import kill, start, succeed
 from tests.pipelines.data.corpora import rows_of, stamps_of
 from tests.pipelines.data.videos import low_rank, write_video
 
+pytestmark = pytest.mark.long
+
 SIZE, RANK, BLOCK = 64, 6, 60_000
 SHORT, LONG = 36, 4
 DRIVER_KILLS, WORKER_KILLS = 3, 7
