@@ -17,7 +17,8 @@ REAL = ("short/cat.mp4", "short/bbb_2s.mp4", "short/coffee.mp4", "long/flies_60s
 """Real clips that are used where CLIPS names their folder."""
 
 SMALL = """
-data: {fps: 8.0, height: 32, width: 48, short_frames: 9, short_stride: 9, long_frames: 21, long_stride: 21}
+data: {fps: 8.0, height: 32, width: 48, short_frames: 9, short_stride: 9, long_frames: 21, long_stride: 21,
+       holdout: 0.0}
 text: {dim: 16}
 model: {num_layers: 3, head_layers: 1, num_heads: 2, head_dim: 12, ffn_dim: 32,
         attention_pattern: WGW, window: 2}

@@ -136,6 +136,11 @@ def interrupted(process, number):
     raise AssertionError("the command does not end")
 
 
+def hearing_interrupts() -> None:
+    """A shell starts what runs in the background deaf to Ctrl-C, and deafness is inherited."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_command_says_how_to_go_on(root, number, code):
     words = [
@@ -155,6 +160,7 @@ def test_an_interrupted_command_says_how_to_go_on(root, number, code):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=hearing_interrupts,
     )
     folder = root / "ci" / "world"
     deadline = time.monotonic() + 60
