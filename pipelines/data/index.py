@@ -60,10 +60,13 @@ def _of_corpus(corpus: str, ledgers: Sequence[Ledger], sources: Sequence[Source]
 
 
 def _own_rows(ledgers: Sequence[Ledger], wanted: set[str]) -> Iterator[pa.Table]:
-    """Each ledger's rows of wanted videos, each video's from one ledger only."""
-    for ledger in ledgers:
-        ids = {status.source_id for status in ledger.statuses} & wanted
-        wanted = wanted - ids
+    """Each ledger's rows of wanted videos, a video's from one ledger only: one that wrote it, if any did."""
+    owners: dict[str, int] = {}
+    for end in ("rejected", "written"):
+        for number, ledger in enumerate(ledgers):
+            owners |= {s.source_id: number for s in ledger.statuses if s.status == end}
+    for number, ledger in enumerate(ledgers):
+        ids = {source_id for source_id in wanted if owners.get(source_id) == number}
         rows = ledger.windows.replace_schema_metadata(None)
         yield rows.filter(pc.is_in(rows["source_id"], pa.array(sorted(ids), pa.string())))
 

@@ -74,8 +74,8 @@ def ingest(
     listings = list_corpora(storage, {"short": short, "long": long})
     made_from = _made_from(listings, data)
     keep_list(storage, listings)
-    if complete and read_info(storage).made_from == made_from:
-        return read_info(storage)
+    if complete and (info := read_info(storage)).made_from == made_from:
+        return info
     folders = {corpus: listing.root for corpus, listing in listings.items()}
     device = "cuda" if use_gpu and autoencoder.kind == "wan" else "cpu"
     task = Task(out=str(storage), folders=folders, version=version, data=data, device=device)

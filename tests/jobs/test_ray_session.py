@@ -52,11 +52,8 @@ def test_the_token_mode_is_set_where_a_token_is_at_hand(tmp_path, monkeypatch, e
         (tmp_path / ".ray").mkdir()
         (tmp_path / ".ray" / "auth_token").write_text("x")
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
-    before = os.environ.get("RAY_AUTH_MODE")
     ray_session.require_token_mode()
     assert os.environ.get("RAY_AUTH_MODE") == mode
-    if before is None:
-        monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
 
 
 PRIVATE = """

@@ -11,6 +11,8 @@ import pytest
 from tests.command import REPOSITORY, environment, remove
 from tests.pipelines.data.videos import low_rank, write_video
 
+pytestmark = pytest.mark.long
+
 SIZE, RANK, SHORT, LONG = 64, 6, 30, 4
 
 LOSE_A_NODE = """
