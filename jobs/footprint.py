@@ -1,8 +1,9 @@
 """Memory of one worker while a stage takes a step, by what it is spent on.
 
 Weights, gradients, moments and averages are float32 on every device. On a GPU the passes run in bfloat16
-autocast, which keeps a bfloat16 copy of the weights of linear layers for the length of a pass. Nothing is
-sharded and nothing is computed twice: every worker holds all of it, and every block's activations.
+autocast, and autograd keeps a bfloat16 copy of the weights of linear layers for the length of a pass. Nothing
+is sharded: every worker holds all of it, and every block's activations unless activation checkpointing keeps
+their inputs alone.
 """
 
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from jobs.networks import SCORED, Networks, parameters, trained
 from jobs.phases import tokens
 from jobs.settings import RunConfig
 from jobs.shapes import scored_windows, shapes
+from pipelines.training.parallel import MESSAGE
 from pipelines.training.stages import HELD_OUT_WINDOWS
 
 FLOAT, HALF = 4, 2
@@ -49,14 +51,20 @@ NORMS = 10
 
 
 def activations(config: RunConfig, read: Tokens, *, half: bool) -> int:
-    """Bytes that autograd keeps of one clip through a plain stack, from its input to its output."""
+    """Bytes that autograd keeps of one clip through a plain stack, from its input to its output.
+
+    With activation checkpointing, the inputs of all blocks and what the one keeps that is computed again.
+    """
     model, size = config.model, SIZES[half]
     width = model.num_heads * model.head_dim
     block = read.clip * (size.width * width + size.hidden * model.ffn_dim)
     block += read.clip * FLOAT * (NORMS + 2 * model.num_heads) + read.text * size.text * width
     rotations = read.clip * model.head_dim * FLOAT
     thetas = len({model.rope_theta_windowed, model.rope_theta_global})
-    return model.num_layers * block + read.clip * size.output * width + thetas * rotations
+    kept = model.num_layers * block
+    if config.cluster.activation_checkpointing:
+        kept = block + model.num_layers * read.clip * width * (HALF if half else FLOAT)
+    return kept + read.clip * size.output * width + thetas * rotations
 
 
 def footprint(config: RunConfig, stage: str, built: Networks, *, half: bool) -> dict[str, int]:
@@ -71,7 +79,8 @@ def footprint(config: RunConfig, stage: str, built: Networks, *, half: bool) -> 
     parts = _scored(config, stage, built) if stage in SCORED else _supervised(stage, built)
     largest = parameters(built.student if stage != "teacher" else built.teacher)
     parts["bfloat16_weights"] = HALF * largest if half else 0
-    parts["gradient_exchange"] = parts["gradients"] if config.cluster.num_workers > 1 else 0
+    message = min(parts["gradients"], 2 * FLOAT * MESSAGE)
+    parts["gradient_exchange"] = message if config.cluster.num_workers > 1 else 0
     parts["activations"] = max(_graphs(config, stage, half=half))
     parts["temporaries"] = _temporaries(config, stage, half=half)
     parts["latents_and_text"] = _latents(config, stage)
@@ -122,7 +131,7 @@ def _clips(config: RunConfig, stage: str) -> list[list[tuple[int, int]]]:
         (share(config, settings.long_batch), size.long_frames),
     ]
     if stage == "distill":
-        return [[own[1], (share(config, distill.rollout_batch), size.long_frames)], critic]
+        return [own[1:], [(share(config, distill.rollout_batch), size.long_frames)], critic]
     return [own[:1] if stage == "teacher" else own]
 
 

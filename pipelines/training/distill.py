@@ -109,7 +109,7 @@ class DistillStage:
         return TrainState(modules, optimizers, {"student": Ema(student, self.config.ema_decay)})
 
     def step(self, state: TrainState, batches: Batches, key: Key) -> StepResult:
-        """Flow matching + reverse KL + anchor in one backward, then the critic on the rollout pool."""
+        """Flow matching + reverse KL + anchor in one update, then the critic on the rollout pool."""
         simulated = self._simulate(state, key.at(purpose="rollout"))
         values: dict[str, Tensor] = {}
         if self.critic_only:
@@ -133,21 +133,23 @@ class DistillStage:
         fm = supervised_loss(
             student.flow_matching, batches.long, self.recipe, self.captions, key.at(purpose="long")
         )
+        supervised = weights.flow_matching_weight * fm.value
+        supervised.backward()  # type: ignore[no-untyped-call]
         video = self._finish(state, simulated)
         kl = self._reverse_kl(state, video, simulated, key.at(purpose="score"))
-        if self.workers.largest(kl.non_finite):
+        if self.workers.largest(kl.non_finite, video.device):
             raise diverged("the reverse-KL score", state.step)
-        total = weights.flow_matching_weight * fm.value + self._ramp(state.step) * kl.value
-        values = {"flow_matching": fm.value, "reverse_kl": kl.value}
+        matched = self._ramp(state.step) * kl.value
+        values = {"flow_matching": fm.value.detach(), "reverse_kl": kl.value.detach()}
         values |= {name: value for name, value in kl.metrics.items() if name != "loss"}
         if simulated.exit == 0 and weights.anchor_weight:
             anchor = self._anchor(video, simulated)
-            total = total + weights.anchor_weight * len(self.times) * anchor.value
-        total.backward()  # type: ignore[no-untyped-call]
+            matched = matched + weights.anchor_weight * len(self.times) * anchor.value
+        matched.backward()  # type: ignore[no-untyped-call]
         rate = self.config.learning_rate * learning_rate_factor(self.config, state.step)
         values["gradient_norm"] = apply_update(state, "student", self.config, rate, self.workers)
         state.averages["student"].update(student)
-        return values | {"loss": total.detach()}, video.detach()
+        return values | {"loss": (supervised + matched).detach()}, video.detach()
 
     def _ramp(self, step: int) -> float:
         """loss.reverse_kl_weight, reached linearly over `ramp_steps`."""

@@ -142,6 +142,7 @@ def _job(run: TrainingRun) -> dict[str, Any]:
         run.tracker,
         run.reporter,
         run.cluster.use_gpu,
+        run.cluster.activation_checkpointing,
     )
     return {"job": job}
 

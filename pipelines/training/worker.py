@@ -4,7 +4,6 @@ import json
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,9 @@ import ray.train
 import torch
 from ray.train import Checkpoint
 
+from models.blocks import checkpoint_blocks
 from models.errors import LongtakeError
+from models.precision import half_precision
 from models.rng import Key
 from pipelines.data.dataset import CorpusName, ShardDataset
 from pipelines.data.texts import text_encoder
@@ -50,6 +51,7 @@ class WorkerJob:
         tracker: opens the tracker on rank 0.
         reporter: takes progress.
         use_gpu: train in bfloat16 on this worker's GPU.
+        activation_checkpointing: compute the activations of a block again in the backward pass.
     """
 
     name: str
@@ -59,6 +61,7 @@ class WorkerJob:
     tracker: TrackerFactory
     reporter: Reporter | None
     use_gpu: bool
+    activation_checkpointing: bool
 
 
 def train_worker(config: dict[str, WorkerJob]) -> dict[str, float] | LongtakeError:
@@ -107,6 +110,9 @@ class _Loop:
         self.batches = BatchSource(job.dataset, self.config, job.recipe.seed, workers)
         self.held_out = _held_out(job.dataset, self.stage.spec.shape[0], job.recipe, device)
         self.state = self.stage.init(device)
+        if job.activation_checkpointing:
+            for module in self.state.modules.values():
+                checkpoint_blocks(module)
         self.diagnostics = Diagnostics(job.dataset)
         self._resume()
         self._check_teacher()
@@ -128,12 +134,13 @@ class _Loop:
         count = min(len(rows), 2 * WINDOWS)
         read = rows.read([i * len(rows) // count for i in range(count)])
         short = Batch(read.latents.to(self.device), read.captions, range(count))
-        ratio = check_teacher(self.stage.teacher, short, self.job.recipe, self.stage.captions)
+        with self._precision():
+            ratio = check_teacher(self.stage.teacher, short, self.job.recipe, self.stage.captions)
         if ratio is not None and self.workers.rank == 0:
             self.tracker.metrics(0, {"train/teacher_gate_ratio": ratio})
 
-    def _precision(self) -> AbstractContextManager[Any]:
-        return torch.autocast("cuda", torch.bfloat16) if self.job.use_gpu else nullcontext()
+    def _precision(self) -> torch.autocast:
+        return half_precision(self.device, self.job.use_gpu)
 
     def run(self) -> dict[str, float]:
         """Steps until the stage is done; the last state is always saved."""
@@ -166,7 +173,8 @@ class _Loop:
     def _preview(self) -> None:
         every = self.config.preview_every
         if self.workers.rank == 0 and every and (self.state.step % every == 0 or self._last()):
-            preview(self.state, self.stage, self.job.recipe, self.job.dataset, self.tracker)
+            with self._precision():
+                preview(self.state, self.stage, self.job.recipe, self.job.dataset, self.tracker)
 
     def _last(self) -> bool:
         return self.state.step == self.config.steps
@@ -183,7 +191,10 @@ class _Loop:
         model = self.state.modules[self.stage.spec.role]
         if self.held_out is None or not isinstance(self.stage, SupervisedStage):
             return None
-        return held_out_loss(supervised_velocity(model), self.held_out, self.job.recipe, self.stage.captions)
+        with self._precision():
+            return held_out_loss(
+                supervised_velocity(model), self.held_out, self.job.recipe, self.stage.captions
+            )
 
     def _summary(self) -> dict[str, float]:
         summary = {"steps": float(self.state.step), "cpu_seconds": self.state.cpu_seconds}

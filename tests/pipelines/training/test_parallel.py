@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import distributed, multiprocessing
 
+from pipelines.training import parallel
 from pipelines.training.distill import DistillStage
 from pipelines.training.parallel import Workers
 from tests.pipelines.training.makers import CAPTIONS, DISTILL, recipe, run, trained_starts
@@ -16,6 +17,7 @@ STEPS = 4
 
 def _work(rank: int, size: int, starts: dict[str, str], out: str) -> None:
     torch.set_num_threads(1)
+    parallel.MESSAGE = 2000
     meeting = f"file://{out}/meeting"
     distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=size)
     workers = Workers(rank, size)
