@@ -84,7 +84,8 @@ class DistillStage:
         self.spec = NetworkSpec("student", recipe.model, recipe.text, shape[1], shape, recipe.lora)
         self.times = few_step_times(recipe.sampling, recipe.flow, recipe.long_shape[0])
         self.teacher: DiT
-        self.reference: VelocityModel
+        self.reference: VelocityModel | None = None
+        """The frozen long-SFT network, where there is an anchor."""
 
     def init(self, device: torch.device | str) -> TrainState:
         """DM head <- FM head, critic <- teacher, and the frozen teacher and long-SFT network."""
@@ -96,16 +97,20 @@ class DistillStage:
         assert isinstance(student, Student)
         start_student(student, start)
         student.copy_flow_matching_head()
-        frozen = copy.deepcopy(student).eval().requires_grad_(False)
-        self.reference = frozen.flow_matching
+        if not self.critic_only and self.recipe.loss.anchor_weight:
+            self.reference = _frozen_flow_matching(student)
         critic = copy.deepcopy(teacher).train().requires_grad_(True)
         if "critic" in start:
             copy_into(critic, critic_weights(start["critic"]), start["critic"])
         adapt(student, self.recipe, "student")
         adapt(critic, self.recipe, "critic")
+        if self.critic_only:
+            student.requires_grad_(False)
         modules = {"student": student, "critic": critic}
         rates = {"student": self.config.learning_rate, "critic": self.config.critic_learning_rate}
-        optimizers = {role: adamw(trained(m), self.config, rates[role]) for role, m in modules.items()}
+        optimizers = {
+            role: adamw(own, self.config, rates[role]) for role, m in modules.items() if (own := trained(m))
+        }
         return TrainState(modules, optimizers, {"student": Ema(student, self.config.ema_decay)})
 
     def step(self, state: TrainState, batches: Batches, key: Key) -> StepResult:
@@ -221,6 +226,7 @@ class DistillStage:
 
     def _anchor(self, video: Tensor, simulated: Simulated) -> Loss:
         """Towards the frozen long-SFT network at t = 1, on the same noise and caption."""
+        assert self.reference is not None
         with torch.no_grad():
             target = x0_prediction(self.reference, simulated.x_t, simulated.t, simulated.conditioning)
         return anchor_loss(video, target)
@@ -254,6 +260,14 @@ class DistillStage:
         tiling = self._tiling(int(draw.integers(self.config.window_stride)))
         window = tiling[int(draw.integers(len(tiling)))]
         return rollout.latents[video, window.start : window.stop], rollout.captions[video], window.start
+
+
+def _frozen_flow_matching(student: Student) -> VelocityModel:
+    """A frozen copy of the encoder and the FM head."""
+    frozen = copy.deepcopy(student).eval().requires_grad_(False)
+    if frozen.config.heads == "decoupled":
+        del frozen.heads["distribution_matching"]
+    return frozen.flow_matching
 
 
 def first_masked(starts: Sequence[int], length: int) -> Tensor:

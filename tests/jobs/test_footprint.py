@@ -15,6 +15,7 @@ from jobs.networks import networks
 from jobs.settings import RunConfig
 from models.blocks import checkpoint_blocks
 from models.config import LoraConfig, ModelConfig
+from models.ddt import Student
 from models.dit import DiT
 from models.rng import Key
 from models.text import Conditioning
@@ -74,6 +75,15 @@ def test_the_state_of_a_supervised_stage_has_the_bytes_told(rank, starts):
     assert told["average"] == pytest.approx(own_average(state, "student"), rel=0.01)
 
 
+def anchor(stage):
+    """Bytes of the frozen network behind the anchor."""
+    if stage.reference is None:
+        return 0
+    frozen = stage.reference.__closure__
+    students = [cell.cell_contents for cell in frozen if isinstance(cell.cell_contents, Student)]
+    return size(students[0].parameters())
+
+
 @pytest.mark.parametrize("warm", [False, True])
 @pytest.mark.parametrize("rank", [0, 2])
 def test_the_state_of_distillation_has_the_bytes_told(rank, warm, starts):
@@ -90,7 +100,9 @@ def test_the_state_of_distillation_has_the_bytes_told(rank, warm, starts):
     assert told["critic"] == pytest.approx(size(critic.parameters()), rel=0.01)
     assert told["teacher"] == pytest.approx(size(stage.teacher.parameters()), rel=0.01)
     assert told["gradients"] == pytest.approx(max(seen.values()), rel=0.01)
-    assert told["moments"] == pytest.approx(moments(state.optimizers["student"]), rel=0.01)
+    own = 0 if warm else moments(state.optimizers["student"])
+    assert told["moments"] == pytest.approx(own, rel=0.01)
+    assert told["anchor"] == pytest.approx(anchor(stage), rel=0.01)
     assert told["critic_moments"] == pytest.approx(moments(state.optimizers["critic"]), rel=0.01)
     assert told["average"] == pytest.approx(own_average(state, "student"), rel=0.01)
 
