@@ -1,0 +1,26 @@
+"""The figures of docs/wan.md are those that its first command prints."""
+
+import re
+from pathlib import Path
+
+from tests.command import REPOSITORY, succeed
+
+PAGE = (REPOSITORY / "docs" / "wan.md").read_text()
+BLOCK = re.compile(r"^```(yaml|text)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def test_the_plan_prints_what_the_page_shows(tmp_path: Path) -> None:
+    blocks = BLOCK.findall(PAGE)
+    (settings,) = (text for language, text in blocks if language == "yaml")
+    (shown,) = (text for language, text in blocks if "parameters" in text)
+    (tmp_path / "minute.yaml").write_text(settings)
+    printed = succeed(tmp_path, "train", "distill", "--config", "minute.yaml", "--dry-run")
+    assert set(shown.splitlines()) <= set(printed.splitlines())
+
+
+def test_a_gpu_that_the_page_names_holds_it(tmp_path: Path) -> None:
+    succeed(tmp_path, "train", "--config", "wan-1.3b", "--dry-run", "--gpu", "h200")
+    (tmp_path / "minute.yaml").write_text("extends: wan-1.3b\ndata: {long_frames: 961, long_stride: 480}\n")
+    minute = ("train", "--config", "minute.yaml", "--dry-run")
+    succeed(tmp_path, *minute, "--gpu", "b200", "--set", "lora.rank=32")
+    succeed(tmp_path, *minute, "--gpu", "mi300x")
