@@ -197,8 +197,8 @@ def _frame(latents: Tensor, place: int, autoencoder: Autoencoder) -> Frames:
     factor = autoencoder.temporal_factor
     at = -(-place // factor)
     start = at if factor == 1 else max(0, at - CONTEXT)
-    frames: Frames = autoencoder.decode(latents[:, start : at + 1])[0].numpy()
-    return frames[place - start * factor]
+    frame: Frames = autoencoder.decode(latents[:, start : at + 1])[0, place - start * factor].numpy()
+    return frame
 
 
 def _shown(row: dict[str, Any], seconds: float, num_frames: int, frames: Frames) -> Shown:
