@@ -22,12 +22,15 @@ from models.wan import require_exportable, write_transformer
 from models.wan_layout import is_windowed
 from pipelines.data.info import DatasetInfo, read_info
 from pipelines.evaluation.evaluate import RESULT, Evaluation
+from pipelines.generation import require_head
 from pipelines.storage import Storage
-from pipelines.training.networks import NetworkSpec, load_network, read_spec
+from pipelines.training.networks import NetworkSpec, checkpoint_file, load_network, read_spec
 
 HEAD_NAMES: dict[str, HeadName] = {"dm": "distribution_matching", "fm": "flow_matching"}
 SETTINGS_FILE = "longtake.yaml"
 """The settings of training, in the export."""
+TRAINING_SETTINGS = "config.json"
+"""The same, in a checkpoint."""
 LICENCES = ("LICENSE", "LICENSE.txt", "LICENSE.md")
 
 
@@ -47,7 +50,8 @@ def export(
         The folder.
 
     Raises:
-        ConfigError: the folder is not empty, or the student cannot be a diffusers transformer.
+        ConfigError: the folder is not empty, the student cannot be a diffusers transformer, or its head has
+            not been trained.
         CheckpointError: there is no finished student, or the checkpoint is damaged.
     """
     target = Storage(out)
@@ -55,10 +59,10 @@ def export(
         raise ConfigError(f"{target} is not empty", "Name a new folder by --out")
     found = checkpoint or last_checkpoint(RunPaths.of(config).seed(config.seed), stage, "export")
     folder = str(Storage(found))
-    with Storage(folder).on_disk() as local, tempfile.TemporaryDirectory() as name:
-        settings, spec = _settings(local, folder), read_spec(local)
-        _require_head(local, folder, spec, head)
-        student = load_network(local).model
+    settings, spec = _settings(folder), read_spec(folder)
+    _require_exportable(folder, spec, head)
+    with tempfile.TemporaryDirectory() as name:
+        student = load_network(folder).model
         assert isinstance(student, Student)
         made = Path(name)
         write_transformer(student, HEAD_NAMES[head], spec.shape[0], made)
@@ -70,26 +74,23 @@ def export(
     return str(target)
 
 
-def _settings(local: Path, folder: str) -> RunConfig:
+def _settings(folder: str) -> RunConfig:
     """The settings that the checkpoint was trained with."""
-    path = local / "config.json"
-    if not path.is_file():
+    if not Storage(folder).exists(TRAINING_SETTINGS):
         raise CheckpointError(
             f"{folder} holds no settings of a training", "Give the folder of a student's checkpoint"
         )
-    return configs.from_json(path.read_text())
+    with checkpoint_file(folder, TRAINING_SETTINGS) as path:
+        return configs.from_json(path.read_text())
 
 
-def _require_head(local: Path, folder: str, spec: NetworkSpec, head: str) -> None:
+def _require_exportable(folder: str, spec: NetworkSpec, head: Literal["dm", "fm"]) -> None:
     if spec.role != "student":
         raise CheckpointError(
             f"{folder} holds a {spec.role}", "Give the folder of a student: --stage distill, sft or mixed"
         )
     require_exportable(spec.model)
-    if head == "dm" and not (local / "critic.safetensors").is_file():
-        raise CheckpointError(
-            f"the DM head of {folder} has not been trained", "Export a distilled student, or take --head fm"
-        )
+    require_head(spec, head)
 
 
 def _write_beside(made: Path, settings: RunConfig, spec: NetworkSpec, folder: str, head: str) -> None:

@@ -13,6 +13,7 @@ from jobs.console import Progress, say
 from jobs.paths import RunPaths
 from jobs.recipes import last_checkpoint
 from jobs.settings import RunConfig
+from models.device import compute_device
 from models.errors import ConfigError
 from models.rng import Key
 from pipelines.data.dataset import ShardDataset
@@ -20,7 +21,7 @@ from pipelines.data.info import dataset_autoencoder, read_info
 from pipelines.data.texts import embed_captions, text_encoder
 from pipelines.generation import Head, Method, check, generate_latents
 from pipelines.storage import Storage
-from pipelines.training.networks import Network, load_network
+from pipelines.training.networks import Network, load_network, read_spec
 from pipelines.video import contact_sheet, write_gif, write_mp4
 
 SHEET_COLUMNS = 9
@@ -37,7 +38,7 @@ def sample(
     steps: int | None,
     out: str | None,
 ) -> list[str]:
-    """Write `count` videos with their captions.
+    """Write `count` videos with their captions; with `cluster.use_gpu` on this machine's GPU.
 
     Args:
         config: the run's settings.
@@ -52,21 +53,22 @@ def sample(
         Paths of the MP4 files.
 
     Raises:
-        ConfigError: steps for the few-step sampler, or a head that the network has not.
+        ConfigError: steps for the few-step sampler, a head that the network has not or that was not trained,
+            or a GPU that is not there.
         CheckpointError: there is no finished student.
     """
     paths = RunPaths.of(config)
     folder = checkpoint or last_checkpoint(paths.seed(config.seed), "distill", "sample")
     info = read_info(paths.dataset)
-    method = _method(config, head, steps)
-    with Storage(folder).on_disk() as local:
-        network = load_network(local)
-    check(network.spec, method)
+    method, device = _method(config, head, steps), compute_device(config.cluster.use_gpu)
+    spec = read_spec(folder)
+    check(spec, method)
     texts = list(captions) or _spread(ShardDataset(paths.dataset, "long").captions, count)
     chosen = list(itertools.islice(itertools.cycle(texts), count))
     target = Storage(out or paths.samples)
     with Progress() as progress:
-        made = _videos(config, network, method, paths.dataset, chosen)
+        embed_captions(spec.text, paths.dataset, chosen, device=device.type)
+        made = _videos(config, load_network(folder, device), method, paths.dataset, chosen)
         written = _write(target, made, chosen, info.long.fps, progress)
     say(f"{count} videos, a contact sheet and metadata.jsonl in {target}")
     return written
@@ -97,13 +99,9 @@ def _videos(
     dataset: str,
     captions: Sequence[str],
 ) -> Iterator[NDArray[np.uint8]]:
-    """Frames [F, H, W, 3] of each video, generated a batch at a time.
-
-    Captions that the dataset does not know are embedded first; the text encoder is gone before anything else.
-    """
-    text = network.spec.text
-    embed_captions(text, dataset, captions, device="cuda" if config.cluster.use_gpu else "cpu")
-    encoder, autoencoder = text_encoder(text, dataset), dataset_autoencoder(dataset)
+    """Frames [F, H, W, 3] of each video, generated on the network's device a batch at a time."""
+    device = next(network.model.parameters()).device
+    encoder, autoencoder = text_encoder(network.spec.text, dataset), dataset_autoencoder(dataset, device)
     batch, key = config.evaluation.batch_size, Key(config.seed, purpose="sample")
     for start in range(0, len(captions), batch):
         samples = range(start, min(start + batch, len(captions)))
@@ -117,7 +115,7 @@ def _videos(
             sampling=config.sampling,
             flow=config.flow,
         )
-        for video in latents:
+        for video in latents.cpu():
             yield autoencoder.decode(video[None])[0].numpy()
 
 

@@ -99,10 +99,12 @@ def roll_out_by_windows(
     window: int,
     overlap: int,
     steps: int,
+    shift: float,
     shape: Sequence[int],
     conditioning: Conditioning,
     key: Key,
     samples: Sequence[int],
+    guidance_scale: float = 1.0,
 ) -> Tensor:
     """A long video from a short model: window after window, the last `overlap` frames known.
 
@@ -113,17 +115,18 @@ def roll_out_by_windows(
         num_frames, window, overlap: latent frames.
         steps: Euler steps a window.
         shape: [C, h, w] of one frame.
-        conditioning, key, samples: as in `ode`.
+        shift, conditioning, key, samples, guidance_scale: as in `ode`, for each window.
     """
-    video = ode(teacher, (window, *shape), steps, 1.0, conditioning, key.at(purpose="window-0"), samples)
+    first = key.at(purpose="window-0")
+    video = ode(teacher, (window, *shape), steps, shift, conditioning, first, samples, guidance_scale)
+    times = ode_times(steps, shift).tolist()
     number = 0
     while video.shape[1] < num_frames:
         number += 1
         known = video[:, -overlap:]
         name = key.at(purpose=f"window-{number}")
-        video = torch.cat(
-            (video, _continue(teacher, known, window, steps, conditioning, name, samples)), dim=1
-        )
+        new = _continue(teacher, known, window, times, conditioning, name, samples, guidance_scale)
+        video = torch.cat((video, new), dim=1)
     return video[:, :num_frames]
 
 
@@ -131,18 +134,18 @@ def _continue(
     teacher: VelocityModel,
     known: Tensor,
     window: int,
-    steps: int,
+    times: Sequence[float],
     conditioning: Conditioning,
     key: Key,
     samples: Sequence[int],
+    guidance_scale: float,
 ) -> Tensor:
     """The frames of a window that follow its `known` first ones."""
     overlap, frame = known.shape[1], known.shape[2:]
     x = normal((window, *frame), key.at(purpose="noise-0"), samples, known.device)
-    times = ode_times(steps, 1.0).tolist()
     for step, (t, following) in enumerate(pairwise(times)):
         at = _times(t, len(x), x.device)
         noise = normal((overlap, *frame), key.at(purpose=f"known-{step}"), samples, x.device)
         x[:, :overlap] = interpolate(known, noise, at)
-        x = x + (following - t) * teacher(x, at, conditioning)
+        x = x + (following - t) * _velocity(teacher, x, at, conditioning, guidance_scale)
     return x[:, overlap:]

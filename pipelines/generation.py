@@ -11,6 +11,7 @@ from models.config import FlowConfig, SamplingConfig
 from models.ddt import Student
 from models.errors import ConfigError
 from models.flow import VelocityModel, shift, shift_for
+from models.precision import half_precision
 from models.rng import Key
 from models.sampling import few_step, ode, roll_out_by_windows
 from models.text import Conditioning
@@ -33,30 +34,47 @@ class Method:
     Args:
         head: which velocity.
         sampler: `few_step` is stochastic, `ode` takes Euler steps, `windows` rolls a short model out.
-        steps: network evaluations; for `windows`, those of one window; for `few_step`, how many times.
+        steps: of the sampler; for `windows`, those of one window; for `few_step`, how many times.
     """
 
     head: Head
     sampler: Sampler
     steps: int
 
-    def evaluations(self, num_frames: int, window: int) -> int:
-        """Network evaluations a video of `num_frames` latent frames."""
-        if self.sampler != "windows":
+    def evaluations(self, num_frames: int, window: int, guidance_scale: float) -> int:
+        """Network evaluations a video of `num_frames` latent frames: with guidance, two a step."""
+        if self.sampler == "few_step":
             return self.steps
+        steps = self.steps if guidance_scale == 1 else 2 * self.steps
+        if self.sampler == "ode":
+            return steps
         new = window - window // 2
-        return self.steps * (1 + -(-max(0, num_frames - window) // new))
+        return steps * (1 + -(-max(0, num_frames - window) // new))
+
+
+def require_head(spec: NetworkSpec, head: Head) -> None:
+    """Refuses a head that the network has not, or that has not been trained.
+
+    Raises:
+        ConfigError: it cannot be used.
+    """
+    has: tuple[Head, ...] = ("teacher",) if spec.role == "teacher" else ("fm", "dm")
+    if head not in has:
+        raise ConfigError(f"a {spec.role} has no head {head!r}", f"Choose {' or '.join(has)}")
+    if head == "dm" and not spec.distilled:
+        raise ConfigError(
+            "nothing says that this student's DM head has been trained: only distillation trains it",
+            "Take the fm head, or a checkpoint of `distill` (one of an earlier version: train it again)",
+        )
 
 
 def check(spec: NetworkSpec, method: Method) -> None:
-    """Refuses a head that the network has not, or a sampler that does not suit it.
+    """Refuses a head that cannot be used, or a sampler that does not suit it.
 
     Raises:
         ConfigError: they do not fit.
     """
-    has: tuple[Head, ...] = ("teacher",) if spec.role == "teacher" else ("fm", "dm")
-    if method.head not in has:
-        raise ConfigError(f"a {spec.role} has no head {method.head!r}", f"Choose {' or '.join(has)}")
+    require_head(spec, method.head)
     if method.sampler not in SAMPLERS[method.head]:
         suited = " or ".join(SAMPLERS[method.head])
         raise ConfigError(f"the {method.head} head is not sampled by {method.sampler!r}", f"Choose {suited}")
@@ -88,22 +106,24 @@ def generate_latents(
 ) -> Tensor:
     """Latents [len(samples), *shape]; row i depends on key, samples[i] and its caption alone.
 
+    They are made on the network's device: on a GPU in bfloat16, on the CPU in float32.
+
     Args:
-        network: on the conditioning's device.
+        network: what is sampled.
         method: head, sampler and steps.
         shape: [T, C, h, w] of a video.
-        conditioning: a caption a sample.
+        conditioning: a caption a sample, on any device.
         key, samples: name the noise.
         sampling, flow: times, guidance and shift.
     """
-    model = velocity(network, method.head)
-    if method.sampler == "few_step":
-        times = few_step_times(sampling, flow, shape[0])
-        return few_step(model, shape, times, conditioning, key, samples)
-    if method.sampler == "ode":
-        amount, scale = shift_for(flow, shape[0]), sampling.guidance_scale
-        return ode(model, shape, method.steps, amount, conditioning, key, samples, scale)
-    window = network.spec.shape[0]
-    return roll_out_by_windows(
-        model, shape[0], window, window // 2, method.steps, shape[1:], conditioning, key, samples
-    )
+    device = next(network.model.parameters()).device
+    given = (conditioning.to(device), key, samples)
+    model, scale = velocity(network, method.head), sampling.guidance_scale
+    with half_precision(device, enabled=device.type == "cuda"):
+        if method.sampler == "few_step":
+            return few_step(model, shape, few_step_times(sampling, flow, shape[0]), *given)
+        if method.sampler == "ode":
+            return ode(model, shape, method.steps, shift_for(flow, shape[0]), *given, scale)
+        window = network.spec.shape[0]
+        parts = (shape[0], window, window // 2, method.steps, shift_for(flow, window), shape[1:])
+        return roll_out_by_windows(model, *parts, *given, scale)

@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -190,13 +190,18 @@ class Storage:
             return int(self._fs.size(self._at(path)))
 
     @contextmanager
-    def on_disk(self, path: str = "") -> Iterator[Path]:
-        """A folder of this storage on the local disk for as long as the context lasts: itself, or a copy."""
+    def on_disk(self, path: str = "", only: Sequence[str] | None = None) -> Iterator[Path]:
+        """A folder of this storage on the local disk for as long as the context lasts: itself, or a copy.
+
+        Args:
+            path: the folder.
+            only: names in it that are wanted; a copy holds those of them that are there. None is all.
+        """
         if self.is_local:
             yield Path(self.local(path))
             return
         with tempfile.TemporaryDirectory() as copy:
-            self.get_folder(path, copy)
+            self.get_folder(path, copy, only)
             yield Path(copy)
 
     def delete(self, path: str) -> None:
@@ -244,13 +249,15 @@ class Storage:
             finally:
                 shutil.rmtree(aside, ignore_errors=True)
 
-    def get_folder(self, path: str, local: str | Path) -> None:
-        """Copy a folder from here into a local folder, which is made."""
+    def get_folder(self, path: str, local: str | Path, only: Sequence[str] | None = None) -> None:
+        """Copy a folder from here into a local folder, which is made: all of it, or `only` some names."""
         with self.explained(path):
             if not self._fs.isdir(self._at(path)):
                 raise FileNotFoundError(errno.ENOENT, "no such folder")
             for file in self._fs.find(self._at(path)):
                 name = str(file)[len(self._at(path)) :].lstrip("/")
+                if only is not None and name not in only:
+                    continue
                 target = Path(local) / name
                 target.parent.mkdir(parents=True, exist_ok=True)
                 self._fs.get_file(file, str(target))

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
 
 from models.autoencoders import Autoencoder
 from pipelines.data.dataset import CorpusName, ShardDataset
@@ -27,6 +28,8 @@ SHOWN = 12
 """Windows of a sheet."""
 FRAMES = 3
 """Of each window: first, middle, last."""
+CONTEXT = 2
+"""Latents before a frame that a causal autoencoder decodes it with."""
 SMALL, LARGE = 128, 192
 """Frames smaller than the one are enlarged, those larger than the other reduced, by whole numbers."""
 SHEET_WIDTH = 1320
@@ -144,8 +147,7 @@ def shown_windows(
     found = []
     for row in rows:
         latents = shards.read([places[row["window_id"]]]).latents
-        frames = _thirds(autoencoder.decode(latents)[0].numpy())
-        found.append(_shown(row, *lengths[row["source_id"]], frames))
+        found.append(_shown(row, *lengths[row["source_id"]], thirds(latents, autoencoder)))
     return found
 
 
@@ -182,8 +184,21 @@ def _lengths(manifest: pa.Table) -> dict[str, tuple[float, int]]:
     return {source: (seconds, frames) for source, seconds, frames in zip(*columns, strict=True)}
 
 
-def _thirds(frames: Frames) -> Frames:
-    return frames[[0, (len(frames) - 1) // 2, len(frames) - 1]]
+def thirds(latents: Tensor, autoencoder: Autoencoder) -> Frames:
+    """First, middle and last frame [3, H, W, 3] of a window's latents [1, T, C, h, w].
+
+    No more is decoded than they need: of a causal autoencoder CONTEXT latents before each, not all of them.
+    """
+    last = (latents.shape[1] - 1) * autoencoder.temporal_factor
+    return np.stack([_frame(latents, place, autoencoder) for place in (0, last // 2, last)])
+
+
+def _frame(latents: Tensor, place: int, autoencoder: Autoencoder) -> Frames:
+    factor = autoencoder.temporal_factor
+    at = -(-place // factor)
+    start = at if factor == 1 else max(0, at - CONTEXT)
+    frame: Frames = autoencoder.decode(latents[:, start : at + 1])[0, place - start * factor].numpy()
+    return frame
 
 
 def _shown(row: dict[str, Any], seconds: float, num_frames: int, frames: Frames) -> Shown:

@@ -19,7 +19,6 @@ from pipelines.evaluation.generate import (
     Item,
     clip_name,
     generate,
-    on_disk,
 )
 from pipelines.evaluation.measure import EVERY, Measured
 from pipelines.evaluation.moments import Distance
@@ -106,7 +105,7 @@ def evaluate(
     _check(systems)
     scores, real, captions = _real(settings, clip, told)
     made = generate(_items(systems, settings, captions), clip, settings, out, told)
-    rows = {system.name: scores.row(_made(system, made, clip)) for system in systems}
+    rows = {system.name: scores.row(_made(system, made, settings, clip)) for system in systems}
     rows |= {name: scores.row(videos) for name, videos in real.items()}
     shown = min(settings.evaluation.showcase, settings.evaluation.videos)
     result = Evaluation(
@@ -131,8 +130,7 @@ def prepare(settings: EvaluationSettings, progress: Progress | None = None) -> N
 def _check(systems: Sequence[System]) -> None:
     """Refuse what cannot be sampled before any work is done."""
     for system in systems:
-        with on_disk(system.checkpoint) as folder:
-            check(read_spec(folder), system.method)
+        check(read_spec(system.checkpoint), system.method)
 
 
 def clip_of(settings: EvaluationSettings) -> Clip:
@@ -162,8 +160,8 @@ def _real(
     world, wanted, code = settings.world, settings.evaluation, read_info(settings.dataset).data_hash
     specs = [_clean(name, world, wanted, clip, code) for name in get_args(CleanName)]
     captions = {spec.name: spec.captions for spec in specs}
-    long = corpus_spec("long", settings, captions["ideal"][: settings.evaluation.showcase])
-    found = measure_real([*specs, long], settings, clip, progress)
+    long = corpus_spec("long", settings, clip, captions["ideal"][: settings.evaluation.showcase])
+    found = measure_real([*specs, long], settings, progress)
     made = {
         "corpus_long": Made((found["long"],), clip_seconds=clip.seconds),
         "ideal": Made((found["ideal"],), (found["unseen_ideal"],), clip_seconds=clip.seconds),
@@ -179,7 +177,8 @@ def _real_clips(
     settings: EvaluationSettings, clip: Clip, progress: Progress
 ) -> tuple[ClipScores, dict[str, Made], dict[Group, list[str]]]:
     """The same for a user's clips: the corpora are all there is."""
-    found = measure_real([corpus_spec(name, settings) for name in get_args(Corpus)], settings, clip, progress)
+    specs = [corpus_spec(name, settings, clip) for name in get_args(Corpus)]
+    found = measure_real(specs, settings, progress)
     made = {"corpus_long": Made((found["long"],), clip_seconds=clip.seconds)}
     captions = itertools.cycle(ShardDataset(settings.dataset, "long").captions)
     seen = list(itertools.islice(captions, settings.evaluation.videos))
@@ -235,7 +234,12 @@ def _extractors(group: Group, draw: int) -> tuple[str, ...]:
     return EVERY if draw == 0 else EVERY[:1]
 
 
-def _made(system: System, made: Mapping[tuple[str, Group, int], Measured], clip: Clip) -> Made:
+def _made(
+    system: System,
+    made: Mapping[tuple[str, Group, int], Measured],
+    settings: EvaluationSettings,
+    clip: Clip,
+) -> Made:
     def draws(group: Group) -> list[Measured]:
         return [made[system.name, group, i] for i in range(system.draws) if (system.name, group, i) in made]
 
@@ -243,7 +247,7 @@ def _made(system: System, made: Mapping[tuple[str, Group, int], Measured], clip:
         draws("seen"),
         draws("unseen"),
         made.get((system.name, "withheld", 0)),
-        clip.evaluations(system),
+        clip.evaluations(system, settings.sampling.guidance_scale),
         clip.seconds,
     )
 

@@ -1,6 +1,6 @@
 """Videos of the systems, made and measured by a pool of Ray actors.
 
-Work is cut into items of one system, draw and group of captions. An actor loads each network once, samples an
+Work is cut into items of one system, draw and group of captions. An actor holds one network, samples an
 item, measures it, writes the showcase videos and returns the measurements; no pixels travel. The noise of a
 video is named by (seed, group, draw, index), so how work is cut and shared out changes nothing, and all
 systems start from the same noise.
@@ -8,8 +8,7 @@ systems start from the same noise.
 
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,21 +78,9 @@ class Clip:
         """Length of a LONG video."""
         return self.frames / self.fps
 
-    def evaluations(self, system: System) -> int:
+    def evaluations(self, system: System, guidance_scale: float) -> int:
         """Network evaluations a video."""
-        return system.method.evaluations(self.latents[0], self.window_latents)
-
-
-@contextmanager
-def on_disk(folder: str) -> Iterator[Path]:
-    """A folder of local or remote storage as a folder on this machine's disk, while the context lasts."""
-    storage = Storage(folder)
-    if storage.is_local:
-        yield Path(storage.local())
-        return
-    with tempfile.TemporaryDirectory() as copy:
-        storage.get_folder("", copy)
-        yield Path(copy)
+        return system.method.evaluations(self.latents[0], self.window_latents, guidance_scale)
 
 
 def sample(
@@ -124,16 +111,14 @@ class Generator:
 
     def __init__(self, items: Sequence[Item], clip: Clip, settings: EvaluationSettings, out: str) -> None:
         self._items, self._clip, self._settings = items, clip, settings
-        self._device = "cuda" if settings.use_gpu else "cpu"
-        if not settings.use_gpu:
-            torch.set_num_threads(1)
+        self._device = settings.start_worker()
         reader = None if settings.world is None else FactorReader(settings.world.size)
         windows = settings.evaluation.windows_per_video
         autoencoder = dataset_autoencoder(settings.dataset, self._device)
         self._measurer = Measurer(clip.window_frames, windows, clip.fps, reader, autoencoder)
         self._encoders: dict[TextConfig, TextEncoder] = {}
         self._out = Storage(out).child(CLIPS)
-        self._networks: dict[str, Network] = {}
+        self._loaded: tuple[str, Network] | None = None
 
     def __call__(self, batch: dict[str, np.ndarray[Any, Any]]) -> Columns:
         """Columns of the videos of one item; `id` holds its number."""
@@ -153,10 +138,11 @@ class Generator:
         return columns | {PART: np.full(rows, number)}
 
     def _network(self, checkpoint: str) -> Network:
-        if checkpoint not in self._networks:
-            with on_disk(checkpoint) as folder:
-                self._networks[checkpoint] = load_network(folder, self._device)
-        return self._networks[checkpoint]
+        """The network that was used last is held, and no other: items of one follow each other."""
+        if self._loaded is None or self._loaded[0] != checkpoint:
+            self._loaded = None
+            self._loaded = checkpoint, load_network(checkpoint, self._device)
+        return self._loaded[1]
 
     def _encoder(self, text: TextConfig) -> TextEncoder:
         if text not in self._encoders:
@@ -166,7 +152,7 @@ class Generator:
     def _sample(self, item: Item) -> tuple[Tensor, float]:
         """Latents, and the seconds they took: of the processor, or of the clock where a GPU does the work."""
         network = self._network(item.system.checkpoint)
-        conditioning = self._encoder(network.spec.text).encode(item.captions).to(self._device)
+        conditioning = self._encoder(network.spec.text).encode(item.captions)
         clock = time.perf_counter if self._settings.use_gpu else time.process_time
         start = clock()
         latents = sample(network, item, self._clip, self._settings, conditioning)
@@ -200,7 +186,8 @@ def generate(
 
     The longest items go first, so that the actors finish together.
     """
-    order = sorted(items, key=lambda item: -clip.evaluations(item.system))
+    scale = settings.sampling.guidance_scale
+    order = sorted(items, key=lambda item: -clip.evaluations(item.system, scale))
     wanted = settings.evaluation
     most = min(wanted.max_actors, len(order))
     captions = {caption for item in items for caption in item.captions}
@@ -211,7 +198,7 @@ def generate(
         lambda finished: progress("videos", finished, len(order)),
         fn_constructor_args=(order, clip, settings, out),
         compute=ray.data.ActorPoolStrategy(min_size=min(wanted.min_actors, most), max_size=most),
-        **({"num_gpus": 1} if settings.use_gpu else {"num_cpus": 1}),
+        **settings.resources,
     )
     return _assemble(order, done)
 

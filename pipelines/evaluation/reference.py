@@ -1,7 +1,7 @@
 """What systems are compared with: clean LONG videos of the built-in world, and the corpora themselves.
 
 The clean videos go through real MP4 and through the dataset's autoencoder, as the training clips did, so that
-neither the codec's marks nor what the code leaves out is a difference between them and generated videos. They
+neither the codec's marks nor what the code leaves out is a difference between them and generated videos. Both
 are measured by Ray tasks and kept as safetensors beside the run, named by the hash of what decides them.
 """
 
@@ -17,9 +17,10 @@ import ray.data
 import torch
 from safetensors.numpy import load, save
 
+from models.autoencoders import Autoencoder
 from models.rng import Key
 from pipelines.data.dataset import ShardDataset
-from pipelines.data.info import dataset_autoencoder
+from pipelines.data.info import dataset_autoencoder, read_info
 from pipelines.evaluation.features import pixel_extractors
 from pipelines.evaluation.generate import CLIPS, Clip, clip_name, put_clip
 from pipelines.evaluation.measure import EVERY, Columns, Measured, Measurer
@@ -71,9 +72,7 @@ class CleanSpec:
     @property
     def file(self) -> str:
         """Name of the file that keeps the measurements: a hash of all that decides them."""
-        told = [VERSION, dataclasses.asdict(self), [extractor.identity for extractor in pixel_extractors()]]
-        digest = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
-        return f"{self.name}-{digest}.safetensors"
+        return _file(self.name, dataclasses.asdict(self))
 
 
 @dataclass(frozen=True)
@@ -88,9 +87,36 @@ class CorpusSpec:
     """Rows of the split that are measured."""
     captions: list[str]
     """One a row."""
+    clip: Clip
+    """Windows and frames a second."""
+    windows: int
+    """Windows a video."""
+    temporal: int
+    """Videos with temporal numbers."""
+    showcase: int
+    """Videos that are kept as MP4."""
+    world: WorldConfig | None
+    """Whose factors are read back; None for other videos."""
+    dataset: str
+    """Hash of the dataset."""
+    use_gpu: bool
+    """Whether they are decoded on a GPU, in bfloat16."""
+
+    @property
+    def file(self) -> str:
+        """Name of the file that keeps the measurements: a hash of all that decides them."""
+        return _file(self.name, dataclasses.asdict(self))
 
 
-def corpus_spec(name: Corpus, settings: EvaluationSettings, shown: Sequence[str] = ()) -> CorpusSpec:
+def _file(name: str, decides: dict[str, Any]) -> str:
+    told = [VERSION, decides, [extractor.identity for extractor in pixel_extractors()]]
+    digest = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+    return f"{name}-{digest}.safetensors"
+
+
+def corpus_spec(
+    name: Corpus, settings: EvaluationSettings, clip: Clip, shown: Sequence[str] = ()
+) -> CorpusSpec:
     """At most `reference_videos` rows of a corpus, held-out ones if there are any.
 
     Rows with the captions `shown` come first, so that the showcase compares videos of one caption.
@@ -100,63 +126,73 @@ def corpus_spec(name: Corpus, settings: EvaluationSettings, shown: Sequence[str]
     first = [captions.index(text) for text in dict.fromkeys(shown) if text in captions]
     rows = [*first, *(i for i in range(len(captions)) if i not in set(first))]
     rows = rows[: settings.evaluation.reference_videos]
-    return CorpusSpec(name, "holdout" if held_out else "train", rows, [captions[i] for i in rows])
+    wanted, long = settings.evaluation, name == "long"
+    return CorpusSpec(
+        name=name,
+        split="holdout" if held_out else "train",
+        rows=rows,
+        captions=[captions[i] for i in rows],
+        clip=clip,
+        windows=wanted.windows_per_video if long else 1,
+        temporal=wanted.temporal_videos if long else 0,
+        showcase=wanted.showcase if long else 0,
+        world=settings.world,
+        dataset=read_info(settings.dataset).data_hash,
+        use_gpu=settings.use_gpu,
+    )
 
 
 def measure_real(
-    specs: Sequence[Spec], settings: EvaluationSettings, clip: Clip, progress: Progress
+    specs: Sequence[Spec], settings: EvaluationSettings, progress: Progress
 ) -> dict[str, Measured]:
-    """Measures real videos by Ray tasks; by name of the set. Clean sets that are kept are read instead."""
+    """Measures real videos by Ray tasks; by name of the set. Sets that are kept are read instead."""
     storage = Storage(settings.references)
-    kept = {s.name: s for s in specs if isinstance(s, CleanSpec) and storage.exists(s.file)}
+    found: dict[str, Measured] = {
+        s.name: from_bytes(storage.read_bytes(s.file)) for s in specs if storage.exists(s.file)
+    }
     parts = [
         (spec, part)
         for spec in specs
-        if spec.name not in kept
+        if spec.name not in found
         for part in cut(len(spec.captions), _PART_VIDEOS)
     ]
     columns = run_parts(
         measure_part,
         len(parts),
         lambda done: progress("real videos", done, len(parts)),
-        fn_kwargs={"parts": parts, "settings": settings, "clip": clip},
+        fn_kwargs={"parts": parts, "settings": settings},
         compute=ray.data.TaskPoolStrategy(size=max(1, min(settings.evaluation.max_actors, len(parts)))),
-        num_cpus=1,
+        **settings.resources,
     )
-    found: dict[str, Measured] = {s.name: from_bytes(storage.read_bytes(s.file)) for s in kept.values()}
     for spec in specs:
         if spec.name not in found:
             own = [table for (owner, _), table in zip(parts, columns, strict=True) if owner is spec]
             found[spec.name] = join([spec.captions], own)
-            if isinstance(spec, CleanSpec):
-                storage.write_bytes(spec.file, to_bytes(found[spec.name]))
+            storage.write_bytes(spec.file, to_bytes(found[spec.name]))
     return found
 
 
 def measure_part(
-    batch: dict[str, np.ndarray[Any, Any]],
-    parts: Sequence[tuple[Spec, range]],
-    settings: EvaluationSettings,
-    clip: Clip,
+    batch: dict[str, np.ndarray[Any, Any]], parts: Sequence[tuple[Spec, range]], settings: EvaluationSettings
 ) -> Columns:
     """The task: measures one part of a set of real videos."""
-    torch.set_num_threads(1)
+    device = settings.start_worker()
     number = int(batch["id"][0])
     spec, part = parts[number]
     folder = Storage(settings.references).child(CLIPS)
+    autoencoder = dataset_autoencoder(settings.dataset, device)
     if isinstance(spec, CleanSpec):
-        columns = _clean_part(spec, part, folder, settings.dataset)
+        columns = _clean_part(spec, part, folder, autoencoder)
     else:
-        columns = _corpus_part(spec, part, folder, settings, clip)
+        columns = _corpus_part(spec, part, folder, settings.dataset, autoencoder)
     return columns | {PART: np.full(len(part), number)}
 
 
-def _clean_part(spec: CleanSpec, part: range, folder: Storage, dataset: str) -> Columns:
+def _clean_part(spec: CleanSpec, part: range, folder: Storage, autoencoder: Autoencoder) -> Columns:
     """Renders the videos, sends each through MP4 and the autoencoder, and measures it."""
     world = spec.world
     seed = Key(world.seed, purpose=f"evaluation/{spec.name}").seed64()
     drawn = draw_long(world, len(spec.labels), seed, grade="clean", labels=np.array(spec.labels))
-    autoencoder = dataset_autoencoder(dataset)
     latents = []
     for i in part:
         frames = through_mp4(render(drawn.factors[i], world.size), world.fps, world.crf)
@@ -169,22 +205,19 @@ def _clean_part(spec: CleanSpec, part: range, folder: Storage, dataset: str) -> 
 
 
 def _corpus_part(
-    spec: CorpusSpec, part: range, folder: Storage, settings: EvaluationSettings, clip: Clip
+    spec: CorpusSpec, part: range, folder: Storage, dataset: str, autoencoder: Autoencoder
 ) -> Columns:
     """Decodes and measures rows, and keeps the first LONG videos as MP4."""
-    wanted, long = settings.evaluation, spec.name == "long"
-    rows = [spec.rows[i] for i in part]
-    latents = ShardDataset(settings.dataset, spec.name, spec.split).read(rows).latents
-    reader = None if settings.world is None else FactorReader(settings.world.size)
-    windows = wanted.windows_per_video if long else 1
-    measurer = Measurer(clip.window_frames, windows, clip.fps, reader, dataset_autoencoder(settings.dataset))
+    latents = ShardDataset(dataset, spec.name, spec.split).read([spec.rows[i] for i in part]).latents
+    reader = None if spec.world is None else FactorReader(spec.world.size)
+    clip = spec.clip
+    measurer = Measurer(clip.window_frames, spec.windows, clip.fps, reader, autoencoder)
 
     def show(place: int, frames: torch.Tensor) -> None:
-        if long and part[place] < wanted.showcase:
+        if part[place] < spec.showcase:
             put_clip(folder, clip_name("corpus_long", part[place]), frames.numpy(), clip.fps)
 
-    temporal = within(wanted.temporal_videos, part) if long else 0
-    return measurer.latents(latents, EVERY, temporal=temporal, show=show)[0]
+    return measurer.latents(latents, EVERY, temporal=within(spec.temporal, part), show=show)[0]
 
 
 def to_bytes(table: Measured) -> bytes:

@@ -4,7 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
+
 from models.config import FlowConfig, SamplingConfig, TextConfig
+from models.device import compute_device
 from pipelines.evaluation.config import EvaluationConfig
 from pipelines.generation import Head, Method, Sampler
 from pipelines.world.config import WorldConfig
@@ -27,7 +30,7 @@ class System:
     sampler: Sampler
     """`few_step`: stochastic; `ode`: Euler; `windows`: a short model rolled out window after window."""
     nfe: int
-    """Steps of the sampler, each one evaluation; for `windows`, steps a window."""
+    """Steps of the sampler; for `windows`, steps a window. With guidance each is two evaluations."""
     draws: int = 1
     """Independent sets of videos whose distances are averaged."""
 
@@ -58,4 +61,19 @@ class EvaluationSettings:
     text: TextConfig = TextConfig()
     """How captions are encoded; those without `withheld_words` are evaluated too."""
     use_gpu: bool = False
-    """One GPU an actor."""
+    """One GPU a worker."""
+
+    @property
+    def resources(self) -> dict[str, float]:
+        """What a worker that samples, encodes or decodes asks of Ray."""
+        return {"num_gpus": 1} if self.use_gpu else {"num_cpus": 1}
+
+    def start_worker(self) -> torch.device:
+        """Where this worker computes; on the CPU with one thread.
+
+        Raises:
+            ConfigError: a GPU is wanted and torch sees none.
+        """
+        if not self.use_gpu:
+            torch.set_num_threads(1)
+        return compute_device(self.use_gpu)

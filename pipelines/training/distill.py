@@ -81,7 +81,9 @@ class DistillStage:
         self.caption_pool = caption_pool
         self.critic_only = critic_only
         shape = recipe.long_shape
-        self.spec = NetworkSpec("student", recipe.model, recipe.text, shape[1], shape, recipe.lora)
+        self.spec = NetworkSpec(
+            "student", recipe.model, recipe.text, shape[1], shape, recipe.lora, distilled=not critic_only
+        )
         self.times = few_step_times(recipe.sampling, recipe.flow, recipe.long_shape[0])
         self.teacher: DiT
         self.reference: VelocityModel | None = None

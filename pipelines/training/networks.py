@@ -4,7 +4,8 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +19,7 @@ from models.dit import DiT
 from models.errors import CheckpointError
 from models.lora import add_adapters, merge_adapters
 from models.weights import TensorFiles, save_tensors
+from pipelines.storage import Storage
 
 Role = Literal["teacher", "student"]
 NETWORK_FILE = "network.json"
@@ -35,6 +37,7 @@ class NetworkSpec:
         channels: latent channels.
         shape: latents of a clip, [T, C, h, w].
         lora: the adapters that it is trained by, if any; they are merged when it is loaded.
+        distilled: whether a student's DM head has been trained: by distillation, not by its warm-up.
     """
 
     role: Role
@@ -43,6 +46,7 @@ class NetworkSpec:
     channels: int
     shape: tuple[int, int, int, int]
     lora: LoraConfig = LoraConfig()
+    distilled: bool = False
 
     def build(self, device: torch.device | str = "cpu") -> DiT | Student:
         """The network with unset weights."""
@@ -70,6 +74,7 @@ class NetworkSpec:
             values["channels"],
             (t, c, h, w),
             LoraConfig(**lora),
+            values.get("distilled", False),
         )
 
 
@@ -105,51 +110,81 @@ def seal(folder: Path) -> None:
     (folder / MANIFEST_FILE).write_text(json.dumps(sums, indent=1))
 
 
-def check_seal(folder: Path) -> None:
-    """Compares every file with the manifest.
+def check_seal(folder: Path, names: Sequence[str] | None = None, told: str | None = None) -> None:
+    """Compares files with the manifest.
+
+    Args:
+        folder: of a checkpoint, on this machine's disk.
+        names: files that are compared; None is all.
+        told: what the folder is called in an error; None is its path.
 
     Raises:
         CheckpointError: no manifest, a missing file, or one that has changed.
     """
+    told = told or str(folder)
     try:
         sums = json.loads((folder / MANIFEST_FILE).read_text())
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder} is not a whole checkpoint: {error}", "use an earlier one") from error
-    for name, expected in sums.items():
+        raise CheckpointError(f"{told} is not a whole checkpoint: {error}", "use an earlier one") from error
+    for name in sums if names is None else names:
         path = folder / name
-        if not path.is_file() or file_sha256(path) != expected:
-            raise CheckpointError(f"{path} is missing or damaged", "use an earlier checkpoint")
+        if not path.is_file() or file_sha256(path) != sums.get(name):
+            raise CheckpointError(f"{told}/{name} is missing or damaged", "use an earlier checkpoint")
 
 
-def read_spec(folder: Path) -> NetworkSpec:
-    """The network described in a checkpoint folder."""
-    try:
-        return NetworkSpec.from_json(json.loads((folder / NETWORK_FILE).read_text()))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{folder} holds no network: {error}", "give the folder of a finished stage"
-        ) from error
+@contextmanager
+def checkpoint_file(folder: str | Path, name: str) -> Iterator[Path]:
+    """One file of a checkpoint on this machine's disk, compared with the manifest; no other file is read.
+
+    Args:
+        folder: of local or remote storage.
+        name: of the file.
+
+    Raises:
+        CheckpointError: no manifest, a missing file, or one that has changed.
+    """
+    storage = Storage(folder)
+    with storage.on_disk(only=(MANIFEST_FILE, name)) as local:
+        check_seal(local, (name,), str(storage))
+        yield local / name
+
+
+def read_spec(folder: str | Path) -> NetworkSpec:
+    """The network described in a checkpoint folder of local or remote storage.
+
+    Raises:
+        CheckpointError: the folder is not a whole checkpoint, or describes no network.
+    """
+    with checkpoint_file(folder, NETWORK_FILE) as path:
+        try:
+            return NetworkSpec.from_json(json.loads(path.read_text()))
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"{folder} holds no network: {error}", "give the folder of a finished stage"
+            ) from error
 
 
 def load_network(folder: str | Path, device: torch.device | str = "cpu") -> Network:
-    """A checkpoint's averaged network, verified against its manifest.
+    """A checkpoint's averaged network, from local or remote storage.
 
     Raises:
         CheckpointError: the folder is not a whole checkpoint.
     """
-    folder = Path(folder)
-    check_seal(folder)
     spec = read_spec(folder)
-    model = _read(spec, folder / f"{spec.role}.average.safetensors", device)
+    with checkpoint_file(folder, f"{spec.role}.average.safetensors") as path:
+        model = _read(spec, path, device)
     return Network(model.eval().requires_grad_(False), spec)
 
 
 def critic_weights(folder: str | Path) -> dict[str, Tensor]:
-    """The critic of a warm-up or distillation checkpoint, verified against its manifest, adapters merged."""
-    folder = Path(folder)
-    check_seal(folder)
+    """The critic of a warm-up or distillation checkpoint, adapters merged; from local or remote storage.
+
+    Raises:
+        CheckpointError: the folder is not a whole checkpoint.
+    """
     spec = dataclasses.replace(read_spec(folder), role="teacher")
-    return _read(spec, folder / "critic.safetensors").state_dict()
+    with checkpoint_file(folder, "critic.safetensors") as path:
+        return _read(spec, path).state_dict()
 
 
 def _read(spec: NetworkSpec, path: Path, device: torch.device | str = "cpu") -> DiT | Student:

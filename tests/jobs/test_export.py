@@ -58,12 +58,14 @@ def settings(root: Path, *overrides: str) -> RunConfig:
 
 def checkpoint(root: Path, config: RunConfig, stage: str = "distill", role: str = "student") -> Path:
     """A checkpoint as a training worker writes it, with random weights that differ from their average."""
-    spec = NetworkSpec(role, config.model, config.text, CHANNELS, (FRAMES, CHANNELS, 8, 6))
+    spec = NetworkSpec(
+        role, config.model, config.text, CHANNELS, (FRAMES, CHANNELS, 8, 6), distilled=stage == "distill"
+    )
     network, critic = spec.build(), DiT(config.model, CHANNELS, TEXT_DIM)
     randomize(network, seed=3)
     average = Ema(network, 0.9)
     randomize(network, seed=4)
-    modules = {role: network} | ({"critic": critic} if stage == "distill" else {})
+    modules = {role: network} | ({"critic": critic} if stage in ("warmup", "distill") else {})
     optimizers = {name: torch.optim.AdamW(module.parameters()) for name, module in modules.items()}
     folder = root / "small" / "seed-0" / stage / "step-000003"
     folder.mkdir(parents=True)
@@ -274,7 +276,8 @@ REFUSED = [
     (("model.precondition=true",), "dm", "distill", "preconditioned student", "model.precondition=false"),
     (("model.clip_position=true",), "dm", "distill", "clip positions", "model.clip_position=false"),
     (("model.rope_theta_global=100.0",), "dm", "distill", "rope_theta_global", "=10000"),
-    ((), "dm", "sft", "has not been trained", "--head fm"),
+    ((), "dm", "sft", "only distillation trains it", "fm head"),
+    ((), "dm", "warmup", "only distillation trains it", "fm head"),
 ]
 
 

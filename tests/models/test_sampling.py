@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from models.flow import ode_times
 from models.rng import Key
 from models.sampling import few_step, noisy_input, ode, roll_out_by_windows
 from models.text import Conditioning
@@ -57,7 +58,7 @@ def test_a_sample_does_not_depend_on_its_batch(name: str) -> None:
             return few_step(model, SHAPE, [1.0, 0.5], captions, KEY, samples)
         if name == "ode":
             return ode(model, SHAPE, 3, 1.0, captions, KEY, samples)
-        return roll_out_by_windows(model, 9, 4, 2, 3, SHAPE[1:], captions, KEY, samples)
+        return roll_out_by_windows(model, 9, 4, 2, 3, 1.0, SHAPE[1:], captions, KEY, samples)
 
     assert torch.equal(draw([0, 1, 2])[1:], torch.cat([draw([1]), draw([2])]))
 
@@ -77,9 +78,9 @@ def test_windows_go_on_from_known_frames() -> None:
         x0 = (x_t[:, :1] / (1 - t.view(-1, 1, 1, 1, 1)).clamp_min(1e-3)).expand_as(x_t).clamp(-3, 3)
         return (x_t - x0) / t.view(-1, 1, 1, 1, 1)
 
-    video = roll_out_by_windows(copies, 10, 4, 2, 40, (1, 1, 1), _captions(1), KEY, [0])
+    video = roll_out_by_windows(copies, 10, 4, 2, 40, 1.0, (1, 1, 1), _captions(1), KEY, [0])
     assert video.shape == (1, 10, 1, 1, 1)
-    first = roll_out_by_windows(copies, 4, 4, 2, 40, (1, 1, 1), _captions(1), KEY, [0])
+    first = roll_out_by_windows(copies, 4, 4, 2, 40, 1.0, (1, 1, 1), _captions(1), KEY, [0])
     assert torch.equal(video[:, :4], first)
 
 
@@ -91,3 +92,35 @@ def test_guidance_extrapolates_from_the_null_caption() -> None:
     plain = ode(model, SHAPE, 1, 1.0, captions, KEY, [0])
     guided = ode(model, SHAPE, 1, 1.0, captions, KEY, [0], guidance_scale=3.0)
     assert torch.allclose(plain - guided, torch.full_like(plain, 2.0), atol=1e-6)
+
+
+def _leaning(x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+    """Leans on x, the time and the caption, so that a wrong time or guidance shows."""
+    told = conditioning.text.sum(dim=(1, 2)).view(-1, 1, 1, 1, 1)
+    return x_t * t.view(-1, 1, 1, 1, 1) + told
+
+
+@pytest.mark.parametrize(("shift", "guidance"), [(1.0, 1.0), (5.0, 1.0), (1.0, 3.0), (5.0, 3.0)])
+def test_a_rollout_of_one_window_is_the_ode(shift: float, guidance: float) -> None:
+    captions = Conditioning(torch.ones(2, 1, 1))
+    frames, first = SHAPE[0], KEY.at(purpose="window-0")
+    rolled = roll_out_by_windows(
+        _leaning, frames, frames, 2, 4, shift, SHAPE[1:], captions, KEY, [0, 1], guidance
+    )
+    assert torch.equal(rolled, ode(_leaning, SHAPE, 4, shift, captions, first, [0, 1], guidance))
+
+
+def test_every_window_of_a_rollout_is_shifted_and_guided() -> None:
+    times: list[float] = []
+    captions: list[float] = []
+
+    def model(x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+        times.append(float(t[0]))
+        captions.append(float(conditioning.text.sum()))
+        return _leaning(x_t, t, conditioning)
+
+    given = Conditioning(torch.ones(1, 1, 1))
+    roll_out_by_windows(model, 8, 4, 2, 3, 5.0, SHAPE[1:], given, KEY, [0], 2.0)
+    windows = 3
+    assert captions == [1.0, 0.0] * 3 * windows
+    assert times == [float(t) for t in ode_times(3, 5.0)[:-1] for _ in range(2)] * windows

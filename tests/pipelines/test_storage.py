@@ -97,6 +97,15 @@ def test_on_disk_is_the_folder_itself_or_a_copy(storage: Storage) -> None:
     assert local.exists() == storage.is_local
 
 
+def test_a_copy_holds_only_what_is_wanted(storage: Storage) -> None:
+    for name in ("a", "b", "c"):
+        storage.write_bytes(f"d/{name}", name.encode())
+    with storage.on_disk("d", only=("a", "c", "not there")) as local:
+        assert (local / "c").read_bytes() == b"c"
+        if not storage.is_local:
+            assert sorted(path.name for path in local.iterdir()) == ["a", "c"]
+
+
 def test_an_aborted_file_leaves_nothing(storage: Storage) -> None:
     pending = storage.pending("d/a")
     Path(pending.path).write_bytes(b"half")

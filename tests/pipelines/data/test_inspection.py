@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -20,7 +21,7 @@ from pipelines.data.info import dataset_autoencoder
 from pipelines.data.inspection import Tables, Tally, kind_of, read_tables, summarise
 from pipelines.data.inspection_report import count_rows, inspect_dataset, report, tally_rows
 from pipelines.data.ledger import Window, columns_of
-from pipelines.data.sheet import SHOWN, Layout, Shown, contact_sheet, shown_windows, spread
+from pipelines.data.sheet import CONTEXT, SHOWN, Layout, Shown, contact_sheet, shown_windows, spread, thirds
 
 COLUMNS = pa.schema(
     [
@@ -366,6 +367,41 @@ def test_the_sheet_shows_what_the_model_sees(dataset):
         frames = autoencoder.decode(latents)[0].numpy()
         for number, frame in enumerate((0, 11, 23)):
             np.testing.assert_array_equal(tile(sheet, layout, place, number)[::4, ::4], frames[frame])
+
+
+class Causal:
+    """An autoencoder whose frames know `memory` latents before their own; counts what it decodes."""
+
+    def __init__(self, factor, memory):
+        self.temporal_factor, self.memory, self.decoded = factor, memory, 0
+
+    def decode(self, latents):
+        self.decoded += latents.shape[1]
+        values = latents[0, :, 0, 0, 0].tolist()
+        frames = [self._value(values, 0, 0)] if self.temporal_factor > 1 else []
+        first = 1 if self.temporal_factor > 1 else 0
+        frames += [
+            self._value(values, at, part)
+            for at in range(first, len(values))
+            for part in range(self.temporal_factor)
+        ]
+        return torch.tensor(frames, dtype=torch.uint8).view(1, -1, 1, 1, 1).expand(1, -1, 2, 2, 3)
+
+    def _value(self, values, at, part):
+        return (sum(values[max(0, at - self.memory) : at + 1]) * 7 + part) % 251
+
+
+@pytest.mark.parametrize(("factor", "memory"), [(1, 0), (4, CONTEXT)])
+@pytest.mark.parametrize("length", [1, 2, 3, 6, 7, 40])
+def test_no_more_is_decoded_than_three_frames_need(factor, memory, length):
+    latents = torch.arange(3, 3 + length).float().view(1, -1, 1, 1, 1)
+    code = Causal(factor, memory)
+    whole = code.decode(latents)[0].numpy()
+    assert len(whole) == (length - 1) * factor + 1
+    code.decoded = 0
+    found = thirds(latents, code)
+    np.testing.assert_array_equal(found, whole[[0, (len(whole) - 1) // 2, len(whole) - 1]])
+    assert code.decoded <= 3 + 2 * memory
 
 
 def test_a_damaged_index_is_told(dataset):

@@ -1,5 +1,6 @@
 """A small world, ingested, with untrained networks, on one Ray for all tests of evaluation."""
 
+import dataclasses
 import json
 
 import pytest
@@ -40,20 +41,21 @@ def world_dataset(tmp_path_factory, ray_local):
 
 @pytest.fixture(scope="session")
 def networks(tmp_path_factory):
-    """Folders of an untrained teacher and student."""
+    """Folders of an untrained teacher, of a student as after distillation, and as before it."""
     folder = tmp_path_factory.mktemp("networks")
     teacher = NetworkSpec("teacher", MODEL, TextConfig(dim=16), 13, (8, 13, 1, 1))
     plain = teacher.build()
     initialize(plain, Key(0))
     _save(teacher, plain, folder / "teacher")
-    spec = NetworkSpec("student", MODEL, TextConfig(dim=16), 13, (32, 13, 1, 1))
+    spec = NetworkSpec("student", MODEL, TextConfig(dim=16), 13, (32, 13, 1, 1), distilled=True)
     student = spec.build()
     with torch.no_grad():
         for parameter in student.parameters():
             parameter.zero_()
     student.start_from(plain)
     _save(spec, student, folder / "student")
-    return {"teacher": str(folder / "teacher"), "student": str(folder / "student")}
+    _save(dataclasses.replace(spec, distilled=False), student, folder / "sft")
+    return {name: str(folder / name) for name in ("teacher", "student", "sft")}
 
 
 def _save(spec, model, folder):

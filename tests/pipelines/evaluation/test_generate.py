@@ -1,12 +1,19 @@
 """Videos of systems: the same however the work is cut, with the systems' own steps and shared noise."""
 
+import dataclasses
+
 import numpy as np
 import pytest
+import torch
 
+from models.errors import ConfigError
+from pipelines.data.info import dataset_autoencoder
+from pipelines.evaluation import generate
 from pipelines.evaluation.evaluate import clip_of
 from pipelines.evaluation.generate import Generator, Item, clip_name
 from pipelines.evaluation.measure import EVERY
 from pipelines.evaluation.settings import System
+from pipelines.training.networks import load_network
 from pipelines.video import read_back
 from pipelines.world.captions import caption
 
@@ -84,6 +91,48 @@ def test_the_first_videos_are_kept_as_mp4_and_get_temporal_numbers(settings, cli
 
 
 def test_evaluations_of_a_video(networks, clip):
-    assert clip.evaluations(system(networks)) == 4
-    assert clip.evaluations(system(networks, "teacher_rollout")) == 3 * 7
+    assert clip.evaluations(system(networks), 1.0) == 4
+    assert clip.evaluations(system(networks, "teacher_rollout"), 1.0) == 3 * 7
+    assert clip.evaluations(system(networks, "teacher_rollout"), 5.0) == 2 * 3 * 7
     assert clip.seconds == 4.0
+
+
+def test_an_actor_holds_one_network_at_a_time(settings, clip, networks, tmp_path, monkeypatch):
+    loaded = []
+
+    def load(folder, device):
+        loaded.append((folder, device.type))
+        return load_network(folder, device)
+
+    monkeypatch.setattr(generate, "load_network", load)
+    names = ["mmm_4", "sft_4", "teacher_rollout", "mmm_4"]
+    items = [Item(system(networks, name), "unseen", 0, 0, tuple(captions(1)), ()) for name in names]
+    run(settings, clip, items, tmp_path)
+    student, teacher = networks["student"], networks["teacher"]
+    assert loaded == [(student, "cpu"), (teacher, "cpu"), (student, "cpu")]
+
+
+def test_an_actor_with_a_gpu_brings_everything_there(settings, clip, networks, tmp_path, monkeypatch):
+    places = []
+
+    def load(folder, device):
+        places.append(("network", device.type))
+        return load_network(folder)
+
+    def autoencoder(folder, device):
+        places.append(("autoencoder", device.type))
+        return dataset_autoencoder(folder)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(generate, "load_network", load)
+    monkeypatch.setattr(generate, "dataset_autoencoder", autoencoder)
+    item = Item(system(networks), "unseen", 0, 0, tuple(captions(1)), ())
+    run(dataclasses.replace(settings, use_gpu=True), clip, [item], tmp_path)
+    assert places == [("autoencoder", "cuda"), ("network", "cuda")]
+
+
+def test_a_gpu_that_is_not_there_is_told(settings, clip, networks, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="sees no GPU"):
+        Generator([], clip, dataclasses.replace(settings, use_gpu=True), str(tmp_path))

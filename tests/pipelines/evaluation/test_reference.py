@@ -4,8 +4,11 @@ import dataclasses
 
 import numpy as np
 import pytest
+import torch
 
 from pipelines.data.dataset import ShardDataset
+from pipelines.data.info import dataset_autoencoder
+from pipelines.evaluation import reference
 from pipelines.evaluation.evaluate import clip_of
 from pipelines.evaluation.measure import EVERY
 from pipelines.evaluation.reference import CleanSpec, corpus_spec, measure_part, measure_real
@@ -56,8 +59,40 @@ def test_captions_are_those_of_the_labels():
     assert spec().captions == [caption(*label) for label in LABELS]
 
 
+def corpus(name, settings, shown=()):
+    return corpus_spec(name, settings, clip_of(settings), shown)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda s: dataclasses.replace(s, world=None),
+        lambda s: dataclasses.replace(s, use_gpu=True),
+        *(
+            lambda s, n=name: dataclasses.replace(s, evaluation=dataclasses.replace(s.evaluation, **{n: 3}))
+            for name in ("reference_videos", "windows_per_video", "temporal_videos", "showcase")
+        ),
+    ],
+    ids=["world", "use_gpu", "reference_videos", "windows_per_video", "temporal_videos", "showcase"],
+)
+def test_a_kept_corpus_is_named_by_everything_that_decides_it(settings, change):
+    own = corpus("long", settings)
+    assert corpus("long", settings).file == own.file
+    assert corpus("long", change(settings)).file != own.file
+    assert corpus("long", settings, own.captions[3:4]).file != own.file
+    assert dataclasses.replace(own, dataset="other").file != own.file
+    slower = dataclasses.replace(own.clip, fps=1.0)
+    assert dataclasses.replace(own, clip=slower).file != own.file
+
+
+def test_how_the_work_is_done_does_not_decide_it(settings):
+    more = dataclasses.replace(settings.evaluation, max_actors=9, batch_size=1, draws=7)
+    other = dataclasses.replace(settings, evaluation=more, seed=5, references="elsewhere")
+    assert corpus("long", other).file == corpus("long", settings).file
+
+
 def part(settings, parts, number):
-    return measure_part({"id": np.array([number])}, parts, settings, clip_of(settings))
+    return measure_part({"id": np.array([number])}, parts, settings)
 
 
 def test_clean_videos_have_the_labels_and_do_not_depend_on_how_they_are_cut(settings):
@@ -83,7 +118,7 @@ def test_a_second_draw_is_another_draw(settings):
 def test_corpus_rows_with_the_shown_captions_come_first(settings):
     captions = ShardDataset(settings.dataset, "long").captions
     shown = [captions[7], captions[3], "a caption that is nowhere"]
-    found = corpus_spec("long", settings, shown)
+    found = corpus("long", settings, shown)
     assert found.captions[:2] == shown[:2]
     assert len(set(found.rows)) == len(found.rows) == settings.evaluation.reference_videos
     assert found.captions == [captions[row] for row in found.rows]
@@ -92,9 +127,9 @@ def test_corpus_rows_with_the_shown_captions_come_first(settings):
 
 def test_a_short_clip_is_one_window_and_a_long_one_several(ray_local, settings, tmp_path):
     here = dataclasses.replace(settings, references=str(tmp_path))
-    specs = [corpus_spec("short", here), corpus_spec("long", here)]
+    specs = [corpus("short", here), corpus("long", here)]
     told = []
-    found = measure_real(specs, here, clip_of(here), lambda *step: told.append(step))
+    found = measure_real(specs, here, lambda *step: told.append(step))
     assert found["short"].columns["rand3d-diff"].shape[1:] == (1, 64)
     assert found["long"].columns["rand3d-diff"].shape[1:] == (5, 64)
     assert len(found["long"]) == 10
@@ -104,13 +139,46 @@ def test_a_short_clip_is_one_window_and_a_long_one_several(ray_local, settings, 
     assert read_back(tmp_path / kept[0]).shape == (32, 64, 64, 3)
 
 
-def test_a_kept_set_is_read_and_not_made_again(ray_local, settings, tmp_path):
+def test_kept_sets_are_read_and_not_made_again(ray_local, settings, tmp_path):
     here = dataclasses.replace(settings, references=str(tmp_path))
-    told = []
-    first = measure_real([spec()], here, clip_of(here), lambda *step: told.append(step))
+    specs, told = [spec(), corpus("short", here), corpus("long", here)], []
+    first = measure_real(specs, here, lambda *step: told.append(step))
     made = len(told)
-    again = measure_real([spec()], here, clip_of(here), lambda *step: told.append(step))
+    again = measure_real(specs, here, lambda *step: told.append(step))
     assert made > 0
     assert len(told) == made
-    np.testing.assert_array_equal(first["ideal"].factors, again["ideal"].factors)
-    assert again["ideal"].captions == tuple(spec().captions)
+    for one in specs:
+        before, after = first[one.name], again[one.name]
+        assert after.captions == before.captions == tuple(one.captions)
+        assert after.columns.keys() == before.columns.keys()
+        for name, column in before.columns.items():
+            np.testing.assert_array_equal(after.columns[name], column)
+
+
+@pytest.mark.parametrize(("use_gpu", "asked"), [(False, {"num_cpus": 1}), (True, {"num_gpus": 1})])
+def test_tasks_ask_for_what_they_work_on(settings, tmp_path, monkeypatch, use_gpu, asked):
+    here = dataclasses.replace(settings, references=str(tmp_path), use_gpu=use_gpu)
+    given = {}
+
+    def run(work, count, progress, **options):
+        given.update(options)
+        return [{"factors": np.zeros((10, 1, 1))}]
+
+    monkeypatch.setattr(reference, "run_parts", run)
+    measure_real([corpus("long", here)], here, lambda *_: None)
+    assert {name: value for name, value in given.items() if name.startswith("num_")} == asked
+
+
+@pytest.mark.parametrize("made", ["ideal", "short", "long"])
+def test_a_task_with_a_gpu_has_its_autoencoder_there(settings, tmp_path, monkeypatch, made):
+    here = dataclasses.replace(settings, references=str(tmp_path), use_gpu=True)
+    places = []
+
+    def autoencoder(folder, device):
+        places.append(device.type)
+        return dataset_autoencoder(folder)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(reference, "dataset_autoencoder", autoencoder)
+    part(here, [(spec() if made == "ideal" else corpus(made, here), range(1))], 0)
+    assert places == ["cuda"]
