@@ -125,8 +125,9 @@ class _Loop:
         if self.state.step or not isinstance(self.stage, DistillStage):
             return
         rows = ShardDataset(self.job.dataset, "short")
-        count = min(len(rows), 2 * WINDOWS)
-        read = rows.read([i * len(rows) // count for i in range(count)])
+        main = rows.main
+        count = min(len(main), 2 * WINDOWS)
+        read = rows.read([main[i * len(main) // count] for i in range(count)])
         short = Batch(read.latents.to(self.device), read.captions, range(count))
         ratio = check_teacher(self.stage.teacher, short, self.job.recipe, self.stage.captions)
         if ratio is not None and self.workers.rank == 0:
@@ -224,11 +225,11 @@ _SHOWN = (
 
 
 def _held_out(dataset: str, frames: int, recipe: Recipe, device: torch.device) -> Batch | None:
-    """Up to 64 windows that training never sees, of the corpus whose windows have `frames` frames."""
+    """Up to 64 windows that training never sees, of the main bucket whose windows have `frames` frames."""
     name: CorpusName = "short" if frames == recipe.short_shape[0] else "long"
     rows = ShardDataset(dataset, name, split="holdout")
-    if len(rows) == 0:
+    chosen = rows.main[:HELD_OUT_WINDOWS]
+    if not chosen:
         return None
-    chosen = list(range(min(len(rows), HELD_OUT_WINDOWS)))
     read = rows.read(chosen)
-    return Batch(read.latents.to(device), read.captions, chosen)
+    return Batch(read.latents.to(device), read.captions, range(len(chosen)))

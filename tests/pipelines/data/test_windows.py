@@ -77,7 +77,7 @@ def test_each_shot_is_cut_as_a_video_of_its_own(
 @pytest.mark.parametrize("crop_safe", [True, False])
 def test_what_is_not_kept_is_not_given(crop_safe: bool) -> None:
     code = Counting(crop_safe, temporal_factor=1)
-    cutting = Cutting(8, 8, keeps=lambda start: start % 16 == 0, batch=2)
+    cutting = Cutting(8, 8, keeps=lambda start, _length: start % 16 == 0, batch=2)
     windows = list(encoded_windows(split(video(50), [7]), code, cutting))
     assert [start for start, _ in windows] == [0, 16, 32]
     assert sum(code.calls) == (50 if crop_safe else 24)
