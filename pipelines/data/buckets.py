@@ -17,8 +17,8 @@ def check(data: DataConfig) -> None:
     low, high = data.short_frames, data.long_frames
     if any(not max(1, low) <= length < high for length in lengths) or len(set(lengths)) < len(lengths):
         raise ConfigError(
-            f"data.long_lengths = {list(lengths)} with data.short_frames = {low} and data.long_frames = {high}",
-            f"Give different lengths of {low} frames or more, below {high}",
+            f"data.long_lengths = {list(lengths)}, data.short_frames = {low}, data.long_frames = {high}",
+            f"Give different lengths from data.short_frames up, below data.long_frames: {low} to {high - 1}",
         )
     if any(side < 1 for size in data.shapes for side in size):
         raise ConfigError(f"data.shapes = {_told(data)}", "Give [height, width] in pixels, 1 or more")

@@ -81,8 +81,8 @@ class DataConfig:
     width: int = 128
     """Pixels."""
     shapes: tuple[tuple[int, int], ...] = ()
-    """Further picture sizes, [height, width] each: a video is cropped to the size whose aspect ratio is nearest
-    its own. Each has batches of its own."""
+    """Further picture sizes, [height, width] each: a video is cropped to the size whose aspect ratio is
+    nearest its own. Each has batches of its own."""
     short_frames: int = 8
     """Frames a SHORT window."""
     short_stride: int = 8

@@ -31,10 +31,19 @@ class Bucket:
     """That are kept, training and holdout windows together."""
 
     @property
+    def frames(self) -> int:
+        """Of a window, as it was cut."""
+        return self.pixels[0]
+
+    @property
+    def picture(self) -> str:
+        """Width and height for people."""
+        return f"{self.pixels[2]}x{self.pixels[1]}"
+
+    @property
     def told(self) -> str:
         """For people."""
-        frames, height, width = self.pixels
-        return f"{self.windows} of {frames} frames, {width}x{height}, latents {list(self.latent_shape)}"
+        return f"{self.windows} of {self.frames} frames, {self.picture}, latents {list(self.latent_shape)}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +69,7 @@ class CorpusInfo:
     window_stride: int
     """Pixel frames from one window to the next, in the main bucket."""
     latent_shape: tuple[int, int, int, int]
-    """[T, C, h, w] of a window of the main bucket: of the longest windows, at the dataset's height x width."""
+    """[T, C, h, w] of a window of the main bucket: the longest windows, at the dataset's height x width."""
     latent_mean: tuple[float, ...]
     """Of each channel, over the windows written."""
     latent_std: tuple[float, ...]
@@ -141,7 +150,7 @@ def _corpus(value: dict[str, Any]) -> CorpusInfo:
 
 
 def _bucket(value: dict[str, Any]) -> Bucket:
-    return Bucket(**{name: tuple(v) if isinstance(v, list) else v for name, v in value.items()})
+    return Bucket(**{**value, "pixels": tuple(value["pixels"]), "latent_shape": tuple(value["latent_shape"])})
 
 
 def write_sealed(storage: Storage, value: dict[str, Any]) -> None:

@@ -77,9 +77,9 @@ class BucketPlan:
     """The order in which a corpus of several buckets is read: a batch is of one bucket, buckets take turns.
 
     Each bucket is read by a BatchPlan of its own: pass after pass, each a permutation of its rows, a batch
-    running on into the bucket's next pass. In epoch e the batches have their turn whose first row is in their
-    bucket's pass e, in an order drawn for the epoch. So no row is lost, none is doubled within a pass, buckets
-    take turns in proportion to their rows, and where their sizes divide by the batch an epoch shows every row
+    running on into the bucket's next pass. Epoch e holds the batches whose first row is in pass e of their
+    bucket, in an order drawn for the epoch. So no row is lost, none is doubled within a pass, buckets take
+    turns in proportion to their rows, and where their sizes divide by the batch an epoch shows every row
     exactly once. The batches of a single bucket are those of its BatchPlan.
 
     Args:

@@ -142,9 +142,7 @@ class ShardWriter:
             with path.open("rb") as file:
                 sha256 = hashlib.file_digest(file, "sha256").hexdigest()
             size = path.stat().st_size
-        part = ShardFile(
-            file=name, rows=self._part_rows, num_bytes=size, sha256=sha256, pixels=self._pixels
-        )
+        part = ShardFile(file=name, rows=self._part_rows, num_bytes=size, sha256=sha256, pixels=self._pixels)
         self._pending.commit()
         self._done.append(part)
         self._writer = self._pending = None
@@ -166,8 +164,8 @@ class BucketWriter:
         """As ShardWriter's.
 
         Args:
-            pixels: frames, height and width of the window; empty where all windows have one shape, whose shard
-                then has the name alone.
+            pixels: frames, height and width of the window; empty where all windows have one shape: its shard
+                has the name alone.
         """
         if pixels not in self._writers:
             name = f"{self._name}-{'x'.join(map(str, pixels))}" if pixels else self._name

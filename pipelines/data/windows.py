@@ -28,7 +28,7 @@ class Cutting(NamedTuple):
     cuts: Callable[[], Sequence[int]] = tuple
     """First frames of the shots after the first, rising, as far as frames have been given out."""
     keeps: Callable[[int, int], bool] = lambda _start, _length: True
-    """Whether the window of so many frames from a start is worth encoding; asked once its frames are there."""
+    """Whether the window of (start, length) is worth encoding; asked once its frames are there."""
     batch: int = 1
     """Windows encoded together where each is encoded by itself."""
     shorter: Sequence[tuple[int, int]] = ()
