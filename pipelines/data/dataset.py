@@ -83,11 +83,12 @@ class ShardDataset:
         """Numbers of the rows of each shape that has any, rising; the main one's first, if it has."""
 
     def _buckets(self, shapes: Sequence[Shape]) -> list[NDArray[np.int64]]:
+        """Lengths that an autoencoder pads to one are one bucket."""
         if len(shapes) < 2:
             return [np.arange(len(self))] if len(self) else []
-        number = {shape: place for place, shape in enumerate(shapes)}
+        number = {shape: place for place, shape in enumerate(dict.fromkeys(shapes))}
         places = np.array([number[self._shape_of[file]] for file in self._file], np.int64)
-        found = (np.flatnonzero(places == place) for place in range(len(shapes)))
+        found = (np.flatnonzero(places == place) for place in range(len(number)))
         return [rows for rows in found if len(rows)]
 
     @property

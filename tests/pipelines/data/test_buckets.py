@@ -168,6 +168,19 @@ def test_rows_of_one_bucket_are_read_together_and_no_others(tmp_path: Path) -> N
             dataset.read([int(dataset.buckets[0][0]), int(dataset.buckets[1][0])])
 
 
+def test_lengths_that_the_autoencoder_pads_to_one_are_one_bucket(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Windows of 11 and of 12 frames with latents of 12: the main bucket, though those of 11 are more."""
+    rows = {"short": {(4, 8, 8): 5}, "long": {(6, 8, 8): 4, (12, 8, 8): 6, (11, 8, 8): 9}}
+    monkeypatch.setattr(bucketed, "MADE_ROWS", rows)
+    monkeypatch.setattr(bucketed, "latents_of", lambda p: latents_of((12 if p[0] == 11 else p[0], *p[1:])))
+    bucketed.make(tmp_path)
+    dataset = ShardDataset(str(tmp_path), "long")
+    assert [len(bucket) for bucket in dataset.buckets] == [15, 4]
+    assert dataset.read(dataset.main).latents.shape == (15, 12, 3, 2, 2)
+
+
 def test_settings_without_buckets_keep_their_version_and_others_have_their_own() -> None:
     """The version is the hash of the settings that there were before buckets, word for word."""
     plain = asdict(DataConfig())
