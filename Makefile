@@ -30,8 +30,8 @@ check: .venv/.installed-dev  ## format, lint, types, import direction, spelling
 	@$(BIN)/python -m pytest tests/test_imports.py
 	@$(BIN)/codespell
 
-gpu:  ## on a machine with a GPU, its own Python, torch and triton: the kernels' tests and both benches
-	@$(PYTHON) -m pytest -m gpu tests/kernels
+gpu:  ## on a machine with a GPU, its own Python, torch and triton: tests of kernels and steps, both benches
+	@$(PYTHON) -m pytest -m gpu tests/kernels tests/pipelines/training/test_half_precision.py
 	@$(PYTHON) benchmarks/bench_window_attention.py --json benchmarks/results/window_attention_gpu.json \
 		--plot docs/pictures/window_attention_gpu.png
 	@$(PYTHON) benchmarks/bench_reverse_kl.py --json benchmarks/results/reverse_kl_gpu.json

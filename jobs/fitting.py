@@ -37,7 +37,7 @@ def require_fit(config: RunConfig, described: Description, gpu: Gpu) -> None:
 def _remedy(config: RunConfig, cost: StageCost, gpu: Gpu) -> str:
     """Settings under which the stage fits, as few as do; else what would be needed."""
     chosen: list[str] = []
-    for propose in (_workers, _adapters, _frames):
+    for propose in (_checkpointing, _workers, _adapters, _frames):
         for setting, changed in propose(config, cost.stage, gpu):
             chosen.append(setting)
             config = changed
@@ -55,6 +55,14 @@ def _needed(config: RunConfig, stage: str) -> int:
 def _larger(cost: StageCost) -> str:
     larger = smallest(cost.bytes)
     return f", or take {larger.name}" if larger else ""
+
+
+def _checkpointing(config: RunConfig, _stage: str, _gpu: Gpu) -> list[Step]:
+    """Activations computed again, not kept."""
+    if config.cluster.activation_checkpointing:
+        return []
+    cluster = dataclasses.replace(config.cluster, activation_checkpointing=True)
+    return [("cluster.activation_checkpointing=true", dataclasses.replace(config, cluster=cluster))]
 
 
 def _workers(config: RunConfig, stage: str, _gpu: Gpu) -> list[Step]:

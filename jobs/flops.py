@@ -2,6 +2,7 @@
 
 A product of [m, k] and [k, n] is 2 m k n operations. Attention is two products over the pairs of tokens that
 see each other, and four in the backward pass: what a kernel computes twice, or masks away, is not counted.
+What activation checkpointing computes again counts with the backward pass.
 A linear layer's backward pass is one product for its weights if they are trained, and one for its input if
 anything before it is. Norms, activations and rotations are not counted.
 """
@@ -100,7 +101,8 @@ class _Count:
         self.context_moves = self.linear(embedder.text_embedder.linear_2, self.tokens.text, caption)
 
     def block(self, block: Block) -> None:
-        """Both attentions and the feed-forward layers."""
+        """Both attentions and the feed-forward layers; twice where the backward pass computes them again."""
+        before = self.total.forward
         tokens, own, cross = self.tokens, block.attn1, block.attn2
         moves = self.moving or block.scale_shift_table.requires_grad
         projected = [self.layers(layer, tokens.clip, moves) for layer in (own.to_q, own.to_k, own.to_v)]
@@ -112,6 +114,8 @@ class _Count:
         for layer in (cross.to_out[0], block.ffn.net[0].proj, block.ffn.net[2]):
             assert isinstance(layer, nn.Module)
             self.moving = self.layers(layer, tokens.clip, self.moving)
+        if block.checkpointed and self.moving:
+            self.total += Flops(0.0, self.total.forward - before)
 
     def layers(self, module: nn.Module, rows: int, moves: bool) -> bool:
         """A linear layer, or one with an adapter: the base, down to the rank, and up again."""

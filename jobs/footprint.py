@@ -1,8 +1,9 @@
 """Memory of one worker while a stage takes a step, by what it is spent on.
 
 Weights, gradients, moments and averages are float32 on every device. On a GPU the passes run in bfloat16
-autocast, which keeps a bfloat16 copy of the weights of linear layers for the length of a pass. Nothing is
-sharded and nothing is computed twice: every worker holds all of it, and every block's activations.
+autocast, and autograd keeps a bfloat16 copy of the weights of linear layers for the length of a pass. Nothing
+is sharded: every worker holds all of it, and every block's activations unless activation checkpointing keeps
+their inputs alone.
 """
 
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from jobs.networks import SCORED, Networks, parameters, trained
 from jobs.phases import tokens
 from jobs.settings import RunConfig
 from jobs.shapes import scored_windows, shapes
+from models.ddt import Student
+from pipelines.training.parallel import MESSAGE
 from pipelines.training.stages import HELD_OUT_WINDOWS
 
 FLOAT, HALF = 4, 2
@@ -49,14 +52,20 @@ NORMS = 10
 
 
 def activations(config: RunConfig, read: Tokens, *, half: bool) -> int:
-    """Bytes that autograd keeps of one clip through a plain stack, from its input to its output."""
+    """Bytes that autograd keeps of one clip through a plain stack, from its input to its output.
+
+    With activation checkpointing, the inputs of all blocks and what the one keeps that is computed again.
+    """
     model, size = config.model, SIZES[half]
     width = model.num_heads * model.head_dim
     block = read.clip * (size.width * width + size.hidden * model.ffn_dim)
     block += read.clip * FLOAT * (NORMS + 2 * model.num_heads) + read.text * size.text * width
     rotations = read.clip * model.head_dim * FLOAT
     thetas = len({model.rope_theta_windowed, model.rope_theta_global})
-    return model.num_layers * block + read.clip * size.output * width + thetas * rotations
+    kept = model.num_layers * block
+    if config.cluster.activation_checkpointing:
+        kept = block + model.num_layers * read.clip * width * (HALF if half else FLOAT)
+    return kept + read.clip * size.output * width + thetas * rotations
 
 
 def footprint(config: RunConfig, stage: str, built: Networks, *, half: bool) -> dict[str, int]:
@@ -71,8 +80,12 @@ def footprint(config: RunConfig, stage: str, built: Networks, *, half: bool) -> 
     parts = _scored(config, stage, built) if stage in SCORED else _supervised(stage, built)
     largest = parameters(built.student if stage != "teacher" else built.teacher)
     parts["bfloat16_weights"] = HALF * largest if half else 0
-    parts["gradient_exchange"] = parts["gradients"] if config.cluster.num_workers > 1 else 0
-    parts["activations"] = max(_graphs(config, stage, half=half))
+    message = min(parts["gradients"], 2 * FLOAT * MESSAGE)
+    parts["gradient_exchange"] = message if config.cluster.num_workers > 1 else 0
+    parts["activations"] = max(
+        clips * activations(config, tokens(config, frames), half=half)
+        for clips, frames in _passes(config, stage)
+    )
     parts["temporaries"] = _temporaries(config, stage, half=half)
     parts["latents_and_text"] = _latents(config, stage)
     return parts
@@ -97,12 +110,17 @@ def _scored(config: RunConfig, stage: str, built: Networks) -> dict[str, int]:
         "weights": FLOAT * parameters(built.student),
         "gradients": FLOAT * (critic if warm else max(student, critic)),
         "moments": 0 if warm else FLOAT * MOMENTS * student,
-        "average": FLOAT * student,
+        "average": 0 if warm else FLOAT * student,
         "teacher": FLOAT * parameters(built.teacher),
-        "anchor": FLOAT * parameters(built.frozen_student),
+        "anchor": 0 if warm or not config.loss.anchor_weight else FLOAT * _anchor(built.frozen_student),
         "critic": FLOAT * parameters(built.critic),
         "critic_moments": FLOAT * MOMENTS * critic if config.distill.critic_updates else 0,
     }
+
+
+def _anchor(student: Student) -> int:
+    """Numbers of the encoder and the FM head."""
+    return parameters(student.encoder) + parameters(student.heads["flow_matching"])
 
 
 def share(config: RunConfig, batch: int) -> int:
@@ -110,33 +128,23 @@ def share(config: RunConfig, batch: int) -> int:
     return -(-batch // config.cluster.num_workers)
 
 
-def _clips(config: RunConfig, stage: str) -> list[list[tuple[int, int]]]:
-    """Clips a worker and their latent frames, of each set of passes whose graphs live at the same time."""
+def _passes(config: RunConfig, stage: str) -> list[tuple[int, int]]:
+    """Clips a worker and their latent frames, of each pass with a graph; one graph lives at a time."""
     size, distill = shapes(config), config.distill
-    critic = [(share(config, distill.critic_batch), distill.window_frames)]
+    critic = (share(config, distill.critic_batch), distill.window_frames)
     if stage == "warmup":
         return [critic]
     settings = getattr(config, stage)
-    own = [
-        (share(config, settings.short_batch), size.short_frames),
-        (share(config, settings.long_batch), size.long_frames),
-    ]
+    short = (share(config, settings.short_batch), size.short_frames)
+    long = (share(config, settings.long_batch), size.long_frames)
     if stage == "distill":
-        return [[own[1], (share(config, distill.rollout_batch), size.long_frames)], critic]
-    return [own[:1] if stage == "teacher" else own]
-
-
-def _graphs(config: RunConfig, stage: str, *, half: bool) -> list[int]:
-    """Activations of each set of passes whose graphs live at the same time."""
-    return [
-        sum(rows * activations(config, tokens(config, frames), half=half) for rows, frames in together)
-        for together in _clips(config, stage)
-    ]
+        return [long, (share(config, distill.rollout_batch), size.long_frames), critic]
+    return [short, long]
 
 
 def _temporaries(config: RunConfig, stage: str, *, half: bool) -> int:
     """Feed-forward layers of the largest pass: hidden numbers, their gradients, the residual stream."""
-    clips = [clip for together in _clips(config, stage) for clip in together]
+    clips = _passes(config, stage)
     if stage in SCORED:
         rows = share(config, config.distill.rollout_batch)
         clips += [(rows * scored_windows(config), config.distill.window_frames)]
@@ -147,13 +155,12 @@ def _temporaries(config: RunConfig, stage: str, *, half: bool) -> int:
 
 
 def _latents(config: RunConfig, stage: str) -> int:
-    """Batches with their captions, rollouts kept for the critic, and up to 64 held-out windows."""
+    """Batches with their captions, rollouts kept for the critic, and held-out windows."""
     size = shapes(config)
     frame = FLOAT * size.channels * size.height * size.width
     caption = FLOAT * config.text.max_tokens * config.text.dim
-    clips = [clip for together in _clips(config, stage) for clip in together]
-    held = sum(rows * (LATENT_COPIES * frames * frame + caption) for rows, frames in clips)
+    held = sum(clips * (LATENT_COPIES * frames * frame + caption) for clips, frames in _passes(config, stage))
     if stage in SCORED:
-        held += config.distill.rollout_pool * config.distill.rollout_batch * size.long_frames * frame
+        return held + config.distill.rollout_pool * config.distill.rollout_batch * size.long_frames * frame
     frames = size.short_frames if stage == "teacher" else size.long_frames
-    return held + (HELD_OUT_WINDOWS * frames * frame if config.data.holdout else 0)
+    return held + (share(config, HELD_OUT_WINDOWS) * frames * frame if config.data.holdout else 0)

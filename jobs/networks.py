@@ -8,6 +8,7 @@ from torch import nn
 
 from jobs.settings import RunConfig
 from jobs.shapes import shapes
+from models.blocks import checkpoint_blocks
 from models.config import LoraConfig, ModelConfig
 from models.ddt import Student
 from models.dit import DiT
@@ -42,12 +43,14 @@ def networks(config: RunConfig, stage: str) -> Networks:
         ConfigError: adapters are asked for, and peft is not installed.
     """
     lora = config.lora if stage in config.lora.stages else LoraConfig()
-    return _built(config.model, shapes(config).channels, config.text.dim, lora, stage in SCORED)
+    size = config.model, shapes(config).channels, config.text.dim
+    return _built(size, lora, stage in SCORED, config.cluster.activation_checkpointing)
 
 
 @lru_cache(maxsize=8)
-def _built(model: ModelConfig, channels: int, text_dim: int, lora: LoraConfig, scored: bool) -> Networks:
-    size = (model, channels, text_dim)
+def _built(
+    size: tuple[ModelConfig, int, int], lora: LoraConfig, scored: bool, checkpointed: bool
+) -> Networks:
     with torch.device("meta"):
         built = Networks(DiT(*size), Student(*size), DiT(*size), Student(*size))
     if lora.rank:
@@ -55,6 +58,9 @@ def _built(model: ModelConfig, channels: int, text_dim: int, lora: LoraConfig, s
         add_adapters(built.critic, lora)
     if not scored:
         freeze_unused_head(built.student)
+    if checkpointed:
+        for network in (built.teacher, built.student, built.critic):
+            checkpoint_blocks(network)
     return built
 
 

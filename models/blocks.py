@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from kernels.ops import dense_attention, window_attention
 from models.config import ModelConfig
@@ -164,11 +165,23 @@ class Block(nn.Module):
         self.norm2 = LayerNorm(dim)
         self.ffn = FeedForward(dim, config.ffn_dim)
         self.scale_shift_table = nn.Parameter(torch.randn(1, 6, dim) / math.sqrt(dim))
+        self.checkpointed = False
+        """Keep the input alone for the backward pass, which then computes the block again."""
 
     def forward(
         self, x: Tensor, modulation: Tensor, context: Tensor, mask: Tensor | None, grid: Span3D
     ) -> Tensor:
         """x [B, T, S, D], modulation [B, T or 1, 6, D], context [B, L, D] -> [B, T, S, D]."""
+        if not (self.checkpointed and torch.is_grad_enabled()):
+            return self._compute(x, modulation, context, mask, grid)
+        out: Tensor = checkpoint(
+            self._compute, x, modulation, context, mask, grid, use_reentrant=False, preserve_rng_state=False
+        )
+        return out
+
+    def _compute(
+        self, x: Tensor, modulation: Tensor, context: Tensor, mask: Tensor | None, grid: Span3D
+    ) -> Tensor:
         six = (self.scale_shift_table + modulation.float()).to(x.dtype).unsqueeze(-2).unbind(2)
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = six
         attended = self.attn1((layer_norm(x) * (1 + scale) + shift).flatten(1, 2), grid)
@@ -176,6 +189,13 @@ class Block(nn.Module):
         x = x + self.attn2(self.norm2(x).flatten(1, 2), context, mask).view_as(x)
         out: Tensor = x + self.ffn(layer_norm(x) * (1 + ffn_scale) + ffn_shift) * ffn_gate
         return out
+
+
+def checkpoint_blocks(model: nn.Module) -> None:
+    """Activation checkpointing of every block: the backward pass holds the activations of one at a time."""
+    for module in model.modules():
+        if isinstance(module, Block):
+            module.checkpointed = True
 
 
 def sinusoids(t: Tensor, channels: int) -> Tensor:

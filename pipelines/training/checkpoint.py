@@ -24,7 +24,8 @@ def save_state(state: TrainState, spec: NetworkSpec, folder: Path) -> None:
     """
     for role, module in state.modules.items():
         save_tensors(module.state_dict(), folder / f"{role}.safetensors")
-        save_tensors(_optimizer_tensors(state.optimizers[role]), folder / f"{role}.optimizer.safetensors")
+    for role, optimizer in state.optimizers.items():
+        save_tensors(_optimizer_tensors(optimizer), folder / f"{role}.optimizer.safetensors")
     for role, average in state.averages.items():
         save_tensors(average.tensors(), folder / f"{role}.average.safetensors")
     if state.pool:
@@ -33,6 +34,7 @@ def save_state(state: TrainState, spec: NetworkSpec, folder: Path) -> None:
     plain = {
         "step": state.step,
         "cpu_seconds": state.cpu_seconds,
+        "held_out_start": state.held_out_start,
         "averages": {role: average.updates for role, average in state.averages.items()},
         "pool": [list(rollout.captions) for rollout in state.pool],
     }
@@ -51,13 +53,15 @@ def load_state(state: TrainState, folder: Path) -> None:
     plain = json.loads((folder / STATE_FILE).read_text())
     for role, module in state.modules.items():
         copy_into(module, load_tensors(folder / f"{role}.safetensors"), str(folder))
-        _load_optimizer(state.optimizers[role], load_tensors(folder / f"{role}.optimizer.safetensors"))
+    for role, optimizer in state.optimizers.items():
+        _load_optimizer(optimizer, load_tensors(folder / f"{role}.optimizer.safetensors"))
     for role, average in state.averages.items():
         _load_average(average, load_tensors(folder / f"{role}.average.safetensors"), plain["averages"][role])
     if plain["pool"]:
         latents = load_tensors(folder / "pool.safetensors")
         state.pool = [Rollout(latents[f"{i}"].clone(), tuple(c)) for i, c in enumerate(plain["pool"])]
     state.step, state.cpu_seconds = plain["step"], plain["cpu_seconds"]
+    state.held_out_start = plain["held_out_start"]
 
 
 def _load_average(average: Ema, tensors: dict[str, Tensor], updates: int) -> None:

@@ -98,6 +98,9 @@ class ClusterConfig:
     """Data-parallel training workers."""
     use_gpu: bool = False
     """One GPU a worker, bfloat16, Triton kernels."""
+    activation_checkpointing: bool = False
+    """Compute the activations of a block again in the backward pass instead of keeping them: a fraction of
+    the memory, a third more time."""
     max_failures: int = 2
     """Worker failures a stage survives, from its last checkpoint."""
     logical_cpus: int | None = None

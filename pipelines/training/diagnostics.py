@@ -8,6 +8,8 @@ from pipelines.data.info import dataset_autoencoder
 
 VIDEOS = 8
 EDGE = 8
+LUMA = torch.tensor([0.299, 0.587, 0.114])
+"""Weights of red, green and blue in brightness (ITU-R BT.601)."""
 
 
 class Diagnostics:
@@ -16,10 +18,11 @@ class Diagnostics:
     Args:
         dataset: folder of an ingested dataset; its autoencoder decodes the frames that are looked at, and
             its main bucket is what they are compared with.
+        device: where a neural autoencoder works.
     """
 
-    def __init__(self, dataset: str) -> None:
-        self.autoencoder = dataset_autoencoder(dataset)
+    def __init__(self, dataset: str, device: torch.device) -> None:
+        self.autoencoder = dataset_autoencoder(dataset, device)
         rows = ShardDataset(dataset, "long")
         chosen = rows.main[: 4 * VIDEOS]
         self.reference = self._measure(rows.read(chosen).latents) if chosen else {}
@@ -38,11 +41,8 @@ class Diagnostics:
         }
 
     def _measure(self, latents: Tensor) -> dict[str, float]:
-        edge = max(1, latents.shape[1] // EDGE)
-        ends = latents[:VIDEOS, [*range(edge), *range(-edge, 0)]]
-        pixels = self.autoencoder.decode(ends).float() / 255
-        luma = pixels @ torch.tensor([0.299, 0.587, 0.114])
-        first, last = luma[:, : luma.shape[1] // 2], luma[:, luma.shape[1] // 2 :]
+        first, last = (torch.stack(end) for end in zip(*map(self._ends, latents[:VIDEOS]), strict=True))
+        luma = torch.cat([first, last], dim=1)
         steps = luma.diff(dim=-1).abs().mean() + luma.diff(dim=-2).abs().mean()
         means = latents.mean(dim=1).flatten(1)
         spread = (means - means.mean(dim=0)).square().mean().sqrt()
@@ -51,3 +51,14 @@ class Diagnostics:
             "sharpness": float(steps),
             "light_drift": float(last.mean() - first.mean()),
         }
+
+    def _ends(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Luma [F, H, W] of the first and the last eighth of one video's latents [T, C, h, w].
+
+        A causal autoencoder needs a latent before those it decodes: that one's frame is left out.
+        """
+        edge = max(1, len(latents) // EDGE)
+        before = 0 if self.autoencoder.crop_safe else min(1, len(latents) - edge)
+        ends = latents[:edge], latents[len(latents) - edge - before :]
+        first, last = (self.autoencoder.decode(end[None])[0].float() / 255 @ LUMA for end in ends)
+        return first, last[before:]

@@ -85,7 +85,8 @@ class DistillStage:
         shape = recipe.long_shape
         self.spec = NetworkSpec("student", recipe.model, recipe.text, shape[1], shape, recipe.lora)
         self.teacher: DiT
-        self.reference: VelocityModel
+        self.reference: VelocityModel | None = None
+        """The frozen long-SFT network, where there is an anchor."""
 
     def init(self, device: torch.device | str) -> TrainState:
         """DM head <- FM head, critic <- teacher, and the frozen teacher and long-SFT network."""
@@ -97,20 +98,24 @@ class DistillStage:
         assert isinstance(student, Student)
         start_student(student, start)
         student.copy_flow_matching_head()
-        frozen = copy.deepcopy(student).eval().requires_grad_(False)
-        self.reference = frozen.flow_matching
+        if not self.critic_only and self.recipe.loss.anchor_weight:
+            self.reference = _frozen_flow_matching(student)
         critic = copy.deepcopy(teacher).train().requires_grad_(True)
         if "critic" in start:
             copy_into(critic, critic_weights(start["critic"]), start["critic"])
         adapt(student, self.recipe, "student")
         adapt(critic, self.recipe, "critic")
+        if self.critic_only:
+            student.requires_grad_(False)
         modules = {"student": student, "critic": critic}
         rates = {"student": self.config.learning_rate, "critic": self.config.critic_learning_rate}
-        optimizers = {role: adamw(trained(m), self.config, rates[role]) for role, m in modules.items()}
+        optimizers = {
+            role: adamw(own, self.config, rates[role]) for role, m in modules.items() if (own := trained(m))
+        }
         return TrainState(modules, optimizers, {"student": Ema(student, self.config.ema_decay)})
 
     def step(self, state: TrainState, batches: Batches, key: Key) -> StepResult:
-        """Flow matching + reverse KL + anchor in one backward, then the critic on the rollout pool."""
+        """Flow matching + reverse KL + anchor in one update, then the critic on the rollout pool."""
         simulated = self._simulate(state, self._rollout_shape(batches), key.at(purpose="rollout"))
         values: dict[str, Tensor] = {}
         if self.critic_only:
@@ -134,21 +139,23 @@ class DistillStage:
         fm = supervised_loss(
             student.flow_matching, batches.long, self.recipe, self.captions, key.at(purpose="long")
         )
+        supervised = weights.flow_matching_weight * fm.value
+        supervised.backward()  # type: ignore[no-untyped-call]
         video = self._finish(state, simulated)
         kl = self._reverse_kl(state, video, simulated, key.at(purpose="score"))
-        if self.workers.largest(kl.non_finite):
+        if self.workers.largest(kl.non_finite, video.device):
             raise diverged("the reverse-KL score", state.step)
-        total = weights.flow_matching_weight * fm.value + self._ramp(state.step) * kl.value
-        values = {"flow_matching": fm.value, "reverse_kl": kl.value}
+        matched = self._ramp(state.step) * kl.value
+        values = {"flow_matching": fm.value.detach(), "reverse_kl": kl.value.detach()}
         values |= {name: value for name, value in kl.metrics.items() if name != "loss"}
         if simulated.exit == 0 and weights.anchor_weight:
             anchor = self._anchor(video, simulated)
-            total = total + weights.anchor_weight * simulated.steps * anchor.value
-        total.backward()  # type: ignore[no-untyped-call]
+            matched = matched + weights.anchor_weight * simulated.steps * anchor.value
+        matched.backward()  # type: ignore[no-untyped-call]
         rate = self.config.learning_rate * learning_rate_factor(self.config, state.step)
         values["gradient_norm"] = apply_update(state, "student", self.config, rate, self.workers)
         state.averages["student"].update(student)
-        return values | {"loss": total.detach()}, video.detach()
+        return values | {"loss": (supervised + matched).detach()}, video.detach()
 
     def _ramp(self, step: int) -> float:
         """loss.reverse_kl_weight, reached linearly over `ramp_steps`."""
@@ -224,6 +231,7 @@ class DistillStage:
 
     def _anchor(self, video: Tensor, simulated: Simulated) -> Loss:
         """Towards the frozen long-SFT network at t = 1, on the same noise and caption."""
+        assert self.reference is not None
         with torch.no_grad():
             target = x0_prediction(self.reference, simulated.x_t, simulated.t, simulated.conditioning)
         return anchor_loss(video, target)
@@ -262,6 +270,14 @@ class DistillStage:
         tiling = self._tiling(rollout.latents.shape[1], int(draw.integers(self.config.window_stride)))
         window = tiling[int(draw.integers(len(tiling)))]
         return rollout.latents[video, window.start : window.stop], rollout.captions[video], window.start
+
+
+def _frozen_flow_matching(student: Student) -> VelocityModel:
+    """A frozen copy of the encoder and the FM head."""
+    frozen = copy.deepcopy(student).eval().requires_grad_(False)
+    if frozen.config.heads == "decoupled":
+        del frozen.heads["distribution_matching"]
+    return frozen.flow_matching
 
 
 def first_masked(starts: Sequence[int], length: int) -> Tensor:

@@ -3,6 +3,7 @@
 import logging
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from models.errors import ConfigError
@@ -13,13 +14,21 @@ from models.text import Conditioning
 from pipelines.evaluation.features import FactorFeatures
 from pipelines.evaluation.moments import Moments
 from pipelines.training.config import DistillConfig
+from pipelines.training.parallel import ALONE, Workers
 from pipelines.training.stages import Batch, Captions, Recipe
 
 WINDOWS = 256
+STEPS = 25
 
 
 def teacher_ratio(
-    teacher: VelocityModel, conditioning: Conditioning, real: Tensor, other: Tensor, shift: float, key: Key
+    teacher: VelocityModel,
+    conditioning: Conditioning,
+    real: Tensor,
+    other: Tensor,
+    shift: float,
+    key: Key,
+    batch: int,
 ) -> float:
     """Frechet distance of the teacher's windows to SHORT, in units of SHORT's own.
 
@@ -29,19 +38,28 @@ def teacher_ratio(
         real, other: disjoint windows of SHORT [n, L, C, h, w].
         shift: of the sampler's times.
         key: names the noise.
+        batch: windows that are sampled together.
 
     Returns:
         distance(samples, real) / distance(other, real), on the fixed random features of `factors-32`.
     """
-    steps = 25
-    made = ode(teacher, real.shape[1:], steps, shift, conditioning, key, range(len(real)))
+    made = torch.cat(
+        [
+            ode(teacher, real.shape[1:], STEPS, shift, conditioning.select(rows), key, rows.tolist())
+            for rows in torch.arange(len(real)).split(batch)
+        ]
+    )
     net = FactorFeatures(int(np.prod(real.shape[1:])))
     samples, reference, floor = (Moments.of(net(x.flatten(1).cpu().numpy())) for x in (made, real, other))
     return samples.distance(reference) / floor.distance(reference)
 
 
-def check_teacher(teacher: VelocityModel, short: Batch, recipe: Recipe, captions: Captions) -> float | None:
+def check_teacher(
+    teacher: VelocityModel, short: Batch, recipe: Recipe, captions: Captions, workers: Workers = ALONE
+) -> float | None:
     """Compares the teacher's windows with half of some SHORT windows; the ratio, None for too few windows.
+
+    Each worker does all of it, no more windows at a time than in its critic's step.
 
     Raises:
         ConfigError: the ratio is above `distill.teacher_gate_ratio` and `distill.teacher_gate` is `refuse`.
@@ -54,7 +72,8 @@ def check_teacher(teacher: VelocityModel, short: Batch, recipe: Recipe, captions
     real, other = short.latents[:half], short.latents[half : 2 * half]
     conditioning = captions.encode(short.captions[:half], real.device)
     amount = shift_for(recipe.flow, real.shape[1])
-    ratio = teacher_ratio(teacher, conditioning, real, other, amount, Key(recipe.seed, purpose="gate"))
+    key, batch = Key(recipe.seed, purpose="gate"), max(1, config.critic_batch // workers.size)
+    ratio = teacher_ratio(teacher, conditioning, real, other, amount, key, batch)
     if ratio <= config.teacher_gate_ratio:
         return ratio
     problem = f"the teacher's windows are {ratio:.1f} times as far from SHORT as SHORT is from itself"

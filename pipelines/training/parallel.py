@@ -6,6 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, distributed, nn
 
+MESSAGE = 64 << 20
+"""Numbers of gradients that workers exchange at a time; the last gradient of a message may go beyond."""
+
 
 @dataclass(frozen=True)
 class Workers:
@@ -31,10 +34,19 @@ class Workers:
         return range(self.rank * part, (self.rank + 1) * part)
 
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Gradients become their mean over the workers, in one message."""
+        """Gradients become their mean over the workers, some `MESSAGE` numbers at a time."""
         if self.size == 1:
             return
-        gradients = [p.grad for p in parameters if p.grad is not None]
+        held: list[Tensor] = []
+        for gradient in (p.grad for p in parameters if p.grad is not None):
+            held.append(gradient)
+            if sum(g.numel() for g in held) >= MESSAGE:
+                self._average(held)
+                held = []
+        if held:
+            self._average(held)
+
+    def _average(self, gradients: Sequence[Tensor]) -> None:
         flat = torch.cat([g.flatten() for g in gradients])
         distributed.all_reduce(flat)
         flat /= self.size
@@ -57,8 +69,8 @@ class Workers:
             stacked /= self.size
         return stacked
 
-    def largest(self, value: int, device: torch.device | str = "cpu") -> int:
-        """The largest of the workers' values."""
+    def largest(self, value: int, device: torch.device) -> int:
+        """The largest of the workers' values, compared on the device that they talk over."""
         if self.size == 1:
             return value
         box = torch.tensor(value, device=device)

@@ -5,6 +5,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from models.ddt import Student
 from models.dit import DiT
@@ -15,22 +16,29 @@ from pipelines.generation import Method, generate_latents
 from pipelines.tracking import Tracker
 from pipelines.training.config import DistillConfig
 from pipelines.training.networks import Network, NetworkSpec
+from pipelines.training.parallel import Workers
 from pipelines.training.stages import Recipe, Stage
 from pipelines.training.state import TrainState
 from pipelines.video import contact_sheet, write_mp4
 
 VIDEOS = 4
+"""Captions that are shown."""
 COLUMNS = 8
 EULER_STEPS = 25
 
 
-def preview(state: TrainState, stage: Stage, recipe: Recipe, dataset: str, tracker: Tracker) -> None:
+def preview(
+    state: TrainState, stage: Stage, recipe: Recipe, dataset: str, workers: Workers, tracker: Tracker
+) -> None:
     """Samples a few videos with the averaged weights, always the same captions and noise, and files them.
+
+    The workers share the sampling, a video at a time; the first decodes and files them.
 
     Args:
         state: the stage's state; it is not changed.
         stage, recipe: what is sampled, and how.
         dataset: folder of the dataset: captions, frame rate and autoencoder.
+        workers: this worker's place.
         tracker: gets MP4s and a contact sheet under `preview/step-...`.
     """
     spec = stage.spec
@@ -40,17 +48,25 @@ def preview(state: TrainState, stage: Stage, recipe: Recipe, dataset: str, track
     device = next(model.parameters()).device
     corpus: CorpusName = "short" if spec.role == "teacher" else "long"
     captions = sorted(set(ShardDataset(dataset, corpus).captions))[:: max(1, VIDEOS)][:VIDEOS]
-    latents = generate_latents(
-        Network(model, spec),
-        _method(spec, recipe),
-        spec.shape,
-        stage.captions.encode(captions, device),
-        Key(recipe.seed, purpose="preview"),
-        range(len(captions)),
-        sampling=recipe.sampling,
-        flow=recipe.flow,
-    )
-    frames = dataset_autoencoder(dataset, device).decode(latents.cpu()).numpy()
+    own = [workers.rank + i * workers.size for i in range(-(-len(captions) // workers.size))]
+    made = [
+        generate_latents(
+            Network(model, spec),
+            _method(spec, recipe),
+            spec.shape,
+            stage.captions.encode([captions[sample % len(captions)]], device),
+            Key(recipe.seed, purpose="preview"),
+            [sample],
+            sampling=recipe.sampling,
+            flow=recipe.flow,
+        )
+        for sample in own
+    ]
+    latents = torch.cat([workers.gather(video) for video in made])[: len(captions)]
+    if workers.rank:
+        return
+    autoencoder = dataset_autoencoder(dataset, device)
+    frames = torch.cat([autoencoder.decode(video[None]).cpu() for video in latents]).numpy()
     fps, folder = read_info(dataset).corpus(corpus).fps, f"preview/step-{state.step:06d}"
     with tempfile.TemporaryDirectory() as name:
         for index, video in enumerate(frames):

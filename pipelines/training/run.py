@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
-from ray.train.torch import TorchTrainer
+from ray.train.torch import TorchConfig, TorchTrainer
 
 from models.errors import CheckpointError, LongtakeError
 from models.wan import read_transformer
@@ -23,6 +23,8 @@ from pipelines.training.stages import Recipe
 from pipelines.training.worker import WorkerJob, train_worker
 
 OUTCOME_FILE = "outcome.json"
+SILENCE_S = 7200
+"""Longest that workers wait for one of them: the first writes checkpoints and decodes previews alone."""
 _NOT_HASHED = frozenset({"checkpoint_every", "preview_every", "log_every"})
 
 
@@ -104,6 +106,7 @@ def train_stage(run: TrainingRun, callbacks: Sequence[UserCallback] = ()) -> Sta
     trainer = TorchTrainer(
         train_worker,
         train_loop_config=_job(run),
+        torch_config=TorchConfig(timeout_s=SILENCE_S),
         scaling_config=ScalingConfig(num_workers=run.cluster.num_workers, use_gpu=run.cluster.use_gpu),
         run_config=RunConfig(
             name=run.name,
@@ -142,6 +145,7 @@ def _job(run: TrainingRun) -> dict[str, Any]:
         run.tracker,
         run.reporter,
         run.cluster.use_gpu,
+        run.cluster.activation_checkpointing,
     )
     return {"job": job}
 

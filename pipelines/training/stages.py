@@ -26,7 +26,7 @@ from pipelines.training.parallel import ALONE, Workers
 from pipelines.training.state import TrainState, adamw, learning_rate_factor
 
 HELD_OUT_WINDOWS = 64
-"""Most windows of the held-out part that a worker keeps."""
+"""Most windows of the held-out part, over all workers."""
 
 
 @dataclass(frozen=True)
@@ -206,17 +206,17 @@ class SupervisedStage:
         velocity = supervised_velocity(model)
         parts = [b for b in (batches.short, batches.long) if b is not None]
         names = [n for n, b in (("short", batches.short), ("long", batches.long)) if b is not None]
-        losses = [
-            supervised_loss(velocity, b, self.recipe, self.captions, key.at(purpose=n))
-            for n, b in zip(names, parts, strict=True)
-        ]
-        total = torch.stack([loss.value for loss in losses]).mean()
-        total.backward()  # type: ignore[no-untyped-call]
+        losses = []
+        for name, batch in zip(names, parts, strict=True):
+            loss = supervised_loss(velocity, batch, self.recipe, self.captions, key.at(purpose=name)).value
+            (loss / len(parts)).backward()  # type: ignore[no-untyped-call]
+            losses.append(loss.detach())
+        total = torch.stack(losses).mean()
         rate = self.recipe.stage.learning_rate * learning_rate_factor(self.recipe.stage, state.step)
         norm = apply_update(state, self.spec.role, self.recipe.stage, rate, self.workers)
         state.averages[self.spec.role].update(model)
         state.step += 1
-        values = self.workers.mean([total, norm, *(loss.value for loss in losses)]).tolist()
+        values = self.workers.mean([total, norm, *losses]).tolist()
         labels = ["loss", "gradient_norm", *(f"flow_matching_{n}" for n in names)]
         return StepResult(dict(zip(labels, values, strict=True)) | {"learning_rate": rate})
 
@@ -269,16 +269,30 @@ def trained(module: nn.Module) -> list[nn.Parameter]:
 
 
 def held_out_loss(
-    velocity: VelocityModel, batch: Batch, recipe: Recipe, captions: Captions, repeats: int = 4
+    velocity: VelocityModel,
+    batch: Batch,
+    recipe: Recipe,
+    captions: Captions,
+    workers: Workers = ALONE,
+    repeats: int = 4,
 ) -> float:
-    """Flow-matching loss on windows that training never sees, with the same noise at every call; no more of
-    them at a time than a step takes."""
-    size = min(b for b in (recipe.stage.short_batch, recipe.stage.long_batch) if b)
-    total = 0.0
+    """Flow-matching loss on windows that training never sees, with the same noise at every call.
+
+    Args:
+        velocity: what is judged.
+        batch: this worker's windows, which may be none; no more of them are read at a time than in a step.
+        recipe, captions: as in training.
+        workers: over which the loss is averaged.
+        repeats: how often each window is judged.
+    """
+    size = max(1, min(b for b in (recipe.stage.short_batch, recipe.stage.long_batch) if b) // workers.size)
+    total = batch.latents.new_zeros(())
     with torch.no_grad():
         for i in range(repeats):
             key = Key(recipe.seed, i, purpose="held-out")
             for part in batch.parts(size):
                 loss = supervised_loss(velocity, part, recipe, captions, key)
-                total += float(loss.value) * len(part.latents)
-    return total / (repeats * len(batch.latents))
+                total += loss.value * len(part.latents)
+    count = batch.latents.new_tensor(repeats * len(batch.latents))
+    mean_total, mean_count = workers.mean([total, count])
+    return float(mean_total / mean_count)

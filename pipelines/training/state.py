@@ -28,12 +28,13 @@ class TrainState:
     """Trained modules with their optimisers and averages; frozen ones are rebuilt by the stage.
 
     Args:
-        modules: trained modules by role.
-        optimizers: by the same roles.
+        modules: by role: those that are trained, and the student that a warm-up leaves alone.
+        optimizers: of the roles that are trained.
         averages: EMA of the roles that are sampled.
         step: finished optimiser steps.
         pool: the last rollouts.
         cpu_seconds: processor time spent in steps, over all sessions.
+        held_out_start: loss on held-out windows before the first step, where it was measured.
     """
 
     modules: dict[str, nn.Module]
@@ -42,6 +43,7 @@ class TrainState:
     step: int = 0
     pool: list[Rollout] = field(default_factory=list)
     cpu_seconds: float = 0.0
+    held_out_start: float | None = None
 
 
 def adamw(

@@ -4,7 +4,6 @@ import json
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,9 @@ import ray.train
 import torch
 from ray.train import Checkpoint
 
+from models.blocks import checkpoint_blocks
 from models.errors import LongtakeError
+from models.precision import half_precision
 from models.rng import Key
 from pipelines.data.dataset import CorpusName, ShardDataset
 from pipelines.data.texts import text_encoder
@@ -50,6 +51,7 @@ class WorkerJob:
         tracker: opens the tracker on rank 0.
         reporter: takes progress.
         use_gpu: train in bfloat16 on this worker's GPU.
+        activation_checkpointing: compute the activations of a block again in the backward pass.
     """
 
     name: str
@@ -59,6 +61,7 @@ class WorkerJob:
     tracker: TrackerFactory
     reporter: Reporter | None
     use_gpu: bool
+    activation_checkpointing: bool
 
 
 def train_worker(config: dict[str, WorkerJob]) -> dict[str, float] | LongtakeError:
@@ -105,13 +108,21 @@ class _Loop:
         self.config = job.recipe.stage
         self.stage = make_stage(job.recipe, job.dataset, workers)
         self.batches = BatchSource(job.dataset, self.config, job.recipe.seed, workers)
-        self.held_out = _held_out(job.dataset, self.stage.spec.shape[0], job.recipe, device)
         self.state = self.stage.init(device)
-        self.diagnostics = Diagnostics(job.dataset)
+        if job.activation_checkpointing:
+            for module in self.state.modules.values():
+                checkpoint_blocks(module)
+        self.diagnostics: Diagnostics | None = None
+        self.held_out: Batch | None = None
+        if isinstance(self.stage, SupervisedStage):
+            self.held_out = _held_out(job.dataset, self.stage.spec.shape[0], job.recipe, workers, device)
+        elif workers.rank == 0:
+            self.diagnostics = Diagnostics(job.dataset, device)
         self._resume()
         self._check_teacher()
         self.first_step = self.state.step
-        self.held_out_start = self._held_out_loss()
+        if self.state.held_out_start is None:
+            self.state.held_out_start = self._held_out_loss()
         self.began = time.monotonic()
 
     def _resume(self) -> None:
@@ -121,20 +132,24 @@ class _Loop:
                 load_state(self.state, Path(folder))
 
     def _check_teacher(self) -> None:
-        """The teacher gate, once, before the first step of distillation."""
-        if self.state.step or not isinstance(self.stage, DistillStage):
+        """The teacher gate, once, before the first step of distillation; a pretrained one never saw SHORT."""
+        pretrained = self.job.recipe.model.pretrained is not None
+        if self.state.step or pretrained or not isinstance(self.stage, DistillStage):
             return
         rows = ShardDataset(self.job.dataset, "short")
         main = rows.main
         count = min(len(main), 2 * WINDOWS)
         read = rows.read([main[i * len(main) // count] for i in range(count)])
         short = Batch(read.latents.to(self.device), read.captions, range(count))
-        ratio = check_teacher(self.stage.teacher, short, self.job.recipe, self.stage.captions)
+        with self._precision():
+            ratio = check_teacher(
+                self.stage.teacher, short, self.job.recipe, self.stage.captions, self.workers
+            )
         if ratio is not None and self.workers.rank == 0:
             self.tracker.metrics(0, {"train/teacher_gate_ratio": ratio})
 
-    def _precision(self) -> AbstractContextManager[Any]:
-        return torch.autocast("cuda", torch.bfloat16) if self.job.use_gpu else nullcontext()
+    def _precision(self) -> torch.autocast:
+        return half_precision(self.device, self.job.use_gpu)
 
     def run(self) -> dict[str, float]:
         """Steps until the stage is done; the last state is always saved."""
@@ -146,11 +161,16 @@ class _Loop:
                 result = self.stage.step(self.state, batches, Key(self.job.recipe.seed, step, purpose="step"))
             self.state.cpu_seconds += time.process_time() - began
             self._log(result.metrics)
-            self._preview()
-            if self.state.step % self.config.checkpoint_every == 0 and self.state.step < self.config.steps:
+            if self._last():
+                break
+            if self.state.step % self.config.checkpoint_every == 0:
                 self._save({})
+            if self.config.preview_every and self.state.step % self.config.preview_every == 0:
+                self._preview()
         summary = self._summary()
         self._save(summary)
+        if self.config.preview_every:
+            self._preview()
         return summary
 
     def _log(self, metrics: dict[str, float]) -> None:
@@ -159,15 +179,15 @@ class _Loop:
         self.tracker.metrics(self.state.step, {f"train/{k}": v for k, v in metrics.items()})
         if self.state.step % self.config.log_every and not self._last():
             return
-        extra = self.diagnostics.of(self.state.pool[-1].latents) if self.state.pool else {}
+        extra = self.diagnostics.of(self.state.pool[-1].latents) if self.diagnostics else {}
         extra["data_wait"] = self.batches.waited_s / (time.monotonic() - self.began)
         self.tracker.metrics(self.state.step, {f"train/{k}": v for k, v in extra.items()})
         self._say(metrics | extra)
 
     def _preview(self) -> None:
-        every = self.config.preview_every
-        if self.workers.rank == 0 and every and (self.state.step % every == 0 or self._last()):
-            preview(self.state, self.stage, self.job.recipe, self.job.dataset, self.tracker)
+        job = self.job
+        with self._precision():
+            preview(self.state, self.stage, job.recipe, job.dataset, self.workers, self.tracker)
 
     def _last(self) -> bool:
         return self.state.step == self.config.steps
@@ -184,13 +204,20 @@ class _Loop:
         model = self.state.modules[self.stage.spec.role]
         if self.held_out is None or not isinstance(self.stage, SupervisedStage):
             return None
-        return held_out_loss(supervised_velocity(model), self.held_out, self.job.recipe, self.stage.captions)
+        with self._precision():
+            return held_out_loss(
+                supervised_velocity(model),
+                self.held_out,
+                self.job.recipe,
+                self.stage.captions,
+                self.workers,
+            )
 
     def _summary(self) -> dict[str, float]:
         summary = {"steps": float(self.state.step), "cpu_seconds": self.state.cpu_seconds}
-        last = self._held_out_loss()
-        if last is not None and self.held_out_start is not None:
-            summary |= {"held_out_loss_start": self.held_out_start, "held_out_loss": last}
+        start, last = self.state.held_out_start, self._held_out_loss()
+        if last is not None and start is not None:
+            summary |= {"held_out_loss_start": start, "held_out_loss": last}
         if self.workers.rank == 0:
             self.tracker.metrics(self.state.step, {f"train/{k}": v for k, v in summary.items()})
         return summary
@@ -224,12 +251,16 @@ _SHOWN = (
 )
 
 
-def _held_out(dataset: str, frames: int, recipe: Recipe, device: torch.device) -> Batch | None:
-    """Up to 64 windows that training never sees, of the main bucket whose windows have `frames` frames."""
+def _held_out(
+    dataset: str, frames: int, recipe: Recipe, workers: Workers, device: torch.device
+) -> Batch | None:
+    """This worker's part of up to 64 windows that training never sees, of the main bucket of the corpus whose
+    windows have `frames` frames."""
     name: CorpusName = "short" if frames == recipe.short_shape[0] else "long"
     rows = ShardDataset(dataset, name, split="holdout")
     chosen = rows.main[:HELD_OUT_WINDOWS]
     if not chosen:
         return None
-    read = rows.read(chosen)
-    return Batch(read.latents.to(device), read.captions, range(len(chosen)))
+    samples = range(len(chosen))[workers.rank :: workers.size]
+    read = rows.read([chosen[sample] for sample in samples])
+    return Batch(read.latents.to(device), read.captions, samples)

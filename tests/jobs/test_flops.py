@@ -10,6 +10,7 @@ from jobs.flops import Tokens, stack_flops
 from jobs.networks import networks
 from jobs.phases import phases, total
 from jobs.settings import DataConfig, RunConfig
+from models.blocks import checkpoint_blocks
 from models.config import AutoencoderConfig, LoraConfig, ModelConfig, SamplingConfig
 from models.ddt import Student
 from models.dit import DiT
@@ -55,14 +56,17 @@ def inputs(frames=7, side=6, text=5, batch=1):
 
 
 @pytest.mark.usefixtures("plain_attention")
+@pytest.mark.parametrize("checkpointed", [False, True])
 @pytest.mark.parametrize("role", ["teacher", "student"])
 @pytest.mark.parametrize("case", CASES)
-def test_a_pass_costs_what_torch_counts(case, role):
+def test_a_pass_costs_what_torch_counts(case, role, checkpointed):
     config, lora = CASES[case]
     with torch.device("meta"):
         network = DiT(config, 4, 10) if role == "teacher" else Student(config, 4, 10)
     if lora is not None:
         add_adapters(network, lora)
+    if checkpointed:
+        checkpoint_blocks(network)
     head = network.head if role == "teacher" else network.heads["distribution_matching"]
     call = network if role == "teacher" else network.distribution_matching
     ours = stack_flops(network.encoder, head, config, Tokens(7, 9, 5))

@@ -13,11 +13,13 @@ from jobs.flops import Tokens
 from jobs.footprint import activations, footprint
 from jobs.networks import networks
 from jobs.settings import RunConfig
+from models.blocks import checkpoint_blocks
 from models.config import LoraConfig, ModelConfig
+from models.ddt import Student
 from models.dit import DiT
 from models.rng import Key
 from models.text import Conditioning
-from pipelines.training.config import WarmupConfig
+from pipelines.training.config import ClusterConfig, WarmupConfig
 from pipelines.training.distill import DistillStage
 from pipelines.training.stages import SupervisedStage
 from tests.jobs.test_flops import run_config
@@ -73,6 +75,15 @@ def test_the_state_of_a_supervised_stage_has_the_bytes_told(rank, starts):
     assert told["average"] == pytest.approx(own_average(state, "student"), rel=0.01)
 
 
+def anchor(stage):
+    """Bytes of the frozen network behind the anchor."""
+    if stage.reference is None:
+        return 0
+    frozen = stage.reference.__closure__
+    students = [cell.cell_contents for cell in frozen if isinstance(cell.cell_contents, Student)]
+    return size(students[0].parameters())
+
+
 @pytest.mark.parametrize("warm", [False, True])
 @pytest.mark.parametrize("rank", [0, 2])
 def test_the_state_of_distillation_has_the_bytes_told(rank, warm, starts):
@@ -89,7 +100,9 @@ def test_the_state_of_distillation_has_the_bytes_told(rank, warm, starts):
     assert told["critic"] == pytest.approx(size(critic.parameters()), rel=0.01)
     assert told["teacher"] == pytest.approx(size(stage.teacher.parameters()), rel=0.01)
     assert told["gradients"] == pytest.approx(max(seen.values()), rel=0.01)
-    assert told["moments"] == pytest.approx(moments(state.optimizers["student"]), rel=0.01)
+    own = 0 if warm else moments(state.optimizers["student"])
+    assert told["moments"] == pytest.approx(own, rel=0.01)
+    assert told["anchor"] == pytest.approx(anchor(stage), rel=0.01)
     assert told["critic_moments"] == pytest.approx(moments(state.optimizers["critic"]), rel=0.01)
     assert told["average"] == pytest.approx(own_average(state, "student"), rel=0.01)
 
@@ -118,15 +131,28 @@ SHAPES = {
 
 @pytest.mark.parametrize("half", [False, True], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("name", SHAPES)
-def test_autograd_keeps_the_bytes_told(name, half):
+@pytest.mark.parametrize("checkpointed", [False, True], ids=["kept", "computed again"])
+def test_autograd_keeps_the_bytes_told(name, half, checkpointed):
     model = dataclasses.replace(SHAPES[name], precondition=False, clip_position=False)
     network = DiT(model, 4, 64)
+    if checkpointed:
+        checkpoint_blocks(network)
     clip, text = torch.randn(1, 12, 4, 10, 10), Conditioning(torch.randn(1, 32, 64))
     with torch.autocast("cpu", torch.bfloat16) if half else nullcontext():
         seen = kept(network, lambda: network(clip, torch.rand(1), text))
-    told = activations(RunConfig(model=model), Tokens(12, 100, 32), half=half)
-    weights = sum(p.numel() for p in network.parameters()) * 2 if half else 0
+    config = RunConfig(model=model, cluster=ClusterConfig(activation_checkpointing=checkpointed))
+    told = activations(config, Tokens(12, 100, 32), half=half)
+    if checkpointed:
+        told -= one_block(model, half=half)
+    weights = sum(p.numel() for p in network.parameters()) * 2 if half and not checkpointed else 0
     assert told + weights == pytest.approx(seen, rel=0.1)
+
+
+def one_block(model, *, half):
+    """What a deeper stack keeps beyond a stack of one block less."""
+    deeper = dataclasses.replace(model, num_layers=model.num_layers + 1)
+    first, second = (activations(RunConfig(model=m), Tokens(12, 100, 32), half=half) for m in (model, deeper))
+    return second - first
 
 
 def test_a_whole_step_keeps_the_bytes_told():

@@ -6,9 +6,11 @@ import pytest
 import torch
 from diffusers import WanTransformer3DModel
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 
+from models.blocks import checkpoint_blocks
 from models.config import ModelConfig
-from models.ddt import Student
+from models.ddt import HeadName, Student
 from models.dit import DiT, clip_positions, token_grid
 from models.init import initialize
 from models.rng import Key
@@ -217,3 +219,30 @@ def test_an_autocast_region_trains(masked: bool) -> None:
     out.float().square().mean().backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
     assert sum(p.grad is not None for p in model.parameters()) > 20
+
+
+@pytest.mark.parametrize("head", ["flow_matching", "distribution_matching"])
+def test_checkpointed_blocks_have_the_same_gradients_from_fewer_tensors(head: HeadName) -> None:
+    student = Student(TINY, 4, 10)
+    randomize(student)
+    t, text = torch.tensor([0.2, 0.7]), captions()
+
+    def gradients() -> tuple[dict[str, Tensor], int]:
+        student.zero_grad(set_to_none=True)
+        kept: list[Tensor] = []
+
+        def keep(x: Tensor) -> Tensor:
+            kept.append(x)
+            return x
+
+        with saved_tensors_hooks(keep, lambda x: x):
+            out = student.head(head)(latents(), t, text)
+        out.square().mean().backward()
+        return {n: p.grad for n, p in student.named_parameters() if p.grad is not None}, len(kept)
+
+    plain, all_kept = gradients()
+    checkpoint_blocks(student)
+    again, few_kept = gradients()
+    assert plain.keys() == again.keys()
+    assert all(torch.equal(plain[name], again[name]) for name in plain)
+    assert few_kept < all_kept / 3

@@ -94,7 +94,7 @@ def test_short_and_long_take_their_shapes_independently(unbroken: list[dict[str,
 def test_what_is_held_out_is_of_the_main_bucket(corpus: CorpusName, tmp_path: Path) -> None:
     bucketed.make(tmp_path, holdout=0.4)
     rows = ShardDataset(str(tmp_path), corpus, "holdout")
-    batch = _held_out(str(tmp_path), MAIN[corpus][0], recipe(makers.SFT), torch.device("cpu"))
+    batch = _held_out(str(tmp_path), MAIN[corpus][0], recipe(makers.SFT), Workers(), torch.device("cpu"))
     assert batch is not None
     assert 0 < len(batch.latents) == len(rows.main) < len(rows)
     assert tuple(batch.latents.shape[1:]) == MAIN[corpus]
@@ -103,7 +103,7 @@ def test_what_is_held_out_is_of_the_main_bucket(corpus: CorpusName, tmp_path: Pa
 
 def test_generated_videos_of_any_shape_are_compared_with_the_main_bucket(dataset: str) -> None:
     """Normal latents are spread as the corpus's are, whatever their shape."""
-    diagnostics = Diagnostics(dataset)
+    diagnostics = Diagnostics(dataset, torch.device("cpu"))
     for shape in SHAPES["long"]:
         found = diagnostics.of(torch.randn(4, *shape, generator=torch.Generator().manual_seed(1)))
         assert set(found) == {"diversity", "sharpness", "light_drift"}

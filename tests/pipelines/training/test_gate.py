@@ -18,9 +18,9 @@ def _short(count: int) -> Batch:
     return Batch(x, ["red sun"] * count, range(count))
 
 
-def _ratio(teacher: GaussianVelocity) -> float:
+def _ratio(teacher: GaussianVelocity, batch: int = 300) -> float:
     x = _short(600).latents
-    return teacher_ratio(teacher, captions(300), x[:300], x[300:], 1.0, Key(1))
+    return teacher_ratio(teacher, captions(300), x[:300], x[300:], 1.0, Key(1), batch)
 
 
 def test_the_exact_teacher_is_as_near_as_the_corpus_itself() -> None:
@@ -31,6 +31,11 @@ def test_the_ratio_grows_with_the_teachers_fault() -> None:
     ratios = [_ratio(GaussianVelocity(0.5 + fault, 0.7)) for fault in (0.0, 0.2, 0.4, 0.8)]
     assert ratios == sorted(ratios)
     assert ratios[-1] > 5
+
+
+def test_the_ratio_does_not_depend_on_how_many_are_sampled_together() -> None:
+    teacher = GaussianVelocity(0.9, 0.7)
+    assert _ratio(teacher, 7) == pytest.approx(_ratio(teacher), rel=1e-4)
 
 
 def test_a_bad_teacher_is_refused_or_told(

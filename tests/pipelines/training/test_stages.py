@@ -126,6 +126,8 @@ def test_the_warm_up_trains_the_critic_alone(starts: dict[str, str]) -> None:
     changed = _changed(before, _weights(state))
     assert changed
     assert all(name.startswith("critic.") for name in changed)
+    assert list(state.optimizers) == ["critic"]
+    assert stage.reference is None
 
 
 def test_the_student_starts_with_both_heads_equal_and_the_critic_as_the_teacher(
