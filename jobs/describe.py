@@ -178,6 +178,9 @@ def _lines(config: RunConfig, described: Description, gpu: Gpu | None) -> Iterat
     data, length = config.data, _tokens(config, sizes.long_frames)
     yield f"SHORT window      {data.short_frames} frames -> latents {_shape(sizes, sizes.short_frames)}"
     yield f"LONG window       {data.long_frames} frames -> latents {_shape(sizes, sizes.long_frames)}"
+    if data.has_buckets:
+        counts = f"{len(data.cuts_of('long'))} LONG lengths, {len(data.sizes)} picture sizes"
+        yield f"buckets           {counts}; the largest is meant here"
     yield f"tokens            {sizes.tokens_per_frame} a frame, {length} a LONG window"
     yield f"teacher, critic   {described.teacher_parameters:,} parameters"
     yield f"student           {described.student_parameters:,} parameters"

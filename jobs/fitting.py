@@ -85,15 +85,16 @@ def _adapters(config: RunConfig, stage: str, _gpu: Gpu) -> list[Step]:
 
 
 def _frames(config: RunConfig, stage: str, gpu: Gpu) -> list[Step]:
-    """The longest LONG windows that fit, not shorter than SHORT ones."""
+    """The longest LONG windows that fit, not shorter than SHORT ones, longer than those of other buckets."""
     data, grain = config.data, WAN_TEMPORAL if config.autoencoder.kind == "wan" else 1
-    most = (data.long_frames - data.short_frames) // grain
+    least = max([data.short_frames, *(length + grain for length in data.long_lengths)])
+    most = (data.long_frames - least) // grain
 
     def shortened(cut: int) -> RunConfig:
         frames = data.long_frames - grain * cut
         return dataclasses.replace(config, data=dataclasses.replace(data, long_frames=frames))
 
-    if stage == "teacher" or not most:
+    if stage == "teacher" or most < 1:
         return []
     cut = _first(most, lambda cut: _needed(shortened(cut), stage) <= gpu.usable)
     changed = shortened(cut)

@@ -169,8 +169,12 @@ def _print(dataset: str, done: Ingested) -> None:
     info, work = done.info, done.work
     for corpus in CORPORA:
         own = info.corpus(corpus)
-        told = f"{own.windows} windows of latents {list(own.latent_shape)}"
-        say(f"{corpus.upper()}: {told} from {own.videos} videos, {own.rejects} rejected")
+        shape = "" if len(own.buckets) > 1 else f" of latents {list(own.latent_shape)}"
+        say(
+            f"{corpus.upper()}: {own.windows} windows{shape} from {own.videos} videos, {own.rejects} rejected"
+        )
+        for bucket in own.buckets if not shape else ():
+            say(f"  {bucket.told}")
     say(f"reconstruction error {told_error(info.autoencoder)}; dataset: {dataset}")
     if not work.windows:
         say("nothing was left to do")

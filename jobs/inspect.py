@@ -13,7 +13,15 @@ from jobs.settings import RunConfig
 from models.errors import DataError
 from pipelines.data.info import INFO_FILE, read_info, told_error
 from pipelines.data.inspection import Summary
-from pipelines.data.inspection_report import CORPORA, Inspection, count_rows, inspect_dataset, tally_rows
+from pipelines.data.inspection_report import (
+    BUCKET_HEAD,
+    CORPORA,
+    Inspection,
+    bucket_rows,
+    count_rows,
+    inspect_dataset,
+    tally_rows,
+)
 from pipelines.storage import Storage
 
 EXAMPLE_LETTERS = 90
@@ -103,6 +111,13 @@ def _print(seen: Inspection) -> None:
     for row in count_rows(summary):
         counts.add_row(*row)
     show(counts)
+    if buckets := bucket_rows(summary):
+        shapes = _table("Buckets")
+        for name in BUCKET_HEAD:
+            shapes.add_column(name)
+        for bucket in buckets:
+            shapes.add_row(*_plain(bucket))
+        show(shapes)
     for heading, name, columns in (
         ("Readers", "readers", ("reader", "videos", "why not decord")),
         ("Rejected videos", "rejects", ("stage", "videos", "such as")),

@@ -1,5 +1,6 @@
 """From settings alone to the shapes of latents and tokens: what `--dry-run` prints and validation checks."""
 
+import math
 from dataclasses import dataclass
 
 from jobs.settings import RunConfig
@@ -14,7 +15,10 @@ WORLD_FACTORS = 13
 
 @dataclass(frozen=True)
 class Shapes:
-    """What one SHORT and one LONG window become."""
+    """What one SHORT and one LONG window become: of several buckets the longest, of the largest picture size.
+
+    So what is computed from it, memory before all, is an upper bound over the buckets.
+    """
 
     channels: int
     """Latent channels; an assumption where `autoencoder.components` is left to ingest."""
@@ -40,6 +44,11 @@ def pixels_per_latent(config: RunConfig) -> tuple[int, int]:
     return (side, side) if side else (config.data.height, config.data.width)
 
 
+def largest_size(config: RunConfig) -> tuple[int, int]:
+    """Height and width of the picture size with most pixels."""
+    return max(config.data.sizes, key=math.prod)
+
+
 def latent_frames(config: RunConfig, frames: int) -> int:
     """Latent frames of a clip of `frames` frames."""
     return -(-(frames - 1) // WAN_TEMPORAL) + 1 if config.autoencoder.kind == "wan" else frames
@@ -57,7 +66,7 @@ def channels(config: RunConfig) -> tuple[int, bool]:
 def shapes(config: RunConfig) -> Shapes:
     """Shapes of a config whose sizes divide (`jobs.validation.validate`)."""
     rows, columns = pixels_per_latent(config)
-    height, width = config.data.height // rows, config.data.width // columns
+    height, width = (side // part for side, part in zip(largest_size(config), (rows, columns), strict=True))
     count, known = channels(config)
     _, patch_rows, patch_columns = config.model.patch_size
     return Shapes(

@@ -10,7 +10,7 @@ from jobs.settings import SUPERVISED_STAGES, RunConfig
 from models.errors import ConfigError
 from models.wan_layout import is_windowed
 from models.windows import spans
-from pipelines.data import curation
+from pipelines.data import buckets, curation
 
 _POSITIVE = (
     "world.size world.fps world.short_clips world.short_frames world.long_clips world.long_frames "
@@ -88,6 +88,8 @@ def _name(config: RunConfig) -> None:
 def _corpora(config: RunConfig) -> None:
     data = config.data
     curation.check(data.curation)
+    buckets.check(data)
+    buckets.check_patches(data, config.autoencoder)
     if data.fps is not None and data.fps <= 0:
         _refuse(f"data.fps is {data.fps}", "Set it above 0, or to null to keep every frame")
     if (data.short is None) != (data.long is None):
@@ -183,27 +185,36 @@ def _network(config: RunConfig) -> None:
 
 def _sizes(config: RunConfig) -> None:
     data, (rows, columns) = config.data, shapes.pixels_per_latent(config)
-    if data.height % rows or data.width % columns:
-        _refuse(
-            f"frames of {data.height}x{data.width} do not divide into patches of {rows}x{columns}",
-            f"Make data.height and data.width multiples of {rows}, or change autoencoder.patch_size",
-        )
-    for name in ("short_frames", "long_frames"):
-        frames = getattr(data, name)
+    for height, width in data.sizes:
+        if height % rows or width % columns:
+            _refuse(
+                f"frames of {height}x{width} do not divide into patches of {rows}x{columns}",
+                f"Make all heights and widths in data multiples of {rows}, or change autoencoder.patch_size",
+            )
+    shorter = [("long_lengths", frames) for frames in data.long_lengths]
+    for name, frames in (("short_frames", data.short_frames), ("long_frames", data.long_frames), *shorter):
         refused = config.autoencoder.kind == "wan" and config.autoencoder.uneven_frames == "refuse"
         if refused and frames % shapes.WAN_TEMPORAL != 1:
             down = (frames - 1) // 4 * 4 + 1
+            setting = f"data.{name}=" if (name, frames) not in shorter else f"that one of data.{name} to "
             _refuse(
                 f"data.{name} is {frames}, but the Wan autoencoder takes 4k+1 frames",
-                f"Set data.{name}={down} or {down + 4}, or autoencoder.uneven_frames=pad",
+                f"Set {setting}{down} or {down + 4}, or autoencoder.uneven_frames=pad",
             )
-    sizes = shapes.shapes(config)
-    patch = config.model.patch_size
+    _patches(config)
+
+
+def _patches(config: RunConfig) -> None:
+    """The network's patches tile the latents of every bucket."""
+    data, (rows, columns), patch = config.data, shapes.pixels_per_latent(config), config.model.patch_size
     for what, size, part in (
-        ("SHORT latent frames", sizes.short_frames, patch[0]),
-        ("LONG latent frames", sizes.long_frames, patch[0]),
-        ("latent rows", sizes.height, patch[1]),
-        ("latent columns", sizes.width, patch[2]),
+        ("SHORT latent frames", shapes.latent_frames(config, data.short_frames), patch[0]),
+        *(
+            ("LONG latent frames", shapes.latent_frames(config, frames), patch[0])
+            for frames, _ in data.cuts_of("long")
+        ),
+        *(("latent rows", height // rows, patch[1]) for height, _ in data.sizes),
+        *(("latent columns", width // columns, patch[2]) for _, width in data.sizes),
     ):
         if part < 1 or size % part:
             _refuse(
@@ -215,10 +226,12 @@ def _sizes(config: RunConfig) -> None:
 def _windows(config: RunConfig) -> None:
     distill, sizes = config.distill, shapes.shapes(config)
     length = distill.window_frames
-    if length > sizes.long_frames:
+    shortest = shapes.latent_frames(config, config.data.cuts_of("long")[-1][0])
+    if length > shortest:
+        setting = "data.long_lengths" if config.data.long_lengths else "data.long_frames"
         _refuse(
-            f"distill.window_frames {length} is longer than a clip of {sizes.long_frames} latent frames",
-            "Lower distill.window_frames, or raise data.long_frames",
+            f"distill.window_frames {length} is longer than a clip of {shortest} latent frames",
+            f"Lower distill.window_frames, or raise {setting}",
         )
     if length > sizes.short_frames:
         _refuse(

@@ -5,7 +5,7 @@ Both are a folder with a config.json; `load_autoencoder` tells them apart.
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -99,6 +99,20 @@ class _Layout:
         """Rows and columns of patches."""
         return self.height // self.patch_height, self.width // self.patch_width
 
+    def of(self, height: int, width: int) -> "_Layout":
+        """The same patches on frames of another size.
+
+        Raises:
+            ConfigError: they do not tile it.
+        """
+        if height % self.patch_height or width % self.patch_width:
+            raise ConfigError(
+                f"frames of {height} x {width} pixels: this autoencoder takes multiples of "
+                f"{self.patch_height} x {self.patch_width}",
+                "Set data.height, data.width and data.shapes to multiples of autoencoder.patch_size",
+            )
+        return replace(self, height=height, width=width)
+
     def cut(self, frames: Tensor) -> Tensor:
         """[N, H, W, 3] to [N, h, w, P]."""
         rows, columns = self.grid
@@ -145,32 +159,38 @@ class PcaAutoencoder:
 
     @property
     def height(self) -> int:
-        """Pixels."""
+        """Pixels of what it was fitted on."""
         return self._layout.height
 
     @property
     def width(self) -> int:
-        """Pixels."""
+        """Pixels of what it was fitted on."""
         return self._layout.width
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Latent rows h and columns w; (1, 1) for a code of the whole frame."""
+        """Latent rows h and columns w of that size; (1, 1) for a code of the whole frame."""
         return self._layout.grid
 
     def encode(self, frames: Tensor) -> Tensor:
-        """Uint8 [B, F, H, W, 3] to float32 [B, F, K, h, w]."""
-        batch, count = frames.shape[:2]
-        patches = self._layout.cut(frames.flatten(0, 1)).float().sub_(self.mean * 255.0)
-        return (patches @ self._to_latents).movedim(-1, 1).reshape(batch, count, self.channels, *self.grid)
+        """Uint8 [B, F, H, W, 3] to float32 [B, F, K, h, w], of any size that the patches tile.
+
+        Raises:
+            ConfigError: they do not.
+        """
+        batch, count, height, width = frames.shape[:4]
+        layout = self._layout.of(height, width)
+        patches = layout.cut(frames.flatten(0, 1)).float().sub_(self.mean * 255.0)
+        return (patches @ self._to_latents).movedim(-1, 1).reshape(batch, count, self.channels, *layout.grid)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Float [B, F, K, h, w] to uint8 [B, F, H, W, 3]."""
-        batch, count = latents.shape[:2]
+        batch, count, _, rows, columns = latents.shape
+        layout = self._layout.of(rows * self._layout.patch_height, columns * self._layout.patch_width)
         codes = latents.float().flatten(0, 1).movedim(1, -1)
         patches = (codes @ self._to_pixels).add_(self.mean * 255.0)
-        pixels = self._layout.join(patches).round_().clamp_(0, 255).to(torch.uint8)
-        return pixels.reshape(batch, count, self.height, self.width, 3)
+        pixels = layout.join(patches).round_().clamp_(0, 255).to(torch.uint8)
+        return pixels.reshape(batch, count, layout.height, layout.width, 3)
 
     @classmethod
     def fit(

@@ -16,7 +16,7 @@ import numpy as np
 
 from pipelines.data import wire
 from pipelines.data.config import LimitsConfig
-from pipelines.data.framing import Timed, pick, resample, resize
+from pipelines.data.framing import Timed, nearest, pick, resample, resize
 from pipelines.data.readers import Opened, Refused, open_video
 
 CHUNK_BYTES = 1 << 20
@@ -97,7 +97,7 @@ def _send_frames(opened: Opened, request: dict[str, Any], limits: LimitsConfig, 
         frames = pick(frames, len(opened.header.times), request["picks"], request["horizon"])
     else:
         frames = resample(frames, opened.header.rate, request["fps"])
-    height, width = request["height"], request["width"]
+    height, width = nearest(opened.height, opened.width, request["sizes"])
     size = max(1, CHUNK_BYTES // (height * width * 3))
     sent = 0
     times: list[float] = []

@@ -80,6 +80,9 @@ class DataConfig:
     """Pixels; frames are resized (antialiased) and centre-cropped."""
     width: int = 128
     """Pixels."""
+    shapes: tuple[tuple[int, int], ...] = ()
+    """Further picture sizes, [height, width] each: a video is cropped to the size whose aspect ratio is
+    nearest its own. Each has batches of its own."""
     short_frames: int = 8
     """Frames a SHORT window."""
     short_stride: int = 8
@@ -88,6 +91,10 @@ class DataConfig:
     """Frames a LONG window."""
     long_stride: int = 32
     """Frames from one LONG window to the next."""
+    long_lengths: tuple[int, ...] = ()
+    """Frames of shorter LONG windows: a shot (a whole video, without data.curation.cuts) that is shorter than
+    long_frames is cut into windows of the longest of these that it holds, overlapping in the same proportion.
+    A shot has windows of one length. Each length has batches of its own."""
     holdout: float = 0.0
     """Share of the windows of each corpus kept out of training (a window is held out by the hash of its
     id)."""
@@ -105,3 +112,21 @@ class DataConfig:
     """What a video may ask of the machine."""
     curation: CurationConfig = CurationConfig()
     """Which videos and windows are worth training on."""
+
+    @property
+    def sizes(self) -> tuple[tuple[int, int], ...]:
+        """Height and width of every picture size, the main one first."""
+        return ((self.height, self.width), *self.shapes)
+
+    @property
+    def has_buckets(self) -> bool:
+        """Whether windows may have several shapes."""
+        return bool(self.shapes or self.long_lengths)
+
+    def cuts_of(self, corpus: str) -> tuple[tuple[int, int], ...]:
+        """Length and stride of the windows of `short` or `long`, the longest first."""
+        if corpus == "short":
+            return ((self.short_frames, self.short_stride),)
+        shorter = sorted(self.long_lengths, reverse=True)
+        scaled = ((length, max(1, self.long_stride * length // self.long_frames)) for length in shorter)
+        return ((self.long_frames, self.long_stride), *scaled)

@@ -23,6 +23,7 @@ from pipelines.storage import Storage
 
 MEMORY_BYTES = 1 << 30
 Floats = NDArray[np.float32]
+Shape: TypeAlias = tuple[int, int, int, int]
 
 CorpusName: TypeAlias = Literal["short", "long"]
 """The two corpora."""
@@ -62,7 +63,7 @@ class ShardDataset:
         self.info = read_info(self._storage)
         described = self.info.corpus(corpus)
         self.latent_shape = described.latent_shape
-        """[T, C, h, w] of a window."""
+        """[T, C, h, w] of a window of the main bucket."""
         self._memory_bytes = memory_bytes
         self._groups: OrderedDict[tuple[str, int], Floats] = OrderedDict()
         self._held_bytes = 0
@@ -77,18 +78,39 @@ class ShardDataset:
         self._group_of = rows["row_group"].to_numpy()
         self._row = rows["row"].to_numpy()
         self._whole = described.latent_bytes <= memory_bytes
+        self._shape_of = {file.file: described.shape_of(file) for file in described.files}
+        self.buckets = self._buckets([bucket.latent_shape for bucket in described.buckets])
+        """Numbers of the rows of each shape that has any, rising; the main one's first, if it has."""
+
+    def _buckets(self, shapes: Sequence[Shape]) -> list[NDArray[np.int64]]:
+        """Lengths that an autoencoder pads to one are one bucket."""
+        if len(shapes) < 2:
+            return [np.arange(len(self))] if len(self) else []
+        number = {shape: place for place, shape in enumerate(dict.fromkeys(shapes))}
+        places = np.array([number[self._shape_of[file]] for file in self._file], np.int64)
+        found = (np.flatnonzero(places == place) for place in range(len(number)))
+        return [rows for rows in found if len(rows)]
+
+    @property
+    def main(self) -> list[int]:
+        """Numbers of the rows of the main bucket, rising."""
+        return [row for row, file in enumerate(self._file) if self._shape_of[file] == self.latent_shape]
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def read(self, indices: Sequence[int]) -> Rows:
-        """The rows of these numbers, in this order, copied.
+        """The rows of these numbers, all of one bucket, in this order, copied.
 
         Raises:
             IndexError: there is no such row.
+            ValueError: they have several shapes.
         """
         captions, ids = [self.captions[i] for i in indices], [self.ids[i] for i in indices]
-        latents = np.empty((len(ids), *self.latent_shape), np.float32)
+        shapes = {self._shape_of[self._file[i]] for i in indices} or {self.latent_shape}
+        if len(shapes) > 1:
+            raise ValueError(f"rows of the shapes {sorted(shapes)} are read together")
+        latents = np.empty((len(ids), *shapes.pop()), np.float32)
         for target, i in zip(latents, indices, strict=True):
             target[...] = self._group(self._file[i], int(self._group_of[i]))[self._row[i]]
         return Rows(torch.from_numpy(latents), captions, ids)

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from models.errors import DataError
 from pipelines.data import wire
 from pipelines.data.config import LimitsConfig
+from pipelines.data.framing import Size, nearest
 from pipelines.data.rejects import Reject, Rejected
 
 Frames = NDArray[np.uint8]
@@ -126,19 +127,28 @@ class Decoder:
         return probe
 
     def stream(
-        self, path: str | Path, height: int, width: int, fps: float | None = None, picks: int = 0
+        self,
+        path: str | Path,
+        height: int,
+        width: int,
+        fps: float | None = None,
+        picks: int = 0,
+        others: Sequence[Size] = (),
     ) -> VideoStream:
         """Start reading a video, each frame resized and cropped to height x width.
 
         Args:
             fps: resample by timestamps to so many frames a second; None keeps every frame.
             picks: read only so many frames, spread over the first PICK_HORIZON.
+            others: sizes that are taken instead where their aspect ratio is nearer the video's.
 
         Raises:
             Rejected: the video cannot be read.
         """
-        wanted = {"height": height, "width": width, "fps": fps, "picks": picks, "horizon": PICK_HORIZON}
-        return VideoStream(self, self._request(str(path), wanted), height, width)
+        sizes = [(height, width), *others]
+        wanted = {"sizes": sizes, "fps": fps, "picks": picks, "horizon": PICK_HORIZON}
+        probe = self._request(str(path), wanted)
+        return VideoStream(self, probe, *nearest(probe.height, probe.width, sizes))
 
     def _request(self, path: str, wanted: dict[str, Any]) -> Probe:
         if self._reading or self._videos >= VIDEOS_PER_CHILD:

@@ -1,7 +1,7 @@
 """The frames of a group of videos, one video after another, from this process's one decoding child."""
 
 import atexit
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -11,6 +11,7 @@ from pipelines.data.config import LimitsConfig
 from pipelines.data.curation import unfit
 from pipelines.data.decode import Decoder, Probe, VideoStream
 from pipelines.data.fetch import local_copy
+from pipelines.data.framing import Size
 from pipelines.data.groups import Group, Task
 from pipelines.data.manifest import Source
 from pipelines.data.rejects import Reject, Rejected
@@ -33,7 +34,7 @@ def decoded(task: Task, group: Group) -> Generator[Event, None, None]:
 
 def _video(task: Task, corpus: str, source: Source) -> Iterator[Event]:
     with local_copy(task.folders[corpus], source) as path:
-        stream = _stream(task, path)
+        stream = _stream(task, path, others=task.data.shapes)
         yield stream.probe
         if reason := unfit(task.data.curation, stream.probe.width, stream.probe.height, stream.probe.seconds):
             raise Rejected(Reject("curation", reason))
@@ -69,7 +70,7 @@ def rest_of_video(events: Iterator[Event]) -> Iterator[Frames]:
 
 
 def sample_group(task: Task, group: Group) -> dict[str, Any]:
-    """Decode a few frames of each video of a group, for fitting the autoencoder.
+    """Decode a few frames of each video of a group, at the main size, for fitting the autoencoder.
 
     Returns: {"frames": {source id: uint8 [n, H, W, 3]}, "rejects": {path: reason}}.
     """
@@ -87,9 +88,9 @@ def sample_group(task: Task, group: Group) -> dict[str, Any]:
     return {"frames": frames, "rejects": rejects}
 
 
-def _stream(task: Task, path: str, picks: int = 0) -> VideoStream:
+def _stream(task: Task, path: str, picks: int = 0, others: Sequence[Size] = ()) -> VideoStream:
     data = task.data
-    return _decoder(data.limits).stream(path, data.height, data.width, fps=data.fps, picks=picks)
+    return _decoder(data.limits).stream(path, data.height, data.width, data.fps, picks, others)
 
 
 def _decoder(limits: LimitsConfig) -> Decoder:

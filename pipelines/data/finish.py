@@ -15,6 +15,7 @@ from pipelines.data.index import build_index, write_index
 from pipelines.data.info import (
     MANIFEST_FILE,
     REJECTS_FILE,
+    Bucket,
     CorpusInfo,
     DatasetInfo,
     dataset_autoencoder,
@@ -106,7 +107,9 @@ def _judge(storage: Storage, task: Task, corpus: str, statuses: Sequence[Status]
     commonest = Counter(s.stage for s in rejects).most_common(1)[0][0]
     remedy = f"Mend or remove them (all are in {storage}/{REJECTS_FILE}), or raise data.max_reject_share"
     if commonest == "window":
-        remedy = f"Lower data.{corpus}_frames (now {task.window(corpus)[0]}), or give longer videos"
+        shorter = ", add to data.long_lengths" if corpus == "long" else ""
+        frames = f"data.{corpus}_frames (now {task.window(corpus)[0]})"
+        remedy = f"Lower {frames}{shorter}, or give longer videos"
     if commonest == "curation":
         remedy = (
             "Loosen data.curation (`longtake ingest --dry-run` shows what it keeps), or give other videos"
@@ -142,6 +145,7 @@ def _corpus_info(storage: Storage, task: Task, part: _Part, temporal_factor: int
         )
     files = _files(part.ledgers, set(kept["file"].to_pylist()))
     length, stride = task.window(part.corpus)
+    buckets = _buckets(storage, task, part.corpus, files, kept) if task.data.has_buckets else ()
     padded = -(length - 1) % temporal_factor
     mean, std = _statistics([ledger.moments for ledger in part.ledgers])
     return CorpusInfo(
@@ -156,11 +160,39 @@ def _corpus_info(storage: Storage, task: Task, part: _Part, temporal_factor: int
         captions=len({s.caption for s in written}),
         window_frames=length + padded,
         window_stride=stride,
-        latent_shape=_latent_shape(storage, files[0].file),
+        latent_shape=buckets[0].latent_shape if buckets else _latent_shape(storage, files[0].file),
         latent_mean=mean,
         latent_std=std,
         files=tuple(files),
         padded_frames=padded,
+        buckets=buckets,
+    )
+
+
+def _buckets(
+    storage: Storage, task: Task, corpus: str, files: Sequence[ShardFile], kept: pa.Table
+) -> tuple[Bucket, ...]:
+    """The shapes of the windows that count, the main one first, the others from many windows to few.
+
+    Raises:
+        DataError: no window has the main shape, which samples, previews and evaluation have.
+    """
+    by_file = Counter(kept["file"].to_pylist())
+    counts: Counter[tuple[int, ...]] = Counter()
+    for file in files:
+        counts[file.pixels] += by_file[file.file]
+    main = (task.window(corpus)[0], task.data.height, task.data.width)
+    if not counts[main]:
+        others = ", ".join(f"{frames} of {width}x{height}" for frames, height, width in sorted(counts))
+        raise DataError(
+            f"{corpus.upper()}: no window has {main[0]} frames of {main[2]}x{main[1]} pixels, only {others}",
+            f"Set data.height, data.width and data.{corpus}_frames to a shape that the corpus has",
+        )
+    order = sorted(counts, key=lambda pixels: (pixels != main, -counts[pixels], pixels))
+    some = {file.pixels: file.file for file in files}
+    return tuple(
+        Bucket(pixels=pixels, latent_shape=_latent_shape(storage, some[pixels]), windows=counts[pixels])
+        for pixels in order
     )
 
 

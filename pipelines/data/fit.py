@@ -6,6 +6,7 @@ import math
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,8 @@ def _wan_reference(config: AutoencoderConfig, task: Task) -> dict[str, str]:
         )
     model = WanAutoencoder.load(config.pretrained, uneven_frames=config.uneven_frames)
     for corpus in task.folders:
-        model.check(task.window(corpus)[0], task.data.height, task.data.width)
+        for (frames, _), size in product(task.data.cuts_of(corpus), task.data.sizes):
+            model.check(frames, *size)
     return {
         "kind": "wan",
         "pretrained": os.path.abspath(config.pretrained),

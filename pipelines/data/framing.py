@@ -1,6 +1,7 @@
 """From a video's own frames to the corpus's: which of them, at what rate, how large. No decoder, no torch."""
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,6 +9,7 @@ from PIL import Image
 
 Frame = NDArray[np.uint8]
 Timed = tuple[float, Frame]
+Size = tuple[int, int]
 
 
 def fit_box(height: int, width: int, out_height: int, out_width: int) -> tuple[float, float, float, float]:
@@ -16,6 +18,11 @@ def fit_box(height: int, width: int, out_height: int, out_width: int) -> tuple[f
     box_height, box_width = out_height * scale, out_width * scale
     left, top = (width - box_width) / 2, (height - box_height) / 2
     return left, top, left + box_width, top + box_height
+
+
+def nearest(height: int, width: int, sizes: Sequence[Size]) -> Size:
+    """The (height, width) of `sizes` whose aspect ratio is nearest a frame's, by the ratio of the two."""
+    return min(sizes, key=lambda size: abs(math.log(width / height * size[0] / size[1])))
 
 
 def resize(frame: Frame, height: int, width: int) -> Frame:

@@ -24,10 +24,8 @@ class Task:
     """Where a neural autoencoder works."""
 
     def window(self, corpus: str) -> tuple[int, int]:
-        """Frames of a window and from one to the next."""
-        if corpus == "short":
-            return self.data.short_frames, self.data.short_stride
-        return self.data.long_frames, self.data.long_stride
+        """Frames of a window and from one to the next; of the longest where there are several."""
+        return self.data.cuts_of(corpus)[0]
 
 
 class Work(Protocol):

@@ -1,5 +1,6 @@
 """dataset.json: what a dataset is, how much is in it, and the checksums of its files."""
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,6 +17,33 @@ INFO_FILE = "dataset.json"
 MANIFEST_FILE = "manifest.parquet"
 REJECTS_FILE = "rejects.parquet"
 AUTOENCODER_FOLDER = "autoencoder"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bucket:
+    """Windows of one shape; a batch is of one bucket."""
+
+    pixels: tuple[int, ...]
+    """Frames, height and width of a window."""
+    latent_shape: tuple[int, int, int, int]
+    """[T, C, h, w] of a window."""
+    windows: int
+    """That are kept, training and holdout windows together."""
+
+    @property
+    def frames(self) -> int:
+        """Of a window, as it was cut."""
+        return self.pixels[0]
+
+    @property
+    def picture(self) -> str:
+        """Width and height for people."""
+        return f"{self.pixels[2]}x{self.pixels[1]}"
+
+    @property
+    def told(self) -> str:
+        """For people."""
+        return f"{self.windows} of {self.frames} frames, {self.picture}, latents {list(self.latent_shape)}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,23 +65,36 @@ class CorpusInfo:
     captions: int
     """Different captions."""
     window_frames: int
-    """Pixel frames a window, those included that an autoencoder was padded with."""
+    """Pixel frames a window of the main bucket, those included that an autoencoder was padded with."""
     window_stride: int
-    """Pixel frames from one window to the next."""
+    """Pixel frames from one window to the next, in the main bucket."""
     latent_shape: tuple[int, int, int, int]
-    """[T, C, h, w] of a window."""
+    """[T, C, h, w] of a window of the main bucket: the longest windows, at the dataset's height x width."""
     latent_mean: tuple[float, ...]
     """Of each channel, over the windows written."""
     latent_std: tuple[float, ...]
     files: tuple[ShardFile, ...]
     padded_frames: int = 0
     """How many of a window's frames repeat its last one, because the autoencoder takes 4k+1."""
+    buckets: tuple[Bucket, ...] = ()
+    """The shapes of its windows, the main one first; empty where the settings allow one shape only."""
 
     @property
     def latent_bytes(self) -> int:
         """Of all windows, decoded."""
-        frames, channels, rows, columns = self.latent_shape
-        return self.windows * frames * channels * rows * columns * 4
+        if self.buckets:
+            return sum(bucket.windows * math.prod(bucket.latent_shape) * 4 for bucket in self.buckets)
+        return self.windows * math.prod(self.latent_shape) * 4
+
+    def shape_of(self, file: ShardFile) -> tuple[int, int, int, int]:
+        """Latents [T, C, h, w] of a shard's windows."""
+        shapes = {bucket.pixels: bucket.latent_shape for bucket in self.buckets}
+        return shapes[file.pixels] if file.pixels else self.latent_shape
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; without buckets these are left out."""
+        plain = asdict(self) | {"files": [file.to_json() for file in self.files]}
+        return plain if self.buckets else {name: value for name, value in plain.items() if name != "buckets"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +126,8 @@ class DatasetInfo:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for dataset.json."""
-        return {"complete": True, **asdict(self)}
+        corpora = {"short": self.short.to_json(), "long": self.long.to_json()}
+        return {"complete": True, **asdict(self), **corpora}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "DatasetInfo":
@@ -101,9 +143,14 @@ def told_error(autoencoder: dict[str, Any]) -> str:
 
 
 def _corpus(value: dict[str, Any]) -> CorpusInfo:
-    files = tuple(ShardFile(**file) for file in value["files"])
+    files = tuple(ShardFile.from_json(file) for file in value["files"])
+    buckets = tuple(_bucket(bucket) for bucket in value.get("buckets", ()))
     tuples = {name: tuple(value[name]) for name in ("latent_shape", "latent_mean", "latent_std")}
-    return CorpusInfo(**{**value, **tuples, "files": files})
+    return CorpusInfo(**{**value, **tuples, "files": files, "buckets": buckets})
+
+
+def _bucket(value: dict[str, Any]) -> Bucket:
+    return Bucket(**{**value, "pixels": tuple(value["pixels"]), "latent_shape": tuple(value["latent_shape"])})
 
 
 def write_sealed(storage: Storage, value: dict[str, Any]) -> None:

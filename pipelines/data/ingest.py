@@ -11,6 +11,8 @@ from typing import Any
 
 from models.config import AutoencoderConfig
 from models.errors import ConfigError, DataError
+from pipelines.data.buckets import check as check_buckets
+from pipelines.data.buckets import check_patches
 from pipelines.data.config import DataConfig
 from pipelines.data.curation import check as check_curation
 from pipelines.data.cuts import require_detector
@@ -67,6 +69,7 @@ def ingest(
         ClusterError: Ray is not running, or the storage cannot be used.
     """
     check(data)
+    check_patches(data, autoencoder)
     say = progress or _say_nothing
     storage = Storage(out)
     version = dataset_version(data, autoencoder, seed)
@@ -112,6 +115,7 @@ def check(data: DataConfig) -> None:
     if not 0 <= data.holdout < 1:
         raise ConfigError(f"data.holdout = {data.holdout}", "Set it to a share from 0 up to, not with, 1")
     check_curation(data.curation)
+    check_buckets(data)
     if data.curation.cuts:
         require_detector()
 

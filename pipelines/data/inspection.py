@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.data.index import read_index
-from pipelines.data.info import MANIFEST_FILE, CorpusInfo, DatasetInfo, read_info
+from pipelines.data.info import MANIFEST_FILE, Bucket, CorpusInfo, DatasetInfo, read_info
 from pipelines.data.shards import CORPORA
 from pipelines.data.tables import read_table
 from pipelines.storage import Storage
@@ -92,6 +92,8 @@ class CorpusSummary:
     """Dropped windows by kind of reason; an example is a whole reason."""
     commonest: tuple[Tally, ...]
     """Captions with most windows."""
+    buckets: tuple[Bucket, ...]
+    """The shapes of its windows, where there may be several."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,6 +185,7 @@ def _summarise(info: CorpusInfo, manifest: pa.Table, index: pa.Table) -> CorpusS
         rejects=tallies((stage, f"{path}: {why}") for stage, path, why in _pairs(rejected, *_REJECT)),
         drops=tallies((kind_of(reason), reason) for (reason,) in _pairs(dropped, "reason")),
         commonest=tallies((caption, "") for (caption,) in _pairs(windows, "caption"))[:COMMONEST],
+        buckets=info.buckets,
     )
 
 

@@ -19,6 +19,7 @@ REPORT = "report.html"
 CORPORA: tuple[CorpusName, ...] = ("short", "long")
 FILES = 40
 """Shards that are listed; of more, the first."""
+BUCKET_HEAD = ["corpus", "frames", "picture", "latents", "windows"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +82,8 @@ def report(
 ) -> str:
     """The page: counts, contact sheets, histograms, then everything that was refused, and the files."""
     parts = [f"<p>{escape(_about(summary))}</p>", table(["", "SHORT", "LONG"], count_rows(summary))]
+    if buckets := bucket_rows(summary):
+        parts.append(f"<h2>Buckets</h2>{table(BUCKET_HEAD, buckets)}")
     parts += [picture(name, data) for name, data in pictures.items()]
     sections = {
         "Windows shown": (["corpus", "caption", "video", "seconds", "window"], _shown_rows(shown)),
@@ -126,6 +129,16 @@ def _counts(corpus: CorpusSummary) -> Iterator[tuple[str, str]]:
     yield "video files, MB", f"{corpus.source_bytes / 1e6:,.1f}"
     yield "shards, MB", f"{corpus.shard_bytes / 1e6:,.1f}"
     yield "shards", f"{corpus.shard_files:,}"
+
+
+def bucket_rows(summary: Summary) -> list[tuple[str, int, str, str, int]]:
+    """(corpus, frames, picture size, latents, windows) of each bucket; none where a corpus has one only."""
+    several = [corpus for corpus in CORPORA if len(summary.corpus(corpus).buckets) > 1]
+    return [
+        (corpus.upper(), bucket.frames, bucket.picture, str(list(bucket.latent_shape)), bucket.windows)
+        for corpus in several
+        for bucket in summary.corpus(corpus).buckets
+    ]
 
 
 def tally_rows(summary: Summary, name: str, examples: int | None = None) -> list[tuple[str, str, int, str]]:

@@ -6,7 +6,7 @@ to a writer that was killed; a video that no ledger names is still to be done.
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, NamedTuple, cast
 
@@ -92,6 +92,17 @@ class ShardFile:
     rows: int
     num_bytes: int
     sha256: str
+    pixels: tuple[int, ...] = ()
+    """Frames, height and width of its windows, where a dataset may hold several; else empty."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; what is empty is left out."""
+        return {name: value for name, value in asdict(self).items() if value != ()}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "ShardFile":
+        """The inverse of `to_json`; raises TypeError when a field is missing."""
+        return cls(**{**value, "pixels": tuple(value.get("pixels", ()))})
 
 
 class Moments(NamedTuple):
@@ -151,7 +162,7 @@ def write_ledger(
     """Record a finished group under `stem`, such as `short/0a1b`; its files must be in place."""
     content = {
         "statuses": [asdict(s) for s in statuses],
-        "files": [asdict(f) for f in files],
+        "files": [file.to_json() for file in files],
         "moments": moments and moments._asdict(),
     }
     table = table_of(Window, windows).replace_schema_metadata({_CONTENT: json.dumps(content)})
@@ -173,7 +184,7 @@ def read_ledger(storage: Storage, file: str) -> Ledger:
         table = unpacked(data)
         content = json.loads(table.schema.metadata[_CONTENT])
         moments = content["moments"] and Moments(**content["moments"])
-        files = [ShardFile(**f) for f in content["files"]]
+        files = [ShardFile.from_json(file) for file in content["files"]]
         return Ledger([Status(**s) for s in content["statuses"]], files, moments, table)
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__

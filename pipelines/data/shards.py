@@ -48,12 +48,21 @@ class ShardWriter:
         corpus: `short` or `long`, the folder of the shard.
         name: of the shard, made from its content.
         lineage: version of the dataset and of the libraries that made the rows, kept in every part.
+        pixels: frames, height and width of its windows, to be recorded with every part.
     """
 
-    def __init__(self, storage: Storage, corpus: str, name: str, lineage: dict[str, str]) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        corpus: str,
+        name: str,
+        lineage: dict[str, str],
+        pixels: tuple[int, ...] = (),
+    ) -> None:
         self._storage = storage
         self._stem = f"{corpus}/{name}"
         self._lineage = json.dumps(lineage, sort_keys=True).encode()
+        self._pixels = pixels
         self._rows: list[tuple[Window, NDArray[np.float32]]] = []
         self._held_bytes = self._part_bytes = self._part_rows = self._groups = 0
         self._pending: Pending | None = None
@@ -132,11 +141,45 @@ class ShardWriter:
             path = Path(self._pending.path)
             with path.open("rb") as file:
                 sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-            part = ShardFile(file=name, rows=self._part_rows, num_bytes=path.stat().st_size, sha256=sha256)
+            size = path.stat().st_size
+        part = ShardFile(file=name, rows=self._part_rows, num_bytes=size, sha256=sha256, pixels=self._pixels)
         self._pending.commit()
         self._done.append(part)
         self._writer = self._pending = None
         self._part_bytes = self._part_rows = self._groups = 0
+
+
+class BucketWriter:
+    """Writes windows of several shapes, those of each shape into shards of their own.
+
+    Args:
+        storage, corpus, name, lineage: as ShardWriter takes them; each shape adds itself to the name.
+    """
+
+    def __init__(self, storage: Storage, corpus: str, name: str, lineage: dict[str, str]) -> None:
+        self._storage, self._corpus, self._name, self._lineage = storage, corpus, name, lineage
+        self._writers: dict[tuple[int, ...], ShardWriter] = {}
+
+    def add(self, window: Window, latents: NDArray[np.float32], pixels: tuple[int, ...]) -> Window:
+        """As ShardWriter's.
+
+        Args:
+            pixels: frames, height and width of the window; empty where all windows have one shape: its shard
+                has the name alone.
+        """
+        if pixels not in self._writers:
+            name = f"{self._name}-{'x'.join(map(str, pixels))}" if pixels else self._name
+            self._writers[pixels] = ShardWriter(self._storage, self._corpus, name, self._lineage, pixels)
+        return self._writers[pixels].add(window, latents)
+
+    def commit(self) -> list[ShardFile]:
+        """Finish the last parts; all parts."""
+        return [file for writer in self._writers.values() for file in writer.commit()]
+
+    def abort(self) -> None:
+        """Leave nothing behind."""
+        for writer in self._writers.values():
+            writer.abort()
 
 
 def _table(windows: Sequence[Window], latents: NDArray[np.float32], columns: pa.Schema) -> pa.Table:

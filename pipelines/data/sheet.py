@@ -219,9 +219,10 @@ def contact_sheet(title: str, windows: Sequence[Shown]) -> Image.Image:
 
     Args:
         title: heading.
-        windows: at least one; frames of one shape.
+        windows: at least one; of frames of several sizes, each has the room of the largest height and width.
     """
-    layout = Layout(len(windows), *windows[0].frames.shape[1:3])
+    heights, widths = zip(*(window.frames.shape[1:3] for window in windows), strict=True)
+    layout = Layout(len(windows), max(heights), max(widths))
     height, width = layout.size
     sheet = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(sheet)
@@ -238,7 +239,8 @@ def _scaled(frame: Frames, layout: Layout) -> Image.Image:
     """Enlarged by repeating pixels, or reduced by averaging them."""
     picture = Image.fromarray(frame)
     if layout.enlarged > 1:
-        return picture.resize((layout.tile[1], layout.tile[0]), Image.Resampling.NEAREST)
+        up = layout.enlarged
+        return picture.resize((picture.width * up, picture.height * up), Image.Resampling.NEAREST)
     return picture.reduce(layout.reduced)
 
 

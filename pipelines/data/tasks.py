@@ -22,7 +22,7 @@ from pipelines.data.groups import Group, Task, shard_name
 from pipelines.data.info import dataset_autoencoder
 from pipelines.data.ledger import Moments, ShardFile, Status, Window, merged, write_ledger
 from pipelines.data.manifest import Source
-from pipelines.data.shards import ShardWriter
+from pipelines.data.shards import BucketWriter
 from pipelines.data.video import Video, read_video
 from pipelines.storage import Storage
 
@@ -32,6 +32,7 @@ AHEAD_CHUNKS = 8
 """Chunks of frames, of 1 MiB each, that wait for the autoencoder."""
 
 Latents = NDArray[np.float32]
+Pixels = tuple[int, ...]
 
 
 @dataclass
@@ -47,29 +48,29 @@ class _Record:
 class VideoWriter:
     """Windows of one video: held for the group's shard, or, when they grow, in a shard of their own."""
 
-    def __init__(self, shard: ShardWriter, own: ShardWriter) -> None:
+    def __init__(self, shard: BucketWriter, own: BucketWriter) -> None:
         self._shard, self._own = shard, own
         self._spilled = False
-        self._held: list[tuple[Window, Latents]] = []
+        self._held: list[tuple[Window, Latents, Pixels]] = []
         self._held_bytes = 0
         self._placed: list[Window] = []
         self._hash = hashlib.sha256()
         self._moments: Moments | None = None
 
-    def add(self, window: Window, latents: Latents) -> None:
-        """Take one window."""
+    def add(self, window: Window, latents: Latents, pixels: Pixels) -> None:
+        """Take one window; `pixels` as BucketWriter does."""
         self._hash.update(latents.tobytes())
         self._moments = merged(self._moments, _moments(latents))
         if self._spilled:
-            self._placed.append(self._own.add(window, latents))
+            self._placed.append(self._own.add(window, latents, pixels))
             return
-        self._held.append((window, latents))
+        self._held.append((window, latents, pixels))
         self._held_bytes += latents.nbytes
         if self._held_bytes > SPILL_BYTES:
             self._spilled = True
             self._empty_into(self._own)
 
-    def _empty_into(self, shard: ShardWriter) -> None:
+    def _empty_into(self, shard: BucketWriter) -> None:
         self._placed += [shard.add(*row) for row in self._held]
         self._held.clear()
 
@@ -127,7 +128,7 @@ def _write_video(
 
     def take(video: Video, frames: Iterator[Frames]) -> None:
         for window, latents in video.windows(frames, autoencoder):
-            writer.add(window, latents)
+            writer.add(window, latents, (window.num_frames, *video.size) if task.data.has_buckets else ())
         record.windows += video.dropped
 
     try:
@@ -168,9 +169,9 @@ def _recorded(task: Task, group: Group, record: _Record) -> dict[str, Any]:
 
 def _shard(
     storage: Storage, task: Task, corpus: str, sources: tuple[Source, ...], suffix: str = "shard"
-) -> ShardWriter:
+) -> BucketWriter:
     lineage = {"version": task.version} | {name: version(name) for name in ("av", "decord", "torch")}
-    return ShardWriter(storage, corpus, f"{shard_name(task, sources)}-{suffix}", lineage)
+    return BucketWriter(storage, corpus, f"{shard_name(task, sources)}-{suffix}", lineage)
 
 
 def _moments(latents: Latents) -> Moments:

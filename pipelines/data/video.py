@@ -10,6 +10,7 @@ from models.autoencoders import Autoencoder
 from pipelines.data.curation import Curator, Verdict
 from pipelines.data.decode import Probe
 from pipelines.data.decoded import Event, Frames, next_probe, rest_of_video
+from pipelines.data.framing import nearest
 from pipelines.data.groups import Task
 from pipelines.data.ledger import Status, Window
 from pipelines.data.manifest import Source
@@ -51,11 +52,14 @@ class Video:
         self._fps = task.data.fps or probe.fps
         self._curator = Curator(task.data.curation, self._fps, probe.fps)
         self._verdicts: dict[int, Verdict] = {}
-        self._starts: list[int] = []
+        self._lengths: dict[int, int] = {}
         self._frames = 0
-        length, stride = task.window(corpus)
+        self.size = nearest(probe.height, probe.width, task.data.sizes)
+        """Height and width of its frames as they are cut, pixels."""
+        (length, stride), *shorter = task.data.cuts_of(corpus)
+        self._shortest = shorter[-1][0] if shorter else length
         self._cutting = Cutting(
-            length, stride, lambda: self._curator.cuts, self._keeps, task.data.encode_batch
+            length, stride, lambda: self._curator.cuts, self._keeps, task.data.encode_batch, shorter
         )
 
     def windows(self, chunks: Iterator[Frames], autoencoder: Autoencoder) -> Iterator[tuple[Window, Floats]]:
@@ -75,9 +79,9 @@ class Video:
             self._frames += len(frames)
             yield frames
 
-    def _keeps(self, start: int) -> bool:
-        verdict = self._curator.judge(start, self._cutting.length)
-        self._starts.append(start)
+    def _keeps(self, start: int, length: int) -> bool:
+        verdict = self._curator.judge(start, length)
+        self._lengths[start] = length
         self._verdicts[start] = verdict
         return not verdict.reason
 
@@ -86,7 +90,7 @@ class Video:
             window_id=f"{self._corpus}-{self._source.id[:32]}-{start:08d}",
             source_id=self._source.id,
             start_frame=start,
-            num_frames=self._cutting.length,
+            num_frames=self._lengths[start],
             reader=self._reader,
             shot=verdict.shot,
             reason=verdict.reason,
@@ -100,26 +104,26 @@ class Video:
 
     def counts(self) -> dict[str, Any]:
         """For the status."""
-        length = self._cutting.length
-        shown = sum(min(length, after - start) for start, after in pairwise(self._starts))
+        ends = pairwise([*self._lengths, self._frames])
+        shown = sum(min(self._lengths[start], after - start) for start, after in ends)
         return {
             "num_frames": self._frames,
             "seconds": self._frames / self._fps,
-            "num_windows": len(self._starts) - len(self._verdicts),
+            "num_windows": len(self._lengths) - len(self._verdicts),
             "dropped_windows": len(self._verdicts),
-            "tail_frames": self._frames - shown - (length if self._starts else 0),
+            "tail_frames": self._frames - shown,
         }
 
     def require_windows(self) -> None:
         """Refuse a video of which nothing is left."""
-        if len(self._starts) > len(self._verdicts):
+        if len(self._lengths) > len(self._verdicts):
             return
         if self._verdicts:
             commonest = Counter(v.reason for v in self._verdicts.values()).most_common(1)[0][0]
             raise Rejected(Reject("curation", f"each of {len(self._verdicts)} windows: {commonest}"))
         shots = len(self._curator.cuts) + 1
         told = f"{self._frames} frames" + (f" in {shots} shots" if shots > 1 else "")
-        reason = f"{told}, a window of {self._corpus.upper()} needs {self._cutting.length}"
+        reason = f"{told}, a window of {self._corpus.upper()} needs {self._shortest}"
         raise Rejected(Reject("window", reason))
 
 

@@ -22,15 +22,17 @@ class Cutting(NamedTuple):
     """How a video is cut into windows."""
 
     length: int
-    """Frames a window."""
+    """Frames a window of a shot that is long enough."""
     stride: int
     """Frames from one window to the next; each shot starts anew."""
     cuts: Callable[[], Sequence[int]] = tuple
     """First frames of the shots after the first, rising, as far as frames have been given out."""
-    keeps: Callable[[int], bool] = lambda _start: True
-    """Whether the window that starts at a frame is worth encoding; asked once its frames are there."""
+    keeps: Callable[[int, int], bool] = lambda _start, _length: True
+    """Whether the window of (start, length) is worth encoding; asked once its frames are there."""
     batch: int = 1
     """Windows encoded together where each is encoded by itself."""
+    shorter: Sequence[tuple[int, int]] = ()
+    """Length and stride of the windows of shots that are shorter than `length`, the longest first."""
 
 
 def encoded_windows(
@@ -47,6 +49,9 @@ def encoded_windows(
         return
     held: list[tuple[int, NDArray[np.uint8]]] = []
     for window in sliding(chunks, cutting):
+        if held and len(held[0][1]) != len(window[1]):
+            yield from _encode_windows(autoencoder, held)
+            held = []
         held.append(window)
         if len(held) == cutting.batch:
             yield from _encode_windows(autoencoder, held)
@@ -87,42 +92,61 @@ def sliding(chunks: Iterable[NDArray[T]], cutting: Cutting) -> Iterator[tuple[in
     """(start, rows start .. start + length) of each window that is kept; a copy each."""
     buffer: NDArray[T] | None = None
     first = 0
-    starts = Starts(cutting.length, cutting.stride)
-    for chunk in chunks:
-        buffer = chunk if buffer is None else np.concatenate([buffer, chunk])
-        for start in starts.until(first + len(buffer), cutting.cuts()):
-            if cutting.keeps(start):
-                yield start, buffer[start - first : start - first + cutting.length].copy()
-        drop = min(starts.next - first, len(buffer))
+    places = Places([(cutting.length, cutting.stride), *cutting.shorter])
+    for chunk, ended in _with_end(chunks):
+        if chunk is not None:
+            buffer = chunk if buffer is None else np.concatenate([buffer, chunk])
+        if buffer is None:
+            return
+        for start, length in places.until(first + len(buffer), cutting.cuts(), ended):
+            if cutting.keeps(start, length):
+                yield start, buffer[start - first : start - first + length].copy()
+        drop = min(places.next - first, len(buffer))
         buffer, first = buffer[drop:], first + drop
 
 
-class Starts:
-    """Where the windows of a video start, found as its frames arrive.
+def _with_end(chunks: Iterable[NDArray[T]]) -> Iterator[tuple[NDArray[T] | None, bool]]:
+    """(chunk, False) of each chunk, then (None, True)."""
+    yield from ((chunk, False) for chunk in chunks)
+    yield None, True
+
+
+class Places:
+    """Where the windows of a video lie, found as its frames arrive.
+
+    All windows of a shot have one length: the longest that the shot holds. How long a shot is, is known when
+    it ends or holds a window of the greatest length; until then no more than that many frames are waiting.
 
     Args:
-        length: frames a window.
-        stride: frames from one window of a shot to the next.
+        cuts: length of a window and frames from one to the next, the longest first.
     """
 
-    def __init__(self, length: int, stride: int) -> None:
-        self._length, self._stride = length, stride
+    def __init__(self, cuts: Sequence[tuple[int, int]]) -> None:
+        self._cuts = cuts
         self._shot = 0
         self.next = 0
         """The next window starts here or later."""
 
-    def until(self, frames: int, cuts: Sequence[int]) -> Iterator[int]:
-        """Starts of the windows that end within the first `frames` frames and were not given before.
+    def until(self, frames: int, cuts: Sequence[int], ended: bool = False) -> Iterator[tuple[int, int]]:
+        """(start, length) of the windows that end within the first `frames` frames and were not given before.
 
         Args:
             cuts: every cut among those frames, rising.
+            ended: the video has no more frames.
         """
         while True:
             after = bisect_right(cuts, self._shot)
-            if after < len(cuts) and cuts[after] < self.next + self._length:
+            end = cuts[after] if after < len(cuts) else frames if ended else None
+            length, stride = self._longest(end)
+            if after < len(cuts) and cuts[after] < self.next + length:
                 self._shot = self.next = cuts[after]
-            elif self.next + self._length <= frames:
-                yield self.next
-                self.next += self._stride
+            elif self.next + length <= frames:
+                yield self.next, length
+                self.next += stride
             else:
                 return
+
+    def _longest(self, end: int | None) -> tuple[int, int]:
+        """Length and stride of the windows of the shot, which ends there; None: it is not known where."""
+        held = (cut for cut in self._cuts if end is None or self._shot + cut[0] <= end)
+        return next(held, self._cuts[0])

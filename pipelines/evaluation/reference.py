@@ -117,19 +117,21 @@ def _file(name: str, decides: dict[str, Any]) -> str:
 def corpus_spec(
     name: Corpus, settings: EvaluationSettings, clip: Clip, shown: Sequence[str] = ()
 ) -> CorpusSpec:
-    """At most `reference_videos` rows of a corpus, held-out ones if there are any.
+    """At most `reference_videos` rows of a corpus' main bucket, held-out ones if there are any.
 
     Rows with the captions `shown` come first, so that the showcase compares videos of one caption.
     """
-    held_out = ShardDataset(settings.dataset, name, "holdout").captions
-    captions = held_out or ShardDataset(settings.dataset, name, "train").captions
-    first = [captions.index(text) for text in dict.fromkeys(shown) if text in captions]
-    rows = [*first, *(i for i in range(len(captions)) if i not in set(first))]
+    held_out = ShardDataset(settings.dataset, name, "holdout")
+    own = held_out if held_out.main else ShardDataset(settings.dataset, name, "train")
+    captions = {row: own.captions[row] for row in own.main}
+    of_text = {text: row for row, text in reversed(captions.items())}
+    first = [of_text[text] for text in dict.fromkeys(shown) if text in of_text]
+    rows = [*first, *(row for row in captions if row not in set(first))]
     rows = rows[: settings.evaluation.reference_videos]
     wanted, long = settings.evaluation, name == "long"
     return CorpusSpec(
         name=name,
-        split="holdout" if held_out else "train",
+        split="holdout" if own is held_out else "train",
         rows=rows,
         captions=[captions[i] for i in rows],
         clip=clip,

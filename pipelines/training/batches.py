@@ -4,10 +4,12 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from pipelines.data.dataset import CorpusName, ShardDataset
-from pipelines.data.plan import BatchPlan
+from pipelines.data.plan import BucketPlan
 from pipelines.training.config import StageConfig
 from pipelines.training.parallel import Workers
 from pipelines.training.stages import Batch, Batches
@@ -19,16 +21,24 @@ class Corpus:
 
     Args:
         rows: its windows.
-        plan: which of them make a batch.
+        plan: which of them make a batch, all of one shape.
+        order: numbers of the rows, bucket after bucket, as the plan counts them.
     """
 
     rows: ShardDataset
-    plan: BatchPlan
+    plan: BucketPlan
+    order: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, rows: ShardDataset, seed: int, batch: int, name: CorpusName) -> "Corpus":
+        """A corpus in the order of a seed; raises as BucketPlan does."""
+        sizes = tuple(len(bucket) for bucket in rows.buckets)
+        return cls(rows, BucketPlan(seed, sizes, batch, name), np.concatenate(rows.buckets))
 
     def batch(self, step: int, workers: Workers) -> Batch:
         """This worker's share of batch `step`."""
         refs = self.plan.rows(step, workers.rank, workers.size)
-        rows = self.rows.read([ref.index for ref in refs])
+        rows = self.rows.read([int(self.order[ref.index]) for ref in refs])
         return Batch(rows.latents, rows.captions, [ref.sample for ref in refs])
 
 
@@ -45,7 +55,7 @@ class BatchSource:
     def __init__(self, dataset: str, stage: StageConfig, seed: int, workers: Workers) -> None:
         wanted: dict[CorpusName, int] = {"short": stage.short_batch, "long": stage.long_batch}
         self.corpora = {
-            name: Corpus(rows := ShardDataset(dataset, name), BatchPlan(seed, len(rows), batch, name))
+            name: Corpus.of(ShardDataset(dataset, name), seed, batch, name)
             for name, batch in wanted.items()
             if batch
         }

@@ -16,15 +16,16 @@ class Diagnostics:
     """Numbers of generated videos, each beside the LONG corpus's own.
 
     Args:
-        dataset: folder of an ingested dataset; its autoencoder decodes the frames that are looked at.
+        dataset: folder of an ingested dataset; its autoencoder decodes the frames that are looked at, and
+            its main bucket is what they are compared with.
         device: where a neural autoencoder works.
     """
 
     def __init__(self, dataset: str, device: torch.device) -> None:
         self.autoencoder = dataset_autoencoder(dataset, device)
         rows = ShardDataset(dataset, "long")
-        count = min(len(rows), 4 * VIDEOS)
-        self.reference = self._measure(rows.read(list(range(count))).latents) if count else {}
+        chosen = rows.main[: 4 * VIDEOS]
+        self.reference = self._measure(rows.read(chosen).latents) if chosen else {}
 
     def of(self, latents: Tensor) -> dict[str, float]:
         """Diversity, sharpness and light drift of latents [B, T, C, h, w], relative to LONG where it says so.

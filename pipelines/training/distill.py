@@ -44,6 +44,7 @@ class Simulated:
         x_t: input of the step that carries the gradient [b, T, C, h, w].
         t: its time [b].
         exit: its number.
+        steps: of the whole sampler.
         conditioning, samples: this worker's share.
         captions: those of the global batch.
     """
@@ -51,6 +52,7 @@ class Simulated:
     x_t: Tensor
     t: Tensor
     exit: int
+    steps: int
     conditioning: Conditioning
     captions: list[str]
     samples: range
@@ -84,7 +86,6 @@ class DistillStage:
         self.spec = NetworkSpec(
             "student", recipe.model, recipe.text, shape[1], shape, recipe.lora, distilled=not critic_only
         )
-        self.times = few_step_times(recipe.sampling, recipe.flow, recipe.long_shape[0])
         self.teacher: DiT
         self.reference: VelocityModel | None = None
         """The frozen long-SFT network, where there is an anchor."""
@@ -117,7 +118,7 @@ class DistillStage:
 
     def step(self, state: TrainState, batches: Batches, key: Key) -> StepResult:
         """Flow matching + reverse KL + anchor in one update, then the critic on the rollout pool."""
-        simulated = self._simulate(state, key.at(purpose="rollout"))
+        simulated = self._simulate(state, self._rollout_shape(batches), key.at(purpose="rollout"))
         values: dict[str, Tensor] = {}
         if self.critic_only:
             video = self._finish(state, simulated).detach()
@@ -151,7 +152,7 @@ class DistillStage:
         values |= {name: value for name, value in kl.metrics.items() if name != "loss"}
         if simulated.exit == 0 and weights.anchor_weight:
             anchor = self._anchor(video, simulated)
-            matched = matched + weights.anchor_weight * len(self.times) * anchor.value
+            matched = matched + weights.anchor_weight * simulated.steps * anchor.value
         matched.backward()  # type: ignore[no-untyped-call]
         rate = self.config.learning_rate * learning_rate_factor(self.config, state.step)
         values["gradient_norm"] = apply_update(state, "student", self.config, rate, self.workers)
@@ -163,17 +164,22 @@ class DistillStage:
         done = 1.0 if not self.config.ramp_steps else min(1.0, (step + 1) / self.config.ramp_steps)
         return self.recipe.loss.reverse_kl_weight * done
 
-    def _simulate(self, state: TrainState, key: Key) -> Simulated:
-        """Backward simulation up to a random step, the same for the whole batch."""
+    def _rollout_shape(self, batches: Batches) -> tuple[int, ...]:
+        """That of the step's LONG batch, so that both losses teach the encoder the same lengths and sizes."""
+        return self.recipe.long_shape if batches.long is None else tuple(batches.long.latents.shape[1:])
+
+    def _simulate(self, state: TrainState, shape: tuple[int, ...], key: Key) -> Simulated:
+        """Backward simulation of videos [T, C, h, w] up to a random step, the same for the whole batch."""
         samples = self.workers.share(self.config.rollout_batch)
         captions = self._rollout_captions(key)
         device = next(state.modules["student"].parameters()).device
         conditioning = self.captions.encode(captions[samples.start : samples.stop], device)
-        stop = key.at(purpose="exit").integer(len(self.times))
-        model, times = _student(state).distribution_matching, self.times[: stop + 1]
-        x_t = noisy_input(model, self.recipe.long_shape, times, conditioning, key, samples)
-        t = torch.full((len(samples),), times[-1], device=device)
-        return Simulated(x_t, t, stop, conditioning, captions, samples)
+        times = few_step_times(self.recipe.sampling, self.recipe.flow, shape[0])
+        stop = key.at(purpose="exit").integer(len(times))
+        model = _student(state).distribution_matching
+        x_t = noisy_input(model, shape, times[: stop + 1], conditioning, key, samples)
+        t = torch.full((len(samples),), times[stop], device=device)
+        return Simulated(x_t, t, stop, len(times), conditioning, captions, samples)
 
     def _finish(self, state: TrainState, simulated: Simulated) -> Tensor:
         """The generated video: x0 of the exit step, with its graph."""
@@ -192,9 +198,8 @@ class DistillStage:
             chosen.append(pool[key.at(sample=sample, purpose="caption").integer(len(pool))])
         return withhold_some(chosen, self.recipe.text, key, samples)
 
-    def _tiling(self, phase: int) -> list[Span]:
-        c = self.config
-        return spans(self.recipe.long_shape[0], c.window_frames, c.window_stride, phase)
+    def _tiling(self, num_frames: int, phase: int) -> list[Span]:
+        return spans(num_frames, self.config.window_frames, self.config.window_stride, phase)
 
     def _score_times(self, key: Key, samples: list[int]) -> Tensor:
         """Uniform score times, shifted as the teacher's own windows are."""
@@ -204,7 +209,7 @@ class DistillStage:
 
     def _reverse_kl(self, state: TrainState, video: Tensor, simulated: Simulated, key: Key) -> Loss:
         """The windows of a random-phase tiling, folded into one teacher and one critic call."""
-        tiling = self._tiling(key.at(purpose="phase").integer(self.config.window_stride))
+        tiling = self._tiling(video.shape[1], key.at(purpose="phase").integer(self.config.window_stride))
         count = min(self.config.windows_per_video or len(tiling), len(tiling))
         order = key.at(purpose="windows").numpy().permutation(len(tiling))
         chosen = sorted(int(i) for i in order[:count])
@@ -240,8 +245,8 @@ class DistillStage:
 
     def _critic_step(self, state: TrainState, key: Key) -> Tensor:
         """Flow matching of the critic on windows of recent rollouts, drawn as they are scored."""
-        samples = list(self.workers.share(self.config.critic_batch))
-        windows, captions, starts = zip(*(self._pool_window(state, key, i) for i in samples), strict=True)
+        samples, pool = list(self.workers.share(self.config.critic_batch)), self._stackable(state, key)
+        windows, captions, starts = zip(*(self._pool_window(pool, key, i) for i in samples), strict=True)
         x0 = torch.stack(windows)
         noise = normal(x0.shape[1:], key.at(purpose="noise"), samples, x0.device)
         conditioning = self.captions.with_dropout(captions, key, samples, x0.device)
@@ -254,12 +259,17 @@ class DistillStage:
         apply_update(state, "critic", self.config, self.config.critic_learning_rate, self.workers)
         return loss.value.detach()
 
-    def _pool_window(self, state: TrainState, key: Key, sample: int) -> tuple[Tensor, str, int]:
+    def _stackable(self, state: TrainState, key: Key) -> list[Rollout]:
+        """The rollouts of the pool that have the picture size of a random one; lengths may differ."""
+        one = state.pool[key.at(purpose="size").integer(len(state.pool))]
+        return [r for r in state.pool if r.latents.shape[2:] == one.latents.shape[2:]]
+
+    def _pool_window(self, pool: Sequence[Rollout], key: Key, sample: int) -> tuple[Tensor, str, int]:
         """A random window of the tiling at a random phase, of a random video of the pool; its first frame."""
         draw = key.at(sample=sample, purpose="window").numpy()
-        rollout = state.pool[int(draw.integers(len(state.pool)))]
+        rollout = pool[int(draw.integers(len(pool)))]
         video = int(draw.integers(len(rollout.captions)))
-        tiling = self._tiling(int(draw.integers(self.config.window_stride)))
+        tiling = self._tiling(rollout.latents.shape[1], int(draw.integers(self.config.window_stride)))
         window = tiling[int(draw.integers(len(tiling)))]
         return rollout.latents[video, window.start : window.stop], rollout.captions[video], window.start
 

@@ -36,7 +36,8 @@ class Recipe:
     Args:
         model, text, flow, loss, sampling: settings of the networks and losses.
         stage: settings of this stage.
-        short_shape, long_shape: latents [T, C, h, w] of a window of each corpus.
+        short_shape, long_shape: latents [T, C, h, w] of a window of each corpus, of its main bucket: what is
+            sampled and held out has it, while a batch may have another.
         start: checkpoint folders by role: `teacher`, `student`, `critic`.
         seed: the run's seed.
         critic_only: distillation's warm-up, which leaves the student alone.

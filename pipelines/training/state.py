@@ -15,7 +15,7 @@ class Rollout:
     """Videos the student has generated, kept for the critic.
 
     Args:
-        latents: [B, T, C, h, w], the whole global batch.
+        latents: [B, T, C, h, w], the whole global batch; the rollouts of a pool may differ in shape.
         captions: B captions.
     """
 

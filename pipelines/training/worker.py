@@ -137,8 +137,9 @@ class _Loop:
         if self.state.step or pretrained or not isinstance(self.stage, DistillStage):
             return
         rows = ShardDataset(self.job.dataset, "short")
-        count = min(len(rows), 2 * WINDOWS)
-        read = rows.read([i * len(rows) // count for i in range(count)])
+        main = rows.main
+        count = min(len(main), 2 * WINDOWS)
+        read = rows.read([main[i * len(main) // count] for i in range(count)])
         short = Batch(read.latents.to(self.device), read.captions, range(count))
         with self._precision():
             ratio = check_teacher(
@@ -253,12 +254,13 @@ _SHOWN = (
 def _held_out(
     dataset: str, frames: int, recipe: Recipe, workers: Workers, device: torch.device
 ) -> Batch | None:
-    """This worker's part of up to 64 windows that training never sees, of the corpus whose windows have
-    `frames` frames."""
+    """This worker's part of up to 64 windows that training never sees, of the main bucket of the corpus whose
+    windows have `frames` frames."""
     name: CorpusName = "short" if frames == recipe.short_shape[0] else "long"
     rows = ShardDataset(dataset, name, split="holdout")
-    if len(rows) == 0:
+    chosen = rows.main[:HELD_OUT_WINDOWS]
+    if not chosen:
         return None
-    chosen = range(min(len(rows), HELD_OUT_WINDOWS))[workers.rank :: workers.size]
-    read = rows.read(chosen)
-    return Batch(read.latents.to(device), read.captions, chosen)
+    samples = range(len(chosen))[workers.rank :: workers.size]
+    read = rows.read([chosen[sample] for sample in samples])
+    return Batch(read.latents.to(device), read.captions, samples)

@@ -60,10 +60,11 @@ SMALL += ["cluster.num_workers=4", "cluster.activation_checkpointing=false"]
 SETTING = r"[a-z_]+\.[a-z_]+=\w+"
 
 
+@pytest.mark.parametrize("lengths", [[], ["data.long_lengths=[241]"]], ids=str)
 @pytest.mark.parametrize("stage", ["sft", "distill"])
 @pytest.mark.parametrize("memory", [12, 24, 32, 48])
-def test_a_remedy_holds_when_it_is_taken(stage, memory):
-    config = configs.load("wan-1.3b", SMALL)
+def test_a_remedy_holds_when_it_is_taken(stage, memory, lengths):
+    config = configs.load("wan-1.3b", [*SMALL, *lengths])
     asked = dataclasses.replace(gpu("h100"), name="small", bytes=memory << 30)
     with pytest.raises(ConfigError) as refused:
         require_fit(config, describe(config, stage, asked), asked)
@@ -71,7 +72,7 @@ def test_a_remedy_holds_when_it_is_taken(stage, memory):
     if not settings:
         assert refused.value.remedy.startswith("No fewer")
         return
-    again = configs.load("wan-1.3b", [*SMALL, *settings])
+    again = configs.load("wan-1.3b", [*SMALL, *lengths, *settings])
     require_fit(again, describe(again, stage, asked), asked)
 
 

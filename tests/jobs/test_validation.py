@@ -27,6 +27,12 @@ REFUSED = [
     ("tiny", ["autoencoder.patch_size=24"], "do not divide into patches of 24x24", "multiples of 24"),
     ("tiny", ["distill.window_frames=33"], "longer than a clip of 32", "Lower distill.window_frames"),
     ("tiny", ["distill.window_frames=16"], "teacher's 8 frames", "distill.window_frames=8"),
+    (
+        "tiny",
+        ["data.long_lengths=[16]", "distill.window_frames=17"],
+        "longer than a clip of 16",
+        "raise data.long_lengths",
+    ),
     ("tiny", ["distill.window_stride=9"], "no window scores", "8 or less"),
     ("tiny", ["distill.windows_per_video=9"], "the tiling has 8 windows", "1 ... 8"),
     ("tiny", ["cluster.num_workers=3"], "teacher.short_batch 64 does not divide", "teacher.short_batch=66"),
@@ -57,6 +63,21 @@ REFUSED = [
     ("tiny", ["sweep.space.seed={low: 3, high: 1}"], "sweep.space.seed", "low"),
     ("tiny", ["sweep.reduction_factor=1"], "sweep.reduction_factor", "2 or more"),
     ("wan-1.3b", ["data.short_frames=80"], "4k+1 frames", "77 or 81"),
+    ("wan-1.3b", ["data.long_lengths=[240]"], "4k+1 frames", "data.long_lengths to 237 or 241"),
+    ("wan-1.3b", ["data.long_lengths=[77]"], "data.long_lengths", "below data.long_frames: 81 to 480"),
+    ("wan-1.3b", ["data.long_lengths=[481]"], "data.long_lengths", "from data.short_frames up"),
+    ("wan-1.3b", ["data.long_lengths=[x]"], "data.long_lengths", "data.long_lengths"),
+    ("wan-1.3b", ["data.shapes=[[832,484]]"], "frames of 832x484 do not divide", "multiples of 8"),
+    ("wan-1.3b", ["data.shapes=[[840,480]]"], "does not divide the 105 latent rows", "model.patch_size"),
+    ("wan-1.3b", ["data.shapes=[[960,1664]]"], "one aspect ratio twice", "one size for each"),
+    ("wan-1.3b", ["data.shapes=[832]"], "data.shapes", "data.shapes"),
+    ("tiny", ["data.shapes=[[128,96]]"], "patch_size = 0 does not tile", "autoencoder.patch_size"),
+    (
+        "minute",
+        ["model.patch_size=[2,1,1]", "data.long_lengths=[31]"],
+        "LONG latent frames",
+        "model.patch_size",
+    ),
     ("wan-1.3b", ["model.window=19"], "sees its whole clip of 21", "model.window=20 or more"),
     ("wan-1.3b", ["data.width=500"], "do not divide", "multiples of 8"),
     ("wan-1.3b", ["distill.window_stride=21"], "no window scores", "20 or less"),
@@ -102,6 +123,16 @@ def test_shapes_of_the_presets():
     wan = shapes.shapes(configs.load("wan-1.3b"))
     assert (wan.channels, wan.height, wan.width, wan.short_frames, wan.long_frames) == (16, 60, 104, 21, 121)
     assert wan.tokens_per_frame == 30 * 52
+
+
+def test_shapes_are_those_of_the_largest_bucket():
+    """So that a dry run says what memory is needed: the longest windows of the picture with most pixels."""
+    plain = shapes.shapes(configs.load("wan-1.3b"))
+    smaller = configs.load("wan-1.3b", ["data.long_lengths=[81,241]", "data.shapes=[[832,464],[480,480]]"])
+    assert shapes.shapes(smaller) == plain
+    larger = shapes.shapes(configs.load("wan-1.3b", ["data.shapes=[[832,480],[960,960]]"]))
+    assert (larger.height, larger.width, larger.long_frames) == (120, 120, 121)
+    assert larger.tokens_per_frame == 60 * 60
 
 
 @pytest.mark.parametrize(("frames", "latents"), [(1, 1), (5, 2), (81, 21), (481, 121)])

@@ -45,6 +45,23 @@ def test_the_gap_of_the_spectrum_gives_the_number_of_components(fitted: PcaAutoe
     assert gap == max(a / b for a, b in zip(fitted.eigenvalues, fitted.eigenvalues[1:], strict=False))
 
 
+def test_a_code_of_patches_takes_frames_of_any_size_that_they_tile() -> None:
+    """Latents of a picture put together from others are theirs, put together; no multiple is refused."""
+    code = PcaAutoencoder.fit(low_rank(60, 4, 16, 24), AutoencoderConfig(patch_size=8, components=4), 16, 24)
+    parts = [torch.from_numpy(low_rank(4, 4, 16, 24))[None, i : i + 2] for i in (0, 2)]
+    latents = [code.encode(part) for part in parts]
+    for axis in (2, 3):
+        together = torch.cat(parts, dim=axis)
+        joined = torch.cat(latents, dim=axis + 1)
+        torch.testing.assert_close(code.encode(together), joined)
+        assert torch.equal(code.decode(joined), torch.cat([code.decode(x) for x in latents], dim=axis))
+    turned = torch.zeros(1, 2, 24, 16, 3, dtype=torch.uint8)
+    assert code.encode(turned).shape == (1, 2, 4, 3, 2)
+    for height, width in ((16, 20), (12, 24)):
+        with pytest.raises(ConfigError, match="multiples of 8 x 8"):
+            code.encode(torch.zeros(1, 2, height, width, 3, dtype=torch.uint8))
+
+
 def footage(count: int) -> NDArray[np.uint8]:
     """Smooth pictures of changing brightness: one strong direction, then a spectrum without a gap."""
     rng = np.random.default_rng(3)

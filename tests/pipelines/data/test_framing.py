@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.data.framing import fit_box, pick, resample, resize
+from pipelines.data.framing import fit_box, nearest, pick, resample, resize
 
 
 def clip(times: list[float]) -> list[tuple[float, np.ndarray]]:
@@ -14,6 +14,29 @@ def clip(times: list[float]) -> list[tuple[float, np.ndarray]]:
 
 def shown(frames: object) -> list[int]:
     return [int(frame[0, 0, 0]) for _, frame in frames]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("frame", "size"),
+    [
+        ((1080, 1920), (480, 832)),
+        ((1920, 1080), (832, 480)),
+        ((500, 500), (640, 640)),
+        ((600, 800), (480, 832)),
+        ((600, 750), (640, 640)),
+        ((100, 1000), (480, 832)),
+        ((3, 2), (832, 480)),
+    ],
+)
+def test_the_size_of_the_nearest_aspect_ratio_is_taken(frame: tuple[int, int], size: tuple[int, int]) -> None:
+    assert nearest(*frame, [(480, 832), (832, 480), (640, 640)]) == size
+
+
+@given(st.integers(1, 5000), st.integers(1, 5000))
+def test_a_turned_video_gets_the_turned_size(height: int, width: int) -> None:
+    sizes = [(48, 80), (80, 48), (64, 64)]
+    assert nearest(width, height, sizes) == nearest(height, width, sizes)[::-1]
+    assert nearest(height, width, sizes[:1]) == sizes[0]
 
 
 @pytest.mark.parametrize("rate", [1.0, 8.0, 23.976, 30.0])

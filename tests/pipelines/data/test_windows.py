@@ -74,10 +74,70 @@ def test_each_shot_is_cut_as_a_video_of_its_own(
         np.testing.assert_array_equal(window, rows[start : start + length])
 
 
+@given(
+    st.integers(0, 90),
+    st.sets(st.integers(1, 20), min_size=1, max_size=4),
+    st.integers(1, 30),
+    st.lists(st.integers(1, 25), min_size=1),
+    st.sets(st.integers(1, 89), max_size=8),
+)
+def test_each_shot_has_windows_of_the_longest_length_that_it_holds(
+    total: int, lengths: set[int], stride: int, sizes: list[int], places: set[int]
+) -> None:
+    """However frames and cuts arrive; the strides of shorter windows are their own."""
+    cuts = sorted(cut for cut in places if cut < total)
+    rows = np.arange(total)
+    arriving = Arriving(split(rows, sizes), cuts)
+    (longest, own), *shorter = [(length, stride + length % 3) for length in sorted(lengths, reverse=True)]
+    found = list(sliding(arriving, Cutting(longest, own, arriving.cuts, shorter=shorter)))
+    expected = []
+    for first, last in pairwise([0, *cuts, total]):
+        length = max((n for n in lengths if n <= last - first), default=longest)
+        expected += [
+            (first + span.start, length) for span in data_spans(last - first, length, stride + length % 3)
+        ]
+    assert [(start, len(window)) for start, window in found] == expected
+    for start, window in found:
+        np.testing.assert_array_equal(window, rows[start : start + len(window)])
+
+
+def test_cuts_that_are_known_before_their_frames_change_no_window() -> None:
+    """A crop-safe code gives latents out in blocks, later than the cuts among them are found."""
+    rows, cuts = np.arange(50), [11, 20, 43]
+    cutting = Cutting(9, 9, lambda: cuts, shorter=[(5, 2)])
+    for sizes in ([1], [4], [50]):
+        found = [(start, len(window)) for start, window in sliding(split(rows, sizes), cutting)]
+        assert found == [(0, 9), (11, 9), (20, 9), (29, 9), (43, 5), (45, 5)]
+
+
+def test_a_video_that_does_not_end_holds_no_more_frames_than_the_longest_window() -> None:
+    """Frames that wait for the end of their shot are bounded: each window is given as soon as it is there."""
+    given: list[int] = []
+
+    def endless() -> Iterator[np.ndarray]:
+        while True:
+            given.append(len(given))
+            yield np.array(given[-1:])
+
+    windows = sliding(endless(), Cutting(12, 12, shorter=[(4, 4)]))
+    for number in range(5):
+        start, rows = next(windows)
+        assert (start, len(rows), len(given)) == (12 * number, 12, 12 * (number + 1))
+
+
+@pytest.mark.parametrize("crop_safe", [True, False])
+def test_windows_of_one_length_only_are_encoded_together(crop_safe: bool) -> None:
+    code = Counting(crop_safe, temporal_factor=1)
+    cutting = Cutting(8, 4, lambda: [22, 28], batch=3, shorter=[(5, 5)])
+    windows = [(start, len(rows)) for start, rows in encoded_windows(split(video(33), [7]), code, cutting)]
+    assert windows == [(0, 8), (4, 8), (8, 8), (12, 8), (22, 5), (28, 5)]
+    assert code.batches == ([1] * 3 if crop_safe else [3, 1, 2])
+
+
 @pytest.mark.parametrize("crop_safe", [True, False])
 def test_what_is_not_kept_is_not_given(crop_safe: bool) -> None:
     code = Counting(crop_safe, temporal_factor=1)
-    cutting = Cutting(8, 8, keeps=lambda start: start % 16 == 0, batch=2)
+    cutting = Cutting(8, 8, keeps=lambda start, _length: start % 16 == 0, batch=2)
     windows = list(encoded_windows(split(video(50), [7]), code, cutting))
     assert [start for start, _ in windows] == [0, 16, 32]
     assert sum(code.calls) == (50 if crop_safe else 24)

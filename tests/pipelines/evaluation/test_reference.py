@@ -16,6 +16,7 @@ from pipelines.video import read_back
 from pipelines.world.captions import caption
 from pipelines.world.config import WorldConfig
 from pipelines.world.measures import measure_all
+from tests.pipelines.data import bucketed
 
 LABELS = tuple((i % 3, i % 5, i % 2) for i in range(6))
 
@@ -123,6 +124,18 @@ def test_corpus_rows_with_the_shown_captions_come_first(settings):
     assert len(set(found.rows)) == len(found.rows) == settings.evaluation.reference_videos
     assert found.captions == [captions[row] for row in found.rows]
     assert found.split == "train"
+
+
+@pytest.mark.parametrize("holdout", [0.0, 0.4])
+def test_corpus_rows_are_of_the_main_bucket(settings, tmp_path, holdout):
+    bucketed.make(tmp_path, holdout)
+    here = dataclasses.replace(settings, dataset=str(tmp_path))
+    for name in ("short", "long"):
+        found = corpus(name, here)
+        rows = ShardDataset(str(tmp_path), name, "holdout" if holdout else "train")
+        assert found.split == ("holdout" if holdout else "train")
+        assert found.rows == rows.main[: here.evaluation.reference_videos]
+        assert rows.read(found.rows).latents.shape[1:] == rows.latent_shape
 
 
 def test_a_short_clip_is_one_window_and_a_long_one_several(ray_local, settings, tmp_path):

@@ -56,7 +56,7 @@ def test_every_update_of_the_critic_sees_the_one_before(starts: dict[str, str], 
 
     def losses(around_all: AbstractContextManager[Any], around_one: Callable[[], Any]) -> list[float]:
         state = stage.init(device)
-        simulated = stage._simulate(state, key)
+        simulated = stage._simulate(state, makers.LONG, key)
         stage._remember(state, simulated.x_t, simulated)
         seen = []
         with around_all:
