@@ -53,7 +53,7 @@ def prepare_autoencoder(
     fitted = PcaAutoencoder.fit(frames, config, task.data.height, task.data.width)
     with tempfile.TemporaryDirectory() as local:
         fitted.save(Path(local))
-        storage.put_folder(local, AUTOENCODER_FOLDER)
+        storage.put_folder(local, AUTOENCODER_FOLDER, last="config.json")
 
 
 def _wan_reference(config: AutoencoderConfig, task: Task) -> dict[str, str]:

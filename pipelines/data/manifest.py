@@ -100,8 +100,9 @@ def sources(location: str | Path, known: Known | None = None) -> Listing:
 
 
 def _files(corpus: Corpus, single: str) -> Walk:
-    """Everything below a folder, or the one file; a store is listed at once, a disk is asked file by file."""
-    if single and corpus.is_local:
+    """Everything below a folder, or the one file. What a manifest names in a store is listed at once; a disk
+    is asked file by file."""
+    if single and (corpus.is_local or single.lower().endswith(TAR_SUFFIX)):
         return Walk([single], [])
     try:
         walk = corpus.walk()

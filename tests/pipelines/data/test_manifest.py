@@ -13,7 +13,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from models.errors import DataError
 from pipelines.data import corpus
-from pipelines.data.corpus import Corpus, File
+from pipelines.data.corpus import Corpus, File, Walk
 from pipelines.data.manifest import sources
 from pipelines.data.rejects import Reject
 from tests.pipelines.data.archives import json_lines, put, special, tar_bytes
@@ -225,6 +225,16 @@ def test_one_tar_is_a_corpus(mixed: str) -> None:
     assert [s.caption for s in listing.sources] == ["the first", "the second", "two cats"]
     assert listing.sources[1].extra == {"label": 2}
     assert listing.root.endswith("/tars")
+
+
+def test_one_tar_of_a_store_is_found_without_listing_what_lies_beside_it(
+    mixed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_corpus: Corpus) -> Walk:
+        raise AssertionError("a bucket may hold millions of files")
+
+    monkeypatch.setattr(Corpus, "walk", refuse)
+    assert len(sources(f"{mixed}/tars/x.tar").sources) == 3
 
 
 def test_a_manifest_is_a_corpus_of_what_it_names(mixed: str) -> None:
