@@ -23,7 +23,7 @@ class CorpusInfo:
     """One corpus of a dataset."""
 
     videos: int
-    """Videos with at least one window."""
+    """Videos that gave at least one window, though it may resemble another's."""
     rejects: int
     windows: int
     """That are kept, training and holdout windows together."""
@@ -43,7 +43,7 @@ class CorpusInfo:
     latent_shape: tuple[int, int, int, int]
     """[T, C, h, w] of a window."""
     latent_mean: tuple[float, ...]
-    """Of each channel, over the windows written."""
+    """Of each channel, over all windows in its ledgers: near duplicates and videos that were removed too."""
     latent_std: tuple[float, ...]
     files: tuple[ShardFile, ...]
     padded_frames: int = 0
@@ -51,9 +51,9 @@ class CorpusInfo:
 
     @property
     def latent_bytes(self) -> int:
-        """Of all windows, decoded."""
+        """Of all rows of its files, decoded; some are of windows that do not count."""
         frames, channels, rows, columns = self.latent_shape
-        return self.windows * frames * channels * rows * columns * 4
+        return sum(file.rows for file in self.files) * frames * channels * rows * columns * 4
 
 
 @dataclass(frozen=True, kw_only=True)

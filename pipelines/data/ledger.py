@@ -82,6 +82,8 @@ class Status:
     """Frames that no window showed."""
     latents_sha256: str = ""
     """Of its windows' latents, in order."""
+    metadata: str = ""
+    """What the corpus' metadata says of it beside the caption, as JSON; empty in a ledger."""
 
 
 @dataclass(frozen=True, kw_only=True)
