@@ -33,7 +33,7 @@ def quickstart(config: RunConfig, *, seeds: int, fresh: bool) -> str:
     Args:
         config: the run's settings.
         seeds: how many, from `config.seed` on.
-        fresh: remove the run, once Ray is up and the corpora are found.
+        fresh: remove the run, once Ray and MLflow answer and the corpora are found.
 
     Returns:
         Path of summary.json.
@@ -44,11 +44,11 @@ def quickstart(config: RunConfig, *, seeds: int, fresh: bool) -> str:
     began, paths = time.monotonic(), RunPaths.of(config)
     require_inputs(config, paths)
     with PeakMemory() as memory, ray_session(config.cluster):
+        parent = open_run(config, "quickstart", tags={"longtake.config_hash": config_hash(config)})
         if fresh:
             Storage(paths.root).delete("")
         with Progress() as progress, progress_board(progress) as reporter:
             ingest_corpora(config, paths, progress)
-            parent = open_run(config, "quickstart", tags={"longtake.config_hash": config_hash(config)})
             factory(parent)().params(flatten(config))
             work = _Work(config, progress, reporter, parent)
             chosen = list(range(config.seed, config.seed + seeds))

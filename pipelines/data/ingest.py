@@ -147,8 +147,10 @@ def _labelled(listings: Mapping[str, Listing], statuses: Iterable[Status]) -> li
 def _unchanged(storage: Storage, made_from: str) -> DatasetInfo | None:
     """A finished dataset to which there is nothing to do."""
     info = read_info(storage)
+    if info.made_from != made_from:
+        return None
     stages = read_table(storage, MANIFEST_FILE, ["stage"])["stage"].to_pylist()
-    return info if info.made_from == made_from and RETRIED.isdisjoint(stages) else None
+    return info if RETRIED.isdisjoint(stages) else None
 
 
 def _ignore(*_told: object) -> None:
