@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Self
 
@@ -10,12 +10,17 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
+from rich.text import Text
 
 LINE_EVERY_S = 5.0
 """Least seconds between two lines of one task where there is no terminal; first and last are always shown."""
 
 TABLE_WIDTH = 200
 """Characters of a table where there is no terminal."""
+
+
+CELL_LETTERS = 90
+"""Of a text in a table; reports have all of it."""
 
 
 def say(text: str = "") -> None:
@@ -34,6 +39,29 @@ def show(table: Table) -> None:
     """A table for the user on standard output."""
     console = Console()
     (console if console.is_terminal else Console(width=TABLE_WIDTH)).print(table)
+
+
+def plain_table(title: str) -> Table:
+    """An empty table under a heading, without a frame."""
+    return Table(title=f"\n{title}", title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+
+
+def tally_table(
+    title: str, columns: tuple[str, str, str], rows: Iterable[tuple[str, str, int, str]]
+) -> Table:
+    """Rows of (corpus, kind, count, examples) under the names of the last three."""
+    table = plain_table(title)
+    for name in ("corpus", *columns):
+        table.add_column(name, justify="right" if name == columns[1] else "left")
+    for row in rows:
+        table.add_row(*map(plain, row))
+    return table
+
+
+def plain(value: object) -> Text:
+    """A text as it is: file names and captions carry neither markup nor control letters to a terminal."""
+    text = "".join(letter if letter.isprintable() else " " for letter in str(value))
+    return Text(text if len(text) <= CELL_LETTERS else f"{text[:CELL_LETTERS]}...")
 
 
 def format_metrics(values: Mapping[str, float]) -> str:

@@ -3,7 +3,7 @@
 import json
 import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,17 +14,16 @@ from jobs.ray_session import ray_session
 from jobs.settings import RunConfig
 from jobs.world import render
 from models.umt5 import check_files
+from pipelines.data.corpus import locate
 from pipelines.data.info import MANIFEST_FILE, DatasetInfo, told_error
+from pipelines.data.ingest import check
 from pipelines.data.ingest import ingest as run_ingest
-from pipelines.data.ledger import SUFFIX, read_ledger
+from pipelines.data.ledger import Status
 from pipelines.data.shards import CORPORA
 from pipelines.data.spread import Pool
 from pipelines.data.tables import read_table
 from pipelines.data.texts import embed_captions
 from pipelines.storage import Storage
-
-READERS = 8
-"""Ledgers that are read at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +60,7 @@ def ingest(config: RunConfig, *, fresh: bool = False, as_json: bool = False) -> 
 
     Args:
         config: the run's settings.
-        fresh: remove the dataset first.
+        fresh: remove the dataset, once it is known that a new one can be begun.
         as_json: print one JSON object on standard output and nothing else there.
 
     Returns:
@@ -72,10 +71,9 @@ def ingest(config: RunConfig, *, fresh: bool = False, as_json: bool = False) -> 
         ClusterError: Ray, MLflow or the storage cannot be used.
     """
     paths = RunPaths.of(config)
-    if fresh:
-        Storage(paths.dataset).delete("")
+    require_inputs(config, paths)
     with Progress(to_stderr=as_json) as progress, ray_session(config.cluster), dataset_run(config) as run:
-        done = ingest_corpora(config, paths, progress)
+        done = ingest_corpora(config, paths, progress, fresh=fresh)
         run.record(done.info.data_hash, _metrics(done))
     if as_json:
         say(json.dumps(told(paths.dataset, done)))
@@ -84,16 +82,31 @@ def ingest(config: RunConfig, *, fresh: bool = False, as_json: bool = False) -> 
     return done.info
 
 
-def ingest_corpora(config: RunConfig, paths: RunPaths, progress: Progress) -> Ingested:
-    """Render the built-in world where it is used, then ingest both corpora and embed their captions on the
-    running Ray."""
+def require_inputs(config: RunConfig, paths: RunPaths) -> None:
+    """Check what ingest is given, before anything is read or deleted.
+
+    Raises:
+        ConfigError: settings that no video can satisfy.
+        DataError: a corpus is not there, or cannot be reached.
+        CheckpointError: the text encoder's files are not there.
+    """
+    check(config.data)
     if config.text.kind == "umt5":
         check_files(config.text)
+    if not config.uses_world:
+        for location in paths.corpora(config):
+            locate(location)
+
+
+def ingest_corpora(
+    config: RunConfig, paths: RunPaths, progress: Progress, *, fresh: bool = False
+) -> Ingested:
+    """Render the built-in world where it is used, then ingest both corpora and embed their captions on the
+    running Ray; `fresh` removes the dataset once both corpora are listed."""
     if config.uses_world:
         render(config, paths, lambda done, total: progress("world", done, total))
     short, long = paths.corpora(config)
-    storage = Storage(paths.dataset)
-    before = _ledgers(storage)
+    read: list[Status] = []
     began = time.monotonic()
     info = run_ingest(
         short,
@@ -104,29 +117,22 @@ def ingest_corpora(config: RunConfig, paths: RunPaths, progress: Progress) -> In
         config.world.seed,
         progress,
         config.cluster.use_gpu,
+        fresh=fresh,
+        tell=read.append,
     )
     pool = Pool(config.data.min_actors, config.data.max_actors, config.cluster.use_gpu)
     embed_captions(config.text, paths.dataset, pool=pool, progress=progress)
-    return Ingested(info, work_done(storage, before, time.monotonic() - began))
+    return Ingested(info, work_of(read, time.monotonic() - began))
 
 
-def _ledgers(storage: Storage) -> set[str]:
-    names = {f"{corpus}/{name}" for corpus in CORPORA for name in storage.list(corpus)}
-    return {name for name in names if name.endswith(SUFFIX)}
-
-
-def work_done(storage: Storage, before: set[str], seconds: float) -> Work:
-    """What the ledgers record that were not there before.
+def work_of(read: Sequence[Status], seconds: float) -> Work:
+    """What became of the videos that were read.
 
     Args:
-        storage: of the dataset.
-        before: names of ledgers that it held.
+        read: how each ended.
         seconds: that passed.
     """
-    with ThreadPoolExecutor(READERS) as pool:
-        new = sorted(_ledgers(storage) - before)
-        ledgers = list(pool.map(lambda name: read_ledger(storage, name), new))
-    written = [s for ledger in ledgers for s in ledger.statuses if s.status == "written"]
+    written = [status for status in read if status.status == "written"]
     return Work(
         windows=sum(status.num_windows for status in written),
         video_hours=sum(status.seconds for status in written) / 3600,

@@ -1,12 +1,8 @@
 """`longtake inspect`: what is in an ingested dataset, in numbers and pictures."""
 
 import json
-from collections.abc import Iterator, Sequence
 
-from rich.table import Table
-from rich.text import Text
-
-from jobs.console import say, show
+from jobs.console import plain, plain_table, say, show, tally_table
 from jobs.dataset_run import dataset_run
 from jobs.paths import RunPaths, absolute_root
 from jobs.settings import RunConfig
@@ -23,9 +19,6 @@ from pipelines.data.inspection_report import (
     tally_rows,
 )
 from pipelines.storage import Storage
-
-EXAMPLE_LETTERS = 90
-"""Of an example in a table of the terminal; the report has all of it."""
 
 
 def inspect(
@@ -104,7 +97,7 @@ def metrics(summary: Summary) -> dict[str, float]:
 
 def _print(seen: Inspection) -> None:
     summary = seen.summary
-    counts = _table(f"Dataset {summary.data_hash}")
+    counts = plain_table(f"Dataset {summary.data_hash}")
     counts.add_column("")
     for corpus in CORPORA:
         counts.add_column(corpus.upper(), justify="right")
@@ -112,11 +105,11 @@ def _print(seen: Inspection) -> None:
         counts.add_row(*row)
     show(counts)
     if buckets := bucket_rows(summary):
-        shapes = _table("Buckets")
+        shapes = plain_table("Buckets")
         for name in BUCKET_HEAD:
             shapes.add_column(name)
         for bucket in buckets:
-            shapes.add_row(*_plain(bucket))
+            shapes.add_row(*map(plain, bucket))
         show(shapes)
     for heading, name, columns in (
         ("Readers", "readers", ("reader", "videos", "why not decord")),
@@ -125,27 +118,7 @@ def _print(seen: Inspection) -> None:
     ):
         rows = tally_rows(summary, name, examples=1)
         if rows:
-            show(_tallies(heading, columns, rows))
+            show(tally_table(heading, columns, rows))
     say(f"\nreconstruction error {told_error(summary.autoencoder)}")
     say(f"report: {seen.folder}/{seen.files[0]}")
     say(f"pictures: {', '.join(seen.files[1:])} beside it")
-
-
-def _tallies(heading: str, columns: tuple[str, str, str], rows: Sequence[tuple[str, str, int, str]]) -> Table:
-    table = _table(heading)
-    for name in ("corpus", *columns):
-        table.add_column(name, justify="right" if name == columns[1] else "left")
-    for row in rows:
-        table.add_row(*_plain(row))
-    return table
-
-
-def _table(title: str) -> Table:
-    return Table(title=f"\n{title}", title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
-
-
-def _plain(row: Sequence[object]) -> Iterator[Text]:
-    """Texts as they are: file names and captions carry neither markup nor control letters to a terminal."""
-    for value in row:
-        text = "".join(letter if letter.isprintable() else " " for letter in str(value))
-        yield Text(text if len(text) <= EXAMPLE_LETTERS else f"{text[:EXAMPLE_LETTERS]}...")

@@ -1,18 +1,14 @@
 """`longtake ingest --dry-run`: what it would keep and why; nothing is encoded or written."""
 
-from rich.table import Table
-
-from jobs.console import Progress, say, show
+from jobs.console import Progress, plain_table, say, show, tally_table
 from jobs.describe import render
 from jobs.paths import RunPaths
 from jobs.ray_session import ray_session
 from jobs.settings import RunConfig
+from pipelines.data.inspection_report import rows_of
 from pipelines.data.preview import CorpusPreview
 from pipelines.data.preview import preview as run_preview
 from pipelines.storage import Storage
-
-MOST_REASONS = 8
-"""Reasons told of a corpus; the rest are counted."""
 
 
 def preview(config: RunConfig) -> dict[str, CorpusPreview]:
@@ -36,25 +32,21 @@ def preview(config: RunConfig) -> dict[str, CorpusPreview]:
     short, long = paths.corpora(config)
     with Progress() as progress, ray_session(config.cluster):
         found = run_preview(short, long, paths.dataset, config.data, progress)
-    table = Table("corpus", "", "videos", "windows", "why", box=None)
-    for corpus, seen in found.items():
-        for row in _rows(seen):
-            table.add_row(corpus.upper(), *row)
-    show(table)
-    say("nothing was encoded or written")
+    _print(found)
+    say("\nnothing was encoded or written")
     return found
 
 
-def _rows(seen: CorpusPreview) -> list[tuple[str, str, str, str]]:
-    rows = [("kept", f"{seen.videos}", f"{seen.windows}", f"{seen.hours:.3g} hours of video")]
-    rows += [("dropped", "", f"{count}", reason) for reason, count in _commonest(seen.dropped)]
-    rows += [("rejected", f"{count}", "", reason) for reason, count in _commonest(seen.rejected)]
-    return rows
-
-
-def _commonest(reasons: dict[str, int]) -> list[tuple[str, int]]:
-    """The commonest first, and the sum of those that are left."""
-    pairs = list(reasons.items())
-    rest = pairs[MOST_REASONS:]
-    told = [(f"{len(rest)} more reasons", sum(count for _, count in rest))] if rest else []
-    return pairs[:MOST_REASONS] + told
+def _print(found: dict[str, CorpusPreview]) -> None:
+    table = plain_table("Kept")
+    for name in ("corpus", "videos", "windows", "hours of video"):
+        table.add_column(name, justify="left" if name == "corpus" else "right")
+    for corpus, seen in found.items():
+        table.add_row(corpus.upper(), f"{seen.videos}", f"{seen.windows}", f"{seen.hours:.3g}")
+    show(table)
+    rejects = rows_of({corpus: seen.rejects for corpus, seen in found.items()}, examples=1)
+    drops = rows_of({corpus: seen.drops for corpus, seen in found.items()}, examples=1)
+    if rejects:
+        show(tally_table("Rejected videos", ("stage", "videos", "such as"), rejects))
+    if drops:
+        show(tally_table("Dropped windows", ("reason", "windows", "such as"), drops))

@@ -8,7 +8,7 @@ from jobs.config import config_hash, flatten, to_dict
 from jobs.console import Progress, say
 from jobs.evaluate import evaluate_seed, publish, settings_of
 from jobs.graph import run_graph
-from jobs.ingest import ingest_corpora
+from jobs.ingest import ingest_corpora, require_inputs
 from jobs.memory import PeakMemory
 from jobs.paths import RunPaths
 from jobs.ray_session import ray_session
@@ -33,7 +33,7 @@ def quickstart(config: RunConfig, *, seeds: int, fresh: bool) -> str:
     Args:
         config: the run's settings.
         seeds: how many, from `config.seed` on.
-        fresh: remove the run first.
+        fresh: remove the run, once Ray and MLflow answer and the corpora are found.
 
     Returns:
         Path of summary.json.
@@ -42,12 +42,13 @@ def quickstart(config: RunConfig, *, seeds: int, fresh: bool) -> str:
         LongtakeError: as the commands it is made of.
     """
     began, paths = time.monotonic(), RunPaths.of(config)
-    if fresh:
-        Storage(paths.root).delete("")
+    require_inputs(config, paths)
     with PeakMemory() as memory, ray_session(config.cluster):
+        parent = open_run(config, "quickstart", tags={"longtake.config_hash": config_hash(config)})
+        if fresh:
+            Storage(paths.root).delete("")
         with Progress() as progress, progress_board(progress) as reporter:
             ingest_corpora(config, paths, progress)
-            parent = open_run(config, "quickstart", tags={"longtake.config_hash": config_hash(config)})
             factory(parent)().params(flatten(config))
             work = _Work(config, progress, reporter, parent)
             chosen = list(range(config.seed, config.seed + seeds))

@@ -19,7 +19,8 @@ from typing import IO, Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from models.errors import ClusterError
+from models.errors import ClusterError, LongtakeError
+from pipelines.temporary import temporary_file
 
 ASIDE = ".aside-"
 """Start of the names of files that are not finished; they may be deleted when nothing is being written."""
@@ -32,33 +33,39 @@ class Pending:
     def __init__(self, storage: "Storage", name: str) -> None:
         self._storage = storage
         self._name = name
-        folder = None
-        if storage.is_local:
-            target = Path(storage.local(name))
-            with storage.explained(name):
-                target.parent.mkdir(parents=True, exist_ok=True)
-            folder = str(target.parent)
+        self._copy: IO[bytes] | None = None
         with storage.explained(name):
-            handle, path = tempfile.mkstemp(prefix=f"{ASIDE}{Path(name).name}-", dir=folder)
-        os.close(handle)
-        self.path = path
+            self.path = self._start()
         """Local file to write to."""
+
+    def _start(self) -> str:
+        if not self._storage.is_local:
+            self._copy = temporary_file()
+            return self._copy.name
+        target = Path(self._storage.local(self._name))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, path = tempfile.mkstemp(prefix=f"{ASIDE}{target.name}-", dir=target.parent)
+        os.close(handle)
+        return path
 
     def commit(self) -> None:
         """Make the file appear under its name, replacing what was there."""
         with self._storage.explained(self._name):
-            if self._storage.is_local:
-                os.chmod(self.path, 0o644)
-                _sync(self.path)
-                target = self._storage.local(self._name)
-                os.replace(self.path, target)
-                _sync(os.path.dirname(target))
-            else:
+            if self._copy is not None:
                 self._storage.upload(self.path, self._name)
-                os.remove(self.path)
+                self._copy.close()
+                return
+            os.chmod(self.path, 0o644)
+            _sync(self.path)
+            target = self._storage.local(self._name)
+            os.replace(self.path, target)
+            _sync(os.path.dirname(target))
 
     def abort(self) -> None:
         """Forget the file."""
+        if self._copy is not None:
+            self._copy.close()
+            return
         Path(self.path).unlink(missing_ok=True)
 
 
@@ -114,12 +121,13 @@ class Storage:
 
     @contextmanager
     def explained(self, path: str) -> Iterator[None]:
-        """Turn what a file system raises about `path` into a ClusterError with its remedy."""
+        """Turn what a disk or a store raises about `path` into a ClusterError with its remedy."""
         try:
-            yield
+            with translated():
+                yield
         except OSError as error:
             number = error.errno or _errno_in(str(error))
-            reason = os.strerror(number) if number else str(error).strip()
+            reason = os.strerror(number) if number else one_line(error)
             raise ClusterError(f"{self._text}/{path}: {reason}", _remedy(number, self._text)) from error
 
     @contextmanager
@@ -129,9 +137,8 @@ class Storage:
         with self.explained(path):
             if "r" not in mode:
                 self._fs.makedirs(_parent(self._at(path)), exist_ok=True)
-            file = self._fs.open(self._at(path), mode)
-        with file:
-            yield file
+            with self._fs.open(self._at(path), mode) as file:
+                yield file
 
     def pending(self, path: str) -> Pending:
         """Start a file that appears when it is committed."""
@@ -227,13 +234,17 @@ class Storage:
             self._fs.makedirs(_parent(self._at(path)), exist_ok=True)
             self._fs.put_file(local, self._at(path))
 
-    def put_folder(self, local: str | Path, path: str) -> None:
+    def put_folder(self, local: str | Path, path: str, last: str = "") -> None:
         """Copy a local folder here, replacing `path`; on a local disk it appears whole.
 
         On an object store the files arrive one by one in the order of their names.
+
+        Args:
+            last: name of the file that is to arrive after all others, by which readers know that it is whole.
         """
         if not self.is_local:
-            for file in sorted(p for p in Path(local).rglob("*") if p.is_file()):
+            files = [file for file in Path(local).rglob("*") if file.is_file()]
+            for file in sorted(files, key=lambda file: (file.name == last, file)):
                 self.upload(str(file), f"{path}/{file.relative_to(local).as_posix()}")
             return
         target = Path(self.local(path))
@@ -261,6 +272,22 @@ class Storage:
                 target = Path(local) / name
                 target.parent.mkdir(parents=True, exist_ok=True)
                 self._fs.get_file(file, str(target))
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Turn a store's own errors, which have no type in common, into OSError; this program's own pass."""
+    try:
+        yield
+    except (OSError, LongtakeError):
+        raise
+    except Exception as error:
+        raise OSError(f"{type(error).__name__}: {error}") from error
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says in one line; its type where it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _parent(path: str) -> str:

@@ -72,7 +72,8 @@ def _serve(request: dict[str, Any], limits: LimitsConfig, answers: BinaryIO) -> 
         reason = f"more memory than data.limits.memory_bytes = {limits.memory_bytes}"
         wire.send(answers, {"kind": wire.REJECT, "stage": "memory", "reason": reason})
     except OSError as error:
-        wire.send(answers, {"kind": wire.REJECT, "stage": "open", "reason": error.strerror or str(error)})
+        reason = f"it cannot be read: {error.strerror or error}"
+        wire.send(answers, {"kind": wire.REJECT, "stage": "fetch", "reason": reason})
 
 
 def _probe(opened: Opened) -> dict[str, Any]:

@@ -5,7 +5,6 @@ Nothing outside the root is ever read. A store's own errors arrive as OSError.
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple, cast
 
@@ -14,6 +13,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from models.errors import DataError
 from pipelines.data.rejects import Reject
+from pipelines.storage import translated
 
 BLOCK_BYTES = 8 << 20
 """Bytes of a video in memory at a time, and of one request to a store."""
@@ -26,6 +26,7 @@ STAMPS = ("ETag", "etag", "md5Hash", "LastModified", "last_modified", "updated",
 REMEDY = "Check the path or the address, the credentials, and that this machine may read there"
 
 OUTSIDE = Reject("manifest", "its path leaves the corpus folder")
+UNSIZED = Reject("manifest", "the store does not tell its size")
 MISSING = Reject("manifest", "its metadata names it, but there is no such file")
 
 
@@ -66,7 +67,7 @@ class Corpus:
         self.root: str = self._path if self.is_local else self._fs.unstrip_protocol(self._path)
         """Absolute path, or URI."""
         self._real = os.path.realpath(self._path) if self.is_local else ""
-        self._listed: dict[str, File] | None = None
+        self._listed: dict[str, dict[str, Any]] | None = None
 
     def at(self, path: str) -> str:
         """The address of a file, for a person and for the file system."""
@@ -109,14 +110,13 @@ class Corpus:
             refused.append((os.path.relpath(error.filename, self._path), unreadable(error)))
         return Walk(sorted(files), sorted(refused, key=lambda one: one[0]))
 
-    def _list_store(self) -> dict[str, File]:
+    def _list_store(self) -> dict[str, dict[str, Any]]:
+        """What the store says of each file."""
         self._fs.invalidate_cache()
         with translated():
             found = self._fs.find(self._path, detail=True)
         start = self._path.rstrip("/") + "/"
-        return {
-            name[len(start) :]: _file(info) for name, info in sorted(found.items()) if name.startswith(start)
-        }
+        return {name[len(start) :]: info for name, info in sorted(found.items()) if name.startswith(start)}
 
     def look(self, path: str) -> File | Reject:
         """The size and the stamp of a file below the root, or why it is refused."""
@@ -144,11 +144,15 @@ class Corpus:
         return Reject("manifest", "it is no plain file") if os.path.exists(full) else MISSING
 
     def _look_in_store(self, path: str) -> File | Reject:
+        info = None
         if self._listed is not None:
-            return self._listed.get(path, MISSING)
+            if path not in self._listed:
+                return MISSING
+            info = self._listed[path]
         with translated():
-            info = self._fs.info(self._at(path))
-        return _file(info) if info["type"] == "file" else MISSING
+            if info is None or info.get("size") is None:
+                info = self._fs.info(self._at(path))
+            return _file(info) if info["type"] == "file" else MISSING
 
     def _at(self, path: str) -> str:
         return f"{self._path.rstrip('/')}/{path}"
@@ -218,17 +222,6 @@ def locate(location: str | Path) -> tuple[Corpus, str]:
     )
 
 
-@contextmanager
-def translated() -> Iterator[None]:
-    """Turn a store's own errors, which have no type in common, into OSError."""
-    try:
-        yield
-    except OSError:
-        raise
-    except Exception as error:
-        raise OSError(f"{type(error).__name__}: {error}") from error
-
-
 def why(error: OSError) -> str:
     """An error's reason in one line."""
     return " ".join((error.strerror or str(error) or type(error).__name__).split())
@@ -262,7 +255,9 @@ def _file_system(uri: str) -> tuple[Any, str]:
         ) from error
 
 
-def _file(info: dict[str, Any]) -> File:
+def _file(info: dict[str, Any]) -> File | Reject:
+    if info.get("size") is None:
+        return UNSIZED
     stamp = next((str(info[name]) for name in STAMPS if info.get(name)), "")
     return File(int(info["size"]), stamp)
 

@@ -107,11 +107,10 @@ class Curator:
         if start < 0 or length < 1 or start + length > self._decided:
             raise ValueError(f"frames {start} ... {start + length} of {self._decided} decided ones")
         shot = bisect_right(self.cuts, start)
-        crossed = shot < len(self.cuts) and self.cuts[shot] < start + length
         if self._scores is None:
-            return Verdict(shot, UNSCORED, "cuts" if crossed else "")
+            return Verdict(shot, UNSCORED, "")
         scores = self._scores.window(start, length)
-        return Verdict(shot, scores, "cuts" if crossed else _refusal(self._config, scores))
+        return Verdict(shot, scores, _refusal(self._config, scores))
 
 
 def _refusal(config: CurationConfig, scores: Scores) -> str:

@@ -45,8 +45,8 @@ class ShardDataset:
         folder: folder or URI of a finished dataset.
         corpus: which corpus.
         split: training windows, or those held out.
-        memory_bytes: a corpus up to this size is held, file by file as they are first read; of a larger one,
-            the row groups that were read last.
+        memory_bytes: a corpus whose files hold up to this is held, file by file as they are first read; of a
+            larger one, the row groups that were read last.
 
     Raises:
         DataError: there is no finished dataset, or a file of it is missing or damaged; also when reading.

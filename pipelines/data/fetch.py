@@ -11,6 +11,7 @@ from models.errors import ClusterError
 from pipelines.data.corpus import OUTSIDE, Corpus, leaves, why
 from pipelines.data.manifest import Source
 from pipelines.data.rejects import Reject, Rejected
+from pipelines.temporary import temporary_file
 
 STAGE = "fetch"
 
@@ -20,7 +21,8 @@ def local_copy(root: str, source: Source) -> Iterator[str]:
     """The local path of a video.
 
     A file on a local disk is its own copy. Anything else is streamed into a private temporary file, which is
-    gone when the context ends. A store's own client tries again what fails in passing.
+    gone when the context ends; if the process is killed, when another makes the next. A store's own client
+    tries again what fails in passing.
 
     Args:
         root: of the listing that the source is from.
@@ -40,7 +42,7 @@ def local_copy(root: str, source: Source) -> Iterator[str]:
     with ExitStack() as stack:
         try:
             suffix = PurePosixPath(source.path).suffix
-            copy = stack.enter_context(tempfile.NamedTemporaryFile(prefix="longtake-", suffix=suffix))
+            copy = stack.enter_context(temporary_file(suffix))
             _fill(corpus, source, copy)
         except OSError as error:
             raise ClusterError(

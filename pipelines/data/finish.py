@@ -23,6 +23,7 @@ from pipelines.data.info import (
 )
 from pipelines.data.ledger import Ledger, Moments, ShardFile, Status, merged, read_ledgers, table_of
 from pipelines.data.manifest import Source
+from pipelines.data.rejects import SAME_BYTES
 from pipelines.data.shards import CORPORA, open_shard
 from pipelines.data.tables import write_table
 from pipelines.data.version import hash_of
@@ -43,19 +44,19 @@ def finish(
 ) -> DatasetInfo:
     """Write manifest.parquet, rejects.parquet, index.parquet and, last, a complete dataset.json.
 
+    Nothing is replaced before everything is known, and between the first file and the last the dataset counts
+    as unfinished.
+
     Args:
         made_from: hash of what was listed.
         videos: of each corpus, by listing.
         ends: how each listed video ended.
 
     Raises:
-        DataError: a corpus has no window, or more rejects than data.max_reject_share; the manifests are
-            there.
+        DataError: as `judge`, or every window of a corpus is a near duplicate.
     """
     statuses = sorted(ends, key=lambda s: (s.corpus, s.source))
-    _write_manifests(storage, statuses)
-    for corpus in CORPORA:
-        _judge(storage, task, corpus, [s for s in statuses if s.corpus == corpus])
+    judge(storage, task, statuses)
     ledgers = {corpus: _live(storage, corpus, videos[corpus]) for corpus in CORPORA}
     index = build_index(ledgers, videos, task.data.holdout, task.data.curation)
     autoencoder = dataset_autoencoder(storage)
@@ -66,6 +67,9 @@ def finish(
         )
         for corpus in CORPORA
     }
+    write_sealed(storage, {"complete": False, "version": task.version})
+    write_table(storage, MANIFEST_FILE, table_of(Status, statuses))
+    _write_rejects(storage, statuses)
     info = DatasetInfo(
         version=task.version,
         made_from=made_from,
@@ -88,22 +92,33 @@ def finish(
     return info
 
 
-def _write_manifests(storage: Storage, statuses: Sequence[Status]) -> None:
-    manifest = table_of(Status, statuses)
-    write_table(storage, MANIFEST_FILE, manifest)
-    rejects = manifest.filter(pc.equal(manifest["status"], "rejected")).select(_REJECT_COLUMNS)
+def _write_rejects(storage: Storage, statuses: Sequence[Status]) -> None:
+    rejects = table_of(Status, [s for s in statuses if s.status == "rejected"]).select(_REJECT_COLUMNS)
     write_table(storage, REJECTS_FILE, rejects.rename_columns({"source": "path"}))
 
 
-def _judge(storage: Storage, task: Task, corpus: str, statuses: Sequence[Status]) -> None:
-    """Refuse a corpus with no window or too many rejects."""
-    rejects = [s for s in statuses if s.status == "rejected"]
-    share = len(rejects) / len(statuses)
-    if len(rejects) < len(statuses) and share <= task.data.max_reject_share:
-        return
+def judge(storage: Storage, task: Task, statuses: Sequence[Status]) -> None:
+    """Refuse a corpus with no window or too many rejects; a video that is there twice counts once.
+
+    Args:
+        statuses: of all videos; those not read yet as written.
+
+    Raises:
+        DataError: rejects.parquet is there; a finished dataset stays as it is.
+    """
+    for corpus in CORPORA:
+        own = [s for s in statuses if s.corpus == corpus and not s.reason.startswith(SAME_BYTES)]
+        rejects = [s for s in own if s.status == "rejected"]
+        if len(rejects) == len(own) or len(rejects) / len(own) > task.data.max_reject_share:
+            _write_rejects(storage, statuses)
+            raise _too_many(storage, task, corpus, rejects, len(own))
+
+
+def _too_many(storage: Storage, task: Task, corpus: str, rejects: Sequence[Status], videos: int) -> DataError:
+    """The error of a corpus of so many videos with these rejects."""
     shown = ", ".join(f"{s.source} ({s.stage}: {s.reason})" for s in rejects[:NAMED_REJECTS])
     rest = f" and {len(rejects) - NAMED_REJECTS} more" if len(rejects) > NAMED_REJECTS else ""
-    problem = f"{corpus.upper()}: {len(rejects)} of {len(statuses)} videos were rejected: {shown}{rest}"
+    problem = f"{corpus.upper()}: {len(rejects)} of {videos} videos were rejected: {shown}{rest}"
     commonest = Counter(s.stage for s in rejects).most_common(1)[0][0]
     remedy = f"Mend or remove them (all are in {storage}/{REJECTS_FILE}), or raise data.max_reject_share"
     if commonest == "window":
@@ -114,7 +129,7 @@ def _judge(storage: Storage, task: Task, corpus: str, statuses: Sequence[Status]
         remedy = (
             "Loosen data.curation (`longtake ingest --dry-run` shows what it keeps), or give other videos"
         )
-    raise DataError(problem, remedy)
+    return DataError(problem, remedy)
 
 
 def _live(storage: Storage, corpus: str, sources: Sequence[Source]) -> list[Ledger]:

@@ -42,6 +42,7 @@ def prepare_autoencoder(
 
     Raises:
         ConfigError: it does not fit the settings.
+        CheckpointError: the folder that it names holds none.
         DataError: too few frames can be decoded.
     """
     storage = Storage(task.out)
@@ -54,7 +55,17 @@ def prepare_autoencoder(
     fitted = PcaAutoencoder.fit(frames, config, task.data.height, task.data.width)
     with tempfile.TemporaryDirectory() as local:
         fitted.save(Path(local))
-        storage.put_folder(local, AUTOENCODER_FOLDER)
+        storage.put_folder(local, AUTOENCODER_FOLDER, last="config.json")
+
+
+def check_autoencoder(task: Task, config: AutoencoderConfig) -> None:
+    """Refuse an autoencoder that is not there, or that the windows do not suit.
+
+    Raises:
+        ConfigError, CheckpointError: as `prepare_autoencoder`.
+    """
+    if config.kind == "wan":
+        _wan_reference(config, task)
 
 
 def _wan_reference(config: AutoencoderConfig, task: Task) -> dict[str, str]:

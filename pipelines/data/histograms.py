@@ -79,7 +79,7 @@ def _windows(tables: Tables) -> Figure:
     motion = {c: _Sample(*(np.maximum(part, FLOOR) for part in found)) for c, found in motion.items()}
     unit = Edges(np.linspace(0, 1, BINS + 1))
     _column(axes[:, 0], brightness, unit, "Brightness: mean luma", "windows")
-    _column(axes[:, 1], motion, value_edges(_all(motion)), "Motion: change of luma a frame", "windows")
+    _column(axes[:, 1], motion, value_edges(_all(motion)), "Motion: change of luma a second", "windows")
     _column(axes[:, 2], sharpness, value_edges(_all(sharpness)), "Sharpness", "windows")
     if not pc.all(tables.index["kept"]).as_py():
         figure.supxlabel("grey, on top: windows that were dropped", fontsize=9)

@@ -66,7 +66,8 @@ def _own_rows(ledgers: Sequence[Ledger], wanted: set[str]) -> Iterator[pa.Table]
         for number, ledger in enumerate(ledgers):
             owners |= {s.source_id: number for s in ledger.statuses if s.status == end}
     for number, ledger in enumerate(ledgers):
-        ids = {source_id for source_id in wanted if owners.get(source_id) == number}
+        own = (s.source_id for s in ledger.statuses if owners[s.source_id] == number)
+        ids = {source_id for source_id in own if source_id in wanted}
         rows = ledger.windows.replace_schema_metadata(None)
         yield rows.filter(pc.is_in(rows["source_id"], pa.array(sorted(ids), pa.string())))
 

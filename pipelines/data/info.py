@@ -51,7 +51,7 @@ class CorpusInfo:
     """One corpus of a dataset."""
 
     videos: int
-    """Videos with at least one window."""
+    """Videos that gave at least one window, though it may resemble another's."""
     rejects: int
     windows: int
     """That are kept, training and holdout windows together."""
@@ -71,7 +71,7 @@ class CorpusInfo:
     latent_shape: tuple[int, int, int, int]
     """[T, C, h, w] of a window of the main bucket: the longest windows, at the dataset's height x width."""
     latent_mean: tuple[float, ...]
-    """Of each channel, over the windows written."""
+    """Of each channel, over all windows in its ledgers: near duplicates and videos that were removed too."""
     latent_std: tuple[float, ...]
     files: tuple[ShardFile, ...]
     padded_frames: int = 0
@@ -81,10 +81,8 @@ class CorpusInfo:
 
     @property
     def latent_bytes(self) -> int:
-        """Of all windows, decoded."""
-        if self.buckets:
-            return sum(bucket.windows * math.prod(bucket.latent_shape) * 4 for bucket in self.buckets)
-        return self.windows * math.prod(self.latent_shape) * 4
+        """Of all rows of its files, decoded; some are of windows that do not count."""
+        return sum(file.rows * math.prod(self.shape_of(file)) * 4 for file in self.files)
 
     def shape_of(self, file: ShardFile) -> tuple[int, int, int, int]:
         """Latents [T, C, h, w] of a shard's windows."""

@@ -5,7 +5,8 @@ once, whatever it is called and however it is captioned, and the index says whic
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -13,19 +14,29 @@ from models.config import AutoencoderConfig
 from models.errors import ConfigError, DataError
 from pipelines.data.buckets import check as check_buckets
 from pipelines.data.buckets import check_patches
+from pipelines.data.claim import CLAIM_FILE, claimed
 from pipelines.data.config import DataConfig
 from pipelines.data.curation import check as check_curation
 from pipelines.data.cuts import require_detector
-from pipelines.data.finish import finish
-from pipelines.data.fit import Progress, prepare_autoencoder
+from pipelines.data.finish import finish, judge
+from pipelines.data.fit import Progress, check_autoencoder, prepare_autoencoder
 from pipelines.data.groups import Group, Task, group_by_bytes
-from pipelines.data.info import INFO_FILE, DatasetInfo, read_info, read_sealed, write_sealed
+from pipelines.data.info import (
+    AUTOENCODER_FOLDER,
+    INFO_FILE,
+    MANIFEST_FILE,
+    DatasetInfo,
+    read_info,
+    read_sealed,
+    write_sealed,
+)
 from pipelines.data.ledger import Status, read_ledgers
-from pipelines.data.listed import keep_list, list_corpora
+from pipelines.data.listed import SOURCES_FILE, keep_list, list_corpora
 from pipelines.data.manifest import Listing, Source
 from pipelines.data.rejects import Reject
 from pipelines.data.shards import CORPORA
 from pipelines.data.spread import Pool, run_groups
+from pipelines.data.tables import read_table
 from pipelines.data.tasks import write_group
 from pipelines.data.version import dataset_version, hash_of
 from pipelines.data.video import new_status, rejected_status
@@ -37,6 +48,8 @@ SHARES = 32
 """Parts of a corpus that are enough to keep workers busy to the end."""
 PASSING = frozenset({"limits", "timeout", "memory", "crash", "fetch"})
 """Stages whose rejects are tried again when there is anything else to do."""
+RETRIED = frozenset({"fetch", "worker"})
+"""Stages whose rejects are themselves something to do."""
 
 Statuses = dict[tuple[str, str], Status]
 Work = Callable[[Task, Group], dict[str, Any]]
@@ -51,6 +64,9 @@ def ingest(
     seed: int,
     progress: Progress | None = None,
     use_gpu: bool = False,
+    *,
+    fresh: bool = False,
+    tell: Callable[[Status], object] | None = None,
 ) -> DatasetInfo:
     """Decode, judge, encode and store both corpora on the running Ray.
 
@@ -61,37 +77,86 @@ def ingest(
         seed: of the autoencoder's fitting sample.
         progress: called with a stage (`fit`, `short`, `long`), videos done and videos in all.
         use_gpu: one GPU for each actor that holds a neural autoencoder.
+        fresh: delete what `out` holds, once both corpora are listed.
+        tell: called with the end of each video that this run read.
 
     Raises:
         ConfigError: settings that no video can satisfy.
         DataError: a corpus that is missing, empty or unreadable, too many rejects, or a folder that holds
             something else.
-        ClusterError: Ray is not running, or the storage cannot be used.
+        ClusterError: Ray is not running, the storage cannot be used, or another ingest is writing there.
     """
     check(data)
     check_patches(data, autoencoder)
-    say = progress or _say_nothing
     storage = Storage(out)
     version = dataset_version(data, autoencoder, seed)
-    complete = _claim(storage, version)
-    listings = list_corpora(storage, {"short": short, "long": long})
+    complete = not fresh and _is_complete(storage, version)
+    listings = list_corpora(storage, {"short": short, "long": long}, anew=fresh)
     made_from = _made_from(listings, data)
-    keep_list(storage, listings)
-    if complete and (info := read_info(storage)).made_from == made_from:
+    if complete and (info := _unchanged(storage, made_from)):
+        keep_list(storage, listings)
         return info
     folders = {corpus: listing.root for corpus, listing in listings.items()}
     device = "cuda" if use_gpu and autoencoder.kind == "wan" else "cpu"
     task = Task(out=str(storage), folders=folders, version=version, data=data, device=device)
-    videos = {corpus: listing.sources for corpus, listing in listings.items()}
-    done = _statuses_before(storage, videos)
-    prepare_autoencoder(task, videos, autoencoder, seed, say)
-    pool = None if autoencoder.kind == "pca" else Pool(data.min_actors, data.max_actors, use_gpu)
-    write_all(task, videos, done, write_group, say, pool)
+    if fresh:
+        check_autoencoder(task, autoencoder)
+    with claimed(storage):
+        ends = _begin(storage, task, listings, fresh)
+        videos = {corpus: listing.sources for corpus, listing in listings.items()}
+        done = _statuses_before(storage, videos)
+        say = progress or _ignore
+        prepare_autoencoder(task, videos, autoencoder, seed, say)
+        pool = None if autoencoder.kind == "pca" else Pool(data.min_actors, data.max_actors, use_gpu)
+        for status in write_all(task, videos, done, write_group, say, pool):
+            (tell or _ignore)(status)
+        ends += _labelled(listings, done.values())
+        return finish(storage, task, seed, made_from, videos, ends)
+
+
+def _begin(storage: Storage, task: Task, listings: Mapping[str, Listing], fresh: bool) -> list[Status]:
+    """Make the dataset's folder ready for work, and judge the listings before any is done.
+
+    Returns:
+        Statuses of what was refused before it had an id.
+    """
+    storage.delete_unfinished("")
+    if not storage.exists(INFO_FILE):
+        write_sealed(storage, {"complete": False, "version": task.version})
+    if fresh:
+        storage.delete(SOURCES_FILE)
+    keep_list(storage, listings)
     unread = [s for corpus, listing in listings.items() for s in refused(corpus, listing)]
-    return finish(storage, task, seed, made_from, videos, [*unread, *done.values()])
+    waiting = [new_status(corpus, s) for corpus, listing in listings.items() for s in listing.sources]
+    judge(storage, task, [*unread, *waiting])
+    if fresh:
+        _empty(storage, task.version)
+    return _labelled(listings, unread)
 
 
-def _say_nothing(_stage: str, _done: int, _total: int) -> None:
+def _empty(storage: Storage, version: str) -> None:
+    """Delete what was ingested; the autoencoder last, so that no latents are ever left without theirs."""
+    write_sealed(storage, {"complete": False, "version": version})
+    for name in sorted(storage.list(), key=lambda name: name == AUTOENCODER_FOLDER):
+        if name not in (INFO_FILE, SOURCES_FILE, CLAIM_FILE):
+            storage.delete(name)
+
+
+def _labelled(listings: Mapping[str, Listing], statuses: Iterable[Status]) -> list[Status]:
+    """With what their metadata says beside the caption."""
+    return [replace(s, metadata=listings[s.corpus].metadata.get(s.source, "")) for s in statuses]
+
+
+def _unchanged(storage: Storage, made_from: str) -> DatasetInfo | None:
+    """A finished dataset to which there is nothing to do."""
+    info = read_info(storage)
+    if info.made_from != made_from:
+        return None
+    stages = read_table(storage, MANIFEST_FILE, ["stage"])["stage"].to_pylist()
+    return info if RETRIED.isdisjoint(stages) else None
+
+
+def _ignore(*_told: object) -> None:
     return
 
 
@@ -123,20 +188,27 @@ def check(data: DataConfig) -> None:
 def _made_from(listings: Mapping[str, Listing], data: DataConfig) -> str:
     """Hash of everything outside the settings that decides what the dataset holds."""
     videos = {
-        corpus: [[[s.id, s.path, s.caption] for s in listing.sources], [path for path, _ in listing.rejects]]
+        corpus: [
+            [[s.id, s.path, s.caption] for s in listing.sources],
+            [path for path, _ in listing.rejects],
+            listing.metadata,
+        ]
         for corpus, listing in listings.items()
     }
     return hash_of([videos, asdict(data.limits), data.max_reject_share])[:16]
 
 
-def _claim(storage: Storage, version: str) -> bool:
-    """Whether the folder holds a finished dataset of this version. An empty folder is claimed for it."""
+def _is_complete(storage: Storage, version: str) -> bool:
+    """Whether the folder holds a finished dataset of this version.
+
+    Raises:
+        DataError: it holds something else.
+    """
     if not storage.exists(INFO_FILE):
-        if storage.list():
+        if set(storage.list()) - {CLAIM_FILE}:
             raise DataError(
                 f"{storage} is not empty and holds no dataset", "Choose another folder, or empty it"
             )
-        write_sealed(storage, {"complete": False, "version": version})
         return False
     present = read_sealed(storage)
     if present.get("version") != version:
@@ -144,7 +216,6 @@ def _claim(storage: Storage, version: str) -> bool:
             f"{storage} holds a dataset of other settings",
             "Delete that folder to ingest again, or choose another",
         )
-    storage.delete_unfinished("")
     return bool(present.get("complete"))
 
 
@@ -188,7 +259,7 @@ def write_all(
     work: Work,
     progress: Progress,
     pool: Pool | None = None,
-) -> None:
+) -> list[Status]:
     """Bring every video to its end: written before, written now, or rejected.
 
     Videos whose group was lost with its worker are tried once more, each alone, so that one costs no other.
@@ -197,7 +268,12 @@ def write_all(
         done: statuses by (corpus, id) of the videos that are done; the others' are added.
         work: what a worker does with a group: `write_group`.
         pool: actors that keep their autoencoder; None for tasks.
+
+    Returns:
+        The statuses that were added.
     """
+    added: list[Status] = []
+    ended = Counter(corpus for corpus, _ in done)
     for most in (GROUP_VIDEOS, 1):
         groups = [
             group
@@ -206,14 +282,19 @@ def write_all(
         ]
         groups.sort(key=lambda group: -group.num_bytes)
         for group, row in run_groups(groups, lambda group: {"answer": json.dumps(work(task, group))}, pool):
-            statuses = json.loads(row["answer"])["statuses"]
-            done.update({(group.corpus, s["source_id"]): Status(**s) for s in statuses})
-            total = len(videos[group.corpus])
-            progress(group.corpus, total - len(_missing(group.corpus, videos, done)), total)
+            statuses = [Status(**s) for s in json.loads(row["answer"])["statuses"]]
+            added += statuses
+            done.update({(group.corpus, s.source_id): s for s in statuses})
+            ended[group.corpus] += len(statuses)
+            progress(group.corpus, ended[group.corpus], len(videos[group.corpus]))
     dead = Reject("worker", "the worker that read it died each time")
     for corpus in CORPORA:
-        for source in _missing(corpus, videos, done):
-            done[corpus, source.id] = rejected_status(new_status(corpus, source), dead)
+        lost = [
+            rejected_status(new_status(corpus, source), dead) for source in _missing(corpus, videos, done)
+        ]
+        added += lost
+        done.update({(corpus, s.source_id): s for s in lost})
+    return added
 
 
 def _groups(corpus: str, sources: list[Source], block_bytes: int, most: int) -> list[Group]:

@@ -4,7 +4,6 @@ import json
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from itertools import takewhile
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -165,14 +164,12 @@ def kept(index: pa.Table) -> pa.Table:
 
 def _summarise(info: CorpusInfo, manifest: pa.Table, index: pa.Table) -> CorpusSummary:
     videos, windows = written(manifest), kept(index)
-    rejected = manifest.filter(pc.equal(manifest["status"], "rejected"))
-    dropped = index.filter(pc.invert(index["kept"]))
     return CorpusSummary(
         videos=len(videos),
-        rejected_videos=len(rejected),
+        rejected_videos=len(manifest) - len(videos),
         windows=len(windows),
         holdout_windows=_sum(pc.equal(windows["split"], "holdout")),
-        dropped_windows=len(dropped),
+        dropped_windows=len(index) - len(windows),
         frames=_sum(videos["num_frames"]),
         hours=float(pc.sum(videos["seconds"]).as_py() or 0.0) / 3600,
         source_bytes=_sum(videos["num_bytes"]),
@@ -182,14 +179,25 @@ def _summarise(info: CorpusInfo, manifest: pa.Table, index: pa.Table) -> CorpusS
         seconds=_spread(videos["seconds"]) if len(videos) else None,
         measures={name: _spread(windows[name]) for name in MEASURES if len(windows)},
         readers=tallies(_pairs(videos, "reader", "reader_reason")),
-        rejects=tallies((stage, f"{path}: {why}") for stage, path, why in _pairs(rejected, *_REJECT)),
-        drops=tallies((kind_of(reason), reason) for (reason,) in _pairs(dropped, "reason")),
+        rejects=rejects_of(manifest),
+        drops=drops_of(index),
         commonest=tallies((caption, "") for (caption,) in _pairs(windows, "caption"))[:COMMONEST],
         buckets=info.buckets,
     )
 
 
-_REJECT = ("stage", "source", "reason")
+def rejects_of(manifest: pa.Table) -> tuple[Tally, ...]:
+    """Rejected videos of a manifest by stage; an example is a path and the reason."""
+    rejected = manifest.filter(pc.equal(manifest["status"], "rejected"))
+    pairs = _pairs(rejected, "stage", "source", "reason")
+    return tallies((stage, f"{path}: {reason}") for stage, path, reason in pairs)
+
+
+def drops_of(index: pa.Table) -> tuple[Tally, ...]:
+    """Dropped windows of an index by the setting that refuses them, or as `near duplicate` whatever
+    it is that each resembles; an example is a whole reason."""
+    reasons = index.filter(pc.invert(index["kept"]))["reason"].to_pylist()
+    return tallies((reason.split(" of ")[0], reason) for reason in reasons)
 
 
 def _sum(values: Any) -> int:
@@ -222,12 +230,3 @@ def tallies(pairs: Iterable[tuple[str, str]]) -> tuple[Tally, ...]:
     return tuple(
         Tally(kind=kind, count=count, examples=tuple(examples[kind])) for kind, count in counts.most_common()
     )
-
-
-def kind_of(reason: str) -> str:
-    """What reasons of one kind have in common: `motion` of `motion 0.0004 < 0.001`, `near duplicate` of
-    `near duplicate of long-0a1b-00000008`."""
-    words = list(takewhile(lambda word: not any(c.isdigit() for c in word), reason.split()))
-    while words and words[-1] in ("of", "<", ">", "=", "than"):
-        words.pop()
-    return " ".join(words) or reason

@@ -21,6 +21,9 @@ FILES = 40
 """Shards that are listed; of more, the first."""
 BUCKET_HEAD = ["corpus", "frames", "picture", "latents", "windows"]
 
+TallyRow = tuple[str, str, int, str]
+"""(corpus, kind, count, examples)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Inspection:
@@ -141,22 +144,22 @@ def bucket_rows(summary: Summary) -> list[tuple[str, int, str, str, int]]:
     ]
 
 
-def tally_rows(summary: Summary, name: str, examples: int | None = None) -> list[tuple[str, str, int, str]]:
-    """(corpus, kind, count, examples) of `readers`, `rejects`, `drops` or `commonest`.
+def tally_rows(summary: Summary, name: str, examples: int | None = None) -> list[TallyRow]:
+    """Rows of `readers`, `rejects`, `drops` or `commonest` of both corpora, as `rows_of`."""
+    return rows_of({corpus: getattr(summary.corpus(corpus), name) for corpus in CORPORA}, examples)
+
+
+def rows_of(corpora: Mapping[str, Sequence[Tally]], examples: int | None = None) -> list[TallyRow]:
+    """Tallies of each corpus, ready to be shown.
 
     Args:
         examples: how many are told; None is all there are.
     """
     return [
         (corpus.upper(), tally.kind, tally.count, "; ".join(tally.examples[:examples]))
-        for corpus in CORPORA
-        for tally in _tallies(summary, corpus, name)
+        for corpus, tallies in corpora.items()
+        for tally in tallies
     ]
-
-
-def _tallies(summary: Summary, corpus: str, name: str) -> Sequence[Tally]:
-    found: Sequence[Tally] = getattr(summary.corpus(corpus), name)
-    return found
 
 
 def _measure_rows(summary: Summary) -> Iterator[tuple[str, ...]]:

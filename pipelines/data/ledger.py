@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from models.errors import DataError
 from pipelines.data.tables import packed, unpacked
-from pipelines.storage import Storage
+from pipelines.storage import Storage, one_line
 
 SUFFIX = ".ledger"
 _CONTENT = b"longtake.ledger"
@@ -35,7 +35,7 @@ class Window:
     brightness: float = 0.0
     """Mean luma, 0 to 1."""
     motion: float = 0.0
-    """Mean absolute change of luma from frame to frame, 0 to 1."""
+    """Mean change of a pixel's luma in a second, the whole picture's change taken out; 0 or more."""
     flash: float = 0.0
     """Largest flash, 0 to 1."""
     sharpness: float = 0.0
@@ -82,6 +82,8 @@ class Status:
     """Frames that no window showed."""
     latents_sha256: str = ""
     """Of its windows' latents, in order."""
+    metadata: str = ""
+    """What the corpus' metadata says of it beside the caption, as JSON; empty in a ledger."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,9 +189,8 @@ def read_ledger(storage: Storage, file: str) -> Ledger:
         files = [ShardFile.from_json(file) for file in content["files"]]
         return Ledger([Status(**s) for s in content["statuses"]], files, moments, table)
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         remedy = f"Delete {storage}/{file} and ingest again: its videos are read once more"
-        raise DataError(f"{storage}/{file} is damaged: {reason}", remedy) from error
+        raise DataError(f"{storage}/{file} is damaged: {one_line(error)[:200]}", remedy) from error
 
 
 def read_ledgers(storage: Storage, corpus: str) -> list[Ledger]:

@@ -20,17 +20,18 @@ _COLUMNS = pa.schema(
 )
 
 
-def list_corpora(storage: Storage, locations: Mapping[str, str]) -> dict[str, Listing]:
+def list_corpora(storage: Storage, locations: Mapping[str, str], *, anew: bool = False) -> dict[str, Listing]:
     """List each corpus. Files that are as they were when the dataset was last listed are not read.
 
     Args:
         storage: of the dataset.
         locations: corpus -> where it is.
+        anew: read every file.
 
     Raises:
         DataError: a corpus is missing, empty or unreadable; the earlier list is damaged.
     """
-    known = _read(storage)
+    known = {} if anew else _read(storage)
     return {corpus: sources(location, known.get(corpus)) for corpus, location in locations.items()}
 
 

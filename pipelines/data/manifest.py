@@ -6,10 +6,11 @@ without one is captioned by the words of its name. Nothing outside the corpus fo
 """
 
 import hashlib
+import json
 import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from models.errors import DataError
 from pipelines.data.containers import VIDEO_SUFFIXES
 from pipelines.data.corpus import MISSING, REMEDY, TAR_SUFFIX, Corpus, Walk, locate, unreadable, why
 from pipelines.data.metadata import Caption, is_text, metadata_files, read_captions
-from pipelines.data.rejects import Reject
+from pipelines.data.rejects import SAME_BYTES, Reject
 from pipelines.data.tars import Member, list_tar
 
 READERS = 4
@@ -43,8 +44,6 @@ class Source:
     """Path of the tar that holds it; empty for a file."""
     offset: int = 0
     """Of its first byte in the tar."""
-    extra: dict[str, Any] = field(default_factory=dict)
-    """What else its metadata says."""
 
     @property
     def key(self) -> tuple[str, int, str]:
@@ -63,6 +62,8 @@ class Listing(NamedTuple):
     """Folder or URI that the paths are relative to (fetch.py)."""
     known: dict[tuple[str, int, str], str]
     """The sha256 of everything hashed: given to the next listing, it reads only what has changed."""
+    metadata: dict[str, str]
+    """Path -> what its metadata says beside the caption, as JSON; nothing where that is nothing."""
 
 
 def sources(location: str | Path, known: Known | None = None) -> Listing:
@@ -100,8 +101,9 @@ def sources(location: str | Path, known: Known | None = None) -> Listing:
 
 
 def _files(corpus: Corpus, single: str) -> Walk:
-    """Everything below a folder, or the one file; a store is listed at once, a disk is asked file by file."""
-    if single and corpus.is_local:
+    """Everything below a folder, or the one file. What a manifest names in a store is listed at once; a disk
+    is asked file by file."""
+    if single and (corpus.is_local or single.lower().endswith(TAR_SUFFIX)):
         return Walk([single], [])
     try:
         walk = corpus.walk()
@@ -117,6 +119,7 @@ class _Candidates:
         self.corpus = corpus
         self.sources: dict[str, Source] = {}
         self.rejects: list[tuple[str, Reject]] = []
+        self.metadata: dict[str, dict[str, Any]] = {}
         for path, reject in refused:
             self.refuse(path, reject)
 
@@ -177,7 +180,8 @@ class _Candidates:
             self.refuse(source.path, Reject("manifest", "its name is not UTF-8"))
         else:
             text = caption.text or source.caption or _words(source.path)
-            self.sources[source.path] = replace(source, caption=text, extra={**source.extra, **caption.extra})
+            self.sources[source.path] = replace(source, caption=text)
+            self.metadata.setdefault(source.path, {}).update(caption.extra)
 
 
 def _identify(candidates: _Candidates, known: Known) -> Listing:
@@ -193,9 +197,10 @@ def _identify(candidates: _Candidates, known: Known) -> Listing:
         hashed[source.key] = sha256
         first = kept.setdefault(sha256, replace(source, id=sha256))
         if first.path != source.path:
-            candidates.refuse(source.path, Reject("manifest", f"the same bytes as {first.path}"))
+            candidates.refuse(source.path, Reject("manifest", f"{SAME_BYTES}{first.path}"))
     rejects = sorted(candidates.rejects, key=lambda one: (one[0], one[1].reason))
-    return Listing(list(kept.values()), rejects, candidates.corpus.root, hashed)
+    metadata = {path: json.dumps(said, default=str) for path, said in candidates.metadata.items() if said}
+    return Listing(list(kept.values()), rejects, candidates.corpus.root, hashed, metadata)
 
 
 def _sha256(corpus: Corpus, source: Source, known: Known) -> str | Reject:

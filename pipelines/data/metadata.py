@@ -119,6 +119,8 @@ def _path(metadata: str, name: object) -> str:
     """The path, relative to the corpus, of a file that metadata names."""
     if not isinstance(name, str) or not name:
         raise ValueError("no file_name")
+    if not is_text(name):
+        raise ValueError("file_name holds half a character (a lone surrogate)")
     return name if leaves(name) else str(PurePosixPath(metadata).parent / name)
 
 

@@ -1,7 +1,5 @@
 """What ingest would keep and why, without an autoencoder, a shard or a dataset."""
 
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -12,7 +10,8 @@ from pipelines.data.fit import Progress
 from pipelines.data.groups import Task
 from pipelines.data.index import build_index
 from pipelines.data.ingest import Statuses, check, refused, write_all
-from pipelines.data.ledger import Status, read_ledgers
+from pipelines.data.inspection import Tally, drops_of, kept, rejects_of, written
+from pipelines.data.ledger import Status, read_ledgers, table_of
 from pipelines.data.listed import list_corpora
 from pipelines.data.shards import CORPORA
 from pipelines.data.tasks import judge_group
@@ -29,10 +28,10 @@ class CorpusPreview:
     """That are kept."""
     hours: float
     """Of those videos."""
-    rejected: dict[str, int]
-    """Stage and reason -> videos, the commonest first."""
-    dropped: dict[str, int]
-    """Reason -> windows, the commonest first."""
+    rejects: tuple[Tally, ...]
+    """Rejected videos by stage."""
+    drops: tuple[Tally, ...]
+    """Dropped windows by kind of reason."""
 
 
 def preview(
@@ -64,27 +63,19 @@ def preview(
     finally:
         scratch.delete("")
     statuses = [*ends.values(), *(s for corpus in CORPORA for s in refused(corpus, listings[corpus]))]
+    manifest = table_of(Status, statuses)
     return {
-        corpus: _of(
-            [s for s in statuses if s.corpus == corpus], index.filter(pc.equal(index["corpus"], corpus))
-        )
+        corpus: _of(*(table.filter(pc.equal(table["corpus"], corpus)) for table in (manifest, index)))
         for corpus in CORPORA
     }
 
 
-def _of(statuses: Sequence[Status], windows: pa.Table) -> CorpusPreview:
-    written = [s for s in statuses if s.status == "written"]
-    rejected = Counter(f"{s.stage}: {s.reason}" for s in statuses if s.status == "rejected")
-    dropped = Counter(_kind(reason) for reason in windows["reason"].to_pylist() if reason)
+def _of(manifest: pa.Table, index: pa.Table) -> CorpusPreview:
+    videos = written(manifest)
     return CorpusPreview(
-        videos=len(written),
-        windows=sum(windows["kept"].to_pylist()),
-        hours=sum(s.seconds for s in written) / 3600,
-        rejected=dict(rejected.most_common()),
-        dropped=dict(dropped.most_common()),
+        videos=len(videos),
+        windows=len(kept(index)),
+        hours=sum(videos["seconds"].to_pylist()) / 3600,
+        rejects=rejects_of(manifest),
+        drops=drops_of(index),
     )
-
-
-def _kind(reason: str) -> str:
-    """A reason without the window that it names."""
-    return reason.split(" of ")[0]

@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+SAME_BYTES = "the same bytes as "
+"""How the reason of a video begins that is there twice; the path of the other follows."""
+
 
 @dataclass(frozen=True)
 class Reject:

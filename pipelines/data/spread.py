@@ -37,13 +37,13 @@ class Pool(NamedTuple):
 
 
 class _Worker(Generic[G]):
-    """What runs in a Ray worker: the number of a group in, its answer out."""
+    """What runs in a Ray worker: a group in, its answer out."""
 
-    def __init__(self, groups: Sequence[G], work: Callable[[G], Row]) -> None:
-        self._groups, self._work = groups, work
+    def __init__(self, work: Callable[[G], Row]) -> None:
+        self._work = work
 
     def __call__(self, row: Row) -> Row:
-        group = self._groups[row["index"]]
+        group = row["group"]
         try:
             return {"index": row["index"], "problem": "", **self._work(group)}
         except Exception as error:  # noqa: BLE001  Ray Data would drop it silently
@@ -56,6 +56,7 @@ def run_groups(
     """(group, answer) of every group whose worker lived, as they finish.
 
     Args:
+        groups: dataclasses; each travels to its own task alone.
         work: called with a group in a worker process; gives plain values (JSON and bytes) under string keys.
         pool: actors that do the work; None for tasks.
 
@@ -76,17 +77,17 @@ def run_groups(
 
 
 def _mapped(groups: Sequence[G], work: Callable[[G], Row], pool: Pool | None) -> "ray.data.Dataset":
-    rows = [{"index": index} for index in range(len(groups))]
+    rows = [{"index": index, "group": group} for index, group in enumerate(groups)]
     with warnings.catch_warnings():
         # how often a task is tried has no named parameter yet
         warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
         dataset = ray.data.from_items(rows, override_num_blocks=len(groups))
         if pool is None:
-            worker = _Worker(groups, work)
+            worker = _Worker(work)
             return dataset.map(lambda row: worker(row), compute=_slots(len(groups)), max_retries=MAX_RETRIES)
         return dataset.map(
             _Worker,
-            fn_constructor_args=(groups, work),
+            fn_constructor_args=(work,),
             # one at a time, or a group that kills its actor would take those that wait behind it along
             compute=ActorPoolStrategy(
                 min_size=pool.min_actors, max_size=pool.max_actors, max_tasks_in_flight_per_actor=1

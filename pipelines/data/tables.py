@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from models.errors import DataError
-from pipelines.storage import Storage
+from pipelines.storage import Storage, one_line
 
 REMEDY = "Delete the dataset and ingest again"
 
@@ -76,9 +76,12 @@ def open_parquet(handle: IO[bytes] | pa.NativeFile) -> pq.ParquetFile:
 
 @contextmanager
 def explained(storage: Storage, file: str) -> Iterator[None]:
-    """Turn what pyarrow raises about a damaged file into a DataError."""
-    try:
-        yield
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        reason = str(error).strip().splitlines()[0][:200]
-        raise DataError(f"{storage}/{file} is damaged: {reason}", REMEDY) from error
+    """Turn what pyarrow raises about a damaged file into a DataError, and what the disk or the store raises
+    about one that cannot be read now into a ClusterError."""
+    with storage.explained(file):
+        try:
+            yield
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+            if isinstance(error, OSError) and (error.errno or type(error) is not OSError):
+                raise
+            raise DataError(f"{storage}/{file} is damaged: {one_line(error)[:200]}", REMEDY) from error

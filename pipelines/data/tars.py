@@ -12,9 +12,10 @@ from pathlib import PurePosixPath
 from typing import IO, NamedTuple, cast
 
 from pipelines.data.containers import VIDEO_SUFFIXES
-from pipelines.data.corpus import OUTSIDE, Corpus, File, is_hidden, leaves, translated, why
+from pipelines.data.corpus import OUTSIDE, Corpus, File, is_hidden, leaves, why
 from pipelines.data.metadata import Caption, caption_of, object_of
 from pipelines.data.rejects import Reject
+from pipelines.storage import translated
 
 TEXT_SUFFIXES = (".json", ".txt")
 MAX_HEADER_BYTES = 1 << 20

@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -54,7 +54,8 @@ class Part:
     """In the order of the row groups."""
 
 
-class CaptionGroup(NamedTuple):
+@dataclass(frozen=True)
+class CaptionGroup:
     """Captions that become one part."""
 
     captions: tuple[str, ...]

@@ -10,7 +10,9 @@ from typer.testing import CliRunner
 
 from jobs import config as configs
 from jobs.cli import app
+from jobs.paths import RunPaths
 from pipelines import storage as storage_module
+from pipelines.storage import Storage
 from pipelines.world.render import write_world
 
 runner = CliRunner()
@@ -77,6 +79,19 @@ def test_a_bad_corpus_is_refused_and_then_mended(tmp_path, root, good, spoil):
     mended = ingest(folder, root, "--fresh")
     assert mended.exit_code == 0, mended.output
     assert "4 videos" in mended.stdout
+
+
+@pytest.mark.parametrize("command", ["ingest", "quickstart"])
+def test_a_fresh_start_with_a_wrong_path_loses_nothing(command, root, good):
+    config = configs.load("clips", [f"storage.root={root}"])
+    dataset = Storage(RunPaths.of(config).dataset)
+    dataset.write_bytes("short/latents.parquet", b"days of work")
+    corpora = ("--short", str(good / "typo"), "--long", str(good / "long"))
+    told = is_one_line_with_a_remedy(
+        call(command, "--config", "clips", *corpora, "--set", f"storage.root={root}", "--fresh")
+    )
+    assert f"{good}/typo is no folder" in told
+    assert dataset.read_bytes("short/latents.parquet") == b"days of work"
 
 
 @pytest.mark.usefixtures("ray_local")

@@ -3,7 +3,7 @@
 from rich.table import Table
 
 from jobs import console
-from jobs.console import Progress, format_metrics, show
+from jobs.console import CELL_LETTERS, Progress, format_metrics, plain, show, tally_table
 
 
 def lines(capsys):
@@ -66,3 +66,16 @@ def test_a_table_is_not_cut_where_there_is_no_terminal(capsys):
     table.add_row("x" * 60, "y" * 100)
     show(table)
     assert "x" * 60 + "  " + "y" * 100 in capsys.readouterr().out
+
+
+def test_a_table_takes_no_orders_from_what_it_shows(capsys):
+    rows = [("SHORT", "open", 1, "a[/b].mp4\x1b[31m: x")]
+    show(tally_table("Rejected videos", ("stage", "videos", "such as"), rows))
+    out = capsys.readouterr().out
+    assert "a[/b].mp4 [31m: x" in out
+    assert "\x1b" not in out
+
+
+def test_a_long_text_is_cut():
+    assert plain("x" * 1000).plain == "x" * CELL_LETTERS + "..."
+    assert plain(12).plain == "12"

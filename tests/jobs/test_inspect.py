@@ -4,16 +4,20 @@ import json
 import shutil
 import sqlite3
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from jobs import config as configs
-from jobs.ingest import Work, work_done
+from jobs.ingest import Work, work_of
 from jobs.inspect import inspect
 from jobs.paths import RunPaths
 from models.errors import DataError
 from pipelines.data.info import read_info, write_sealed
+from pipelines.data.manifest import Source
+from pipelines.data.rejects import Reject
+from pipelines.data.video import new_status, rejected_status
 from pipelines.storage import Storage
 from tests.command import longtake, succeed
 from tests.pipelines.data.videos import low_rank, write_video
@@ -97,13 +101,12 @@ def test_rates():
     )
 
 
-def test_only_what_was_missing_counts_as_work(stand):
-    folder, _ = stand
-    storage = Storage(dataset_of(folder))
-    before = {f"{corpus}/{n}" for corpus in FRAMES for n in storage.list(corpus) if n.endswith(".ledger")}
-    assert work_done(storage, before, 1.0).windows == 0
-    work = work_done(storage, {name for name in before if name.startswith("short/")}, 1.0)
-    assert (work.windows, work.video_hours) == (2, pytest.approx(10 / 3600))
+def test_only_what_was_written_counts_as_work():
+    source = Source(id="a", path="a.mp4", caption="", num_bytes=500)
+    written = replace(new_status("short", source), num_windows=3, seconds=7200.0)
+    refused = rejected_status(written, Reject("crash", "it died"))
+    assert work_of([written, refused], 5.0) == Work(windows=3, video_hours=2.0, num_bytes=500, seconds=5.0)
+    assert work_of([], 5.0).windows == 0
 
 
 def test_ingest_again_says_that_nothing_was_left(stand):
@@ -171,9 +174,10 @@ def test_a_dry_run_says_what_would_be_kept(stand, tmp_path):
     folder, _ = stand
     before = {p: p.stat().st_mtime_ns for p in (folder / "runs").rglob("*") if p.is_file()}
     lines = [" ".join(line.split()) for line in ingest(folder, "--dry-run").splitlines()]
-    assert "SHORT kept 5 10 0.00278 hours of video" in lines
-    assert "LONG kept 2 2 0.00278 hours of video" in lines
-    assert "SHORT rejected 1 bytes: the first bytes are of no known video container" in lines
+    assert "corpus videos windows hours of video" in lines
+    assert "SHORT 5 10 0.00278" in lines
+    assert "LONG 2 2 0.00278" in lines
+    assert "SHORT bytes 1 [red]notes.mp4: the first bytes are of no known video container" in lines
     assert any(line.startswith("training ") for line in lines)
     assert lines[-1] == "nothing was encoded or written"
     assert {p: p.stat().st_mtime_ns for p in (folder / "runs").rglob("*") if p.is_file()} == before

@@ -5,11 +5,13 @@ import os
 import shutil
 from pathlib import Path
 
+import fsspec
 import pytest
 
-from models.errors import ClusterError
+from models.errors import ClusterError, DataError
 from pipelines import storage as module
-from pipelines.storage import ASIDE, Storage
+from pipelines.storage import ASIDE, Storage, one_line, translated
+from pipelines.temporary import PREFIX
 from tests.command import sent
 
 
@@ -115,6 +117,13 @@ def test_an_aborted_file_leaves_nothing(storage: Storage) -> None:
     assert not Path(pending.path).exists()
 
 
+def test_a_pending_file_of_a_store_outlives_nobody(tmp_path: Path) -> None:
+    """It lies where the next writer clears up after those that were killed."""
+    pending = Storage(f"memory://{tmp_path.name}").pending("d/a")
+    assert Path(pending.path).name.startswith(PREFIX)
+    pending.abort()
+
+
 def test_a_pending_file_appears_when_committed(storage: Storage) -> None:
     pending = storage.pending("d/a")
     Path(pending.path).write_bytes(b"whole")
@@ -179,6 +188,63 @@ def test_arrow_errors_carry_their_number_in_the_text(tmp_path: Path) -> None:
     with pytest.raises(ClusterError) as caught, Storage(tmp_path).explained("a.parquet"):
         raise OSError("Error writing bytes to file. Detail: [errno 28] No space left on device")
     assert "Free space" in caught.value.remedy
+
+
+def test_errors_of_any_library_become_one_kind() -> None:
+    with pytest.raises(OSError, match="RuntimeError: no route"), translated():
+        raise RuntimeError("no route")
+    with pytest.raises(FileNotFoundError), translated():
+        raise FileNotFoundError
+    with pytest.raises(DataError), translated():
+        raise DataError("its own", "Pass it on")
+
+
+def test_an_error_is_one_line_and_never_empty() -> None:
+    assert one_line(ValueError("two\n lines")) == "two lines"
+    assert one_line(TimeoutError()) == "TimeoutError"
+
+
+def test_a_stores_own_error_names_the_remedy(tmp_path: Path) -> None:
+    for error in (RuntimeError("no route\nto host"), TimeoutError()):
+        with pytest.raises(ClusterError) as caught, Storage(tmp_path).explained("a"):
+            raise error
+        assert "can be reached" in caught.value.remedy
+        assert "\n" not in str(caught.value)
+        assert type(error).__name__ in caught.value.problem
+
+
+def test_a_store_that_fails_while_a_file_is_read_is_told(tmp_path: Path) -> None:
+    storage = Storage(tmp_path)
+    storage.write_bytes("a", b"1")
+    with pytest.raises(ClusterError, match="no route"), storage.open("a"):
+        raise RuntimeError("no route")
+
+
+def test_a_store_that_does_not_answer_is_told(
+    s3_bucket: str, s3_settings: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Nobody listens at the port: the store's library raises an error of its own kind."""
+    (tmp_path / "config").write_text("[default]\nretries =\n    max_attempts = 1\n")
+    s3_settings.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    s3_settings.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    type(fsspec.filesystem("s3")).clear_instance_cache()
+    storage = Storage(f"{s3_bucket}/runs")
+    with pytest.raises(ClusterError, match=r"127[.]0[.]0[.]1:9"):
+        storage.read_bytes("a")
+    with pytest.raises(ClusterError, match=r"127[.]0[.]0[.]1:9"):
+        storage.write_bytes("a", b"1")
+
+
+def test_a_folder_arrives_in_a_store_with_its_mark_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("b.json", "a.bin", "z.bin"):
+        (tmp_path / name).write_bytes(b"1")
+    storage = Storage(f"memory://{tmp_path.name}")
+    arrived: list[str] = []
+    monkeypatch.setattr(Storage, "upload", lambda self, local, path: arrived.append(path))
+    storage.put_folder(tmp_path, "x", last="b.json")
+    assert arrived == ["x/a.bin", "x/z.bin", "x/b.json"]
 
 
 def test_a_folder_that_finds_no_room_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

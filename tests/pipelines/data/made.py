@@ -24,6 +24,11 @@ COUNT = {"short": 90, "long": 30}
 
 def make(root: Path, holdout: float = 0.0) -> DatasetInfo:
     """A dataset of random latents in several files and row groups, without any video."""
+    return end(root, write_shards(root), holdout)
+
+
+def write_shards(root: Path) -> list[Status]:
+    """Its autoencoder, shards and ledgers; how each video ended."""
     storage = Storage(root)
     PcaAutoencoder.fit(low_rank(20, 3, 8, 0), AutoencoderConfig(components=3), 8, 8).save(
         root / "autoencoder"
@@ -39,10 +44,15 @@ def make(root: Path, holdout: float = 0.0) -> DatasetInfo:
             moments = Moments(count, [0.0] * 3, [1.0 * count] * 3)
             write_ledger(storage, f"{corpus}/shard{part}", [own], writer.commit(), moments, windows)
             statuses.append(own)
+    return statuses
+
+
+def end(root: Path, statuses: list[Status], holdout: float = 0.0) -> DatasetInfo:
+    """The tables of a dataset whose videos ended so."""
     data = DataConfig(height=8, width=8, short_frames=4, long_frames=8, holdout=holdout)
     task = Task(out=str(root), folders={}, version="v", data=data)
     videos = {corpus: [_source(f"{part}") for part in range(3)] for corpus in ("short", "long")}
-    return finish(storage, task, 0, "made", videos, statuses)
+    return finish(Storage(root), task, 0, "made", videos, statuses)
 
 
 def _source(name: str) -> Source:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from models.errors import DataError
 from pipelines.data import corpus as module
-from pipelines.data.corpus import MISSING, OUTSIDE, Corpus, File, is_hidden, leaves, locate, translated, why
+from pipelines.data.corpus import MISSING, OUTSIDE, UNSIZED, Corpus, File, is_hidden, leaves, locate, why
 from pipelines.data.rejects import Reject
 from tests.pipelines.data.archives import put
 
@@ -181,10 +181,31 @@ def test_a_store_whose_package_is_missing(monkeypatch: pytest.MonkeyPatch) -> No
     assert "longtake[s3]" in caught.value.remedy
 
 
-def test_errors_of_any_library_become_one_kind() -> None:
-    with pytest.raises(OSError, match="RuntimeError: no route"), translated():
-        raise RuntimeError("no route")
-    with pytest.raises(FileNotFoundError), translated():
-        raise FileNotFoundError
+def test_a_reason_is_one_line() -> None:
     assert why(OSError("two\n lines")) == "two lines"
     assert why(OSError(13, "Permission denied")) == "Permission denied"
+
+
+@pytest.mark.parametrize(("told", "found"), [(10, File(10, "")), (None, UNSIZED)])
+def test_a_store_whose_list_has_no_sizes_is_asked_for_each(
+    told: int | None, found: File | Reject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As an http:// folder is: its page names files only."""
+    fs = fsspec.filesystem("memory")
+    path = f"/{tmp_path.name}/a.mp4"
+    named = {"name": path, "size": None, "type": "file"}
+    monkeypatch.setattr(type(fs), "find", lambda self, root, **_: {path: named})
+    monkeypatch.setattr(type(fs), "info", lambda self, path, **_: named | {"size": told})
+    corpus = Corpus(f"memory://{tmp_path.name}")
+    assert corpus.walk().files == ["a.mp4"]
+    assert corpus.look("a.mp4") == found
+
+
+def test_a_store_that_says_nonsense_of_a_file_refuses_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fs = fsspec.filesystem("memory")
+    monkeypatch.setattr(type(fs), "info", lambda self, path, **_: {"type": "file", "size": "large"})
+    reject = Corpus(f"memory://{tmp_path.name}").look("a.mp4")
+    assert isinstance(reject, Reject)
+    assert reject.reason.startswith("it cannot be read: ValueError")

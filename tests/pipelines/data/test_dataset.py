@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +69,16 @@ def test_memory_stays_bounded(made: Path) -> None:
         dataset.read([index])
         assert sum(group.nbytes for group in dataset._groups.values()) <= bound
     assert len(dataset._groups) > 1
+
+
+def test_memory_stays_bounded_though_few_windows_of_large_files_count(made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made, tmp_path / "d")
+    info = read_info(str(made))
+    write_sealed(Storage(tmp_path / "d"), replace(info, short=replace(info.short, windows=1)).to_json())
+    bound = 2 * 7 * ROW_BYTES["short"]
+    dataset = ShardDataset(str(tmp_path / "d"), "short", memory_bytes=bound)
+    dataset.read(range(90))
+    assert sum(group.nbytes for group in dataset._groups.values()) <= bound
 
 
 def test_row_groups_read_last_are_not_read_again(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:

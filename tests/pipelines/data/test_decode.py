@@ -111,9 +111,9 @@ def test_one_child_serves_many_videos(clip: Path) -> None:
         assert decoder.pid == child
 
 
-def test_a_missing_file_is_a_reject(decoder: Decoder) -> None:
+def test_a_file_that_the_disk_does_not_give_may_be_fetched_again(decoder: Decoder) -> None:
     answer = decoder.probe("/nonexistent.mp4")
-    assert answer == Reject("open", "No such file or directory")
+    assert answer == Reject("fetch", "it cannot be read: No such file or directory")
 
 
 def test_a_stream_left_half_read_does_not_leak_into_the_next(

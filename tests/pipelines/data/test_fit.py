@@ -1,5 +1,6 @@
 """The autoencoder is fitted on the same frames on every run, half of each corpus."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,13 +8,15 @@ import torch
 
 from models.autoencoders import PcaAutoencoder
 from models.config import AutoencoderConfig
-from models.errors import CheckpointError, ConfigError
+from models.errors import CheckpointError, ClusterError, ConfigError
 from pipelines.data import fit
 from pipelines.data.fit import _drawn, _groups, prepare_autoencoder
 from pipelines.data.groups import Task
 from pipelines.data.info import dataset_autoencoder
 from pipelines.data.manifest import Source, sources
+from pipelines.storage import Storage
 from tests.pipelines.data.corpora import DATA
+from tests.pipelines.data.videos import low_rank
 
 
 def listed(count: int) -> list[Source]:
@@ -119,3 +122,27 @@ def test_wan_refuses_windows_that_it_would_cut(
     task = make_task(corpora, tmp_path / "out")
     with pytest.raises(ConfigError, match="a window of 8 frames"):
         prepare_autoencoder(task, videos(corpora), wan(str(wan_folder)), 0, lambda *step: None)
+
+
+def test_half_an_autoencoder_in_a_store_does_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The line breaks after one file; the next run fits again."""
+    storage = Storage(f"memory://{tmp_path.name}")
+    task = Task(out=str(storage), folders={}, version="v", data=replace(DATA, height=8, width=8))
+    code = AutoencoderConfig(components=3)
+    upload, arrived = Storage.upload, []
+
+    def once(self: Storage, local: str, path: str) -> None:
+        if arrived:
+            raise ClusterError("the line broke", "Run it again")
+        arrived.append(path)
+        upload(self, local, path)
+
+    monkeypatch.setattr(fit, "_sample", lambda *_: low_rank(20, 3, 8, 0))
+    with monkeypatch.context() as patch:
+        patch.setattr(Storage, "upload", once)
+        with pytest.raises(ClusterError):
+            prepare_autoencoder(task, {}, code, 0, lambda *_: None)
+    prepare_autoencoder(task, {}, code, 0, lambda *_: None)
+    assert dataset_autoencoder(storage).channels == 3

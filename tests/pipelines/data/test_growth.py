@@ -6,13 +6,16 @@ import os
 import tarfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from models.errors import DataError
+from pipelines.data import ingest as ingest_module
 from pipelines.data.corpus import Corpus
 from pipelines.data.dataset import ShardDataset
 from pipelines.data.ingest import ingest
+from pipelines.data.ledger import Status
 from tests.pipelines.data.conftest import Ingested
 from tests.pipelines.data.corpora import DATA, RANK, SIZE
 from tests.pipelines.data.test_ingest import FIT, contents, run, stamps, table
@@ -98,9 +101,48 @@ def test_raised_limits_give_what_they_refused_another_chance(copied: Ingested) -
     assert run(copied.short, copied.long, copied.out, tight).short.rejects == 1
     (reject,) = table(copied.out, "rejects.parquet")
     assert (reject["path"], reject["stage"]) == ("lasting.mp4", "limits")
-    info = run(copied.short, copied.long, copied.out)
+    read: list[Status] = []
+    info = run(copied.short, copied.long, copied.out, tell=read.append)
     assert info.short.rejects == 0
     assert info.short.windows == copied.info.short.windows + 8
+    assert [(s.source, s.num_windows) for s in read] == [("lasting.mp4", 8)], "what this run did"
+
+
+def test_what_the_disk_did_not_give_is_tried_again_though_nothing_has_changed(
+    copied: Ingested, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file comes back as it was: same bytes, same time."""
+    late, time_ns = add_video(copied.short), 10**18
+    os.utime(late, ns=(time_ns, time_ns))
+    data, listed = late.read_bytes(), ingest_module.list_corpora
+
+    def list_and_lose(*words: Any, **more: Any) -> Any:
+        listings = listed(*words, **more)
+        late.unlink()
+        return listings
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ingest_module, "list_corpora", list_and_lose)
+        assert run(copied.short, copied.long, copied.out).short.rejects == 1
+    (reject,) = table(copied.out, "rejects.parquet")
+    assert (reject["path"], reject["stage"]) == ("new.mp4", "fetch")
+    late.write_bytes(data)
+    os.utime(late, ns=(time_ns, time_ns))
+    info = run(copied.short, copied.long, copied.out)
+    assert (info.short.rejects, info.short.windows) == (0, copied.info.short.windows + 2)
+
+
+def test_other_columns_of_the_metadata_are_in_the_manifest(copied: Ingested) -> None:
+    lines = (copied.long / "metadata.jsonl").read_text().splitlines()
+    row = json.loads(lines[0]) | {"licence": "CC0", "shots": [1, 2]}
+    (copied.long / "metadata.jsonl").write_text("\n".join([json.dumps(row), *lines[1:]]))
+    shards = stamps(copied.out / "long")
+    assert run(copied.short, copied.long, copied.out).data_hash == copied.info.data_hash
+    assert stamps(copied.out / "long") == shards
+    rows = table(copied.out, "manifest.parquet")
+    said = {(row["corpus"], row["source"]): row["metadata"] for row in rows}
+    assert json.loads(said.pop(("long", row["file_name"]))) == {"licence": "CC0", "shots": [1, 2]}
+    assert set(said.values()) == {""}
 
 
 def as_tar(folder: Path, path: Path) -> str:

@@ -1,12 +1,13 @@
 """The index names each window of each listed video once, from the ledger that wrote it."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import permutations
 
 import pytest
 
 from pipelines.data.config import CurationConfig
-from pipelines.data.index import build_index
+from pipelines.data.index import _own_rows, build_index
 from pipelines.data.ledger import Ledger, Status, Window, table_of
 from pipelines.data.manifest import Source
 
@@ -47,6 +48,18 @@ def test_a_video_that_was_written_at_last_is_there_once(order: tuple[Ledger, ...
     assert {(row["source"], row["caption"]) for row in index if row["source_id"] == "a"} == {
         ("a.mp4", "about a")
     }
+
+
+class LookedUp(set[str]):
+    """Ids that may be looked up, not walked: there are as many as videos, and as many ledgers as groups."""
+
+    def __iter__(self) -> Iterator[str]:
+        raise AssertionError("walked")
+
+
+def test_the_work_grows_with_the_videos_not_with_their_square() -> None:
+    rows = _own_rows([TIMED_OUT, TRIED_AGAIN, TWICE, GONE], LookedUp({"a", "b"}))
+    assert sum(len(part) for part in rows) == 3
 
 
 def test_the_holdout_and_what_was_dropped_are_told() -> None:

@@ -13,7 +13,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from models.errors import DataError
 from pipelines.data import corpus
-from pipelines.data.corpus import Corpus, File
+from pipelines.data.corpus import Corpus, File, Walk
 from pipelines.data.manifest import sources
 from pipelines.data.rejects import Reject
 from tests.pipelines.data.archives import json_lines, put, special, tar_bytes
@@ -45,7 +45,7 @@ def test_captions_come_from_jsonl(tmp_path: Path) -> None:
     ]
     put(tmp_path, "metadata.jsonl", "\n".join(json.dumps(row) for row in rows) + "\n\n")
     assert captions(tmp_path) == {"a.mp4": "a bay at dusk", "sub/b.mp4": "a dog"}
-    assert sources(tmp_path).sources[0].extra == {"label": 3}
+    assert sources(tmp_path).metadata == {"a.mp4": '{"label": 3}'}
 
 
 def test_captions_come_from_csv(tmp_path: Path) -> None:
@@ -214,7 +214,7 @@ def test_files_and_tars_are_listed_alike_everywhere(mixed: str) -> None:
     assert [s.id for s in listing.sources] == [
         hashlib.sha256(b).hexdigest() for b in (b"1", b"22", b"333", b"z")
     ]
-    assert listing.sources[3].extra == {"label": "9"}
+    assert json.loads(listing.metadata[listing.sources[3].path]) == {"label": "9"}
     for source in listing.sources[:3]:
         assert TAR[source.offset : source.offset + source.num_bytes] in (b"1", b"22", b"333")
 
@@ -223,8 +223,18 @@ def test_one_tar_is_a_corpus(mixed: str) -> None:
     listing = sources(f"{mixed}/tars/x.tar")
     assert [s.path for s in listing.sources] == ["x.tar/a/1.mp4", "x.tar/a/2.mp4", "x.tar/a/two_cats.mp4"]
     assert [s.caption for s in listing.sources] == ["the first", "the second", "two cats"]
-    assert listing.sources[1].extra == {"label": 2}
+    assert json.loads(listing.metadata["x.tar/a/2.mp4"]) == {"label": 2}
     assert listing.root.endswith("/tars")
+
+
+def test_one_tar_of_a_store_is_found_without_listing_what_lies_beside_it(
+    mixed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_corpus: Corpus) -> Walk:
+        raise AssertionError("a bucket may hold millions of files")
+
+    monkeypatch.setattr(Corpus, "walk", refuse)
+    assert len(sources(f"{mixed}/tars/x.tar").sources) == 3
 
 
 def test_a_manifest_is_a_corpus_of_what_it_names(mixed: str) -> None:

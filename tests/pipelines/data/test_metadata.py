@@ -201,3 +201,9 @@ def test_objects_only() -> None:
     assert object_of('{"a": 1}') == {"a": 1}
     with pytest.raises(ValueError, match="not an object"):
         object_of("5")
+
+
+def test_a_name_of_half_a_character_is_told_with_its_line(tmp_path: Path) -> None:
+    put(tmp_path, "metadata.jsonl", '{"file_name": "\\ud800.mp4", "caption": "c"}\n')
+    with pytest.raises(DataError, match=r"line 1: file_name holds half a character"):
+        read_captions(Corpus(tmp_path), ["metadata.jsonl"])

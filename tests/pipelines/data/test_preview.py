@@ -7,6 +7,7 @@ import pytest
 
 from pipelines.data.config import CurationConfig
 from pipelines.data.ingest import ingest
+from pipelines.data.inspection import read_tables, summarise
 from pipelines.data.preview import preview
 from tests.pipelines.data.conftest import Ingested
 from tests.pipelines.data.test_curated_ingest import DATA, FIT, Corpora, write_corpora
@@ -35,8 +36,12 @@ def test_a_preview_counts_what_ingest_then_keeps(
         assert seen[corpus].windows == described.windows
         assert seen[corpus].videos == described.videos
         assert seen[corpus].hours == pytest.approx(described.hours)
-        assert sum(seen[corpus].rejected.values()) == described.rejects
-        assert sum(seen[corpus].dropped.values()) == described.dropped_windows
+        looked = summarise(read_tables(str(tmp_path / "d"))).corpus(corpus)
+        assert (seen[corpus].rejects, seen[corpus].drops) == (looked.rejects, looked.drops)
+        assert sum(tally.count for tally in seen[corpus].drops) == described.dropped_windows
+    if curation.duplicates_across:
+        kinds = {tally.kind for corpus in seen.values() for tally in corpus.drops}
+        assert kinds == {"min_motion", "near duplicate"}
     assert {corpus for corpus, _, _ in said} == {"short", "long"}
 
 
