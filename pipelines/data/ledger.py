@@ -194,12 +194,15 @@ def read_ledger(storage: Storage, file: str) -> Ledger:
 
 
 def read_ledgers(storage: Storage, corpus: str) -> list[Ledger]:
-    """Every group of a corpus that was finished; files that no ledger names are deleted."""
+    """Every group of a corpus that was finished and whose files are all there; of other groups nothing is left.
+
+    A worker that outlives a failed run may write its ledger after the next run has deleted its shard.
+    """
     storage.delete_unfinished(corpus)
-    names = [f"{corpus}/{name}" for name in storage.list(corpus)]
-    ledgers = [read_ledger(storage, name) for name in names if name.endswith(SUFFIX)]
-    named = {file.file for ledger in ledgers for file in ledger.files}
-    for name in names:
-        if not name.endswith(SUFFIX) and name not in named:
-            storage.delete(name)
-    return ledgers
+    names = {f"{corpus}/{name}" for name in storage.list(corpus)}
+    ledgers = {name: read_ledger(storage, name) for name in sorted(names) if name.endswith(SUFFIX)}
+    files = {name: {file.file for file in ledger.files} for name, ledger in ledgers.items()}
+    whole = [name for name in ledgers if files[name] <= names]
+    for name in names.difference(whole, *(files[name] for name in whole)):
+        storage.delete(name)
+    return [ledgers[name] for name in whole]

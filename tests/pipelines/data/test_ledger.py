@@ -75,6 +75,16 @@ def test_files_that_no_ledger_names_are_deleted(tmp_path: Path) -> None:
     assert not aside.exists()
 
 
+def test_a_ledger_whose_file_is_gone_does_not_count(tmp_path: Path) -> None:
+    """As when a worker of a failed run writes its ledger after the next run has cleared up."""
+    ledger = write(tmp_path)
+    other = tmp_path / "short" / "other-shard-00000.parquet"
+    other.write_bytes(b"")
+    assert read_ledgers(Storage(tmp_path), "short") == []
+    assert not ledger.exists()
+    assert not other.exists()
+
+
 def test_moments_of_parts_are_the_moments_of_the_whole() -> None:
     one, two = Moments(2, [1.0, 3.0], [4.0, 5.0]), Moments(3, [0.5, 1.0], [1.0, 1.0])
     assert merged(one, two) == Moments(5, [1.5, 4.0], [5.0, 6.0])
