@@ -194,7 +194,7 @@ def read_ledger(storage: Storage, file: str) -> Ledger:
 
 
 def read_ledgers(storage: Storage, corpus: str) -> list[Ledger]:
-    """Every group of a corpus that was finished and whose files are all there; of other groups nothing is left.
+    """Every group of a corpus that was finished and whose files are all there; what others left is deleted.
 
     A worker that outlives a failed run may write its ledger after the next run has deleted its shard.
     """

@@ -25,8 +25,13 @@ HELD, LARGE = 1 << 30, 1
 
 
 def read(folder: Path, corpus: CorpusName, memory_bytes: int) -> Rows:
-    rows = ShardDataset(str(folder), corpus, memory_bytes=memory_bytes)
-    return rows.read(range(len(rows)))
+    """All of them: some shards have windows of one split only."""
+    splits = ("train", "holdout")
+    halves = [ShardDataset(str(folder), corpus, split, memory_bytes) for split in splits]
+    parts = [rows.read(range(len(rows))) for rows in halves]
+    ids = [name for part in parts for name in part.ids]
+    captions = [text for part in parts for text in part.captions]
+    return Rows(torch.cat([part.latents for part in parts]), captions, ids)
 
 
 def same(found: Rows, expected: Rows) -> bool:
@@ -51,7 +56,7 @@ def flipped(path: Path, place: int, bit: int) -> Iterator[None]:
 def test_no_flipped_bit_changes_a_row_in_silence(
     memory_bytes: int, ingested: Ingested, tmp_path: Path
 ) -> None:
-    """A hundred bits anywhere in the shards, footers included: each is told, or changes nothing."""
+    """A hundred bits anywhere in the shards, footers included: each is told."""
     copy = tmp_path / "copy"
     shutil.copytree(ingested.out, copy)
     expected = {corpus: read(copy, corpus, memory_bytes) for corpus in CORPORA}
@@ -70,7 +75,7 @@ def test_no_flipped_bit_changes_a_row_in_silence(
             except DataError as error:
                 told += path.name in error.problem and bool(error.remedy)
     assert silent == []
-    assert told > FLIPS * 0.9
+    assert told == FLIPS
 
 
 @pytest.mark.parametrize("memory_bytes", [HELD, LARGE])
