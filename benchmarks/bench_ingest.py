@@ -6,7 +6,7 @@ Windows a second of wall time once every process is warm and the autoencoder is 
 which take turns (Ray Data's reader has one turn); start-up is told apart. The plain loop decodes with decord,
 resizes, encodes and writes parquet in as many processes as there are cores, behind no fence, without Ray, and
 checks nothing. Ray Data's reader gives a row a frame; they are encoded, and grouped by file again. CPU
-seconds are those of all processes involved. Without folders, clips of a few seconds of 64x64 to 256x256
+seconds are those of all processes involved. Without folders, clips of a few seconds of 128x128 to 512x512
 pixels and one long video are made.
 """
 
@@ -41,8 +41,8 @@ from pipelines.data.ingest import ingest  # noqa: E402
 from pipelines.training.config import ClusterConfig  # noqa: E402
 from pipelines.video import write_mp4  # noqa: E402
 
-SIZES = (64, 96, 128, 192, 256)
-CLIPS, CLIP_SECONDS, LONG_SECONDS, FPS = 120, 8, 240, 24
+SIZES = (128, 192, 256, 384, 512)
+CLIPS, CLIP_SECONDS, LONG_SECONDS, FPS = 240, 8, 480, 24
 PLAIN = CurationConfig(cuts=False, scores=False)
 """The peers neither look for cuts nor measure."""
 CODE = AutoencoderConfig(patch_size=16, components=8, fit_frames=64)

@@ -73,6 +73,8 @@ def convert(path: str, out: str, cut: Cut) -> int:
     if held:
         parts.append(_encode(cut, held))
     windows = _windows(np.concatenate(parts), cut)
+    if not len(windows):
+        return 0
     ids = pa.array([f"{Path(path).stem}-{i:08d}" for i in range(len(windows))])
     table = pa.table([ids, pa.FixedShapeTensorArray.from_numpy_ndarray(windows)], ["window_id", "latents"])
     pq.write_table(table, out, compression="zstd")

@@ -27,6 +27,8 @@ from pipelines.data.rejects import Reject, Rejected
 Frames = NDArray[np.uint8]
 
 START_SECONDS = 60.0
+PIPE_BYTES = 1 << 20
+"""A chunk of frames passes in one piece; with the usual 64 KiB the two processes wake each other 16 times."""
 VIDEOS_PER_CHILD = 1000
 PICK_HORIZON = 1024
 """Frames of a long video that a sample is drawn from, so that sampling never decodes hours."""
@@ -207,6 +209,7 @@ class Decoder:
             stdout=subprocess.PIPE,
             stderr=self._log,
             env=environment,
+            pipesize=PIPE_BYTES,
         )
         self._send(self._child, {"limits": asdict(self._limits)})
         try:

@@ -104,9 +104,9 @@ def _raised(told: dict[str, str]) -> LongtakeError:
 
 
 def _slots(count: int) -> TaskPoolStrategy:
-    """On one machine no more tasks at a time than it has cores, however many CPUs it was told to pretend."""
+    """On one machine one task more than it has cores, so that none waits for Ray to hand it the next group."""
     alone = sum(node["Alive"] for node in ray.nodes()) == 1
-    return TaskPoolStrategy(size=min(count, os.cpu_count() or 1)) if alone else TaskPoolStrategy()
+    return TaskPoolStrategy(size=min(count, (os.cpu_count() or 1) + 1)) if alone else TaskPoolStrategy()
 
 
 @contextmanager
