@@ -104,7 +104,7 @@ def _raised(told: dict[str, str]) -> LongtakeError:
 
 
 def _slots(count: int) -> TaskPoolStrategy:
-    """On one machine one task more than it has cores, so that none waits for Ray to hand it the next group."""
+    """On one machine one task more than it has cores: none waits for Ray to hand it a group."""
     alone = sum(node["Alive"] for node in ray.nodes()) == 1
     return TaskPoolStrategy(size=min(count, (os.cpu_count() or 1) + 1)) if alone else TaskPoolStrategy()
 
