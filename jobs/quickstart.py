@@ -17,6 +17,7 @@ from jobs.sample import sample
 from jobs.settings import RunConfig
 from jobs.tracking import RunReference, factory, open_run, tracking_uri
 from jobs.train import progress_board, run_stage
+from pipelines.data.claim import require_free
 from pipelines.evaluation.evaluate import Evaluation, prepare
 from pipelines.evaluation.summary import write_summary
 from pipelines.storage import Storage
@@ -46,6 +47,7 @@ def quickstart(config: RunConfig, *, seeds: int, fresh: bool) -> str:
     with PeakMemory() as memory, ray_session(config.cluster):
         parent = open_run(config, "quickstart", tags={"longtake.config_hash": config_hash(config)})
         if fresh:
+            require_free(Storage(paths.dataset))
             Storage(paths.root).delete("")
         with Progress() as progress, progress_board(progress) as reporter:
             ingest_corpora(config, paths, progress)
@@ -54,17 +56,17 @@ def quickstart(config: RunConfig, *, seeds: int, fresh: bool) -> str:
             chosen = list(range(config.seed, config.seed + seeds))
             run_graph(stage_graph(config, chosen), work.do, SLOTS)
             results = [evaluate_seed(config, seed, progress, parent=parent) for seed in chosen]
+        report = publish(config, results)
+        summary = write_summary(
+            results,
+            paths.root,
+            wall_seconds=time.monotonic() - began,
+            peak_rss_bytes=memory.peak_bytes,
+            config_hash=config_hash(config),
+            config=to_dict(config),
+        )
         sample(config, checkpoint=None, count=SAMPLES, captions=[], head="dm", steps=None, out=None)
         factory(parent)().close()
-    report = publish(config, results)
-    summary = write_summary(
-        results,
-        paths.root,
-        wall_seconds=time.monotonic() - began,
-        peak_rss_bytes=memory.peak_bytes,
-        config_hash=config_hash(config),
-        config=to_dict(config),
-    )
     _closing_words(config, results, report.html, summary, time.monotonic() - began)
     return summary
 

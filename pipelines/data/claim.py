@@ -30,7 +30,7 @@ def claimed(storage: Storage) -> Iterator[None]:
     Raises:
         ClusterError: another ingest is writing it, or the storage cannot be written.
     """
-    _require_free(storage)
+    require_free(storage)
     claim = {"host": socket.gethostname(), "pid": os.getpid(), "namespace": _namespace(), "beat": 0}
     storage.write_json(CLAIM_FILE, claim)
     over = threading.Event()
@@ -41,7 +41,9 @@ def claimed(storage: Storage) -> Iterator[None]:
     finally:
         over.set()
         heart.join()
-        storage.delete(CLAIM_FILE)
+        with suppress(ClusterError):  # or what ended the work would be hidden; the claim is stale soon
+            if _is_own(storage, claim):
+                storage.delete(CLAIM_FILE)
 
 
 def _beat(storage: Storage, claim: Claim, over: threading.Event) -> None:
@@ -49,11 +51,23 @@ def _beat(storage: Storage, claim: Claim, over: threading.Event) -> None:
     while not over.wait(BEAT_S):
         beat += 1
         with suppress(ClusterError):  # the writers of shards will tell of it
+            if not _is_own(storage, claim):
+                return
             storage.write_json(CLAIM_FILE, claim | {"beat": beat})
 
 
-def _require_free(storage: Storage) -> None:
-    """Return once the dataset is nobody's; refuse as soon as its owner's heart is seen to beat."""
+def _is_own(storage: Storage, claim: Claim) -> bool:
+    """Whether the claim in the dataset is still this one: after a long stall another ingest may have it."""
+    now = _read(storage)
+    return now is not None and now | {"beat": 0} == claim
+
+
+def require_free(storage: Storage) -> None:
+    """Return once the dataset is nobody's; refuse as soon as its owner's heart is seen to beat.
+
+    Raises:
+        ClusterError: another ingest is writing it.
+    """
     before = _read(storage)
     deadline = time.monotonic() + STALE_S
     while before is not None and not _has_ended(before) and time.monotonic() < deadline:

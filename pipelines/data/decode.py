@@ -4,12 +4,14 @@ The child lives across videos (a start costs 0.3 s) and is replaced when it dies
 the middle of a video. What it may ask of the machine is LimitsConfig.
 """
 
+import fcntl
 import os
 import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -209,8 +211,9 @@ class Decoder:
             stdout=subprocess.PIPE,
             stderr=self._log,
             env=environment,
-            pipesize=PIPE_BYTES,
         )
+        with suppress(OSError):  # a user's pipes have room for so many bytes only
+            fcntl.fcntl(cast(BinaryIO, self._child.stdout), fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         self._send(self._child, {"limits": asdict(self._limits)})
         try:
             wire.receive_within(cast(BinaryIO, self._child.stdout).fileno(), START_SECONDS)

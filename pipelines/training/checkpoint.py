@@ -59,9 +59,12 @@ def load_state(state: TrainState, folder: Path) -> None:
         _load_average(average, load_tensors(folder / f"{role}.average.safetensors"), plain["averages"][role])
     if plain["pool"]:
         latents = load_tensors(folder / "pool.safetensors")
-        state.pool = [Rollout(latents[f"{i}"].clone(), tuple(c)) for i, c in enumerate(plain["pool"])]
+        device = next(state.modules["student"].parameters()).device
+        state.pool = [
+            Rollout(latents[f"{i}"].to(device, copy=True), tuple(c)) for i, c in enumerate(plain["pool"])
+        ]
     state.step, state.cpu_seconds = plain["step"], plain["cpu_seconds"]
-    state.held_out_start = plain["held_out_start"]
+    state.held_out_start = plain.get("held_out_start")
 
 
 def _load_average(average: Ema, tensors: dict[str, Tensor], updates: int) -> None:

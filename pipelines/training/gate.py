@@ -59,7 +59,7 @@ def check_teacher(
 ) -> float | None:
     """Compares the teacher's windows with half of some SHORT windows; the ratio, None for too few windows.
 
-    Each worker does all of it, no more windows at a time than in its critic's step.
+    Each worker does all of it, no more windows at a time than in its critic's step, and they go by the mean.
 
     Raises:
         ConfigError: the ratio is above `distill.teacher_gate_ratio` and `distill.teacher_gate` is `refuse`.
@@ -73,7 +73,8 @@ def check_teacher(
     conditioning = captions.encode(short.captions[:half], real.device)
     amount = shift_for(recipe.flow, real.shape[1])
     key, batch = Key(recipe.seed, purpose="gate"), max(1, config.critic_batch // workers.size)
-    ratio = teacher_ratio(teacher, conditioning, real, other, amount, key, batch)
+    own = teacher_ratio(teacher, conditioning, real, other, amount, key, batch)
+    ratio = float(workers.mean([real.new_tensor(own)]))
     if ratio <= config.teacher_gate_ratio:
         return ratio
     problem = f"the teacher's windows are {ratio:.1f} times as far from SHORT as SHORT is from itself"

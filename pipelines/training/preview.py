@@ -66,7 +66,7 @@ def preview(
     if workers.rank:
         return
     autoencoder = dataset_autoencoder(dataset, device)
-    frames = torch.cat([autoencoder.decode(video[None]).cpu() for video in latents]).numpy()
+    frames = torch.cat([autoencoder.decode(video[None]) for video in latents.cpu()]).numpy()
     fps, folder = read_info(dataset).corpus(corpus).fps, f"preview/step-{state.step:06d}"
     with tempfile.TemporaryDirectory() as name:
         for index, video in enumerate(frames):

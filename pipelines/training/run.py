@@ -9,7 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
+from ray.train import (
+    CheckpointConfig,
+    FailureConfig,
+    RunConfig,
+    ScalingConfig,
+    UserCallback,
+    WorkerGroupError,
+)
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from models.errors import CheckpointError, LongtakeError
@@ -116,7 +123,11 @@ def train_stage(run: TrainingRun, callbacks: Sequence[UserCallback] = ()) -> Sta
             callbacks=list(callbacks),
         ),
     )
-    result = trainer.fit()
+    try:
+        result = trainer.fit()
+    except WorkerGroupError as failed:
+        told = [error for error in failed.worker_failures.values() if isinstance(error, LongtakeError)]
+        raise told[0] if told else failed from failed
     if isinstance(result.return_value, LongtakeError):
         raise result.return_value
     assert result.checkpoint is not None

@@ -13,7 +13,7 @@ import torch
 from ray.train import Checkpoint
 
 from models.blocks import checkpoint_blocks
-from models.errors import LongtakeError
+from models.errors import LongtakeError, TrainingDiverged
 from models.precision import half_precision
 from models.rng import Key
 from pipelines.data.dataset import CorpusName, ShardDataset
@@ -68,8 +68,9 @@ def train_worker(config: dict[str, WorkerJob]) -> dict[str, float] | LongtakeErr
     """Runs `config["job"]` to its last step, from its latest checkpoint if there is one.
 
     Returns:
-        a summary, or what a user has to mend: every worker meets it alike, and trying again would not help,
-        so it is a result here and is raised by the driver. Other errors are raised, and Ray starts again.
+        a summary, or what a user has to mend: trying again would not help, so it is a result here and is
+        raised by the driver. Other errors are raised, and Ray starts again; so is what one of several workers
+        may meet alone, for the others would wait for it.
     """
     job = config["job"]
     torch.set_num_threads(1)
@@ -82,6 +83,8 @@ def train_worker(config: dict[str, WorkerJob]) -> dict[str, float] | LongtakeErr
         summary = _Loop(job, workers, device, tracker).run()
     except LongtakeError as error:
         tracker.close("FAILED")
+        if workers.size > 1 and not isinstance(error, TrainingDiverged):
+            raise
         return error
     except BaseException:
         tracker.close("FAILED")
@@ -121,7 +124,7 @@ class _Loop:
         self._resume()
         self._check_teacher()
         self.first_step = self.state.step
-        if self.state.held_out_start is None:
+        if self.state.step == 0:
             self.state.held_out_start = self._held_out_loss()
         self.began = time.monotonic()
 
@@ -152,7 +155,8 @@ class _Loop:
         return half_precision(self.device, self.job.use_gpu)
 
     def run(self) -> dict[str, float]:
-        """Steps until the stage is done; the last state is always saved."""
+        """Steps until the stage is done; the last state is saved, once: a checkpoint with the name of another
+        would make Ray delete both."""
         while self.state.step < self.config.steps:
             began = time.process_time()
             step = self.state.step
@@ -168,7 +172,8 @@ class _Loop:
             if self.config.preview_every and self.state.step % self.config.preview_every == 0:
                 self._preview()
         summary = self._summary()
-        self._save(summary)
+        if self.first_step < self.config.steps:
+            self._save(summary)
         if self.config.preview_every:
             self._preview()
         return summary

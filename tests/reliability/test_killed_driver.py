@@ -70,6 +70,20 @@ def test_two_workers_reach_the_same_weights(prepared: Path, undisturbed: Path, t
 
 
 @pytest.mark.timeout(600)
+def test_what_one_of_two_workers_meets_is_told(prepared: Path, tmp_path: Path) -> None:
+    folder = copy_runs(prepared, tmp_path)
+    for shard in folder.glob("runs/ci/dataset/*/long/*.parquet"):
+        data = bytearray(shard.read_bytes())
+        data[len(data) // 2] ^= 1
+        shard.write_bytes(data)
+    words = ("--set", "cluster.num_workers=2", "--set", "cluster.max_failures=0")
+    refused = longtake(folder, "train", "distill", "--config", "ci", *words)
+    assert refused.returncode == 1
+    assert "is damaged" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+@pytest.mark.timeout(600)
 def test_a_finished_stage_is_not_trained_again_and_other_settings_are_refused(prepared: Path) -> None:
     before = (prepared / "runs/ci/seed-0/teacher/outcome.json").stat().st_mtime_ns
     succeed(prepared, "train", "teacher", "--config", "ci")

@@ -24,8 +24,6 @@ from pipelines.data.config import DataConfig
 from pipelines.data.ingest import ingest
 from tests.pipelines.data.corpora import rows_of
 
-pytestmark = pytest.mark.long
-
 short, long, out = sys.argv[1:]
 data = DataConfig(height=64, width=64, short_frames=8, short_stride=8, long_frames=32, long_stride=32,
                   block_bytes=40_000)

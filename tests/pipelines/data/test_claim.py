@@ -39,6 +39,27 @@ def test_the_claim_is_there_as_long_as_the_work_lasts(storage: Storage) -> None:
     assert storage.list() == []
 
 
+def test_a_claim_that_another_has_taken_over_is_left_to_it(storage: Storage) -> None:
+    with claimed(storage):
+        put(storage, "elsewhere", 1)
+    assert storage.read_json(CLAIM_FILE)["host"] == "elsewhere"
+
+
+def test_a_store_that_fails_at_the_end_does_not_hide_what_ended_the_work(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise ClusterError("the store is away", "Wait")
+
+    def work() -> None:
+        with claimed(storage):
+            monkeypatch.setattr(Storage, "delete", fails)
+            raise RuntimeError("the work")
+
+    with pytest.raises(RuntimeError, match="the work"):
+        work()
+
+
 def test_a_second_one_is_refused_while_the_first_lives(
     storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 from models.blocks import checkpoint_blocks
 from models.precision import half_precision
 from models.rng import Key
+from pipelines.training.checkpoint import load_state, save_state
 from pipelines.training.distill import DistillStage
 from pipelines.training.state import TrainState
 from tests.pipelines.training import makers
@@ -37,15 +39,16 @@ def _distilled(
     if checkpointed:
         for module in state.modules.values():
             checkpoint_blocks(module)
-    metrics = []
-    for step in range(steps):
-        batches = makers.batches(step, stage.workers)
-        assert batches.long is not None
-        long = dataclasses.replace(batches.long, latents=batches.long.latents.to(device))
-        with half_precision(torch.device(device)):
-            result = stage.step(state, dataclasses.replace(batches, long=long), Key(0, step, purpose="step"))
-        metrics.append(result.metrics)
-    return state, metrics
+    return state, [_step(stage, state, device) for _ in range(steps)]
+
+
+def _step(stage: DistillStage, state: TrainState, device: str) -> dict[str, float]:
+    batches = makers.batches(state.step, stage.workers)
+    assert batches.long is not None
+    long = dataclasses.replace(batches.long, latents=batches.long.latents.to(device))
+    key = Key(0, state.step, purpose="step")
+    with half_precision(torch.device(device)):
+        return stage.step(state, dataclasses.replace(batches, long=long), key).metrics
 
 
 @DEVICES
@@ -88,5 +91,23 @@ def test_blocks_that_are_computed_again_take_the_same_steps(starts: dict[str, st
     for one, two in zip(first, second, strict=True):
         assert two == pytest.approx(one, rel=1e-3, abs=1e-5)
     for role, module in plain.modules.items():
+        other = dict(again.modules[role].named_parameters())
+        assert all(torch.allclose(p, other[n], atol=3e-4) for n, p in module.named_parameters())
+
+
+@DEVICES
+def test_a_resumed_distillation_takes_its_next_step(
+    starts: dict[str, str], device: str, tmp_path: Path
+) -> None:
+    """On the device of the networks, whose pool of rollouts comes from a file."""
+    stage = DistillStage(makers.recipe(makers.DISTILL, starts), makers.CAPTIONS)
+    state, _ = _distilled(starts, device, 2)
+    save_state(state, stage.spec, tmp_path)
+    again = stage.init(device)
+    load_state(again, tmp_path)
+    assert {r.latents.device.type for r in again.pool} == {torch.device(device).type}
+    for one in (state, again):
+        _step(stage, one, device)
+    for role, module in state.modules.items():
         other = dict(again.modules[role].named_parameters())
         assert all(torch.allclose(p, other[n], atol=3e-4) for n, p in module.named_parameters())
