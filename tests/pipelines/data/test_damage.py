@@ -112,7 +112,14 @@ import ray
 from models.config import AutoencoderConfig
 from models.errors import LongtakeError
 from pipelines.data.ingest import ingest
+from pipelines.data.ledger import read_ledger
+from pipelines.storage import Storage
 from tests.pipelines.data.corpora import DATA, rows_of
+
+def is_whole(ledger):
+    # a worker that outlives a failed run may write a ledger after the next run has cleared its shard away
+    files = read_ledger(Storage(out), f"{ledger.parent.name}/{ledger.name}").files
+    return all((out / file.file).exists() for file in files)
 
 short, long, disk, room_enough = sys.argv[1:]
 CODE = AutoencoderConfig(fit_frames=120)
@@ -125,7 +132,7 @@ for room in range(16, 1000, 24):
     free = 32 if Path(out, "autoencoder").exists() else room
     filler.unlink(missing_ok=True)
     used = sum(p.stat().st_blocks * 512 for p in Path(disk).rglob("*") if p.is_file())
-    kept = {str(p): p.stat().st_mtime_ns for p in out.glob("*/*.ledger")}
+    kept = {str(p): p.stat().st_mtime_ns for p in out.glob("*/*.ledger") if is_whole(p)}
     filler.write_bytes(bytes(max(0, (2048 - free) * 1024 - used)))
     try:
         ingest(short, long, str(out), DATA, CODE, 0)
