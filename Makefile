@@ -15,7 +15,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 .PHONY: quickstart test test-long check gpu format clean
 
 quickstart: .venv/.installed  ## the whole path on the built-in world: CONFIG=minute for minute-long clips
-	@$(BIN)/longtake quickstart --config $(CONFIG) $(ARGS)
+	@$(BIN)/sostenuto quickstart --config $(CONFIG) $(ARGS)
 
 test: .venv/.installed-dev  ## every test but the long ones
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not long" $(PYTEST_ARGS)

@@ -1,4 +1,4 @@
-"""Makes docs/pictures/minute.gif from `longtake sample --config minute --count 4`: three videos side by side.
+"""Makes docs/pictures/minute.gif from `sostenuto sample --config minute --count 4`: three videos abreast.
 
 python benchmarks/minute_picture.py runs/minute/samples
 """

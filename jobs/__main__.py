@@ -1,4 +1,4 @@
-"""`python -m jobs` is `longtake`."""
+"""`python -m jobs` is `sostenuto`."""
 
 from jobs.cli import main
 

@@ -11,8 +11,8 @@ from models.wan_layout import is_windowed
 from pipelines.data.info import CorpusInfo, DatasetInfo
 from pipelines.training.networks import NetworkSpec
 
-_FEW_STEP = "Few-step generator: the encoder and the distribution-matching head of a Longtake student."
-_MANY_STEP = "Many-step generator: the encoder and the flow-matching head of a Longtake student."
+_FEW_STEP = "Few-step generator: the encoder and the distribution-matching head of a Sostenuto student."
+_MANY_STEP = "Many-step generator: the encoder and the flow-matching head of a Sostenuto student."
 
 _SAMPLE = """```python
 from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransformer3DModel
@@ -33,10 +33,10 @@ video = pipeline(
 
 _WINDOWED = """## Windowed attention
 
-Blocks {blocks} attend to {window} latent frames on each side only (`longtake_attention` in config.json).
+Blocks {blocks} attend to {window} latent frames on each side only (`sostenuto_attention` in config.json).
 Diffusers does not know that: it would let them attend to the whole clip, which changes the velocity of every
 clip of more than {exact} latent frames. Run these lines on `transformer` before sampling. Their mask has
-(frames * tokens a frame) squared entries: sample long clips at full size by `longtake sample`, without one.
+(frames * tokens a frame) squared entries: sample long clips at full size by `sostenuto sample`, without one.
 
 ```python
 import torch
@@ -224,7 +224,7 @@ def _corpus(name: str, info: CorpusInfo) -> str:
 def _training(card: Card) -> Iterator[str]:
     base = card.config.model.pretrained
     start = "from scratch" if base is None else f"from {base_name(base)}"
-    yield f"Checkpoint `{card.checkpoint}`, seed {card.config.seed}, {start}. Every setting: `longtake.yaml`."
+    yield f"Checkpoint `{card.checkpoint}`, seed {card.config.seed}, {start}. All settings: `sostenuto.yaml`."
 
 
 def _metrics(card: Card) -> Iterator[str]:
@@ -239,7 +239,7 @@ def _metrics(card: Card) -> Iterator[str]:
         if any(cell != "-" for cell in cells):
             yield f"| {metric} | {' | '.join(cells)} |"
     yield ""
-    yield f"By `longtake evaluate --config longtake.yaml --seed {card.config.seed}`, one seed."
+    yield f"By `sostenuto evaluate --config sostenuto.yaml --seed {card.config.seed}`, one seed."
 
 
 def _number(value: Any) -> str:

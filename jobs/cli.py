@@ -1,4 +1,4 @@
-"""`longtake`: a command for each step of a run. A command imports what is heavy only when it runs."""
+"""`sostenuto`: a command for each step of a run. A command imports what is heavy only when it runs."""
 
 import importlib
 import json
@@ -11,7 +11,7 @@ import typer
 from jobs.guard import guarded
 
 app = typer.Typer(
-    name="longtake",
+    name="sostenuto",
     help="Train few-step generators of long, coherent video.",
     no_args_is_help=True,
     add_completion=False,
@@ -64,9 +64,9 @@ class HeadName(StrEnum):
 
 
 def main() -> None:
-    """Entry point of `longtake` and of `python -m jobs`."""
+    """Entry point of `sostenuto` and of `python -m jobs`."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    app(prog_name="longtake")
+    app(prog_name="sostenuto")
 
 
 def _launch(
@@ -85,7 +85,7 @@ def _launch(
             say(render(config))
             return
         require_lasting_root(config.storage.root)
-        os.environ["LONGTAKE_DEBUG"] = "1" if debug else "0"
+        os.environ["SOSTENUTO_DEBUG"] = "1" if debug else "0"
         module = importlib.import_module(f"jobs.{command}")
         getattr(module, command)(config, **options)
 
@@ -106,10 +106,10 @@ def quickstart(
 
     \b
     Examples:
-      longtake quickstart
-      longtake quickstart --seeds 3
-      longtake quickstart --config minute
-      longtake quickstart --config clips --short DIR --long DIR
+      sostenuto quickstart
+      sostenuto quickstart --seeds 3
+      sostenuto quickstart --config minute
+      sostenuto quickstart --config clips --short DIR --long DIR
     """
     settings = _with(overrides, data__short=short, data__long=long)
     _launch("quickstart", config, settings, dry_run=dry_run, debug=debug, seeds=seeds, fresh=fresh)
@@ -127,8 +127,8 @@ def world(
 
     \b
     Examples:
-      longtake world
-      longtake world --config ci --set world.long_clips=4
+      sostenuto world
+      sostenuto world --config ci --set world.long_clips=4
     """
     _launch("world", config, overrides, dry_run=dry_run, debug=debug, fresh=fresh)
 
@@ -144,10 +144,10 @@ def ingest(
 
     \b
     Examples:
-      longtake ingest
-      longtake ingest --config clips --short DIR --long DIR
-      longtake ingest --config clips --short DIR --long DIR --dry-run
-      longtake ingest --json
+      sostenuto ingest
+      sostenuto ingest --config clips --short DIR --long DIR
+      sostenuto ingest --config clips --short DIR --long DIR --dry-run
+      sostenuto ingest --json
     """
     settings = _with(overrides, data__short=short, data__long=long)
     if dry_run:
@@ -171,9 +171,9 @@ def inspect(
 
     \b
     Examples:
-      longtake inspect
-      longtake inspect --config clips --json
-      longtake inspect s3://bucket/runs/clips/dataset --out looks
+      sostenuto inspect
+      sostenuto inspect --config clips --json
+      sostenuto inspect s3://bucket/runs/clips/dataset --out looks
     """
     _launch(
         "inspect", config, overrides, dry_run=dry_run, debug=debug,
@@ -199,10 +199,10 @@ def train(
 
     \b
     Examples:
-      longtake train teacher
-      longtake train distill --seed 1 --set loss.reverse_kl_weight=0.3
-      longtake train sft --config wan-1.3b --dry-run
-      longtake train --config wan-1.3b --dry-run --gpu h100 --json
+      sostenuto train teacher
+      sostenuto train distill --seed 1 --set loss.reverse_kl_weight=0.3
+      sostenuto train sft --config wan-1.3b --dry-run
+      sostenuto train --config wan-1.3b --dry-run --gpu h100 --json
     """
     settings, name = _with(overrides, seed=seed), None if stage is None else stage.value
     if dry_run:
@@ -230,9 +230,9 @@ def sample(
 
     \b
     Examples:
-      longtake sample --count 8
-      longtake sample --head fm --steps 50
-      longtake sample --caption "a bay at dusk, streaked sky, amber sun, slow waves rolling in" --out clips
+      sostenuto sample --count 8
+      sostenuto sample --head fm --steps 50
+      sostenuto sample --caption "a bay at dusk, streaked sky, amber sun, slow waves rolling in" --out clips
     """
     _launch(
         "sample", config, _with(overrides, seed=seed), dry_run=dry_run, debug=debug,
@@ -254,9 +254,9 @@ def export(
 
     \b
     Examples:
-      longtake export --config wan-1.3b --out student
-      longtake export --config wan-1.3b --stage sft --head fm --out long-sft
-      longtake export runs/wan-1.3b/seed-0/distill/step-001000 --out student
+      sostenuto export --config wan-1.3b --out student
+      sostenuto export --config wan-1.3b --stage sft --head fm --out long-sft
+      sostenuto export runs/wan-1.3b/seed-0/distill/step-001000 --out student
     """
     _launch(
         "export", config, _with(overrides, seed=seed), dry_run=False, debug=debug,
@@ -273,8 +273,8 @@ def evaluate(
 
     \b
     Examples:
-      longtake evaluate
-      longtake evaluate --seed 1 --set evaluation.videos=100
+      sostenuto evaluate
+      sostenuto evaluate --seed 1 --set evaluation.videos=100
     """
     _launch("evaluate", config, _with(overrides, seed=seed), dry_run=dry_run, debug=debug, fresh=fresh)
 
@@ -288,16 +288,16 @@ def sweep(
 
     \b
     Examples:
-      longtake sweep
-      longtake sweep --set sweep.space.loss.reverse_kl_weight=[0.3,1,3] --set sweep.trials=3
-      longtake sweep --set "sweep.space.distill.learning_rate={low: 1e-5, high: 1e-4, log: true}"
+      sostenuto sweep
+      sostenuto sweep --set sweep.space.loss.reverse_kl_weight=[0.3,1,3] --set sweep.trials=3
+      sostenuto sweep --set "sweep.space.distill.learning_rate={low: 1e-5, high: 1e-4, log: true}"
     """
     _launch("sweep", config, _with(overrides, seed=seed), dry_run=dry_run, debug=debug, fresh=fresh)
 
 
 @app.command(context_settings={"allow_interspersed_args": False, "ignore_unknown_options": False})
 def submit(
-    command: Annotated[list[str], typer.Argument(help="A longtake command and its options, or any other.")],
+    command: Annotated[list[str], typer.Argument(help="A sostenuto command and its options, or any other.")],
     address: Annotated[str | None, typer.Option(help="Jobs server [default: http://127.0.0.1:8265]")] = None,
     submission_id: Annotated[str | None, typer.Option(help="Name of the job; made up if left out.")] = None,
     follow: Annotated[bool, typer.Option("--follow/--no-wait", help="Print the job's log.")] = True,
@@ -310,9 +310,9 @@ def submit(
 
     \b
     Examples:
-      longtake submit train teacher --config wan-1.3b
-      longtake submit --no-wait --submission-id night-1 quickstart --config minute
-      longtake submit --address http://head:8265 evaluate --set storage.root=s3://bucket/runs
+      sostenuto submit train teacher --config wan-1.3b
+      sostenuto submit --no-wait --submission-id night-1 quickstart --config minute
+      sostenuto submit --address http://head:8265 evaluate --set storage.root=s3://bucket/runs
     """
     with guarded(debug=debug):
         from jobs.submit import Submission
@@ -330,8 +330,8 @@ def doctor(config: Config = "tiny", overrides: Overrides = None, debug: Debug = 
 
     \b
     Examples:
-      longtake doctor
-      longtake doctor --set storage.root=/mnt/runs
+      sostenuto doctor
+      sostenuto doctor --set storage.root=/mnt/runs
     """
     _launch("doctor", config, overrides, dry_run=False, debug=debug)
 
@@ -348,9 +348,9 @@ def kernels(
 
     \b
     Examples:
-      longtake kernels
-      longtake kernels --report
-      longtake kernels --report --json
+      sostenuto kernels
+      sostenuto kernels --report
+      sostenuto kernels --report --json
     """
     with guarded(debug=debug):
         from jobs.kernels import kernels as show

@@ -244,7 +244,7 @@ def _suggestion(name: str, known: Iterable[str]) -> str:
         near = [full for full in choices if full.rsplit(".", 1)[-1] == last][:3]
     if near:
         return f"Did you mean {' or '.join(near)}?"
-    return "See the names by `longtake train teacher --dry-run`"
+    return "See the names by `sostenuto train teacher --dry-run`"
 
 
 def _refuse_unknown(tree: Mapping[str, Any], group: type, prefix: str) -> None:

@@ -21,7 +21,7 @@ class DatasetRun:
 
     def record(self, data_hash: str, metrics: Mapping[str, float]) -> None:
         """Say which data it is, and its numbers."""
-        self.tracker.tags({"longtake.data_hash": data_hash})
+        self.tracker.tags({"sostenuto.data_hash": data_hash})
         self.tracker.metrics(0, metrics)
 
     def artifacts(self, folder: str, names: tuple[str, ...]) -> None:
@@ -39,7 +39,7 @@ def dataset_run(config: RunConfig) -> Iterator[DatasetRun]:
         ConfigError: there is no place for MLflow's file.
         ClusterError: MLflow does not answer or refuses.
     """
-    tracker = factory(open_run(config, RUN, tags={"longtake.config_hash": config_hash(config)}))()
+    tracker = factory(open_run(config, RUN, tags={"sostenuto.config_hash": config_hash(config)}))()
     tracker.params(flatten(config))
     try:
         yield DatasetRun(tracker)

@@ -1,4 +1,4 @@
-"""`longtake doctor`: what works here, what does not, and what to do about it."""
+"""`sostenuto doctor`: what works here, what does not, and what to do about it."""
 
 import importlib.metadata
 import importlib.util
@@ -16,7 +16,7 @@ from typing import Literal
 from jobs.console import say
 from jobs.paths import absolute_root, is_remote
 from jobs.settings import RunConfig
-from models.errors import ClusterError, LongtakeError
+from models.errors import ClusterError, SostenutoError
 
 DISK_BYTES, MEMORY_BYTES, SHARED_BYTES = 5 << 30, 4 << 30, 512 << 20
 """Space and memory that the smallest preset needs, and shared memory for Ray's object store."""
@@ -202,7 +202,7 @@ def check_gpu(config: RunConfig) -> Finding:
             "gpu",
             "fail",
             "none, but cluster.use_gpu is true",
-            "Run on a cluster (longtake submit), or set cluster.use_gpu=false",
+            "Run on a cluster (sostenuto submit), or set cluster.use_gpu=false",
         )
     return Finding("gpu", "ok", f"none on this machine; {os.cpu_count()} CPU cores")
 
@@ -217,7 +217,7 @@ def check_tracking(config: RunConfig) -> Finding:
         reference = open_run(config, "doctor")
         assert reference is not None
         reference().close()
-    except LongtakeError as error:
+    except SostenutoError as error:
         return Finding("mlflow", "fail", error.problem, error.remedy)
     return Finding("mlflow", "ok", f"{tracking_uri(config)} can be written")
 

@@ -1,4 +1,4 @@
-"""`longtake evaluate`: every trained system of a seed against real videos, in one table."""
+"""`sostenuto evaluate`: every trained system of a seed against real videos, in one table."""
 
 import dataclasses
 import hashlib
@@ -79,8 +79,8 @@ def evaluate_seed(
     ):
         return Evaluation.from_json(storage.read_json(RESULT))
     tags = {
-        "longtake.config_hash": config_hash(config),
-        "longtake.data_hash": read_info(settings.dataset).data_hash,
+        "sostenuto.config_hash": config_hash(config),
+        "sostenuto.data_hash": read_info(settings.dataset).data_hash,
     }
     tracker = factory(open_run(config, f"seed-{seed}/evaluation", parent=parent, tags=tags))()
     try:
@@ -140,7 +140,7 @@ def systems_of(config: RunConfig, seed: int) -> list[System]:
     if not found:
         raise CheckpointError(
             f"nothing has been trained in {root}",
-            "Run `longtake train teacher` and the stages after it first",
+            "Run `sostenuto train teacher` and the stages after it first",
         )
     return found
 

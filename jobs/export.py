@@ -1,4 +1,4 @@
-"""`longtake export`: encoder and one head of a student as a folder that diffusers opens, with its card."""
+"""`sostenuto export`: encoder and one head of a student as a folder that diffusers opens, with its card."""
 
 import json
 import shutil
@@ -27,7 +27,7 @@ from pipelines.storage import Storage
 from pipelines.training.networks import NetworkSpec, checkpoint_file, load_network, read_spec
 
 HEAD_NAMES: dict[str, HeadName] = {"dm": "distribution_matching", "fm": "flow_matching"}
-SETTINGS_FILE = "longtake.yaml"
+SETTINGS_FILE = "sostenuto.yaml"
 """The settings of training, in the export."""
 TRAINING_SETTINGS = "config.json"
 """The same, in a checkpoint."""
@@ -162,7 +162,7 @@ def _dataset(config: RunConfig) -> DatasetInfo | None:
 
 
 def _metrics(config: RunConfig, folder: str, head: str) -> dict[str, dict[str, Any]]:
-    """What `longtake evaluate` measured of this checkpoint and head: metrics by system."""
+    """What `sostenuto evaluate` measured of this checkpoint and head: metrics by system."""
     storage = Storage(RunPaths.of(config).evaluation(config.seed))
     if not (storage.exists(RESULT) and storage.exists(INPUTS)):
         return {}

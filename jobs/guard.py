@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NoReturn
 
-from models.errors import LongtakeError
+from models.errors import SostenutoError
 
 FAILED, USAGE, INTERRUPTED, TERMINATED = 1, 2, 130, 143
 """Exit codes."""
@@ -53,8 +53,8 @@ def told_in(text: str) -> str | None:
     return found[-1] if found else None
 
 
-def find_cause(error: BaseException) -> LongtakeError | None:
-    """The LongtakeError inside what Ray made of it, if there is one."""
+def find_cause(error: BaseException) -> SostenutoError | None:
+    """The SostenutoError inside what Ray made of it, if there is one."""
     waiting: list[Any] = [error]
     seen: set[int] = set()
     while waiting:
@@ -62,7 +62,7 @@ def find_cause(error: BaseException) -> LongtakeError | None:
         if not isinstance(candidate, BaseException) or id(candidate) in seen:
             continue
         seen.add(id(candidate))
-        if type(candidate).__mro__[1:2] and isinstance(candidate, LongtakeError) and _is_plain(candidate):
+        if type(candidate).__mro__[1:2] and isinstance(candidate, SostenutoError) and _is_plain(candidate):
             return candidate
         waiting += [getattr(candidate, name, None) for name in _WRAPPED]
         failures = getattr(candidate, "worker_failures", None)
@@ -70,9 +70,9 @@ def find_cause(error: BaseException) -> LongtakeError | None:
     return None
 
 
-def _is_plain(error: LongtakeError) -> bool:
+def _is_plain(error: SostenutoError) -> bool:
     """Whether this is our own error, not Ray's class made of ours and its own."""
-    return type(error).__module__ == LongtakeError.__module__
+    return type(error).__module__ == SostenutoError.__module__
 
 
 def install_terminator() -> None:
@@ -89,7 +89,7 @@ def _leave(error: KeyboardInterrupt, *, debug: bool) -> NoReturn:
     if debug:
         traceback.print_exception(error)
     words = [word for word in sys.argv[1:] if word != "--fresh"]
-    command = shlex.join(["longtake", *words])
+    command = shlex.join(["sostenuto", *words])
     _end(
         f"interrupted. What is finished is kept; to go on: {command}",
         TERMINATED if isinstance(error, Terminated) else INTERRUPTED,

@@ -1,4 +1,4 @@
-"""`longtake ingest`: from two corpora of video to shards of latents."""
+"""`sostenuto ingest`: from two corpora of video to shards of latents."""
 
 import json
 import time

@@ -1,4 +1,4 @@
-"""`longtake inspect`: what is in an ingested dataset, in numbers and pictures."""
+"""`sostenuto inspect`: what is in an ingested dataset, in numbers and pictures."""
 
 import json
 

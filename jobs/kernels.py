@@ -1,4 +1,4 @@
-"""`longtake kernels`: which code attention and the score run here, and what their GPU kernels compile to."""
+"""`sostenuto kernels`: which code attention and the score run here, and what their GPU kernels compile to."""
 
 import dataclasses
 import importlib.util

@@ -63,12 +63,12 @@ class RunPaths:
 
     @property
     def inspection(self) -> str:
-        """What `longtake inspect` saw in the dataset."""
+        """What `sostenuto inspect` saw in the dataset."""
         return f"{self.root}/inspection"
 
     @property
     def samples(self) -> str:
-        """Videos of `longtake sample`."""
+        """Videos of `sostenuto sample`."""
         return f"{self.root}/samples"
 
     @property
@@ -83,7 +83,7 @@ class RunPaths:
 
     @property
     def sweeps(self) -> str:
-        """State and trials of `longtake sweep`."""
+        """State and trials of `sostenuto sweep`."""
         return f"{self.root}/sweep"
 
     def corpora(self, config: RunConfig) -> tuple[str, str]:
@@ -101,5 +101,5 @@ class RunPaths:
         return f"{self.seed(seed)}/{stage}"
 
     def evaluation(self, seed: int) -> str:
-        """Figures, plots and clips of `longtake evaluate`."""
+        """Figures, plots and clips of `sostenuto evaluate`."""
         return f"{self.seed(seed)}/evaluation"

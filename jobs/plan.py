@@ -1,4 +1,4 @@
-"""`longtake train --dry-run`: what training would take, and whether it fits."""
+"""`sostenuto train --dry-run`: what training would take, and whether it fits."""
 
 from jobs.console import say
 from jobs.describe import describe, render, to_json

@@ -1,4 +1,4 @@
-"""`longtake ingest --dry-run`: what it would keep and why; nothing is encoded or written."""
+"""`sostenuto ingest --dry-run`: what it would keep and why; nothing is encoded or written."""
 
 from jobs.console import Progress, plain_table, say, show, tally_table
 from jobs.describe import render

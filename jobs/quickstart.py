@@ -1,4 +1,4 @@
-"""`longtake quickstart`: from two folders of video to a few-step generator, its samples and its table."""
+"""`sostenuto quickstart`: from two folders of video to a few-step generator, its samples and its table."""
 
 import time
 from dataclasses import dataclass
@@ -40,12 +40,12 @@ def quickstart(config: RunConfig, *, seeds: int, fresh: bool) -> str:
         Path of summary.json.
 
     Raises:
-        LongtakeError: as the commands it is made of.
+        SostenutoError: as the commands it is made of.
     """
     began, paths = time.monotonic(), RunPaths.of(config)
     require_inputs(config, paths)
     with PeakMemory() as memory, ray_session(config.cluster):
-        parent = open_run(config, "quickstart", tags={"longtake.config_hash": config_hash(config)})
+        parent = open_run(config, "quickstart", tags={"sostenuto.config_hash": config_hash(config)})
         if fresh:
             require_free(Storage(paths.dataset))
             Storage(paths.root).delete("")

@@ -64,7 +64,7 @@ def require_token_mode() -> None:
 
 def worker_environment() -> dict[str, str]:
     """Environment variables that every Ray worker of this run gets."""
-    passed = {name: value for name, value in os.environ.items() if name.startswith(("MLFLOW_", "LONGTAKE_"))}
+    passed = {name: value for name, value in os.environ.items() if name.startswith(("MLFLOW_", "SOSTENUTO_"))}
     return (
         passed
         | {name: os.environ.get(name, value) for name, value in QUIET.items()}
@@ -118,7 +118,7 @@ def _remove(folder: Path) -> None:
 def _short_folder() -> Path:
     """A temporary folder whose name leaves room for Ray's sockets: a socket's path has 107 bytes at most."""
     parent = tempfile.gettempdir()
-    return Path(tempfile.mkdtemp(prefix="longtake-", dir=parent if len(parent) <= 20 else "/tmp"))
+    return Path(tempfile.mkdtemp(prefix="sostenuto-", dir=parent if len(parent) <= 20 else "/tmp"))
 
 
 def _start(cluster: ClusterConfig, folder: Path | None, *, dashboard: bool, debug: bool) -> None:
@@ -158,7 +158,7 @@ def _start(cluster: ClusterConfig, folder: Path | None, *, dashboard: bool, debu
             ) from error
         raise ClusterError(
             f"a local Ray cannot be started: {reason}",
-            "Free memory, disk and /dev/shm; `longtake doctor` checks them",
+            "Free memory, disk and /dev/shm; `sostenuto doctor` checks them",
         ) from error
 
 

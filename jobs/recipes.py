@@ -96,7 +96,7 @@ def last_checkpoint(root: str, stage: str, wanted_by: str) -> str:
     if outcome is None:
         raise CheckpointError(
             f"{wanted_by} needs the finished stage {stage}, which is not in {root}",
-            f"Run `longtake train {stage}` with the same --config and --set first",
+            f"Run `sostenuto train {stage}` with the same --config and --set first",
         )
     return outcome.checkpoint
 

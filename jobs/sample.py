@@ -1,4 +1,4 @@
-"""`longtake sample`: videos from a trained network, as MP4, GIF and a contact sheet."""
+"""`sostenuto sample`: videos from a trained network, as MP4, GIF and a contact sheet."""
 
 import itertools
 import json

@@ -40,7 +40,7 @@ class TrackingConfig:
 
     uri: str | None = None
     """MLflow's address; None is $MLFLOW_TRACKING_URI, and without that a sqlite file in `storage.root`."""
-    experiment: str = "longtake"
+    experiment: str = "sostenuto"
     """MLflow experiment that runs are filed under."""
     enabled: bool = True
     """False records nothing."""

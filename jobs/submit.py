@@ -1,4 +1,4 @@
-"""`longtake submit`: send a command to the Jobs server of a Ray cluster, and follow it."""
+"""`sostenuto submit`: send a command to the Jobs server of a Ray cluster, and follow it."""
 
 import asyncio
 import json
@@ -19,7 +19,7 @@ DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 """Jobs server of a head node on this machine, or behind `ssh -L 8265:127.0.0.1:8265`."""
 
 COMMANDS = ("quickstart", "world", "ingest", "inspect", "train", "sample", "evaluate", "sweep", "doctor")
-"""First words that mean a longtake command; anything else is run as it is."""
+"""First words that mean a sostenuto command; anything else is run as it is."""
 
 EXCLUDES = (
     ".git", ".venv", "venv", "runs", "mlruns", "mlflow.db", "corpora", "pretrained", "**/__pycache__",
@@ -60,7 +60,7 @@ class Submission:
         """
         variables = {name: os.environ[name] for name in PASSED if name in os.environ}
         commit = commit_tags().get("mlflow.source.git.commit")
-        variables |= {"LONGTAKE_COMMIT": commit} if commit else {}
+        variables |= {"SOSTENUTO_COMMIT": commit} if commit else {}
         for pair in env:
             name, equals, value = pair.partition("=")
             if not equals or not name:

@@ -1,4 +1,4 @@
-"""`longtake sweep`: a search over any settings by Ray Tune, each trial a real Ray Train run."""
+"""`sostenuto sweep`: a search over any settings by Ray Tune, each trial a real Ray Train run."""
 
 import os
 from collections.abc import Mapping
@@ -72,7 +72,7 @@ def sweep(config: RunConfig, *, fresh: bool = False) -> list[TrialResult]:
         Storage(paths.root).delete("sweep")
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    parent = open_run(config, "sweep", tags={"longtake.metric": config.sweep.metric})
+    parent = open_run(config, "sweep", tags={"sostenuto.metric": config.sweep.metric})
     tracker = factory(parent)()
     tracker.params(flatten(config))
     with ray_session(config.cluster, dashboard=True):
@@ -86,7 +86,7 @@ def sweep(config: RunConfig, *, fresh: bool = False) -> list[TrialResult]:
     results = _results(config, grid)
     best = results[0]
     tracker.metrics(best.step, {f"eval/{config.sweep.metric}": best.metric or 0.0})
-    tracker.tags({f"longtake.best.{name}": _short(value) for name, value in best.values.items()})
+    tracker.tags({f"sostenuto.best.{name}": _short(value) for name, value in best.values.items()})
     tracker.close()
     _show(config, results, closed)
     return results

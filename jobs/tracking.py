@@ -172,7 +172,7 @@ def _experiment(client: Any, config: RunConfig, uri: str) -> str:
 
 def _find(client: Any, experiment: str, group: str, name: str, parent: RunReference | None) -> str | None:
     """The newest run of this name, group and parent."""
-    query = f"attributes.run_name = '{group}/{name}' and tags.longtake.group = '{group}'"
+    query = f"attributes.run_name = '{group}/{name}' and tags.sostenuto.group = '{group}'"
     if parent is not None:
         query += f" and tags.mlflow.parentRunId = '{parent.run_id}'"
     runs = client.search_runs([experiment], query, max_results=1)
@@ -180,15 +180,15 @@ def _find(client: Any, experiment: str, group: str, name: str, parent: RunRefere
 
 
 def _create(client: Any, experiment: str, config: RunConfig, name: str, parent: RunReference | None) -> str:
-    tags = {"longtake.group": config.name, "mlflow.source.name": "longtake"} | commit_tags()
+    tags = {"sostenuto.group": config.name, "mlflow.source.name": "sostenuto"} | commit_tags()
     if parent is not None:
         tags["mlflow.parentRunId"] = parent.run_id
     return str(client.create_run(experiment, run_name=f"{config.name}/{name}", tags=tags).info.run_id)
 
 
 def commit_tags() -> dict[str, str]:
-    """The commit that runs: of the working directory, or what `longtake submit` passed along."""
-    named = os.environ.get("LONGTAKE_COMMIT")
+    """The commit that runs: of the working directory, or what `sostenuto submit` passed along."""
+    named = os.environ.get("SOSTENUTO_COMMIT")
     if named:
         return {"mlflow.source.git.commit": named}
     here = Path(__file__).parent

@@ -1,4 +1,4 @@
-"""`longtake train`: one stage, or all that are missing, on Ray Train."""
+"""`sostenuto train`: one stage, or all that are missing, on Ray Train."""
 
 import threading
 from collections.abc import Iterator, Sequence
@@ -75,7 +75,7 @@ def run_stage(
     if plan.name == "teacher" and config.model.pretrained is not None:
         return adopt_teacher(root, recipe, config.model.pretrained)
     name = f"seed-{seed}/{plan.name}"
-    reference = open_run(config, name, parent=parent, tags={"longtake.config_hash": config_hash(config)})
+    reference = open_run(config, name, parent=parent, tags={"sostenuto.config_hash": config_hash(config)})
     tracker = factory(reference)
     tracker().params(flatten(config))
     run = TrainingRun(

@@ -1,4 +1,4 @@
-"""`longtake world`: the built-in world as two folders of video files."""
+"""`sostenuto world`: the built-in world as two folders of video files."""
 
 import os
 import tempfile

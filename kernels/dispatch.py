@@ -1,7 +1,7 @@
 """Which code runs an operation: Triton on a GPU, the CPU paths on a CPU.
 
-LONGTAKE_KERNELS = triton | cpu | reference demands one; a demand that cannot be met is an error, never
-another path. Which path runs, and why, is logged once by the logger `longtake.kernels`.
+SOSTENUTO_KERNELS = triton | cpu | reference demands one; a demand that cannot be met is an error, never
+another path. Which path runs, and why, is logged once by the logger `sostenuto.kernels`.
 """
 
 import importlib
@@ -13,10 +13,10 @@ from types import ModuleType
 
 import torch
 
-VARIABLE = "LONGTAKE_KERNELS"
+VARIABLE = "SOSTENUTO_KERNELS"
 """The environment variable that demands a path."""
 _PATHS = ("triton", "cpu", "reference")
-_log = logging.getLogger("longtake.kernels")
+_log = logging.getLogger("sostenuto.kernels")
 
 
 def path_for(device: torch.device) -> str:

@@ -125,7 +125,7 @@ def dense_attention(
 ) -> Tensor:
     """softmax(scale q k^T) v over all keys: self-attention of a whole clip, or cross-attention to a caption.
 
-    On a GPU this is torch's scaled_dot_product_attention, whatever LONGTAKE_KERNELS says.
+    On a GPU this is torch's scaled_dot_product_attention, whatever SOSTENUTO_KERNELS says.
 
     Args:
         q: [B, heads, N, head_dim]; k, v: [B, heads, M, head_dim].

@@ -22,13 +22,13 @@ def operator(
     """Registers a function whose type hints are its schema, and returns the operator.
 
     Args:
-        name: `longtake::<name>`.
+        name: `sostenuto::<name>`.
         function: computes; its results share no memory with each other or with its arguments.
         fake: returns empty tensors of the same shapes, types and strides.
         keep: `setup_context` of the gradient.
         backward: the gradient. Without one, asking for it is a RuntimeError.
     """
-    qualified = f"longtake::{name}"
+    qualified = f"sostenuto::{name}"
     torch.library.define(qualified, torch.library.infer_schema(function, mutates_args=()))
     torch.library.impl(qualified, "default", function)
     torch.library.register_fake(qualified, fake)
@@ -37,5 +37,5 @@ def operator(
         raise RuntimeError(f"{qualified} cannot be differentiated. Detach its inputs")
 
     torch.library.register_autograd(qualified, backward or refuse, setup_context=keep)
-    packet: Any = getattr(torch.ops.longtake, name)
+    packet: Any = getattr(torch.ops.sostenuto, name)
     return packet.default  # type: ignore[no-any-return]

@@ -99,7 +99,7 @@ def renoise(x0: Tensor, t: Tensor, seed: int, samples: Tensor) -> tuple[Tensor, 
     if x0.dtype not in DTYPES:
         raise ValueError(
             f"Triton's renoise has no kernel for {x0.dtype}. Use float32, float16 or bfloat16, or set "
-            "LONGTAKE_KERNELS=reference"
+            "SOSTENUTO_KERNELS=reference"
         )
     clean = x0.contiguous()
     x_t, eps = torch.empty_like(clean), torch.empty_like(clean)

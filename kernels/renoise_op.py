@@ -1,4 +1,4 @@
-"""longtake::renoise: the re-noising as an operation that torch knows, with a gradient for x0.
+"""sostenuto::renoise: the re-noising as an operation that torch knows, with a gradient for x0.
 
 Under autocast it takes its inputs as they are.
 """

@@ -215,7 +215,7 @@ def reverse_kl_score(
     if x0.dtype not in BLOCKS:
         raise ValueError(
             f"the Triton reverse-KL score has no kernel for {x0.dtype}. Use float32, float16 or bfloat16, "
-            "or set LONGTAKE_KERNELS=reference"
+            "or set SOSTENUTO_KERNELS=reference"
         )
     rows, row_size = x0.shape[0], x0[0].numel()
     frames = segment_frames(x0.shape[1], normalizer, block_frames)

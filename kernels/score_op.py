@@ -1,4 +1,4 @@
-"""longtake::reverse_kl_score: the score as an operation that torch knows, opaque to torch.compile and with
+"""sostenuto::reverse_kl_score: the score as an operation that torch knows, opaque to torch.compile and with
 shapes for meta tensors. It has no gradient, and under autocast it takes its inputs as they are.
 """
 

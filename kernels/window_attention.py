@@ -108,7 +108,7 @@ def _check(q: Tensor) -> None:
         raise ValueError(
             f"the Triton window attention has no kernel for {q.dtype} with head_dim {q.shape[-1]}. Use "
             "float32, float16 or bfloat16 and a multiple of 8 from 16 to 128, or set "
-            "LONGTAKE_KERNELS=reference"
+            "SOSTENUTO_KERNELS=reference"
         )
 
 

@@ -1,6 +1,6 @@
 """The one tree of errors a user can meet. Each carries what happened and what to do about it.
 
-LongtakeError
+SostenutoError
 |- ConfigError        a value or a combination of values that cannot work
 |- DataError          a corpus, a video, a shard or a dataset that cannot be used
 |- CheckpointError    weights or training state that cannot be written, found or trusted
@@ -9,7 +9,7 @@ LongtakeError
 """
 
 
-class LongtakeError(Exception):
+class SostenutoError(Exception):
     """What happened, where, and the remedy.
 
     Args:
@@ -26,21 +26,21 @@ class LongtakeError(Exception):
         return f"{self.problem}. {self.remedy}"
 
 
-class ConfigError(LongtakeError):
+class ConfigError(SostenutoError):
     """A value or a combination of values that cannot work."""
 
 
-class DataError(LongtakeError):
+class DataError(SostenutoError):
     """A corpus, a video, a shard or a dataset that cannot be used."""
 
 
-class CheckpointError(LongtakeError):
+class CheckpointError(SostenutoError):
     """Weights or training state that cannot be written, found or trusted."""
 
 
-class ClusterError(LongtakeError):
+class ClusterError(SostenutoError):
     """Ray, MLflow or storage that cannot be reached."""
 
 
-class TrainingDiverged(LongtakeError):
+class TrainingDiverged(SostenutoError):
     """A non-finite loss, gradient or score; the last checkpoint stands."""

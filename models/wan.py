@@ -121,7 +121,7 @@ def _fields(student: Student, frames: int) -> dict[str, Any]:
     """config.json in diffusers' spelling; windowed students say so in a field of their own."""
     config, embedder = student.config, student.encoder.condition_embedder
     channels = student.encoder.patch_embedding.in_channels
-    own = {"longtake_attention": attention_fields(config)} if is_windowed(config, frames) else {}
+    own = {"sostenuto_attention": attention_fields(config)} if is_windowed(config, frames) else {}
     return own | {
         "_class_name": "WanTransformer3DModel",
         "patch_size": list(config.patch_size),

@@ -118,7 +118,7 @@ class WanConfig:
 
     def _require_attention(self, config: ModelConfig) -> None:
         """An exported student's attention pattern is part of what it is."""
-        own = self.fields.get("longtake_attention")
+        own = self.fields.get("sostenuto_attention")
         if own is not None and own != attention_fields(config):
             raise ConfigError(
                 f"{self.path} is a student with {own}, this run has {attention_fields(config)}",

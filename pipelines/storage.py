@@ -19,7 +19,7 @@ from typing import IO, Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from models.errors import ClusterError, LongtakeError
+from models.errors import ClusterError, SostenutoError
 from pipelines.temporary import temporary_file
 
 ASIDE = ".aside-"
@@ -279,7 +279,7 @@ def translated() -> Iterator[None]:
     """Turn a store's own errors, which have no type in common, into OSError; this program's own pass."""
     try:
         yield
-    except (OSError, LongtakeError):
+    except (OSError, SostenutoError):
         raise
     except Exception as error:
         raise OSError(f"{type(error).__name__}: {error}") from error

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-PREFIX = "longtake-file-"
+PREFIX = "sostenuto-file-"
 YOUNG_S = 60.0
 """A file younger than this may belong to an owner that has not locked it yet."""
 

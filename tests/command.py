@@ -34,8 +34,8 @@ def environment(home: Path) -> dict[str, str]:
     }
 
 
-def longtake(folder: Path, *words: str, timeout_s: float = 280) -> subprocess.CompletedProcess[str]:
-    """`longtake <words>` in `folder`, waited for; output and exit code are the caller's to judge."""
+def sostenuto(folder: Path, *words: str, timeout_s: float = 280) -> subprocess.CompletedProcess[str]:
+    """`sostenuto <words>` in `folder`, waited for; output and exit code are the caller's to judge."""
     return subprocess.run(
         [sys.executable, "-m", "jobs", *words],
         cwd=folder,
@@ -48,14 +48,14 @@ def longtake(folder: Path, *words: str, timeout_s: float = 280) -> subprocess.Co
 
 
 def succeed(folder: Path, *words: str, timeout_s: float = 280) -> str:
-    """`longtake <words>` that must end well; its output."""
-    done = longtake(folder, *words, timeout_s=timeout_s)
+    """`sostenuto <words>` that must end well; its output."""
+    done = sostenuto(folder, *words, timeout_s=timeout_s)
     assert done.returncode == 0, f"{words}: {done.stdout[-2000:]}\n{done.stderr[-4000:]}"
     return done.stdout
 
 
 def start(folder: Path, *words: str) -> subprocess.Popen[str]:
-    """`longtake <words>` in its own process group, running."""
+    """`sostenuto <words>` in its own process group, running."""
     return subprocess.Popen(
         [sys.executable, "-m", "jobs", *words],
         cwd=folder,

@@ -37,7 +37,7 @@ class CurationConfig:
     light switched on) counts as a cut. Lower finds more cuts in fast motion, and more that are none."""
     scores: bool = True
     """Measure every window: its brightness, motion, flash, sharpness and perceptual hashes. What follows, the
-    histograms of `longtake inspect` too, needs it; without, ingest is some per cent faster."""
+    histograms of `sostenuto inspect` too, needs it; without, ingest is some per cent faster."""
     min_brightness: float = 0.0
     """Least mean brightness of a window, 0 ... 1. Daylight has 0.3 ... 0.7, a night scene about 0.1."""
     min_motion: float = 0.0

@@ -247,7 +247,7 @@ def _file_system(uri: str) -> tuple[Any, str]:
         return cast(tuple[Any, str], fsspec.core.url_to_fs(uri))
     except ImportError as error:
         raise DataError(
-            f"{uri} cannot be reached: {error}", "Install the store's package, for s3:// longtake[s3]"
+            f"{uri} cannot be reached: {error}", "Install the store's package, for s3:// sostenuto[s3]"
         ) from error
     except ValueError as error:
         raise DataError(

@@ -127,7 +127,7 @@ def _too_many(storage: Storage, task: Task, corpus: str, rejects: Sequence[Statu
         remedy = f"Lower {frames}{shorter}, or give longer videos"
     if commonest == "curation":
         remedy = (
-            "Loosen data.curation (`longtake ingest --dry-run` shows what it keeps), or give other videos"
+            "Loosen data.curation (`sostenuto ingest --dry-run` shows what it keeps), or give other videos"
         )
     return DataError(problem, remedy)
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from models.errors import LongtakeError
+from models.errors import SostenutoError
 from pipelines.data.config import DataConfig
 from pipelines.data.manifest import Source
 from pipelines.data.version import hash_of
@@ -77,7 +77,7 @@ def group_by_bytes(corpus: str, sources: Sequence[Source], block_bytes: int, mos
 
 def explain(error: Exception, group: Work) -> dict[str, str]:
     """An error that is not one video's fault, as plain values for the driver."""
-    if isinstance(error, LongtakeError):
+    if isinstance(error, SostenutoError):
         return {"kind": type(error).__name__, "problem": error.problem, "remedy": error.remedy}
     return {
         "kind": "DataError",

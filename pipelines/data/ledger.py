@@ -17,7 +17,7 @@ from pipelines.data.tables import packed, unpacked
 from pipelines.storage import Storage, one_line
 
 SUFFIX = ".ledger"
-_CONTENT = b"longtake.ledger"
+_CONTENT = b"sostenuto.ledger"
 _DIGEST_BYTES = 32
 
 

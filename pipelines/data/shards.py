@@ -22,7 +22,7 @@ from pipelines.storage import Pending, Storage
 ROW_GROUP_BYTES = 4 << 20
 SHARD_BYTES = 256 << 20
 CORPORA = ("short", "long")
-_LINEAGE = b"longtake.lineage"
+_LINEAGE = b"sostenuto.lineage"
 
 
 def schema(shape: Sequence[int]) -> pa.Schema:

@@ -16,7 +16,7 @@ import ray
 import ray.data
 from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
-from models.errors import ClusterError, DataError, LongtakeError
+from models.errors import ClusterError, DataError, SostenutoError
 from pipelines.data.groups import Work, explain
 
 MAX_RETRIES = 2
@@ -62,7 +62,7 @@ def run_groups(
 
     Raises:
         ClusterError: Ray is not running.
-        LongtakeError: what `work` raised, which stops everything (DataError if it was no LongtakeError): one
+        SostenutoError: what `work` raised, which stops everything (DataError if it was another error). One
             video's fault is an answer, not an exception.
     """
     if not groups:
@@ -97,9 +97,9 @@ def _mapped(groups: Sequence[G], work: Callable[[G], Row], pool: Pool | None) ->
         )
 
 
-def _raised(told: dict[str, str]) -> LongtakeError:
+def _raised(told: dict[str, str]) -> SostenutoError:
     """The error that a worker met, as its own kind."""
-    kinds = {kind.__name__: kind for kind in LongtakeError.__subclasses__()}
+    kinds = {kind.__name__: kind for kind in SostenutoError.__subclasses__()}
     return kinds.get(told["kind"], DataError)(told["problem"], told["remedy"])
 
 

@@ -97,7 +97,7 @@ def write_group(task: Task, group: Group) -> dict[str, Any]:
     Returns: {"statuses": one for each video}, plain values.
 
     Raises:
-        LongtakeError: the storage or the decoder cannot be used at all.
+        SostenutoError: the storage or the decoder cannot be used at all.
     """
     storage = Storage(task.out)
     autoencoder = _autoencoder(task.out, task.version, task.device)

@@ -8,7 +8,7 @@ import numpy as np
 import ray.data
 from ray.exceptions import RayTaskError
 
-from models.errors import LongtakeError
+from models.errors import SostenutoError
 from pipelines.evaluation.measure import Columns, Measured
 
 PART = "part"
@@ -29,7 +29,7 @@ def run_parts(
         options: of `Dataset.map_batches`.
 
     Raises:
-        LongtakeError: what a worker raised.
+        SostenutoError: what a worker raised.
     """
     if not count:
         return []
@@ -43,7 +43,7 @@ def run_parts(
                 pieces.setdefault(number, []).append({k: v[rows] for k, v in block.items() if k != PART})
             progress(len(pieces))
     except RayTaskError as error:
-        if isinstance(error.cause, LongtakeError):
+        if isinstance(error.cause, SostenutoError):
             raise error.cause from error
         raise
     return [_concatenate(pieces[number]) for number in range(count)]

@@ -81,5 +81,5 @@ def check_teacher(
     remedy = "Train the teacher longer (teacher.steps), or set distill.teacher_gate=warn"
     if config.teacher_gate == "refuse":
         raise ConfigError(problem, remedy)
-    logging.getLogger("longtake.training").warning("%s. %s", problem, remedy)
+    logging.getLogger("sostenuto.training").warning("%s. %s", problem, remedy)
     return ratio

@@ -19,7 +19,7 @@ from ray.train import (
 )
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from models.errors import CheckpointError, LongtakeError
+from models.errors import CheckpointError, SostenutoError
 from models.wan import read_transformer
 from pipelines.storage import Storage
 from pipelines.tracking import TrackerFactory
@@ -126,9 +126,9 @@ def train_stage(run: TrainingRun, callbacks: Sequence[UserCallback] = ()) -> Sta
     try:
         result = trainer.fit()
     except WorkerGroupError as failed:
-        told = [error for error in failed.worker_failures.values() if isinstance(error, LongtakeError)]
+        told = [error for error in failed.worker_failures.values() if isinstance(error, SostenutoError)]
         raise told[0] if told else failed from failed
-    if isinstance(result.return_value, LongtakeError):
+    if isinstance(result.return_value, SostenutoError):
         raise result.return_value
     assert result.checkpoint is not None
     folder = f"{run.root}/{run.name}/{Path(result.checkpoint.path).name}"

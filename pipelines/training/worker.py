@@ -13,7 +13,7 @@ import torch
 from ray.train import Checkpoint
 
 from models.blocks import checkpoint_blocks
-from models.errors import LongtakeError, TrainingDiverged
+from models.errors import SostenutoError, TrainingDiverged
 from models.precision import half_precision
 from models.rng import Key
 from pipelines.data.dataset import CorpusName, ShardDataset
@@ -64,7 +64,7 @@ class WorkerJob:
     activation_checkpointing: bool
 
 
-def train_worker(config: dict[str, WorkerJob]) -> dict[str, float] | LongtakeError:
+def train_worker(config: dict[str, WorkerJob]) -> dict[str, float] | SostenutoError:
     """Runs `config["job"]` to its last step, from its latest checkpoint if there is one.
 
     Returns:
@@ -81,7 +81,7 @@ def train_worker(config: dict[str, WorkerJob]) -> dict[str, float] | LongtakeErr
     tracker = job.tracker() if workers.rank == 0 else NullTracker()
     try:
         summary = _Loop(job, workers, device, tracker).run()
-    except LongtakeError as error:
+    except SostenutoError as error:
         tracker.close("FAILED")
         if workers.size > 1 and not isinstance(error, TrainingDiverged):
             raise

@@ -69,7 +69,7 @@ def own_folder(finished_quickstart: Path, tmp_path_factory: pytest.TempPathFacto
 def places(folder: Path) -> dict[str, str]:
     """What stands for the documentation's folders, addresses and ports while nothing runs."""
     world, nowhere = folder / "runs" / "ci" / "world", f"http://127.0.0.1:{free_port()}"
-    roots = dict.fromkeys(("/mnt/runs", "/tmp/longtake-runs", "s3://bucket/runs"), str(folder / "runs"))
+    roots = dict.fromkeys(("/mnt/runs", "/tmp/sostenuto-runs", "s3://bucket/runs"), str(folder / "runs"))
     corpora = {"/mnt/short": str(world / "short"), "/mnt/long": str(world / "long")}
     addresses = {"http://127.0.0.1:8265": nowhere, "http://mlflow.internal:5000": nowhere}
     ports = {"5000": str(free_port()), "0.0.0.0": "127.0.0.1"}

@@ -22,8 +22,8 @@ SHELL, OTHER = {"", "sh"}, {"text", "yaml", "python"}
 """Languages of fenced blocks whose lines are commands, and of those that hold something else."""
 
 KINDS = {
-    "local": (("longtake",),),
-    "head": (("longtake", "submit"), ("ray", "job", "submit")),
+    "local": (("sostenuto",),),
+    "head": (("sostenuto", "submit"), ("ray", "job", "submit")),
     "job": (("ray", "job", "logs"), ("ray", "job", "stop")),
     "start": (("ray", "start", "--head", "--block"),),
     "token": (("ray", "get-auth-token"),),
@@ -36,7 +36,7 @@ KINDS = {
 """How a command is tested, by its first words; the longest that fit count."""
 
 PLACES = (
-    "/mnt/runs /tmp/longtake-runs s3://bucket/runs /mnt/short /mnt/long /mnt/mlflow "
+    "/mnt/runs /tmp/sostenuto-runs s3://bucket/runs /mnt/short /mnt/long /mnt/mlflow "
     "http://127.0.0.1:8265 http://mlflow.internal:5000 5000 0.0.0.0"
 ).split()
 """What stands in commands for a user's own folders, addresses and ports."""

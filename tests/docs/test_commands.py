@@ -23,18 +23,18 @@ NEED_A_CLOUD = {"ray up cluster.yaml", "ray dashboard cluster.yaml", "ray down c
 """Commands that start, reach and end machines that are paid for."""
 
 PAGE = """
-`longtake sample` names a command; `longtake train sft --dry-run` is one.
+`sostenuto sample` names a command; `sostenuto train sft --dry-run` is one.
 
 | to | see `ray job logs` |
 |---|---|
-| look | `longtake doctor` |
+| look | `sostenuto doctor` |
 
 ```text
-longtake no command
+sostenuto no command
 ```
 
 ```sh
-A=1 longtake ingest --short DIR \\
+A=1 sostenuto ingest --short DIR \\
     --long DIR  # why
 frobnicate
 ```
@@ -46,9 +46,9 @@ ALL = all_shown()
 def test_commands_are_found_in_blocks_cells_and_spans_with_options():
     found = shown_on("page", PAGE)
     assert [(shown.where, shown.kind, shown.words) for shown in found] == [
-        ("page:2", "local", ["longtake", "train", "sft", "--dry-run"]),
-        ("page:6", "local", ["longtake", "doctor"]),
-        ("page:14", "local", ["longtake", "ingest", "--short", "DIR", "--long", "DIR"]),
+        ("page:2", "local", ["sostenuto", "train", "sft", "--dry-run"]),
+        ("page:6", "local", ["sostenuto", "doctor"]),
+        ("page:14", "local", ["sostenuto", "ingest", "--short", "DIR", "--long", "DIR"]),
         ("page:15", None, ["frobnicate"]),
     ]
     assert found[2].variables == {"A": "1"}
@@ -59,11 +59,14 @@ def test_commands_are_found_in_blocks_cells_and_spans_with_options():
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("longtake world", "longtake world --config ci"),
-        ("longtake ingest --config clips --seed 1", "longtake ingest --config ci --seed 1"),
-        ("longtake train sft --config wan-1.3b --dry-run", "longtake train sft --config wan-1.3b --dry-run"),
-        ("longtake submit --no-wait train sft", "longtake submit --no-wait train sft --config ci"),
-        ("longtake ingest --short DIR --long DIR", "longtake ingest --short S --long L --config ci"),
+        ("sostenuto world", "sostenuto world --config ci"),
+        ("sostenuto ingest --config clips --seed 1", "sostenuto ingest --config ci --seed 1"),
+        (
+            "sostenuto train sft --config wan-1.3b --dry-run",
+            "sostenuto train sft --config wan-1.3b --dry-run",
+        ),
+        ("sostenuto submit --no-wait train sft", "sostenuto submit --no-wait train sft --config ci"),
+        ("sostenuto ingest --short DIR --long DIR", "sostenuto ingest --short S --long L --config ci"),
         ("mlflow server --port 5000 --hosts a:5000", "mlflow server --port 1 --hosts a:1"),
     ],
 )
@@ -75,7 +78,7 @@ def test_commands_are_rewritten_for_a_test(text, expected):
 @pytest.mark.parametrize("word", ["/mnt/elsewhere", "s3://other/runs", "http://example.org", "DIR"])
 def test_a_place_that_no_test_has_is_refused(word):
     with pytest.raises(ValueError, match=word):
-        rewritten(["longtake", "world", "--set", f"storage.root={word}"], {})
+        rewritten(["sostenuto", "world", "--set", f"storage.root={word}"], {})
 
 
 def test_every_command_is_of_a_kind_and_every_kind_is_shown():
@@ -123,7 +126,7 @@ def test_the_tracking_pages_answer_and_hold_the_runs(shown, folder, home, places
     with serving(shown.words, places, folder, home) as address:
         assert asked(address, "127.0.0.1") == 200
         with urllib.request.urlopen(
-            f"{address}/api/2.0/mlflow/experiments/get-by-name?experiment_name=longtake"
+            f"{address}/api/2.0/mlflow/experiments/get-by-name?experiment_name=sostenuto"
         ) as found:
             assert json.load(found)["experiment"]["lifecycle_stage"] == "active"
 

@@ -60,10 +60,10 @@ def story(tmp_path_factory):
 
 
 def test_the_page_is_read_as_commands_with_what_they_print():
-    page = "```text\na folder\n```\n```sh\nlongtake ingest\n```\nso:\n```text\ndone\n```\n"
+    page = "```text\na folder\n```\n```sh\nsostenuto ingest\n```\nso:\n```text\ndone\n```\n"
     assert [(c.text, block) for c, block in expected(page)] == [
-        ("longtake ingest", ""),
-        ("longtake ingest", "done\n"),
+        ("sostenuto ingest", ""),
+        ("sostenuto ingest", "done\n"),
     ]
     assert plain("36  windows in 4.1 s: 9 windows a second; dataset: /a/b") == plain(
         "36 windows in 52.7 s: 0.7 windows a second; dataset: .../runs"

@@ -38,7 +38,7 @@ def reach(head, places, request):
 @of_kind("head")
 def test_a_job_runs_on_a_head(shown, head: Head, home, reach):
     words = rewritten(shown.words, reach)
-    command = [sys.executable, "-m", "jobs", *words[1:]] if words[0] == "longtake" else words
+    command = [sys.executable, "-m", "jobs", *words[1:]] if words[0] == "sostenuto" else words
     variables = exported() | shown.variables | {"RAY_API_SERVER_ADDRESS": head.address}
     done = run(command, REPOSITORY, home, **variables)
     if "--dry-run" in words:

@@ -12,7 +12,7 @@ from tests.models.builders import randomize
 from tests.pipelines.data.videos import low_rank, write_video
 
 BASE = "pretrained/wan-2.1-1.3b"
-CLIPS = os.environ.get("LONGTAKE_TEST_CLIPS", "")
+CLIPS = os.environ.get("SOSTENUTO_TEST_CLIPS", "")
 REAL = ("short/cat.mp4", "short/bbb_2s.mp4", "short/coffee.mp4", "long/flies_60s.mp4")
 """Real clips that are used where CLIPS names their folder."""
 

@@ -23,7 +23,7 @@ def _plain_environment(monkeypatch):
         "RAY_AUTH_TOKEN",
         "RAY_API_SERVER_ADDRESS",
         "MLFLOW_TRACKING_URI",
-        "LONGTAKE_COMMIT",
+        "SOSTENUTO_COMMIT",
     ):
         monkeypatch.delenv(name, raising=False)
 
@@ -63,7 +63,7 @@ def free_port():
 
 
 @pytest.fixture
-def longtake(tmp_path):
+def sostenuto(tmp_path):
     """Runs `python -m jobs` as a user would, in a home of its own; returns the finished process."""
 
     def run(*words, timeout=120, **environment):

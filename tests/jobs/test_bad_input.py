@@ -19,7 +19,7 @@ runner = CliRunner()
 
 
 def call(*words):
-    return runner.invoke(app, words, prog_name="longtake")
+    return runner.invoke(app, words, prog_name="sostenuto")
 
 
 @pytest.fixture(scope="module")
@@ -121,8 +121,8 @@ COMMANDS = [
     (("train", "teacher", "--set", "distill.window_frames=99"), "distill.window_frames"),
     (("train", "teacher"), "ingest"),
     (("train", "distill"), "ingest"),
-    (("sample",), "longtake train"),
-    (("evaluate",), "longtake train"),
+    (("sample",), "sostenuto train"),
+    (("evaluate",), "sostenuto train"),
     (("world", "--set", "storage.root=/proc/nowhere"), "storage.root"),
 ]
 

@@ -18,7 +18,7 @@ runner = CliRunner()
 
 
 def call(*words):
-    return runner.invoke(app, words, prog_name="longtake")
+    return runner.invoke(app, words, prog_name="sostenuto")
 
 
 def test_help_names_every_command():
@@ -30,7 +30,7 @@ def test_help_names_every_command():
 def test_every_help_has_examples_that_are_understood(command):
     shown = call(command, "--help")
     assert shown.exit_code == 0
-    examples = [line.strip() for line in shown.stdout.splitlines() if line.strip().startswith("longtake ")]
+    examples = [line.strip() for line in shown.stdout.splitlines() if line.strip().startswith("sostenuto ")]
     assert examples
     assert all(example.split()[1] == command for example in examples)
 
@@ -92,10 +92,10 @@ def test_a_wrong_command_line_is_refused(words, code, told):
         assert done.stderr.count("\n") == 1
 
 
-def test_python_m_jobs_is_longtake(longtake):
-    done = longtake("--help")
+def test_python_m_jobs_is_sostenuto(sostenuto):
+    done = sostenuto("--help")
     assert done.returncode == 0
-    assert "Usage: longtake" in done.stdout
+    assert "Usage: sostenuto" in done.stdout
 
 
 def test_help_needs_no_heavy_library():
@@ -112,16 +112,16 @@ def test_debug_shows_where():
     assert "error: " in done.stderr.splitlines()[-1]
 
 
-def test_the_world_can_be_made_twice_and_started_over(longtake, root):
+def test_the_world_can_be_made_twice_and_started_over(sostenuto, root):
     words = ("world", "--config", "ci", "--set", f"storage.root={root}", "--set", "world.long_clips=2")
-    first = longtake(*words)
+    first = sostenuto(*words)
     assert first.returncode == 0, first.stderr
     files = sorted(path.relative_to(root) for path in (root / "ci" / "world").rglob("*.mp4"))
     assert len(files) == 26
     stamps = {path: (root / path).stat().st_mtime_ns for path in files}
-    assert longtake(*words).returncode == 0
+    assert sostenuto(*words).returncode == 0
     assert {path: (root / path).stat().st_mtime_ns for path in files} == stamps
-    assert longtake(*words, "--fresh").returncode == 0
+    assert sostenuto(*words, "--fresh").returncode == 0
     assert all((root / path).stat().st_mtime_ns > stamps[path] for path in files)
 
 
@@ -171,7 +171,7 @@ def test_an_interrupted_command_says_how_to_go_on(root, number, code):
     err = interrupted(process, number)
     assert process.returncode == code
     assert err.splitlines()[-1].startswith(
-        "interrupted. What is finished is kept; to go on: longtake world --config ci"
+        "interrupted. What is finished is kept; to go on: sostenuto world --config ci"
     )
     assert "--fresh" not in err
     assert len(list(folder.rglob("*.mp4"))) < 40000

@@ -54,7 +54,7 @@ def test_tokens_are_on_everywhere_and_no_secret_is_in_the_file(cluster):
     assert "RAY_AUTH_MODE=token" in commands
     assert "chmod 600 ~/.ray/auth_token" in commands
     for line in cluster["head_start_ray_commands"] + cluster["worker_start_ray_commands"]:
-        assert line.startswith(". ~/longtake/env && "), "every start has the token's mode"
+        assert line.startswith(". ~/sostenuto/env && "), "every start has the token's mode"
     assert "RAY_AUTH_TOKEN=" not in (ROOT / "cluster.yaml").read_text()
 
 

@@ -61,7 +61,7 @@ def test_draws_and_steps_follow_the_settings(run_config):
 
 def test_seeds_are_apart(run_config):
     finish(run_config, "sft", seed=1)
-    with pytest.raises(CheckpointError, match="longtake train teacher"):
+    with pytest.raises(CheckpointError, match="sostenuto train teacher"):
         evaluate.systems_of(run_config, 0)
     assert len(evaluate.systems_of(run_config, 1)) == 2
 

@@ -19,7 +19,7 @@ from jobs.settings import RunConfig
 from models.ddt import Student
 from models.dit import DiT
 from models.ema import Ema
-from models.errors import ConfigError, LongtakeError
+from models.errors import ConfigError, SostenutoError
 from models.rng import Key, normal
 from models.sampling import few_step
 from models.text import Conditioning
@@ -128,7 +128,7 @@ def test_a_windowed_student_needs_the_lines_of_its_card(tmp_path: Path) -> None:
     config = settings(tmp_path, "model.attention_pattern=WGW")
     out = made(tmp_path, config)
     fields = json.loads((out / "config.json").read_text())
-    assert fields["longtake_attention"] == {"pattern": "WGW", "window": 2}
+    assert fields["sostenuto_attention"] == {"pattern": "WGW", "window": 2}
     transformer = WanTransformer3DModel.from_pretrained(out)
     x, t, text = inputs(FRAMES)
     with torch.no_grad():
@@ -143,7 +143,7 @@ def test_a_windowed_student_needs_the_lines_of_its_card(tmp_path: Path) -> None:
 def test_windows_as_long_as_the_clip_need_nothing(tmp_path: Path) -> None:
     config = settings(tmp_path, "model.attention_pattern=WGW", f"model.window={FRAMES - 1}")
     out = made(tmp_path, config)
-    assert "longtake_attention" not in json.loads((out / "config.json").read_text())
+    assert "sostenuto_attention" not in json.loads((out / "config.json").read_text())
     assert "Windowed" not in (out / "README.md").read_text()
 
 
@@ -217,7 +217,7 @@ def test_the_card_tells_what_is_known(tmp_path: Path) -> None:
     assert "distill/step-000003" in card
     assert "not at hand" in card
     assert str(tmp_path) not in card
-    shared = (out / "longtake.yaml").read_text()
+    shared = (out / "sostenuto.yaml").read_text()
     assert str(tmp_path) not in shared
     assert configs.build(yaml.safe_load(shared)).model.num_layers == 3
 
@@ -259,7 +259,7 @@ def test_the_card_counts_the_data_and_gives_this_checkpoints_figures(tmp_path: P
     assert "came-out" in told
     assert "12.34" in told
     assert "56.78" not in told
-    assert "longtake evaluate --config longtake.yaml --seed 0" in told
+    assert "sostenuto evaluate --config sostenuto.yaml --seed 0" in told
     assert "56.78" in card("fm", "fm")
     measured.write_json("inputs.json", {"mmm_4": "another"})
     assert "12.34" not in card("other", "dm")
@@ -285,7 +285,7 @@ REFUSED = [
 def test_what_cannot_be_exported_says_so(
     tmp_path: Path, overrides: tuple[str, ...], head: str, stage: str, problem: str, remedy: str
 ) -> None:
-    with pytest.raises(LongtakeError) as caught:
+    with pytest.raises(SostenutoError) as caught:
         made(tmp_path, settings(tmp_path, *overrides), head, stage)
     assert problem in caught.value.problem
     assert remedy in caught.value.remedy
@@ -295,7 +295,7 @@ def test_what_cannot_be_exported_says_so(
 def test_a_teacher_and_a_used_folder_are_refused(tmp_path: Path) -> None:
     config = settings(tmp_path)
     folder = checkpoint(tmp_path, config, "teacher", "teacher")
-    with pytest.raises(LongtakeError, match="holds a teacher"):
+    with pytest.raises(SostenutoError, match="holds a teacher"):
         export(config, checkpoint=str(folder), stage="teacher", head="dm", out=str(tmp_path / "out"))
     with pytest.raises(ConfigError, match="is not empty"):
         export(config, checkpoint=str(folder), stage="teacher", head="dm", out=str(tmp_path))
@@ -307,12 +307,12 @@ def test_the_command_finds_the_runs_student(tmp_path: Path) -> None:
              "--stage", "sft", "--head", "fm", "--out", str(tmp_path / "out")]  # fmt: skip
     missing = runner.invoke(app, words)
     assert missing.exit_code == 1
-    assert "longtake train sft" in missing.stderr
+    assert "sostenuto train sft" in missing.stderr
     folder = checkpoint(tmp_path, config, "sft")
     outcome = {"checkpoint": str(folder), "summary": {}, "recipe": ""}
     (folder.parent / "outcome.json").write_text(json.dumps(outcome))
     done = runner.invoke(app, words)
     assert done.exit_code == 0, done.output
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "README.md", "config.json", "diffusion_pytorch_model.safetensors", "longtake.yaml", "scheduler",
+        "README.md", "config.json", "diffusion_pytorch_model.safetensors", "sostenuto.yaml", "scheduler",
     ]  # fmt: skip

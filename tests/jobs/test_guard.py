@@ -72,11 +72,12 @@ def test_causes_in_a_circle_end(capsys):
 
 
 def test_interrupting_says_how_to_go_on_without_starting_over(capsys, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["longtake", "train", "distill", "--fresh", "--set", "name=my run"])
+    monkeypatch.setattr(sys, "argv", ["sostenuto", "train", "distill", "--fresh", "--set", "name=my run"])
     code, err = leave(KeyboardInterrupt(), capsys)
     assert code == 130
     assert (
-        err == "interrupted. What is finished is kept; to go on: longtake train distill --set 'name=my run'\n"
+        err
+        == "interrupted. What is finished is kept; to go on: sostenuto train distill --set 'name=my run'\n"
     )
 
 

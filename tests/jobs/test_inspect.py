@@ -1,4 +1,4 @@
-"""`longtake ingest --json` and `longtake inspect` on two small folders, one file of which is no video."""
+"""`sostenuto ingest --json` and `sostenuto inspect` on two small folders, one file of which is no video."""
 
 import json
 import shutil
@@ -19,7 +19,7 @@ from pipelines.data.manifest import Source
 from pipelines.data.rejects import Reject
 from pipelines.data.video import new_status, rejected_status
 from pipelines.storage import Storage
-from tests.command import longtake, succeed
+from tests.command import sostenuto, succeed
 from tests.pipelines.data.videos import low_rank, write_video
 
 EVIL = "[bold]<script>alert(1)</script>"
@@ -137,7 +137,7 @@ def test_inspect_and_ingest_record_the_same_run(stand, capsys):
     seen = inspect(config_of(folder))
     metrics, tags, artifacts, status = recorded(folder)
     assert status == "FINISHED"
-    assert tags["longtake.data_hash"] == printed["data_hash"]
+    assert tags["sostenuto.data_hash"] == printed["data_hash"]
     assert metrics["data/windows.short"] == 10
     assert metrics["data/rejects.short"] == 1
     assert metrics["data/hours.long"] == pytest.approx(10 / 3600)
@@ -191,7 +191,7 @@ def test_out_is_where_the_files_go(stand, tmp_path, capsys):
 
 def test_a_dataset_that_is_not_there_is_one_line(tmp_path):
     for words in (["inspect", "--config", "ci"], ["inspect", "nowhere"]):
-        done = longtake(tmp_path, *words)
+        done = sostenuto(tmp_path, *words)
         assert done.returncode == 1
         assert done.stdout == ""
         assert done.stderr.startswith("error: ")

@@ -1,4 +1,4 @@
-"""`longtake train --dry-run --gpu`: what fits, what does not, and remedies that hold when they are taken."""
+"""`sostenuto train --dry-run --gpu`: what fits, what does not, and remedies that hold when they are taken."""
 
 import dataclasses
 import json
@@ -18,7 +18,7 @@ WAN = ("train", "--config", "wan-1.3b", "--dry-run")
 
 
 def call(*words):
-    return CliRunner().invoke(app, words, prog_name="longtake")
+    return CliRunner().invoke(app, words, prog_name="sostenuto")
 
 
 def test_one_object_on_standard_output_and_one_line_on_the_other():

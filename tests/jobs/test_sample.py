@@ -1,4 +1,4 @@
-"""What `longtake sample` asks of its machine and of a checkpoint; networks and datasets are stand-ins."""
+"""What `sostenuto sample` asks of its machine and of a checkpoint; networks and datasets are stand-ins."""
 
 import dataclasses
 import json

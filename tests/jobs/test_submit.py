@@ -45,7 +45,7 @@ def test_variables_and_the_commit_travel(monkeypatch):
     env = request_of("world", env=["A=1=2"]).env
     assert env["MLFLOW_TRACKING_URI"] == "http://mlflow:5000"
     assert env["A"] == "1=2"
-    assert len(env["LONGTAKE_COMMIT"]) >= 40
+    assert len(env["SOSTENUTO_COMMIT"]) >= 40
 
 
 def test_data_and_environments_stay_at_home():
@@ -104,28 +104,28 @@ PROBE = (
 )
 
 
-def send(longtake, head, *words, token=TOKEN):
+def send(sostenuto, head, *words, token=TOKEN):
     variables = {"RAY_AUTH_TOKEN": token} if token else {}
-    return longtake("submit", "--address", head, *words, **variables)
+    return sostenuto("submit", "--address", head, *words, **variables)
 
 
-def test_a_job_runs_in_a_copy_of_the_working_directory(longtake, head):
-    done = send(longtake, head, "--submission-id", "probe-1", "--env", "MAKER=me", "python", "-c", PROBE)
+def test_a_job_runs_in_a_copy_of_the_working_directory(sostenuto, head):
+    done = send(sostenuto, head, "--submission-id", "probe-1", "--env", "MAKER=me", "python", "-c", PROBE)
     assert done.returncode == 0, done.stderr
     assert "made by me True False" in done.stdout
     assert "probe-1 succeeded" in done.stdout
 
 
-def test_a_longtake_command_runs_and_a_relative_root_is_refused_there(longtake, head):
-    done = send(longtake, head, "world", "--config", "ci")
+def test_a_sostenuto_command_runs_and_a_relative_root_is_refused_there(sostenuto, head):
+    done = send(sostenuto, head, "world", "--config", "ci")
     assert done.returncode == 1
     assert "error: storage.root 'runs' is relative" in done.stdout
     assert "--set storage.root=" in done.stdout
 
 
-def test_a_taken_name_is_refused(longtake, head):
+def test_a_taken_name_is_refused(sostenuto, head):
     words = ("--no-wait", "--submission-id", "probe-2", "python", "-c", "pass")
-    first, second = (send(longtake, head, *words) for _ in range(2))
+    first, second = (send(sostenuto, head, *words) for _ in range(2))
     assert first.returncode == 0
     assert f"ray job logs --follow --address {head} probe-2" in first.stdout
     assert second.returncode == 1
@@ -134,8 +134,8 @@ def test_a_taken_name_is_refused(longtake, head):
 
 
 @pytest.mark.parametrize("token", [None, "f" * 64])
-def test_an_absent_or_wrong_token_is_a_line_with_the_remedy(longtake, head, token):
-    done = send(longtake, head, "world", token=token)
+def test_an_absent_or_wrong_token_is_a_line_with_the_remedy(sostenuto, head, token):
+    done = send(sostenuto, head, "world", token=token)
     assert done.returncode == 1
     assert done.stderr.startswith("error: the Jobs server at")
     assert "RAY_AUTH_TOKEN" in done.stderr

@@ -151,13 +151,13 @@ def test_when_every_trial_fails_their_own_error_is_raised():
 
 
 @pytest.mark.timeout(600)
-def test_a_real_search_trains_measures_and_is_gone_on_with(longtake, root):
+def test_a_real_search_trains_measures_and_is_gone_on_with(sostenuto, root):
     words = ["--config", "ci", "--set", f"storage.root={root}"]
-    made = longtake("ingest", *words, timeout=300)
+    made = sostenuto("ingest", *words, timeout=300)
     assert made.returncode == 0, made.stderr
     words += ["--set", "sweep.stage=teacher", "--set", "sweep.space.teacher.learning_rate=[1e-3,3e-3]"]
     words += ["--set", "teacher.steps=2", "--set", "teacher.checkpoint_every=1"]
-    done = longtake("sweep", *words, timeout=500)
+    done = sostenuto("sweep", *words, timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("finished") == 2
     assert "best: --set teacher.learning_rate=" in done.stdout
@@ -166,7 +166,7 @@ def test_a_real_search_trains_measures_and_is_gone_on_with(longtake, root):
     assert all((folder / "teacher" / "outcome.json").is_file() for folder in trials)
     config = configs.load("ci", [f"storage.root={root}"])
     assert check_runs(config) == ["FINISHED"] * 2
-    again = longtake("sweep", *words, timeout=300)
+    again = sostenuto("sweep", *words, timeout=300)
     assert again.returncode == 0, again.stderr
     assert "going on with the sweep that is there" in again.stdout
     assert again.stdout.count("finished") == 2

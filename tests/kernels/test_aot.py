@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("triton")
 
 from kernels import aot
-from tests.command import longtake
+from tests.command import sostenuto
 
 
 def compiled(name, target="sm_90"):
@@ -48,14 +48,14 @@ def test_a_kernel_that_spills_or_lacks_tensor_cores_is_not_ok():
 
 
 def test_the_command_says_which_path_runs(tmp_path):
-    done = longtake(tmp_path, "kernels", "--json")
+    done = sostenuto(tmp_path, "kernels", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["cpu"] == "cpu"
 
 
 @pytest.mark.timeout(600)
 def test_every_shipped_kernel_is_as_it_has_to_be(tmp_path):
-    done = longtake(tmp_path, "kernels", "--report", "--json", timeout_s=550)
+    done = sostenuto(tmp_path, "kernels", "--report", "--json", timeout_s=550)
     assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-2000:]}"
     found = json.loads(done.stdout)
     assert {row["target"] for row in found} == set(aot.TARGETS)

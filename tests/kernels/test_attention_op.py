@@ -15,7 +15,7 @@ def test_torch_finds_nothing_wrong_with_the_operator(dtype, options):
     options = {"valid_frames": None, "global_frames": 0, "wrap": False} | options_for(options, 2)
     inputs = [x.requires_grad_() for x in qkv((2, 2, 12, 16), dtype=dtype)]
     found = torch.library.opcheck(
-        torch.ops.longtake.window_attention.default, (*inputs, *ARGUMENTS, *options.values())
+        torch.ops.sostenuto.window_attention.default, (*inputs, *ARGUMENTS, *options.values())
     )
     assert set(found.values()) == {"SUCCESS"}
 
@@ -36,7 +36,7 @@ def test_one_compiled_graph_serves_every_length():
         inputs = qkv((1, 2, tokens, 16), dtype=torch.float32)
         assert torch.allclose(fast(*inputs), loss(*inputs))
     assert len(compiled) == 1
-    nodes = [node for node in compiled[0].graph.nodes if "longtake" in str(node.target)]
+    nodes = [node for node in compiled[0].graph.nodes if "sostenuto" in str(node.target)]
     assert len(nodes) == 1
 
 

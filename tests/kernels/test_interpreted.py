@@ -15,7 +15,7 @@ CASES = Path(__file__).parent / "interpreted"
 def test_kernels_in_the_interpreter(name):
     pytest.importorskip("triton")
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-    environment.pop("LONGTAKE_KERNELS", None)
+    environment.pop("SOSTENUTO_KERNELS", None)
     run = subprocess.run(
         [sys.executable, "-m", "pytest", str(CASES / name), "-p", "no:xdist"],
         env=environment,

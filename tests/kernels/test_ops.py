@@ -64,13 +64,13 @@ def test_an_impossible_demand_is_an_error_with_the_remedy(monkeypatch, demanded,
 
 def test_a_gpu_without_triton_is_an_error_not_another_path(monkeypatch):
     monkeypatch.setattr(dispatch, "_has_triton", lambda: False)
-    with pytest.raises(RuntimeError, match="LONGTAKE_KERNELS=reference"):
+    with pytest.raises(RuntimeError, match="SOSTENUTO_KERNELS=reference"):
         dispatch.path_for(torch.device("cuda"))
 
 
 def test_the_choice_is_logged_once(caplog):
     dispatch._announce.cache_clear()
-    with caplog.at_level(logging.INFO, logger="longtake.kernels"):
+    with caplog.at_level(logging.INFO, logger="sostenuto.kernels"):
         attend()
         attend()
         score()

@@ -149,7 +149,7 @@ def test_the_gradient_of_x0_is_one_minus_t_and_eps_has_none():
 def test_torch_finds_nothing_wrong_with_the_operator(needs_gradient):
     x0 = torch.randn(3, 4, 2).requires_grad_(needs_gradient)
     arguments = (x0, torch.rand(3), 7, torch.arange(3))
-    found = torch.library.opcheck(torch.ops.longtake.renoise.default, arguments)
+    found = torch.library.opcheck(torch.ops.sostenuto.renoise.default, arguments)
     assert set(found.values()) == {"SUCCESS"}
 
 

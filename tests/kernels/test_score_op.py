@@ -19,7 +19,7 @@ def options(normalizer="block", **changes):
 def test_torch_finds_nothing_wrong_with_the_operator(normalizer, dtype):
     inputs = windows(4, 3, dtype=dtype)
     found = torch.library.opcheck(
-        torch.ops.longtake.reverse_kl_score.default, (*inputs, 2.0, normalizer, 2, 2, 1e-4)
+        torch.ops.sostenuto.reverse_kl_score.default, (*inputs, 2.0, normalizer, 2, 2, 1e-4)
     )
     assert set(found.values()) == {"SUCCESS"}
 
@@ -42,7 +42,7 @@ def test_one_compiled_graph_serves_every_length(normalizer):
         for value, expected in zip(fast(*inputs), score(*inputs), strict=True):
             assert torch.equal(value, expected)
     assert len(compiled) == 1
-    assert sum("longtake" in str(node.target) for node in compiled[0].graph.nodes) == 1
+    assert sum("sostenuto" in str(node.target) for node in compiled[0].graph.nodes) == 1
 
 
 @pytest.mark.parametrize("normalizer", NORMALIZERS)

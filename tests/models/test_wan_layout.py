@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.errors import CheckpointError, ConfigError, LongtakeError
+from models.errors import CheckpointError, ConfigError, SostenutoError
 from models.wan import read_transformer
 from models.wan_layout import layout_of, original_name, read_config, weight_files
 from tests.models import wan_folders
@@ -135,7 +135,7 @@ SPOILED: list[tuple[Callable[[Path], None], list[str]]] = [
             ({"patch_size": [1, 1, 1]}, ["Set model.patch_size=[1,1,1]"]),
             ({"text_dim": 12}, ["text_dim 12, this run has 10"]),
             ({"in_channels": 8, "out_channels": 8}, ["in_channels 8, this run has 4", "autoencoder"]),
-            ({"longtake_attention": {"pattern": "WG", "window": 2}},
+            ({"sostenuto_attention": {"pattern": "WG", "window": 2}},
              ["model.attention_pattern=WG model.window=2"]),
         ]
     ],
@@ -149,7 +149,7 @@ def test_a_folder_that_cannot_be_used(
     wan_folders.write(tmp_path)
     read(tmp_path)
     spoil(tmp_path)
-    with pytest.raises(LongtakeError) as caught:
+    with pytest.raises(SostenutoError) as caught:
         read(tmp_path)
     message = str(caught.value)
     assert "\n" not in message

@@ -60,8 +60,8 @@ def test_a_young_file_stays(folder: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_other_files_and_what_links_point_at_stay(folder: Path) -> None:
-    (folder / "longtake-ray").touch()
-    (folder / f"{PREFIX}link").symlink_to(folder / "longtake-ray")
+    (folder / "sostenuto-ray").touch()
+    (folder / f"{PREFIX}link").symlink_to(folder / "sostenuto-ray")
     os.mkfifo(folder / f"{PREFIX}pipe")
     with temporary_file():
-        assert (folder / "longtake-ray").exists()
+        assert (folder / "sostenuto-ray").exists()

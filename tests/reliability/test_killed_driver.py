@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.command import MADE_BY_DISTILLATION, copy_runs, kill, longtake, start, succeed
+from tests.command import MADE_BY_DISTILLATION, copy_runs, kill, sostenuto, start, succeed
 
 STEPS, EVERY = 8, 2
 DISTILL = ("--set", f"distill.steps={STEPS}", "--set", f"distill.checkpoint_every={EVERY}")
@@ -77,7 +77,7 @@ def test_what_one_of_two_workers_meets_is_told(prepared: Path, tmp_path: Path) -
         data[len(data) // 2] ^= 1
         shard.write_bytes(data)
     words = ("--set", "cluster.num_workers=2", "--set", "cluster.max_failures=0")
-    refused = longtake(folder, "train", "distill", "--config", "ci", *words)
+    refused = sostenuto(folder, "train", "distill", "--config", "ci", *words)
     assert refused.returncode == 1
     assert "is damaged" in refused.stderr
     assert "Traceback" not in refused.stderr
@@ -88,7 +88,7 @@ def test_a_finished_stage_is_not_trained_again_and_other_settings_are_refused(pr
     before = (prepared / "runs/ci/seed-0/teacher/outcome.json").stat().st_mtime_ns
     succeed(prepared, "train", "teacher", "--config", "ci")
     assert (prepared / "runs/ci/seed-0/teacher/outcome.json").stat().st_mtime_ns == before
-    refused = longtake(prepared, "train", "teacher", "--config", "ci", "--set", "teacher.learning_rate=1e-4")
+    refused = sostenuto(prepared, "train", "teacher", "--config", "ci", "--set", "teacher.learning_rate=1e-4")
     assert refused.returncode == 1
     assert "other settings" in refused.stderr
     assert "--fresh" in refused.stderr

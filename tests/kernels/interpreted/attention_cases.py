@@ -43,5 +43,5 @@ def test_the_kernels_run_here(monkeypatch):
 
 @pytest.mark.parametrize(("dim", "dtype"), [(12, torch.float32), (136, torch.float32), (16, torch.float64)])
 def test_shapes_without_a_kernel_are_refused(dim, dtype):
-    with pytest.raises(ValueError, match="LONGTAKE_KERNELS=reference"):
+    with pytest.raises(ValueError, match="SOSTENUTO_KERNELS=reference"):
         window_attention(*qkv((1, 1, 4, dim), dtype=dtype), tokens_per_frame=1, window=1)

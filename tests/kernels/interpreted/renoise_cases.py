@@ -82,5 +82,5 @@ def test_the_kernel_is_reached_by_demand_and_refuses_float64(monkeypatch):
     x0, t = torch.ones(2, 6), torch.rand(2)
     expected = renoise.renoise(x0, t, 4, torch.arange(2))
     assert all(torch.equal(a, b) for a, b in zip(ops.renoise(x0, t, 4), expected, strict=True))
-    with pytest.raises(ValueError, match="LONGTAKE_KERNELS=reference"):
+    with pytest.raises(ValueError, match="SOSTENUTO_KERNELS=reference"):
         ops.renoise(x0.double(), t, 4)

@@ -71,7 +71,7 @@ def test_the_kernel_is_reached_by_demand_and_refuses_float64(monkeypatch):
     inputs = windows(2, 3, dtype=torch.float32)
     result = ops.reverse_kl_score(*inputs, guidance_scale=2.0, normalizer="window")
     assert torch.equal(result.score, reverse_kl_score(*inputs, guidance_scale=2.0, normalizer="window").score)
-    with pytest.raises(ValueError, match="LONGTAKE_KERNELS=reference"):
+    with pytest.raises(ValueError, match="SOSTENUTO_KERNELS=reference"):
         ops.reverse_kl_score(*windows(2, 3), guidance_scale=2.0, normalizer="window")
 
 

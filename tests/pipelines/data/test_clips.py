@@ -1,6 +1,6 @@
 """Real files of many makers: each good one gives all its frames, each bad one windows or one true reason.
 
-Reads the folder that LONGTAKE_TEST_CLIPS names: short/, long/, bad/ and a README.md with the frames of each.
+Reads the folder that SOSTENUTO_TEST_CLIPS names: short/, long/, bad/ and a README.md with the frames of each.
 """
 
 import os
@@ -21,9 +21,9 @@ from pipelines.data.framing import resize
 from pipelines.data.ingest import ingest
 from pipelines.data.rejects import Rejected
 
-CLIPS = os.environ.get("LONGTAKE_TEST_CLIPS", "")
+CLIPS = os.environ.get("SOSTENUTO_TEST_CLIPS", "")
 pytestmark = pytest.mark.skipif(
-    not CLIPS, reason="not run: LONGTAKE_TEST_CLIPS does not name a folder of real clips"
+    not CLIPS, reason="not run: SOSTENUTO_TEST_CLIPS does not name a folder of real clips"
 )
 ROW = re.compile(r"^\| (?P<file>(?:short|long)/\S+) \|(?:[^|]*\|){6} (?P<decord>\d+) \| (?P<pyav>\d+) \|")
 

@@ -178,7 +178,7 @@ def test_a_store_whose_package_is_missing(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(fsspec.core, "url_to_fs", fail)
     with pytest.raises(DataError, match="Install s3fs") as caught:
         Corpus("s3://bucket/videos")
-    assert "longtake[s3]" in caught.value.remedy
+    assert "sostenuto[s3]" in caught.value.remedy
 
 
 def test_a_reason_is_one_line() -> None:

@@ -26,7 +26,7 @@ from pipelines.data.duplicates import near_duplicates
 from tests.pipelines.data.pictures import Frames, bar, blurred, chunked, flat, shot, texture
 from tests.pipelines.data.videos import write_video
 
-CLIPS = os.environ.get("LONGTAKE_TEST_CLIPS", "")
+CLIPS = os.environ.get("SOSTENUTO_TEST_CLIPS", "")
 OFF = CurationConfig(cuts=False)
 
 
@@ -214,7 +214,7 @@ def test_copies_of_a_video_are_near_duplicates_and_its_mirror_image_is_not(
     )
 
 
-@pytest.mark.skipif(not CLIPS, reason="not run: LONGTAKE_TEST_CLIPS does not name a folder of real clips")
+@pytest.mark.skipif(not CLIPS, reason="not run: SOSTENUTO_TEST_CLIPS does not name a folder of real clips")
 @pytest.mark.parametrize(("fps", "joins"), [(None, [1035, 2175]), (8.0, [332, 696])])
 def test_the_two_joins_of_a_real_clip_are_its_only_cuts(
     fps: float | None, joins: list[int], decoder: Decoder

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.errors import DataError, LongtakeError
+from models.errors import DataError, SostenutoError
 from pipelines.data.dataset import CorpusName, Rows, ShardDataset
 from pipelines.storage import Storage
 from tests.command import REPOSITORY, environment
@@ -110,7 +110,7 @@ import json, subprocess, sys, time
 from pathlib import Path
 import ray
 from models.config import AutoencoderConfig
-from models.errors import LongtakeError
+from models.errors import SostenutoError
 from pipelines.data.ingest import ingest
 from pipelines.data.ledger import read_ledger
 from pipelines.storage import Storage
@@ -137,7 +137,7 @@ for room in range(16, 1000, 24):
     try:
         ingest(short, long, str(out), DATA, CODE, 0)
         break
-    except LongtakeError as error:
+    except SostenutoError as error:
         told.append([len(kept), type(error).__name__, error.problem, error.remedy])
         time.sleep(1)  # workers of a failed run end what they have begun
     assert {p: Path(p).stat().st_mtime_ns for p in kept} == kept, "what was written before has changed"
@@ -191,7 +191,7 @@ def test_the_disk_fills_up_while_a_file_is_written(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
     try:
-        with pytest.raises(LongtakeError) as caught:
+        with pytest.raises(SostenutoError) as caught:
             storage.write_bytes("short/a.parquet", b"x" * 5000)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -15,7 +15,7 @@ import ray
 import torch
 
 from models.config import AutoencoderConfig
-from models.errors import ClusterError, ConfigError, DataError, LongtakeError
+from models.errors import ClusterError, ConfigError, DataError, SostenutoError
 from models.windows import data_spans
 from pipelines.data import ingest as ingest_module
 from pipelines.data import spread
@@ -383,7 +383,7 @@ def test_a_defect_in_a_worker_is_told_not_hidden(ray_local: None, ingested: Inge
         return {"answer": {}["missing"]}
 
     videos = sources(ingested.short).sources
-    with pytest.raises(LongtakeError, match=r"part0/clip0\.mp4 on: KeyError: 'missing'"):
+    with pytest.raises(SostenutoError, match=r"part0/clip0\.mp4 on: KeyError: 'missing'"):
         list(spread.run_groups([Group(corpus="short", sources=tuple(videos))], work))
 
 

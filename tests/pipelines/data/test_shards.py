@@ -52,7 +52,7 @@ def test_plain_pyarrow_reads_a_tensor_column(tmp_path: Path) -> None:
     columns = ["window_id", "source_id", "start_frame", "num_frames", "shot", "reader", "latents"]
     assert table.column_names == columns
     footer = pq.read_metadata(tmp_path / "short" / "shard-00000.parquet").metadata
-    assert json.loads(footer[b"longtake.lineage"]) == {"version": "v1", "av": "18"}
+    assert json.loads(footer[b"sostenuto.lineage"]) == {"version": "v1", "av": "18"}
 
 
 def test_the_same_windows_give_the_same_bytes(tmp_path: Path) -> None:

@@ -46,8 +46,8 @@ def test_a_bad_teacher_is_refused_or_told(
     with pytest.raises(ConfigError, match="Train the teacher longer"):
         check_teacher(bad, _short(200), refuse, Captions(refuse.text))
     # libraries that ran before in this process may have changed what the root logger shows
-    monkeypatch.setattr(logging.getLogger("longtake.training"), "disabled", False)
-    with caplog.at_level(logging.WARNING, logger="longtake.training"):
+    monkeypatch.setattr(logging.getLogger("sostenuto.training"), "disabled", False)
+    with caplog.at_level(logging.WARNING, logger="sostenuto.training"):
         ratio = check_teacher(bad, _short(200), recipe(DISTILL), Captions(refuse.text))
     assert ratio is not None
     assert ratio > 3
