@@ -37,9 +37,9 @@ import ingest_peers  # noqa: E402
 from jobs.ray_session import ray_session  # noqa: E402
 from models.config import AutoencoderConfig  # noqa: E402
 from pipelines.data.config import CurationConfig, DataConfig  # noqa: E402
-from pipelines.data.ingest import ingest  # noqa: E402
+from pipelines.data.ingest.pipeline import ingest  # noqa: E402
+from pipelines.media.video import write_mp4  # noqa: E402
 from pipelines.training.config import ClusterConfig  # noqa: E402
-from pipelines.video import write_mp4  # noqa: E402
 
 SIZES = (128, 192, 256, 384, 512)
 CLIPS, CLIP_SECONDS, LONG_SECONDS, FPS = 240, 8, 480, 24

@@ -27,8 +27,8 @@ from torch.nn import functional as F
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from kernels.attention.cpu import plan  # noqa: E402
 from kernels.ops import window_attention  # noqa: E402
-from kernels.window_attention_cpu import plan  # noqa: E402
 
 PRESETS = [
     Case(32, 4, 32, 1, 24, 8),

@@ -14,8 +14,8 @@ import ray
 import torch
 from numpy.typing import NDArray
 
-from models.autoencoders import load_autoencoder
-from pipelines.data.framing import resize
+from models.autoencoders.pca import load_autoencoder
+from pipelines.data.decode.transforms import resize
 
 BLOCK = 16
 """Frames encoded together."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.video import read_back, write_gif
+from pipelines.media.video import read_back, write_gif
 
 EVERY = 3
 FPS = 32 / EVERY

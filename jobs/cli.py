@@ -74,19 +74,19 @@ def _launch(
 ) -> None:
     """Load the config and hand it to `jobs.<command>.<command>`, or only describe it."""
     with guarded(debug=debug):
-        from jobs.config import load
+        from jobs.config.load import load
+        from jobs.config.paths import require_lasting_root
         from jobs.console import say
-        from jobs.paths import require_lasting_root
 
         config = load(source, overrides or [])
         if dry_run:
-            from jobs.describe import render
+            from jobs.estimate.describe import render
 
             say(render(config))
             return
         require_lasting_root(config.storage.root)
         os.environ["SOSTENUTO_DEBUG"] = "1" if debug else "0"
-        module = importlib.import_module(f"jobs.{command}")
+        module = importlib.import_module(f"jobs.commands.{command}")
         getattr(module, command)(config, **options)
 
 
@@ -315,8 +315,8 @@ def submit(
       sostenuto submit --address http://head:8265 evaluate --set storage.root=s3://bucket/runs
     """
     with guarded(debug=debug):
-        from jobs.submit import Submission
-        from jobs.submit import submit as send
+        from jobs.commands.submit import Submission
+        from jobs.commands.submit import submit as send
 
         request = Submission.of(
             command, address=address, submission_id=submission_id, env=env or [], working_dir=working_dir
@@ -353,6 +353,6 @@ def kernels(
       sostenuto kernels --report --json
     """
     with guarded(debug=debug):
-        from jobs.kernels import kernels as show
+        from jobs.commands.kernels import kernels as show
 
         raise SystemExit(0 if show(report=report, as_json=as_json) else 1)

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from jobs.config.paths import absolute_root, is_remote
+from jobs.config.schema import RunConfig
 from jobs.console import warn
-from jobs.paths import absolute_root, is_remote
-from jobs.settings import RunConfig
 from models.errors import ClusterError, ConfigError
 from pipelines.tracking import NullTracker, RunStatus, Tracker, TrackerFactory
 

@@ -18,8 +18,10 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from kernels import renoise, reverse_kl, window_attention
+from kernels import renoise
 from kernels.aot_case import AotCase
+from kernels.attention import triton as window_attention
+from kernels.score import triton as reverse_kl
 
 TARGETS = {
     "sm_90": GPUTarget("cuda", 90, 32),

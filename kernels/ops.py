@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kernels import attention_op, checks, dense_attention_cpu
+from kernels import checks
 from kernels import window_gather as windows
+from kernels.attention import cpu_dense as dense_attention_cpu
+from kernels.attention import operator as attention_op
 from kernels.dispatch import VARIABLE
 from kernels.reference import Normalizer, ReverseKLScore
 from kernels.renoise_op import noised
-from kernels.score_op import score
+from kernels.score.operator import score
 
 __all__ = [
     "ReverseKLScore",

@@ -9,7 +9,7 @@ UnevenFrames: TypeAlias = Literal["refuse", "pad"]
 
 @dataclass(frozen=True, kw_only=True)
 class AutoencoderConfig:
-    """How pixels become latents (models/autoencoders.py)."""
+    """How pixels become latents (models/autoencoders/pca.py)."""
 
     kind: Literal["pca", "wan"] = "pca"
     """`pca`: a linear code fitted at ingest; `wan`: the Wan 2.1 video autoencoder from `pretrained`."""
@@ -31,7 +31,7 @@ class AutoencoderConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TextConfig:
-    """How captions become conditioning (models/text.py)."""
+    """How captions become conditioning (models/text/captions.py)."""
 
     kind: Literal["ngram", "umt5"] = "ngram"
     """`ngram`: hashed character n-grams, no weights; `umt5`: embeddings that ingest computes by UMT5."""

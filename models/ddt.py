@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from models.config import ModelConfig
 from models.dit import DiT, Encoder, Features, Head
-from models.text import Conditioning
+from models.text.captions import Conditioning
 from models.weights import copy_into
 
 HeadName = Literal["flow_matching", "distribution_matching"]

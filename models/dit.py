@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from models.blocks import Block, ConditionEmbedder, Span3D, layer_norm
 from models.config import ModelConfig
 from models.flow import precondition_input, preconditioned_velocity
-from models.text import Conditioning
+from models.text.captions import Conditioning
 
 POSITION_WAVES = 8
 

@@ -14,8 +14,8 @@ from models.flow import VelocityModel, shift, shift_for
 from models.precision import half_precision
 from models.rng import Key
 from models.sampling import few_step, ode, roll_out_by_windows
-from models.text import Conditioning
-from pipelines.training.networks import Network, NetworkSpec
+from models.text.captions import Conditioning
+from pipelines.checkpoints import Network, NetworkSpec
 
 Head = Literal["fm", "dm", "teacher"]
 Sampler = Literal["few_step", "ode", "windows"]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class LimitsConfig:
-    """What a video may ask of the machine before it is refused (pipelines/data/decode.py)."""
+    """What a video may ask of the machine before it is refused (pipelines/data/decode/decoder.py)."""
 
     max_bytes: int = 4 << 30
     """Largest file."""
@@ -23,7 +23,7 @@ class LimitsConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CurationConfig:
-    """Which videos and windows are worth training on (pipelines/data/curation.py).
+    """Which videos and windows are worth training on (pipelines/data/curate/quality.py).
 
     Pictures are judged as ingested: at data.height x data.width and at the corpus's frames a second. A filter
     is off at its default. Brightness is the stored luma (gamma-coded), from 0 (black) to 1 (white).

@@ -20,17 +20,17 @@ from torch import Tensor
 
 from models.config import TextConfig
 from models.rng import Key
-from models.text import Conditioning, TextEncoder
-from pipelines.data.info import dataset_autoencoder
-from pipelines.data.spread import Pool
-from pipelines.data.texts import embed_captions, text_encoder
+from models.text.captions import Conditioning, TextEncoder
+from pipelines.checkpoints import Network, load_network
+from pipelines.data.store.caption_embeddings import embed_captions, text_encoder
+from pipelines.data.store.info import dataset_autoencoder
 from pipelines.evaluation.measure import Columns, Measured, Measurer
 from pipelines.evaluation.parts import PART, join, run_parts, within
 from pipelines.evaluation.settings import EvaluationSettings, Group, Progress, System
 from pipelines.generation import generate_latents
+from pipelines.media.video import write_mp4
+from pipelines.ray_map import Pool
 from pipelines.storage import Storage
-from pipelines.training.networks import Network, load_network
-from pipelines.video import write_mp4
 from pipelines.world.readback import FactorReader
 
 CLIPS = "clips"

@@ -17,11 +17,11 @@ import ray.data
 import torch
 from safetensors.numpy import load, save
 
-from models.autoencoders import Autoencoder
+from models.autoencoders.pca import Autoencoder
 from models.rng import Key
-from pipelines.data.dataset import ShardDataset
-from pipelines.data.info import dataset_autoencoder, read_info
-from pipelines.evaluation.features import pixel_extractors
+from pipelines.data.store.dataset import ShardDataset
+from pipelines.data.store.info import dataset_autoencoder, read_info
+from pipelines.evaluation.features.extractors import pixel_extractors
 from pipelines.evaluation.generate import CLIPS, Clip, clip_name, put_clip
 from pipelines.evaluation.measure import EVERY, Columns, Measured, Measurer
 from pipelines.evaluation.parts import PART, cut, join, run_parts, within

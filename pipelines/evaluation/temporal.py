@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipelines.evaluation.features import luma
+from pipelines.evaluation.features.extractors import luma
 
 LAGS_S = (0.25, 1.0, 2.0)
 """Lags of the similarity curve, in seconds."""

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipelines.data.dataset import CorpusName, ShardDataset
-from pipelines.data.plan import BucketPlan
+from pipelines.data.store.batch_plan import BucketPlan
+from pipelines.data.store.dataset import CorpusName, ShardDataset
+from pipelines.training.collectives import Workers
 from pipelines.training.config import StageConfig
-from pipelines.training.parallel import Workers
-from pipelines.training.stages import Batch, Batches
+from pipelines.training.supervised import Batch, Batches
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from models.ema import Ema
 from models.weights import copy_into, load_tensors, save_tensors
-from pipelines.training.networks import NETWORK_FILE, NetworkSpec, check_seal, seal
+from pipelines.checkpoints import NETWORK_FILE, NetworkSpec, check_seal, seal
 from pipelines.training.state import Rollout, TrainState
 
 STATE_FILE = "state.json"

@@ -6,7 +6,7 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True)
 class StageConfig:
-    """One supervised stage: teacher, sft or mixed (pipelines/training/stages.py)."""
+    """One supervised stage: teacher, sft or mixed (pipelines/training/supervised.py)."""
 
     steps: int = 1000
     """Optimiser steps."""
@@ -92,7 +92,7 @@ class DistillConfig(StageConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterConfig:
-    """What training asks of Ray (pipelines/training/run.py)."""
+    """What training asks of Ray (pipelines/training/trainer.py)."""
 
     num_workers: int = 1
     """Data-parallel training workers."""

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from pipelines.data.dataset import ShardDataset
-from pipelines.data.info import dataset_autoencoder
+from pipelines.data.store.dataset import ShardDataset
+from pipelines.data.store.info import dataset_autoencoder
 
 VIDEOS = 8
 EDGE = 8

@@ -14,14 +14,15 @@ from models.flow import VelocityModel, shift, shift_for
 from models.losses import Loss, Scorers, anchor_loss, flow_matching_loss, reverse_kl_loss, x0_prediction
 from models.rng import Key, normal, uniform
 from models.sampling import noisy_input
-from models.text import Conditioning, TextEncoder, withhold_some
+from models.text.captions import Conditioning, TextEncoder, withhold_some
 from models.weights import copy_into
 from models.windows import Span, spans
+from pipelines.checkpoints import NetworkSpec, critic_weights, load_network
 from pipelines.generation import few_step_times
+from pipelines.training.collectives import ALONE, Workers
 from pipelines.training.config import DistillConfig
-from pipelines.training.networks import NetworkSpec, critic_weights, load_network
-from pipelines.training.parallel import ALONE, Workers
-from pipelines.training.stages import (
+from pipelines.training.state import Rollout, TrainState, adamw, learning_rate_factor
+from pipelines.training.supervised import (
     Batches,
     Captions,
     Recipe,
@@ -33,7 +34,6 @@ from pipelines.training.stages import (
     supervised_loss,
     trained,
 )
-from pipelines.training.state import Rollout, TrainState, adamw, learning_rate_factor
 
 
 @dataclass(frozen=True)

@@ -10,16 +10,16 @@ import torch
 from models.ddt import Student
 from models.dit import DiT
 from models.rng import Key
-from pipelines.data.dataset import CorpusName, ShardDataset
-from pipelines.data.info import dataset_autoencoder, read_info
+from pipelines.checkpoints import Network, NetworkSpec
+from pipelines.data.store.dataset import CorpusName, ShardDataset
+from pipelines.data.store.info import dataset_autoencoder, read_info
 from pipelines.generation import Method, generate_latents
+from pipelines.media.video import contact_sheet, write_mp4
 from pipelines.tracking import Tracker
+from pipelines.training.collectives import Workers
 from pipelines.training.config import DistillConfig
-from pipelines.training.networks import Network, NetworkSpec
-from pipelines.training.parallel import Workers
-from pipelines.training.stages import Recipe, Stage
 from pipelines.training.state import TrainState
-from pipelines.video import contact_sheet, write_mp4
+from pipelines.training.supervised import Recipe, Stage
 
 VIDEOS = 4
 """Captions that are shown."""

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.errors import ClusterError, ConfigError, DataError
-from pipelines.video import encode, through_mp4
+from pipelines.media.video import encode, through_mp4
 from pipelines.world.config import WorldConfig
 from pipelines.world.description import FILE, WorldDescription, describe
 from pipelines.world.factors import Clips, draw_long, draw_short

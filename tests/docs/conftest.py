@@ -12,8 +12,8 @@ import pytest
 
 from tests.command import copy_runs, end, environment
 from tests.docs.shown import all_shown, rewritten
+from tests.jobs.commands.head import Head, running_head
 from tests.jobs.conftest import free_port
-from tests.jobs.head import Head, running_head
 
 QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "RAY_USAGE_STATS_ENABLED": "0"}
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from jobs.submit import COMMANDS
+from jobs.commands.submit import COMMANDS
 from tests.command import REPOSITORY
 
 PAGES = (REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md")))

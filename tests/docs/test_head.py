@@ -8,8 +8,8 @@ import pytest
 from tests.command import REPOSITORY
 from tests.docs.conftest import run
 from tests.docs.shown import all_shown, of_kind, rewritten
-from tests.jobs import head as heads
-from tests.jobs.head import Head
+from tests.jobs.commands import head as heads
+from tests.jobs.commands.head import Head
 
 pytestmark = pytest.mark.timeout(900)
 

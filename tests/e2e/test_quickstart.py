@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.video import read_back
+from pipelines.media.video import read_back
 from tests.command import succeed
 
 SYSTEMS = (

@@ -17,21 +17,21 @@ pytest.importorskip("diffusers")
 
 from diffusers import WanPipeline, WanTransformer3DModel
 
-from jobs import config as configs
-from jobs.paths import RunPaths
-from jobs.settings import RunConfig
+from jobs.config import load as configs
+from jobs.config.paths import RunPaths
+from jobs.config.schema import RunConfig
 from models.ddt import Student
-from models.text import Conditioning
+from models.text.captions import Conditioning
 from models.weights import load_tensors
-from pipelines.data.dataset import ShardDataset
-from pipelines.data.info import read_info
-from pipelines.data.texts import text_encoder
-from pipelines.training.networks import load_network
-from pipelines.training.run import finished_stage
-from pipelines.video import read_back
+from pipelines.checkpoints import load_network
+from pipelines.data.store.caption_embeddings import text_encoder
+from pipelines.data.store.dataset import ShardDataset
+from pipelines.data.store.info import read_info
+from pipelines.media.video import read_back
+from pipelines.training.trainer import finished_stage
 from tests.command import REPOSITORY, succeed
 from tests.e2e.wan_base import BASE, SMALL, write_base, write_corpora
-from tests.models.wan_folders import relative, velocity
+from tests.models.wan.wan_folders import relative, velocity
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs import config as configs
+from jobs.config import load as configs
 from jobs.tracking import open_run
 
 ROOT = Path(__file__).parents[2]

@@ -8,9 +8,9 @@ import threading
 import pytest
 from typer.testing import CliRunner
 
-from jobs import config as configs
 from jobs.cli import app
-from jobs.paths import RunPaths
+from jobs.config import load as configs
+from jobs.config.paths import RunPaths
 from pipelines import storage as storage_module
 from pipelines.storage import Storage
 from pipelines.world.render import write_world

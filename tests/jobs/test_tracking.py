@@ -11,8 +11,8 @@ import urllib.request
 
 import pytest
 
-from jobs import config as configs
 from jobs import tracking
+from jobs.config import load as configs
 from models.errors import ClusterError, ConfigError
 from pipelines.tracking import NullTracker
 from tests.command import sent

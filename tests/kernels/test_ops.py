@@ -5,7 +5,8 @@ import sys
 import pytest
 import torch
 
-from kernels import dispatch, ops, reference, window_attention_cpu
+from kernels import dispatch, ops, reference
+from kernels.attention import cpu as window_attention_cpu
 from tests.kernels.helpers import qkv, windows
 
 

@@ -15,7 +15,7 @@ from models.dit import DiT, clip_positions, token_grid
 from models.init import initialize
 from models.rng import Key
 from models.rope import axis_channels, frequencies, rotate, rotations
-from models.text import Conditioning
+from models.text.captions import Conditioning
 from tests.models.builders import TINY, captions, latents, randomize
 
 WAN = dataclasses.replace(

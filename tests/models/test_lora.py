@@ -11,9 +11,9 @@ from models.ddt import Student
 from models.dit import DiT
 from models.lora import add_adapters, merge_adapters, start_adapters
 from models.rng import Key
-from models.text import Conditioning
+from models.text.captions import Conditioning
 from tests.models.builders import randomize
-from tests.models.wan_folders import CHANNELS, SHAPE, TEXT_DIM, inputs, relative
+from tests.models.wan.wan_folders import CHANNELS, SHAPE, TEXT_DIM, inputs, relative
 
 LORA = LoraConfig(rank=3, alpha=6.0)
 TARGETS = {"to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2"}

@@ -9,17 +9,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from jobs import config as configs
-from jobs.shapes import shapes
+from jobs.config import load as configs
+from jobs.estimate.shapes import shapes
 from models.config import FlowConfig, SamplingConfig
 from models.errors import ConfigError
 from models.flow import shift_for
 from models.precision import half_precision
 from models.rng import Key
-from models.text import Conditioning
+from models.text.captions import Conditioning
 from pipelines import generation
+from pipelines.checkpoints import Network, NetworkSpec, Role
 from pipelines.generation import Head, Method, check, generate_latents
-from pipelines.training.networks import Network, NetworkSpec, Role
 from tests.models.builders import TINY, captions, randomize
 from tests.pipelines.training.makers import TEXT
 

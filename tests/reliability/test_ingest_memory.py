@@ -9,7 +9,7 @@ import pytest
 
 from models.config import AutoencoderConfig
 from pipelines.data.config import DataConfig
-from pipelines.data.ingest import ingest
+from pipelines.data.ingest.pipeline import ingest
 from tests.pipelines.data.videos import repeat_by_stream_copy, stamped, write_video
 
 pytestmark = pytest.mark.long
@@ -29,7 +29,7 @@ class Watch(threading.Thread):
         while not self._over.wait(0.1):
             for process in psutil.Process().children(recursive=True):
                 try:
-                    if "pipelines.data.child" in " ".join(process.cmdline()):
+                    if "pipelines.data.decode.worker" in " ".join(process.cmdline()):
                         self.decoder = max(self.decoder, peak(process.pid))
                         self.worker = max(self.worker, peak(process.ppid()))
                 except (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):

@@ -10,8 +10,8 @@ import pytest
 
 from models.config import AutoencoderConfig
 from pipelines.data.config import DataConfig
-from pipelines.data.info import DatasetInfo
-from pipelines.data.ingest import ingest
+from pipelines.data.ingest.pipeline import ingest
+from pipelines.data.store.info import DatasetInfo
 from tests.command import kill, start, succeed
 from tests.pipelines.data.corpora import rows_of, stamps_of
 from tests.pipelines.data.videos import low_rank, write_video
@@ -108,7 +108,7 @@ def decoding_workers() -> list[psutil.Process]:
     found: dict[int, psutil.Process] = {}
     for process in psutil.Process().children(recursive=True):
         try:
-            if "pipelines.data.child" in " ".join(process.cmdline()) and (parent := process.parent()):
+            if "pipelines.data.decode.worker" in " ".join(process.cmdline()) and (parent := process.parent()):
                 found[parent.pid] = parent
         except psutil.NoSuchProcess:
             continue

@@ -21,7 +21,7 @@ import psutil, ray
 from ray.cluster_utils import Cluster
 from models.config import AutoencoderConfig
 from pipelines.data.config import DataConfig
-from pipelines.data.ingest import ingest
+from pipelines.data.ingest.pipeline import ingest
 from tests.pipelines.data.corpora import rows_of
 
 short, long, out = sys.argv[1:]
@@ -35,7 +35,7 @@ cluster.wait_for_nodes()
 
 def decoders(raylet):
     below = psutil.Process(raylet).children(recursive=True)
-    return sum("pipelines.data.child" in " ".join(process.cmdline()) for process in below)
+    return sum("pipelines.data.decode.worker" in " ".join(process.cmdline()) for process in below)
 
 def busy():
     try:

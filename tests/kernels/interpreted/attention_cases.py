@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from kernels import dispatch
+from kernels.attention.triton import forward
+from kernels.attention.triton_walk import INTERPRETED
 from kernels.ops import window_attention
-from kernels.window_attention import forward
-from kernels.window_walk import INTERPRETED
 from tests.kernels.attention_contract import *  # noqa: F403
 from tests.kernels.helpers import compare, qkv
 
@@ -35,7 +35,7 @@ def test_the_kernels_run_here(monkeypatch):
     assert INTERPRETED
     called = []
     monkeypatch.setattr(
-        "kernels.window_attention.forward", lambda *given: called.append(1) or forward(*given)
+        "kernels.attention.triton.forward", lambda *given: called.append(1) or forward(*given)
     )
     window_attention(*qkv((1, 1, 12, 16), dtype=torch.float32), tokens_per_frame=2, window=1)
     assert called

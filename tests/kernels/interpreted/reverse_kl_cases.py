@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kernels import dispatch, ops, reference
-from kernels.reverse_kl import BLOCKS, reverse_kl_score
+from kernels.score.triton import BLOCKS, reverse_kl_score
 from tests.kernels.helpers import relative, windows
 
 NORMALIZERS = ["window", "sample", "block"]

@@ -8,8 +8,8 @@ import pytest
 
 from models.config import AutoencoderConfig
 from pipelines.data.config import DataConfig
-from pipelines.data.info import DatasetInfo
-from pipelines.data.ingest import ingest
+from pipelines.data.ingest.pipeline import ingest
+from pipelines.data.store.info import DatasetInfo
 from tests.pipelines.data.corpora import DATA, write_corpora
 
 

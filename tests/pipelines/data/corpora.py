@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from pipelines.data.config import DataConfig
-from pipelines.data.dataset import CorpusName, ShardDataset
+from pipelines.data.store.dataset import CorpusName, ShardDataset
 from tests.pipelines.data.videos import low_rank, write_video
 
 CORPORA: tuple[CorpusName, ...] = ("short", "long")

@@ -5,15 +5,15 @@ from pathlib import Path
 
 import numpy as np
 
-from models.autoencoders import PcaAutoencoder
+from models.autoencoders.pca import PcaAutoencoder
 from models.config import AutoencoderConfig
 from pipelines.data.config import DataConfig
-from pipelines.data.finish import finish
-from pipelines.data.groups import Task
-from pipelines.data.info import DatasetInfo
-from pipelines.data.ledger import Moments, Status, Window, write_ledger
-from pipelines.data.manifest import Source
-from pipelines.data.shards import ShardWriter
+from pipelines.data.ingest.finalize import finish
+from pipelines.data.ingest.groups import Task
+from pipelines.data.source.manifest import Source
+from pipelines.data.store.info import DatasetInfo
+from pipelines.data.store.ledger import Moments, Status, Window, write_ledger
+from pipelines.data.store.shards import ShardWriter
 from pipelines.storage import Storage
 from tests.pipelines.data.videos import low_rank
 

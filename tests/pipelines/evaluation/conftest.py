@@ -10,11 +10,11 @@ from models.config import AutoencoderConfig, FlowConfig, ModelConfig, SamplingCo
 from models.init import initialize
 from models.rng import Key
 from models.weights import save_tensors
+from pipelines.checkpoints import NETWORK_FILE, NetworkSpec, seal
 from pipelines.data.config import DataConfig
-from pipelines.data.ingest import ingest
+from pipelines.data.ingest.pipeline import ingest
 from pipelines.evaluation.config import EvaluationConfig
 from pipelines.evaluation.settings import EvaluationSettings
-from pipelines.training.networks import NETWORK_FILE, NetworkSpec, seal
 from pipelines.world.config import WorldConfig
 from pipelines.world.render import write_world
 

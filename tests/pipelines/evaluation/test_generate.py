@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from models.errors import ConfigError
-from pipelines.data.info import dataset_autoencoder
+from pipelines.checkpoints import load_network
+from pipelines.data.store.info import dataset_autoencoder
 from pipelines.evaluation import generate
-from pipelines.evaluation.evaluate import clip_of
 from pipelines.evaluation.generate import Generator, Item, clip_name
 from pipelines.evaluation.measure import EVERY
+from pipelines.evaluation.run import clip_of
 from pipelines.evaluation.settings import System
-from pipelines.training.networks import load_network
-from pipelines.video import read_back
+from pipelines.media.video import read_back
 from pipelines.world.captions import caption
 
 

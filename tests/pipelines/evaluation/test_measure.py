@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from models.autoencoders import PcaAutoencoder
+from models.autoencoders.pca import PcaAutoencoder
 from models.config import AutoencoderConfig
-from pipelines.evaluation.features import RandomConvolutions, shrink, window_pixels
+from pipelines.evaluation.features.extractors import RandomConvolutions, shrink, window_pixels
 from pipelines.evaluation.measure import EVERY, Measured, Measurer
 from pipelines.evaluation.temporal import TEMPORAL_NAMES
 from pipelines.world.config import WorldConfig

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from pipelines.evaluation.features import pixel_extractors
+from pipelines.evaluation.distances import Distance, Moments, kernel_distance, standardise
+from pipelines.evaluation.features.extractors import pixel_extractors
 from pipelines.evaluation.measure import Measured
-from pipelines.evaluation.moments import Distance, Moments, kernel_distance, standardise
 from pipelines.evaluation.pixels import KERNEL_ROWS, PixelReference
 
 NAMES = [extractor.name for extractor in pixel_extractors()]

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.data.dataset import ShardDataset
-from pipelines.data.info import dataset_autoencoder
+from pipelines.data.store.dataset import ShardDataset
+from pipelines.data.store.info import dataset_autoencoder
 from pipelines.evaluation import reference
-from pipelines.evaluation.evaluate import clip_of
 from pipelines.evaluation.measure import EVERY
 from pipelines.evaluation.reference import CleanSpec, corpus_spec, measure_part, measure_real
-from pipelines.video import read_back
+from pipelines.evaluation.run import clip_of
+from pipelines.media.video import read_back
 from pipelines.world.captions import caption
 from pipelines.world.config import WorldConfig
 from pipelines.world.measures import measure_all

@@ -8,11 +8,11 @@ import torch
 from models.config import FlowConfig, LossConfig, SamplingConfig, TextConfig
 from models.rng import Key
 from pipelines.training.checkpoint import save_state
+from pipelines.training.collectives import ALONE, Workers
 from pipelines.training.config import DistillConfig, StageConfig
 from pipelines.training.distill import DistillStage
-from pipelines.training.parallel import ALONE, Workers
-from pipelines.training.stages import Batch, Batches, Recipe, SupervisedStage
 from pipelines.training.state import TrainState
+from pipelines.training.supervised import Batch, Batches, Recipe, SupervisedStage
 from tests.models.builders import TINY, latents
 
 TEXT = TextConfig(dim=10, withheld_words=("red",), withhold_probability=0.3)

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from models.config import LoraConfig
 from models.ddt import Student
+from pipelines.checkpoints import NetworkSpec, critic_weights, load_network
 from pipelines.training.checkpoint import load_state, save_state
 from pipelines.training.distill import DistillStage
-from pipelines.training.networks import NetworkSpec, critic_weights, load_network
-from pipelines.training.stages import Recipe, SupervisedStage
 from pipelines.training.state import TrainState
+from pipelines.training.supervised import Recipe, SupervisedStage
 from tests.models.builders import captions, latents
 from tests.pipelines.training.makers import CAPTIONS, DISTILL, SFT, recipe, run, trained_starts
 

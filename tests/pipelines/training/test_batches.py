@@ -8,9 +8,9 @@ import torch
 
 from models.errors import DataError
 from pipelines.training.batches import BatchSource
+from pipelines.training.collectives import Workers
 from pipelines.training.config import StageConfig
-from pipelines.training.parallel import Workers
-from pipelines.training.stages import Batches
+from pipelines.training.supervised import Batches
 from tests.pipelines.data.made import COUNT, make
 
 STAGE = StageConfig(steps=40, short_batch=12, long_batch=4)

@@ -10,17 +10,17 @@ from torch import Tensor
 
 from models.losses import Loss
 from models.rng import Key
-from pipelines.data.dataset import CorpusName, ShardDataset
+from pipelines.data.store.dataset import CorpusName, ShardDataset
 from pipelines.training import distill
 from pipelines.training.batches import BatchSource
 from pipelines.training.checkpoint import load_state, save_state
+from pipelines.training.collectives import Workers
 from pipelines.training.config import StageConfig
 from pipelines.training.diagnostics import Diagnostics
 from pipelines.training.distill import DistillStage
-from pipelines.training.parallel import Workers
-from pipelines.training.stages import Batches, Recipe, SupervisedStage
+from pipelines.training.loop import _held_out
 from pipelines.training.state import Rollout, TrainState
-from pipelines.training.worker import _held_out
+from pipelines.training.supervised import Batches, Recipe, SupervisedStage
 from tests.pipelines.data import bucketed
 from tests.pipelines.data.bucketed import MADE_ROWS, latents_of
 from tests.pipelines.training import makers

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from models.errors import ClusterError, ConfigError, DataError
-from pipelines.video import encode, read_back
+from pipelines.media.video import encode, read_back
 from pipelines.world import render as module
 from pipelines.world.captions import TEXTURES, parse
 from pipelines.world.config import WorldConfig

@@ -1,0 +1,170 @@
+"""`sostenuto evaluate`: every trained system of a seed against real videos, in one table."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+
+from jobs.config.load import config_hash
+from jobs.config.paths import RunPaths, is_remote
+from jobs.config.schema import RunConfig
+from jobs.console import Progress, say, show
+from jobs.ray_session import ray_session
+from jobs.tracking import RunReference, factory, open_run
+from models.errors import CheckpointError
+from pipelines.data.store.info import read_info
+from pipelines.evaluation.report.page import Report, write_report
+from pipelines.evaluation.report.summary import remarks, table
+from pipelines.evaluation.run import RESULT, Evaluation
+from pipelines.evaluation.run import evaluate as compare
+from pipelines.evaluation.settings import EvaluationSettings, System
+from pipelines.storage import Storage
+from pipelines.training.trainer import finished_stage
+
+INPUTS = "inputs.json"
+"""The file, beside the result, that tells what it was made from."""
+
+
+def evaluate(config: RunConfig, *, fresh: bool = False) -> Evaluation:
+    """Evaluate the config's seed, or show the result that is there; print the table and write the report.
+
+    Args:
+        config: the run's settings.
+        fresh: evaluate again even if nothing has changed.
+
+    Returns:
+        The seed's table.
+
+    Raises:
+        CheckpointError: nothing has been trained with this seed.
+        DataError: the dataset is missing or damaged.
+        ClusterError: Ray or MLflow cannot be used.
+    """
+    with ray_session(config.cluster), Progress() as progress:
+        result = evaluate_seed(config, config.seed, progress, fresh=fresh)
+    report = publish(config, [result])
+    say(f"report: {report.html}")
+    say(f"figures: {RunPaths.of(config).evaluation(config.seed)}/{RESULT}")
+    return result
+
+
+def evaluate_seed(
+    config: RunConfig,
+    seed: int,
+    progress: Progress,
+    *,
+    fresh: bool = False,
+    parent: RunReference | None = None,
+) -> Evaluation:
+    """One seed's evaluation on the running Ray; a result of the same networks and settings is not made again.
+
+    Args:
+        config: the run's settings.
+        seed: seed of training and of the noise.
+        progress: told what is done.
+        fresh: evaluate again in any case.
+        parent: MLflow run that this one is a child of.
+
+    Raises:
+        CheckpointError: nothing has been trained with this seed.
+    """
+    folder = RunPaths.of(config).evaluation(seed)
+    systems, settings = systems_of(config, seed), settings_of(config, seed)
+    inputs, storage = _inputs(systems, settings), Storage(folder)
+    if (
+        not fresh
+        and storage.exists(RESULT)
+        and storage.exists(INPUTS)
+        and storage.read_json(INPUTS) == inputs
+    ):
+        return Evaluation.from_json(storage.read_json(RESULT))
+    tags = {
+        "sostenuto.config_hash": config_hash(config),
+        "sostenuto.data_hash": read_info(settings.dataset).data_hash,
+    }
+    tracker = factory(open_run(config, f"seed-{seed}/evaluation", parent=parent, tags=tags))()
+    try:
+        result = compare(systems, settings, folder, tracker, progress)
+    except BaseException:
+        tracker.close("FAILED")
+        raise
+    storage.write_json(INPUTS, inputs)
+    tracker.close()
+    return result
+
+
+def publish(config: RunConfig, results: Sequence[Evaluation]) -> Report:
+    """Print the table of one or more seeds, write the report page, and file both with MLflow.
+
+    Args:
+        config: the run's settings.
+        results: one a seed.
+    """
+    paths = RunPaths.of(config)
+    show(table(results, config.name))
+    for remark in remarks(results):
+        say(f"  {remark}")
+    report = write_report(results, paths.root, config.name, read_info(paths.dataset).long.fps)
+    if not is_remote(paths.root):
+        tracker = factory(open_run(config, "report"))()
+        for path in (report.html, *report.plots, *report.clips):
+            tracker.artifact(path, "report")
+        tracker.close()
+    return report
+
+
+def systems_of(config: RunConfig, seed: int) -> list[System]:
+    """The systems that this seed has trained, in the order of the table.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    few, many, draws = len(config.sampling.steps), config.sampling.ode_steps, config.evaluation.draws
+    planned = (
+        ("distill", System("mmm_4", "", "dm", "few_step", few, draws)),
+        ("distill", System("mmm_fm_50", "", "fm", "ode", many)),
+        ("sft", System("sft_50", "", "fm", "ode", many)),
+        ("sft", System("sft_4", "", "fm", "ode", few, draws)),
+        ("sft_longer", System("sft_50_longer", "", "fm", "ode", many)),
+        ("mixed", System("mixed_50", "", "fm", "ode", many)),
+        ("mixed_longer", System("mixed_50_longer", "", "fm", "ode", many)),
+        ("teacher", System("teacher_rollout", "", "teacher", "windows", config.sampling.rollout_steps)),
+    )
+    root = RunPaths.of(config).seed(seed)
+    outcomes = {stage: finished_stage(root, stage) for stage in {stage for stage, _ in planned}}
+    found = [
+        dataclasses.replace(system, checkpoint=outcome.checkpoint)
+        for stage, system in planned
+        if (outcome := outcomes[stage]) is not None
+    ]
+    if not found:
+        raise CheckpointError(
+            f"nothing has been trained in {root}",
+            "Run `sostenuto train teacher` and the stages after it first",
+        )
+    return found
+
+
+def settings_of(config: RunConfig, seed: int) -> EvaluationSettings:
+    """What evaluation is told of this run."""
+    paths = RunPaths.of(config)
+    return EvaluationSettings(
+        evaluation=config.evaluation,
+        sampling=config.sampling,
+        flow=config.flow,
+        world=config.world if config.uses_world else None,
+        dataset=paths.dataset,
+        references=f"{paths.root}/references",
+        seed=seed,
+        text=config.text,
+        use_gpu=config.cluster.use_gpu,
+    )
+
+
+def _inputs(systems: Sequence[System], settings: EvaluationSettings) -> dict[str, str]:
+    """A hash of everything that decides the figures, and the checkpoints by name."""
+    plain = json.dumps(
+        [dataclasses.asdict(settings), [dataclasses.asdict(system) for system in systems]], sort_keys=True
+    )
+    digest = hashlib.sha256(plain.encode()).hexdigest()[:16]
+    return {"hash": digest} | {system.name: system.checkpoint for system in systems}

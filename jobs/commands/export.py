@@ -1,0 +1,174 @@
+"""`sostenuto export`: encoder and one head of a student as a folder that diffusers opens, with its card."""
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from jobs.commands.card import Card, Licence, model_card
+from jobs.commands.evaluate import INPUTS, systems_of
+from jobs.commands.recipes import last_checkpoint
+from jobs.config import load as configs
+from jobs.config.paths import RunPaths
+from jobs.config.schema import RunConfig
+from jobs.console import say
+from models.ddt import HeadName, Student
+from models.errors import CheckpointError, ClusterError, ConfigError, DataError
+from models.flow import shift_for
+from models.wan.layout import is_windowed
+from models.wan.transformer import require_exportable, write_transformer
+from pipelines.checkpoints import NetworkSpec, checkpoint_file, load_network, read_spec
+from pipelines.data.store.info import DatasetInfo, read_info
+from pipelines.evaluation.run import RESULT, Evaluation
+from pipelines.generation import require_head
+from pipelines.storage import Storage
+
+HEAD_NAMES: dict[str, HeadName] = {"dm": "distribution_matching", "fm": "flow_matching"}
+SETTINGS_FILE = "sostenuto.yaml"
+"""The settings of training, in the export."""
+TRAINING_SETTINGS = "config.json"
+"""The same, in a checkpoint."""
+LICENCES = ("LICENSE", "LICENSE.txt", "LICENSE.md")
+
+
+def export(
+    config: RunConfig, *, checkpoint: str | None, stage: str, head: Literal["dm", "fm"], out: str
+) -> str:
+    """Write a student as a diffusers transformer with its scheduler, its settings and a model card.
+
+    Args:
+        config: the run's settings: they only find the checkpoint, which keeps those of its training.
+        checkpoint: folder of a student; None is the last of the run's `stage`.
+        stage: a finished stage of the run.
+        head: which head goes with the encoder.
+        out: a folder that is new or empty.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ConfigError: the folder is not empty, the student cannot be a diffusers transformer, or its head has
+            not been trained.
+        CheckpointError: there is no finished student, or the checkpoint is damaged.
+    """
+    target = Storage(out)
+    if target.list():
+        raise ConfigError(f"{target} is not empty", "Name a new folder by --out")
+    found = checkpoint or last_checkpoint(RunPaths.of(config).seed(config.seed), stage, "export")
+    folder = str(Storage(found))
+    settings, spec = _settings(folder), read_spec(folder)
+    _require_exportable(folder, spec, head)
+    with tempfile.TemporaryDirectory() as name:
+        student = load_network(folder).model
+        assert isinstance(student, Student)
+        made = Path(name)
+        write_transformer(student, HEAD_NAMES[head], spec.shape[0], made)
+        _write_beside(made, settings, spec, folder, head)
+        target.put_folder(made, "")
+    say(f"{head} head of {folder}: a diffusers WanTransformer3DModel in {target}")
+    if is_windowed(spec.model, spec.shape[0]):
+        say("its windowed blocks need the lines of README.md: diffusers would attend over the whole clip")
+    return str(target)
+
+
+def _settings(folder: str) -> RunConfig:
+    """The settings that the checkpoint was trained with."""
+    if not Storage(folder).exists(TRAINING_SETTINGS):
+        raise CheckpointError(
+            f"{folder} holds no settings of a training", "Give the folder of a student's checkpoint"
+        )
+    with checkpoint_file(folder, TRAINING_SETTINGS) as path:
+        return configs.from_json(path.read_text())
+
+
+def _require_exportable(folder: str, spec: NetworkSpec, head: Literal["dm", "fm"]) -> None:
+    if spec.role != "student":
+        raise CheckpointError(
+            f"{folder} holds a {spec.role}", "Give the folder of a student: --stage distill, sft or mixed"
+        )
+    require_exportable(spec.model)
+    require_head(spec, head)
+
+
+def _write_beside(made: Path, settings: RunConfig, spec: NetworkSpec, folder: str, head: str) -> None:
+    """Scheduler, settings, licence and card."""
+    (made / "scheduler").mkdir()
+    scheduler = scheduler_fields(settings, spec.shape[0], head)
+    (made / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler, indent=2) + "\n")
+    (made / SETTINGS_FILE).write_text(_shared(settings))
+    licence = find_licence(settings)
+    if licence.path is not None:
+        shutil.copyfile(licence.path, made / "LICENSE")
+    card = Card(
+        config=settings,
+        spec=spec,
+        checkpoint="/".join(folder.rstrip("/").split("/")[-2:]),
+        head=head,
+        shift=scheduler["shift"],
+        dataset=_dataset(settings),
+        metrics=_metrics(settings, folder, head),
+        licence=licence,
+    )
+    (made / "README.md").write_text(model_card(card))
+
+
+def scheduler_fields(config: RunConfig, frames: int, head: str) -> dict[str, Any]:
+    """FlowMatchEulerDiscreteScheduler for clips of `frames` latent frames.
+
+    The few-step sampler of the DM head predicts x0 and takes fresh noise at every step, which diffusers
+    calls stochastic sampling.
+    """
+    return {
+        "_class_name": "FlowMatchEulerDiscreteScheduler",
+        "num_train_timesteps": 1000,
+        "shift": shift_for(config.flow, frames),
+        "use_dynamic_shifting": False,
+        "stochastic_sampling": head == "dm",
+    }
+
+
+def _shared(config: RunConfig) -> str:
+    """The settings as YAML without places on this machine, so that they can be handed on."""
+    tree = configs.to_dict(config)
+    for group in ("storage", "tracking", "cluster", "sweep"):
+        del tree[group]
+    for group, name in (("data", "short"), ("data", "long"), ("model", "pretrained"),
+                        ("autoencoder", "pretrained")):  # fmt: skip
+        if tree[group][name] is not None:
+            tree[group][name] = Path(tree[group][name]).name
+    return yaml.safe_dump(tree, sort_keys=False)
+
+
+def find_licence(config: RunConfig) -> Licence:
+    """The licence file in the base's folder or in the one around it."""
+    if config.model.pretrained is None:
+        return Licence(None, "")
+    base = Path(config.model.pretrained)
+    for folder in (base, base.absolute().parent):
+        for name in LICENCES:
+            if (folder / name).is_file():
+                return Licence(folder / name, (folder / name).read_text(encoding="utf-8", errors="replace"))
+    return Licence(None, "")
+
+
+def _dataset(config: RunConfig) -> DatasetInfo | None:
+    try:
+        return read_info(RunPaths.of(config).dataset)
+    except (DataError, ClusterError):
+        return None
+
+
+def _metrics(config: RunConfig, folder: str, head: str) -> dict[str, dict[str, Any]]:
+    """What `sostenuto evaluate` measured of this checkpoint and head: metrics by system."""
+    storage = Storage(RunPaths.of(config).evaluation(config.seed))
+    if not (storage.exists(RESULT) and storage.exists(INPUTS)):
+        return {}
+    measured, inputs = Evaluation.from_json(storage.read_json(RESULT)), storage.read_json(INPUTS)
+    return {
+        system.name: dict(measured.rows[system.name].metrics)
+        for system in systems_of(config, config.seed)
+        if system.head == head and inputs.get(system.name) == folder
+    }

@@ -1,0 +1,192 @@
+"""`sostenuto ingest`: from two corpora of video to shards of latents."""
+
+import json
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from jobs.commands.dataset_run import dataset_run
+from jobs.commands.world import render
+from jobs.config.paths import RunPaths
+from jobs.config.schema import RunConfig
+from jobs.console import Progress, say
+from jobs.ray_session import ray_session
+from models.text.umt5 import check_files
+from pipelines.data.ingest.pipeline import check
+from pipelines.data.ingest.pipeline import ingest as run_ingest
+from pipelines.data.source.corpus import locate
+from pipelines.data.store.caption_embeddings import embed_captions
+from pipelines.data.store.info import MANIFEST_FILE, DatasetInfo, told_error
+from pipelines.data.store.ledger import Status
+from pipelines.data.store.shards import CORPORA
+from pipelines.data.store.tables import read_table
+from pipelines.ray_map import Pool
+from pipelines.storage import Storage
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What one run of ingest did; what earlier runs had done is no part of it."""
+
+    windows: int
+    video_hours: float
+    num_bytes: int
+    """Of the video files."""
+    seconds: float
+    """By the clock."""
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """Windows a second, hours of video an hour, megabytes of video files a second."""
+        return {
+            "windows_per_second": self.windows / self.seconds,
+            "video_hours_per_hour": self.video_hours * 3600 / self.seconds,
+            "megabytes_per_second": self.num_bytes / 1e6 / self.seconds,
+        }
+
+
+@dataclass(frozen=True)
+class Ingested:
+    """A finished dataset and the work that finished it."""
+
+    info: DatasetInfo
+    work: Work
+
+
+def ingest(config: RunConfig, *, fresh: bool = False, as_json: bool = False) -> DatasetInfo:
+    """Decode, cut and encode what is missing of both corpora; the built-in world is rendered first.
+
+    Args:
+        config: the run's settings.
+        fresh: remove the dataset, once it is known that a new one can be begun.
+        as_json: print one JSON object on standard output and nothing else there.
+
+    Returns:
+        What the dataset holds.
+
+    Raises:
+        DataError: a corpus is missing or empty, or too many videos were refused.
+        ClusterError: Ray, MLflow or the storage cannot be used.
+    """
+    paths = RunPaths.of(config)
+    require_inputs(config, paths)
+    with Progress(to_stderr=as_json) as progress, ray_session(config.cluster), dataset_run(config) as run:
+        done = ingest_corpora(config, paths, progress, fresh=fresh)
+        run.record(done.info.data_hash, _metrics(done))
+    if as_json:
+        say(json.dumps(told(paths.dataset, done)))
+    else:
+        _print(paths.dataset, done)
+    return done.info
+
+
+def require_inputs(config: RunConfig, paths: RunPaths) -> None:
+    """Check what ingest is given, before anything is read or deleted.
+
+    Raises:
+        ConfigError: settings that no video can satisfy.
+        DataError: a corpus is not there, or cannot be reached.
+        CheckpointError: the text encoder's files are not there.
+    """
+    check(config.data)
+    if config.text.kind == "umt5":
+        check_files(config.text)
+    if not config.uses_world:
+        for location in paths.corpora(config):
+            locate(location)
+
+
+def ingest_corpora(
+    config: RunConfig, paths: RunPaths, progress: Progress, *, fresh: bool = False
+) -> Ingested:
+    """Render the built-in world where it is used, then ingest both corpora and embed their captions on the
+    running Ray; `fresh` removes the dataset once both corpora are listed."""
+    if config.uses_world:
+        render(config, paths, lambda done, total: progress("world", done, total))
+    short, long = paths.corpora(config)
+    read: list[Status] = []
+    began = time.monotonic()
+    info = run_ingest(
+        short,
+        long,
+        paths.dataset,
+        config.data,
+        config.autoencoder,
+        config.world.seed,
+        progress,
+        config.cluster.use_gpu,
+        fresh=fresh,
+        tell=read.append,
+    )
+    pool = Pool(config.data.min_actors, config.data.max_actors, config.cluster.use_gpu)
+    embed_captions(config.text, paths.dataset, pool=pool, progress=progress)
+    return Ingested(info, work_of(read, time.monotonic() - began))
+
+
+def work_of(read: Sequence[Status], seconds: float) -> Work:
+    """What became of the videos that were read.
+
+    Args:
+        read: how each ended.
+        seconds: that passed.
+    """
+    written = [status for status in read if status.status == "written"]
+    return Work(
+        windows=sum(status.num_windows for status in written),
+        video_hours=sum(status.seconds for status in written) / 3600,
+        num_bytes=sum(status.num_bytes for status in written),
+        seconds=seconds,
+    )
+
+
+def _videos(storage: Storage) -> list[dict[str, Any]]:
+    """The manifest's rows."""
+    rows: list[dict[str, Any]] = read_table(storage, MANIFEST_FILE).to_pylist()
+    return rows
+
+
+def told(dataset: str, done: Ingested) -> dict[str, Any]:
+    """What `--json` prints: the dataset's totals, and what this run did."""
+    videos, corpora = _videos(Storage(dataset)), (done.info.short, done.info.long)
+    rejected = Counter(video["stage"] for video in videos if video["status"] == "rejected")
+    return {
+        "dataset": dataset,
+        "data_hash": done.info.data_hash,
+        "sources": len(videos),
+        "written": sum(corpus.videos for corpus in corpora),
+        "windows": sum(corpus.windows for corpus in corpora),
+        "rejects": dict(rejected.most_common()),
+        "seconds": sum(video["seconds"] for video in videos),
+        "bytes": sum(video["num_bytes"] for video in videos),
+        "this_run": asdict(done.work) | done.work.rates,
+    }
+
+
+def _metrics(done: Ingested) -> dict[str, float]:
+    """Rates for the tracking service; where nothing was left to do there are none."""
+    if not done.work.windows:
+        return {}
+    return {f"data/{name}": value for name, value in done.work.rates.items()}
+
+
+def _print(dataset: str, done: Ingested) -> None:
+    info, work = done.info, done.work
+    for corpus in CORPORA:
+        own = info.corpus(corpus)
+        shape = "" if len(own.buckets) > 1 else f" of latents {list(own.latent_shape)}"
+        say(
+            f"{corpus.upper()}: {own.windows} windows{shape} from {own.videos} videos, {own.rejects} rejected"
+        )
+        for bucket in own.buckets if not shape else ():
+            say(f"  {bucket.told}")
+    say(f"reconstruction error {told_error(info.autoencoder)}; dataset: {dataset}")
+    if not work.windows:
+        say("nothing was left to do")
+        return
+    windows, hours, megabytes = work.rates.values()
+    say(
+        f"{work.windows} windows in {work.seconds:.1f} s: {windows:.3g} windows a second, "
+        f"{hours:.3g} hours of video an hour, {megabytes:.3g} MB/s"
+    )

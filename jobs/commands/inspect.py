@@ -1,0 +1,124 @@
+"""`sostenuto inspect`: what is in an ingested dataset, in numbers and pictures."""
+
+import json
+
+from jobs.commands.dataset_run import dataset_run
+from jobs.config.paths import RunPaths, absolute_root
+from jobs.config.schema import RunConfig
+from jobs.console import plain, plain_table, say, show, tally_table
+from models.errors import DataError
+from pipelines.data.report.inspection import Summary
+from pipelines.data.report.page import (
+    BUCKET_HEAD,
+    CORPORA,
+    Inspection,
+    bucket_rows,
+    count_rows,
+    inspect_dataset,
+    tally_rows,
+)
+from pipelines.data.store.info import INFO_FILE, read_info, told_error
+from pipelines.storage import Storage
+
+
+def inspect(
+    config: RunConfig, *, dataset: str | None = None, out: str | None = None, as_json: bool = False
+) -> Inspection:
+    """Print what a dataset holds, and write a report, contact sheets and histograms beside it.
+
+    Args:
+        config: the run's settings.
+        dataset: folder or URI of another dataset, of which nothing is recorded; the run's if left out.
+        out: folder or URI for the files; `inspection` beside the dataset if left out.
+        as_json: print one JSON object and nothing else.
+
+    Returns:
+        What was seen.
+
+    Raises:
+        DataError: there is no finished dataset, or it is damaged.
+        ClusterError: the storage or MLflow cannot be used.
+    """
+    paths = RunPaths.of(config)
+    if dataset is not None:
+        folder = _dataset(absolute_root(dataset))
+        seen = inspect_dataset(folder, _place(out, f"{folder.rsplit('/', 1)[0]}/inspection"), folder)
+    else:
+        read_info(paths.dataset)
+        with dataset_run(config) as run:
+            seen = inspect_dataset(paths.dataset, _place(out, paths.inspection), config.name)
+            run.record(seen.summary.data_hash, metrics(seen.summary))
+            run.artifacts(seen.folder, seen.files)
+    if as_json:
+        say(json.dumps(seen.summary.to_json() | {"report": f"{seen.folder}/{seen.files[0]}"}))
+    else:
+        _print(seen)
+    return seen
+
+
+def _dataset(folder: str) -> str:
+    """The folder itself, or the one dataset in it: a run keeps a folder for each version of its settings.
+
+    Raises:
+        DataError: there are several.
+    """
+    storage = Storage(folder)
+    if storage.exists(INFO_FILE):
+        return folder
+    versions = [name for name in storage.list() if storage.exists(f"{name}/{INFO_FILE}")]
+    if len(versions) > 1:
+        raise DataError(
+            f"{folder} holds the datasets {', '.join(versions)}", "Name one of them, or give --config"
+        )
+    return f"{folder}/{versions[0]}" if versions else folder
+
+
+def _place(out: str | None, otherwise: str) -> str:
+    return otherwise if out is None else absolute_root(out)
+
+
+def metrics(summary: Summary) -> dict[str, float]:
+    """Numbers for the tracking service, such as `data/windows.short`."""
+    found: dict[str, float] = {}
+    for corpus in CORPORA:
+        own = summary.corpus(corpus)
+        values = {
+            "videos": own.videos,
+            "rejects": own.rejected_videos,
+            "windows": own.windows,
+            "dropped": own.dropped_windows,
+            "captions": own.captions,
+            "hours": own.hours,
+        }
+        values |= {name: spread.median for name, spread in own.measures.items()}
+        found |= {f"data/{name}.{corpus}": float(value) for name, value in values.items()}
+    return found
+
+
+def _print(seen: Inspection) -> None:
+    summary = seen.summary
+    counts = plain_table(f"Dataset {summary.data_hash}")
+    counts.add_column("")
+    for corpus in CORPORA:
+        counts.add_column(corpus.upper(), justify="right")
+    for row in count_rows(summary):
+        counts.add_row(*row)
+    show(counts)
+    if buckets := bucket_rows(summary):
+        shapes = plain_table("Buckets")
+        for name in BUCKET_HEAD:
+            shapes.add_column(name)
+        for bucket in buckets:
+            shapes.add_row(*map(plain, bucket))
+        show(shapes)
+    for heading, name, columns in (
+        ("Readers", "readers", ("reader", "videos", "why not decord")),
+        ("Rejected videos", "rejects", ("stage", "videos", "such as")),
+        ("Dropped windows", "drops", ("reason", "windows", "such as")),
+    ):
+        rows = tally_rows(summary, name, examples=1)
+        if rows:
+            show(tally_table(heading, columns, rows))
+    say(f"\nreconstruction error {told_error(summary.autoencoder)}")
+    say(f"report: {seen.folder}/{seen.files[0]}")
+    say(f"pictures: {', '.join(seen.files[1:])} beside it")

@@ -1,0 +1,52 @@
+"""`sostenuto ingest --dry-run`: what it would keep and why; nothing is encoded or written."""
+
+from jobs.config.paths import RunPaths
+from jobs.config.schema import RunConfig
+from jobs.console import Progress, plain_table, say, show, tally_table
+from jobs.estimate.describe import render
+from jobs.ray_session import ray_session
+from pipelines.data.ingest.preview import CorpusPreview
+from pipelines.data.ingest.preview import preview as run_preview
+from pipelines.data.report.page import rows_of
+from pipelines.storage import Storage
+
+
+def preview(config: RunConfig) -> dict[str, CorpusPreview]:
+    """Print the run's sizes and cost, then decode and judge every video of both corpora.
+
+    Args:
+        config: the run's settings.
+
+    Returns:
+        What was found, by corpus; empty when the built-in world is not rendered yet.
+
+    Raises:
+        DataError: a corpus is missing or empty.
+        ClusterError: Ray or the storage cannot be used.
+    """
+    say(render(config))
+    paths = RunPaths.of(config)
+    if config.uses_world and not Storage(paths.world).exists():
+        say("the built-in world is not rendered yet, so that no video was looked at")
+        return {}
+    short, long = paths.corpora(config)
+    with Progress() as progress, ray_session(config.cluster):
+        found = run_preview(short, long, paths.dataset, config.data, progress)
+    _print(found)
+    say("\nnothing was encoded or written")
+    return found
+
+
+def _print(found: dict[str, CorpusPreview]) -> None:
+    table = plain_table("Kept")
+    for name in ("corpus", "videos", "windows", "hours of video"):
+        table.add_column(name, justify="left" if name == "corpus" else "right")
+    for corpus, seen in found.items():
+        table.add_row(corpus.upper(), f"{seen.videos}", f"{seen.windows}", f"{seen.hours:.3g}")
+    show(table)
+    rejects = rows_of({corpus: seen.rejects for corpus, seen in found.items()}, examples=1)
+    drops = rows_of({corpus: seen.drops for corpus, seen in found.items()}, examples=1)
+    if rejects:
+        show(tally_table("Rejected videos", ("stage", "videos", "such as"), rejects))
+    if drops:
+        show(tally_table("Dropped windows", ("reason", "windows", "such as"), drops))

@@ -1,0 +1,146 @@
+"""`sostenuto sample`: videos from a trained network, as MP4, GIF and a contact sheet."""
+
+import itertools
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jobs.commands.recipes import last_checkpoint
+from jobs.config.paths import RunPaths
+from jobs.config.schema import RunConfig
+from jobs.console import Progress, say
+from models.device import compute_device
+from models.errors import ConfigError
+from models.rng import Key
+from pipelines.checkpoints import Network, load_network, read_spec
+from pipelines.data.store.caption_embeddings import embed_captions, text_encoder
+from pipelines.data.store.dataset import ShardDataset
+from pipelines.data.store.info import dataset_autoencoder, read_info
+from pipelines.generation import Head, Method, check, generate_latents
+from pipelines.media.video import contact_sheet, write_gif, write_mp4
+from pipelines.storage import Storage
+
+SHEET_COLUMNS = 9
+SHEET_ROWS = 8
+
+
+def sample(
+    config: RunConfig,
+    *,
+    checkpoint: str | None,
+    count: int,
+    captions: Sequence[str],
+    head: Head,
+    steps: int | None,
+    out: str | None,
+) -> list[str]:
+    """Write `count` videos with their captions; with `cluster.use_gpu` on this machine's GPU.
+
+    Args:
+        config: the run's settings.
+        checkpoint: folder of a network; None is the run's distilled student.
+        count: videos.
+        captions: taken in turn; none takes different ones of LONG.
+        head: `dm` takes the few steps of `sampling.steps`, `fm` Euler steps.
+        steps: Euler steps; None is the config's.
+        out: folder; None is the run's samples/.
+
+    Returns:
+        Paths of the MP4 files.
+
+    Raises:
+        ConfigError: steps for the few-step sampler, a head that the network has not or that was not trained,
+            or a GPU that is not there.
+        CheckpointError: there is no finished student.
+    """
+    paths = RunPaths.of(config)
+    folder = checkpoint or last_checkpoint(paths.seed(config.seed), "distill", "sample")
+    info = read_info(paths.dataset)
+    method, device = _method(config, head, steps), compute_device(config.cluster.use_gpu)
+    spec = read_spec(folder)
+    check(spec, method)
+    texts = list(captions) or _spread(ShardDataset(paths.dataset, "long").captions, count)
+    chosen = list(itertools.islice(itertools.cycle(texts), count))
+    target = Storage(out or paths.samples)
+    with Progress() as progress:
+        embed_captions(spec.text, paths.dataset, chosen, device=device.type)
+        made = _videos(config, load_network(folder, device), method, paths.dataset, chosen)
+        written = _write(target, made, chosen, info.long.fps, progress)
+    say(f"{count} videos, a contact sheet and metadata.jsonl in {target}")
+    return written
+
+
+def _spread(captions: Sequence[str], count: int) -> list[str]:
+    """Up to `count` different captions, evenly from all there are."""
+    different = sorted(set(captions))
+    places = np.linspace(0, len(different) - 1, min(count, len(different))).round().astype(int)
+    return [different[place] for place in places]
+
+
+def _method(config: RunConfig, head: Head, steps: int | None) -> Method:
+    if head == "fm":
+        return Method("fm", "ode", steps or config.sampling.ode_steps)
+    if steps is not None and steps != len(config.sampling.steps):
+        raise ConfigError(
+            f"the few-step sampler was asked for {steps} steps but has the times {config.sampling.steps}",
+            "Leave --steps out, set sampling.steps, or take --head fm",
+        )
+    return Method("dm", "few_step", len(config.sampling.steps))
+
+
+def _videos(
+    config: RunConfig,
+    network: Network,
+    method: Method,
+    dataset: str,
+    captions: Sequence[str],
+) -> Iterator[NDArray[np.uint8]]:
+    """Frames [F, H, W, 3] of each video, generated on the network's device a batch at a time."""
+    device = next(network.model.parameters()).device
+    encoder, autoencoder = text_encoder(network.spec.text, dataset), dataset_autoencoder(dataset, device)
+    batch, key = config.evaluation.batch_size, Key(config.seed, purpose="sample")
+    for start in range(0, len(captions), batch):
+        samples = range(start, min(start + batch, len(captions)))
+        latents = generate_latents(
+            network,
+            method,
+            network.spec.shape,
+            encoder.encode(captions[samples.start : samples.stop]),
+            key,
+            samples,
+            sampling=config.sampling,
+            flow=config.flow,
+        )
+        for video in latents.cpu():
+            yield autoencoder.decode(video[None])[0].numpy()
+
+
+def _write(
+    target: Storage,
+    videos: Iterator[NDArray[np.uint8]],
+    captions: Sequence[str],
+    fps: float,
+    progress: Progress,
+) -> list[str]:
+    """MP4 and GIF of each video, metadata.jsonl, and a contact sheet of the first."""
+    rows, lines, written = [], [], []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for index, (frames, caption) in enumerate(zip(videos, captions, strict=True)):
+            stem = f"{index:05d}"
+            write_mp4(folder / f"{stem}.mp4", iter(frames), fps)
+            if index < SHEET_ROWS:
+                write_gif(folder / f"{stem}.gif", iter(frames), fps)
+                rows.append((caption.replace(", ", "\n"), frames))
+            lines.append(json.dumps({"file_name": f"{stem}.mp4", "caption": caption}))
+            written.append(f"{target}/{stem}.mp4")
+            progress("sample", index + 1, len(captions))
+        columns = np.linspace(0, len(rows[0][1]) - 1, SHEET_COLUMNS).round().astype(int).tolist()
+        contact_sheet(rows, columns).save(folder / "sheet.png")
+        (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n")
+        target.put_folder(folder, "")
+    return written

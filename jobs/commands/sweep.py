@@ -1,0 +1,229 @@
+"""`sostenuto sweep`: a search over any settings by Ray Tune, each trial a real Ray Train run."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from ray import tune
+from ray.tune import Callback, ResultGrid
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.search import ConcurrencyLimiter, Searcher
+from ray.tune.search.basic_variant import BasicVariantGenerator
+from ray.tune.search.search_algorithm import SearchAlgorithm
+from rich.table import Table
+
+from jobs.commands.trial import run_trial, trial_settings
+from jobs.config.load import flatten, to_json, with_values
+from jobs.config.paths import RunPaths, absolute_root
+from jobs.config.schema import RunConfig, SweepConfig
+from jobs.console import Progress, say, show
+from jobs.guard import find_cause
+from jobs.ray_session import ray_session
+from jobs.tracking import RunReference, close_children, factory, open_run
+from models.errors import ClusterError
+from pipelines.evaluation.run import prepare
+from pipelines.storage import Storage
+
+TRIAL_CPUS = 0.01
+"""CPUs of the process that waits for a trial's training: Ray refuses 0, and more would keep training out."""
+
+_ENVIRONMENT = {
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "2",
+    "TUNE_WARN_THRESHOLD_S": "60",
+}
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """One line of a sweep's table."""
+
+    trial: str
+    values: Mapping[str, Any]
+    """What was drawn, by dotted name."""
+    metric: float | None
+    """Its last measurement; None where there is none."""
+    step: int
+    """Step of its last measurement."""
+    status: str
+    """`finished`, `stopped` by the scheduler, or `failed`."""
+
+
+def sweep(config: RunConfig, *, fresh: bool = False) -> list[TrialResult]:
+    """Run the trials that are missing, show the table, and close what stopped trials left open in MLflow.
+
+    Args:
+        config: the run's settings; `sweep` says what to search and how.
+        fresh: remove the trials that are there first.
+
+    Returns:
+        The trials, best first.
+
+    Raises:
+        CheckpointError: a stage before the sweep's has not finished.
+        ClusterError: every trial failed, or Ray, MLflow or the storage cannot be used.
+    """
+    # Trials run in folders of their own, where a relative root would be another one.
+    config = with_values(config, {"storage.root": absolute_root(config.storage.root)})
+    paths = RunPaths.of(config)
+    if fresh:
+        Storage(paths.root).delete("sweep")
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    parent = open_run(config, "sweep", tags={"sostenuto.metric": config.sweep.metric})
+    tracker = factory(parent)()
+    tracker.params(flatten(config))
+    with ray_session(config.cluster, dashboard=True):
+        references = f"{paths.sweeps}/references"
+        with Progress() as progress:
+            prepare(trial_settings(config, references), progress)
+        try:
+            grid = _tuner(config, paths, parent, references).fit()
+        finally:
+            closed = close_children(parent) if parent is not None else 0
+    results = _results(config, grid)
+    best = results[0]
+    tracker.metrics(best.step, {f"eval/{config.sweep.metric}": best.metric or 0.0})
+    tracker.tags({f"sostenuto.best.{name}": _short(value) for name, value in best.values.items()})
+    tracker.close()
+    _show(config, results, closed)
+    return results
+
+
+def space_of(sweep_config: SweepConfig) -> dict[str, Any]:
+    """The search space as Ray Tune's domains, under the settings' dotted names."""
+    return {name: _domain(values) for name, values in sweep_config.space.items()}
+
+
+def _domain(values: Any) -> Any:
+    if isinstance(values, list):
+        return tune.choice(values)
+    low, high = values["low"], values["high"]
+    if values.get("integer"):
+        return tune.lograndint(low, high + 1) if values.get("log") else tune.randint(low, high + 1)
+    return tune.loguniform(low, high) if values.get("log") else tune.uniform(low, high)
+
+
+def search_of(sweep_config: SweepConfig) -> SearchAlgorithm | Searcher:
+    """How the next trial is drawn."""
+    if sweep_config.search == "random":
+        return BasicVariantGenerator(
+            max_concurrent=sweep_config.max_concurrent, random_state=sweep_config.seed
+        )
+    import optuna
+    from ray.tune.search.optuna import OptunaSearch
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    sampler = optuna.samplers.TPESampler(seed=sweep_config.seed)
+    found = OptunaSearch(metric=sweep_config.metric, mode=sweep_config.mode, sampler=sampler)
+    return ConcurrencyLimiter(found, sweep_config.max_concurrent)
+
+
+def scheduler_of(config: RunConfig) -> TrialScheduler:
+    """Which trials are stopped early."""
+    chosen, stage = config.sweep, getattr(config, config.sweep.stage)
+    if chosen.scheduler == "none":
+        return FIFOScheduler()
+    grace = min(stage.steps, chosen.grace_reports * stage.checkpoint_every)
+    return ASHAScheduler(
+        time_attr="step",
+        metric=chosen.metric,
+        mode=chosen.mode,
+        grace_period=grace,
+        max_t=stage.steps + 1,
+        reduction_factor=chosen.reduction_factor,
+    )
+
+
+class _Lines(Callback):
+    """A line on the terminal for each measurement."""
+
+    def __init__(self, metric: str) -> None:
+        self._metric = metric
+
+    def on_trial_result(self, *_counts: object, trial: Any, result: dict[str, Any], **_more: object) -> None:
+        values = ", ".join(f"{name} {_short(value)}" for name, value in trial.config.items())
+        measured = f"{self._metric} {result[self._metric]:.4g}"
+        say(f"trial {trial.trial_id}  step {result['step']}  {measured}  ({values})")
+
+
+def _tuner(config: RunConfig, paths: RunPaths, parent: RunReference | None, references: str) -> tune.Tuner:
+    """A new search, or the one that was interrupted."""
+    work = partial(run_trial, sweep=to_json(config), parent=parent, references=references)
+    trainable = tune.with_resources(work, {"CPU": TRIAL_CPUS})
+    state = f"{paths.sweeps}/tune"
+    space = space_of(config.sweep)
+    if tune.Tuner.can_restore(state):
+        say("going on with the sweep that is there; --fresh starts over")
+        return tune.Tuner.restore(
+            state, trainable, resume_unfinished=True, resume_errored=True, param_space=space
+        )
+    chosen = config.sweep
+    scheduler = scheduler_of(config)
+    return tune.Tuner(
+        trainable,
+        param_space=space,
+        tune_config=tune.TuneConfig(
+            num_samples=chosen.trials,
+            max_concurrent_trials=chosen.max_concurrent if chosen.search == "random" else None,
+            search_alg=search_of(chosen),
+            scheduler=scheduler,
+            trial_dirname_creator=_folder,
+        ),
+        run_config=tune.RunConfig(
+            name="tune", storage_path=paths.sweeps, verbose=0, callbacks=[_Lines(chosen.metric)]
+        ),
+    )
+
+
+def _folder(trial: Any) -> str:
+    return str(trial.trial_id)
+
+
+def _results(config: RunConfig, grid: ResultGrid) -> list[TrialResult]:
+    """Every trial, best first."""
+    chosen, steps = config.sweep, getattr(config, config.sweep.stage).steps
+    found = []
+    for result in grid:
+        last = result.metrics or {}
+        metric, step = last.get(chosen.metric), int(last.get("step", 0))
+        status = "failed" if result.error else "finished" if step >= steps else "stopped"
+        found.append(TrialResult(str(last.get("trial_id", "-")), result.config or {}, metric, step, status))
+    sign = 1 if chosen.mode == "min" else -1
+    found.sort(key=lambda trial: (trial.metric is None, sign * (trial.metric or 0.0)))
+    if not any(trial.metric is not None for trial in found):
+        error = next((result.error for result in grid if result.error), None)
+        raise _all_failed(error)
+    return found
+
+
+def _all_failed(error: Exception | None) -> Exception:
+    """The trials' own error where it is ours."""
+    if error is None:
+        return ClusterError("no trial of the sweep reported", "Run it again with --debug")
+    return find_cause(error) or error
+
+
+def _show(config: RunConfig, results: list[TrialResult], closed: int) -> None:
+    """The table, and the command that trains with the best values."""
+    chosen = config.sweep
+    table = Table(
+        title=f"{config.name}: {chosen.stage} by {chosen.metric} ({chosen.mode})", title_justify="left"
+    )
+    for heading in ("trial", *chosen.space, chosen.metric, "step", "status"):
+        table.add_column(heading, justify="left" if heading == "trial" else "right")
+    for trial in results:
+        drawn = [_short(trial.values.get(name)) for name in chosen.space]
+        metric = "-" if trial.metric is None else f"{trial.metric:.4g}"
+        table.add_row(trial.trial, *drawn, metric, str(trial.step), trial.status)
+    show(table)
+    best = " ".join(f"--set {name}={_short(value)}" for name, value in results[0].values.items())
+    say(f"best: {best}")
+    if closed:
+        say(f"{closed} run(s) of stopped trials were closed as KILLED in MLflow")
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,207 @@
+"""One trial of a sweep: a real Ray Train run of one stage, measured at each of its checkpoints."""
+
+import dataclasses
+import os
+import shutil
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.train import Checkpoint, UserCallback
+from ray.util.queue import Queue
+
+from jobs.commands.evaluate import settings_of
+from jobs.commands.recipes import make_recipe, stage_plan
+from jobs.config.load import flatten, from_json, to_dict, with_values
+from jobs.config.paths import RunPaths, is_remote
+from jobs.config.schema import RunConfig
+from jobs.ray_session import quiet
+from jobs.tracking import RunReference, factory, open_run
+from models.errors import ConfigError
+from pipelines.data.store.info import read_info
+from pipelines.evaluation.run import evaluate
+from pipelines.evaluation.settings import EvaluationSettings, System
+from pipelines.storage import Storage
+from pipelines.training.trainer import StageOutcome, TrainingRun, train_stage
+
+SYSTEM = "trial"
+"""Name of the one system that a trial's evaluations compare with real videos."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One checkpoint of a trial."""
+
+    step: int
+    metrics: Mapping[str, float]
+    """By the names of summary.json."""
+
+
+class Relay(UserCallback):
+    """Hands each checkpoint to the trial, held by links because Ray Train deletes its own.
+
+    Args:
+        queue: takes (step, folder).
+        held: local folder for the links; None hands on Ray Train's own folders.
+    """
+
+    def __init__(self, queue: Queue, held: str | None) -> None:
+        self._queue = queue
+        self._held = held
+
+    def after_report(
+        self, run_context: object, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None
+    ) -> None:
+        """Called by Ray Train's controller when every worker has reported."""
+        del run_context
+        if checkpoint is None:
+            return
+        step = next(int(values["step"]) for values in metrics if "step" in values)
+        folder = checkpoint.path
+        if self._held is not None:
+            folder = f"{self._held}/step-{step}"
+            shutil.rmtree(folder, ignore_errors=True)
+            shutil.copytree(checkpoint.path, folder, copy_function=os.link)
+        self._queue.put((step, folder))
+
+
+def trial_settings(config: RunConfig, references: str) -> EvaluationSettings:
+    """Evaluation cut down to what comparing trials needs; the same for every trial.
+
+    Args:
+        config: the sweep's settings.
+        references: folder of the measured references.
+    """
+    videos = config.sweep.videos
+    few = dataclasses.replace(
+        config.evaluation,
+        videos=videos,
+        draws=1,
+        reference_videos=videos,
+        unseen_videos=min(videos, 4),
+        withheld_videos=min(videos, 4),
+        temporal_videos=0,
+        showcase=0,
+        max_actors=1,
+        min_actors=1,
+    )
+    return dataclasses.replace(settings_of(config, config.seed), evaluation=few, references=references)
+
+
+def system_of(config: RunConfig, checkpoint: str) -> System:
+    """How the network that the sweep's stage trains is sampled: by as many steps as the few-step sampler."""
+    few = len(config.sampling.steps)
+    if config.sweep.stage == "distill":
+        return System(SYSTEM, checkpoint, "dm", "few_step", few)
+    if config.sweep.stage == "teacher":
+        return System(SYSTEM, checkpoint, "teacher", "windows", few)
+    return System(SYSTEM, checkpoint, "fm", "ode", few)
+
+
+def run_trial(space: dict[str, Any], sweep: str, parent: RunReference | None, references: str) -> None:
+    """The function that Ray Tune runs for each trial.
+
+    Args:
+        space: dotted names and the values that were drawn.
+        sweep: the sweep's settings as JSON.
+        parent: MLflow run of the sweep.
+        references: folder of the measured references.
+    """
+    from ray import tune
+
+    quiet()
+    base = from_json(sweep)
+    trial = tune.get_context().get_trial_id()
+    for found in measurements(base, space, trial, parent, references):
+        if base.sweep.metric not in found.metrics:
+            raise ConfigError(
+                f"sweep.metric {base.sweep.metric!r} is not measured",
+                f"Choose one of {', '.join(sorted(found.metrics))}",
+            )
+        tune.report({**found.metrics, "step": found.step})
+
+
+def measurements(
+    base: RunConfig, space: Mapping[str, Any], trial: str, parent: RunReference | None, references: str
+) -> Iterator[Measurement]:
+    """Train the sweep's stage with other settings, and measure each checkpoint while training goes on.
+
+    Args:
+        base: the sweep's settings.
+        space: dotted names and values of this trial.
+        trial: its folder below the sweep's.
+        parent: MLflow run of the sweep.
+        references: folder of the measured references.
+    """
+    drawn = {name: value.item() if hasattr(value, "item") else value for name, value in space.items()}
+    config, paths = with_values(base, drawn), RunPaths.of(base)
+    plan = stage_plan(config, config.sweep.stage)
+    recipe = make_recipe(config, plan, read_info(paths.dataset), paths.seed(config.seed), config.seed)
+    reference = open_run(config, f"sweep/{trial}", parent=parent)
+    tracker = factory(reference)()
+    tracker.params(flatten(config))
+    root = f"{paths.sweeps}/trials/{trial}"
+    run = TrainingRun(
+        plan.name, root, paths.dataset, recipe, config.cluster, to_dict(config), factory(reference)
+    )
+    for step, checkpoint in _checkpoints(run):
+        metrics = _measure(config, base, checkpoint, references, f"{root}/step-{step}")
+        if metrics is not None:
+            tracker.metrics(step, {f"eval/{name}": value for name, value in metrics.items()})
+            yield Measurement(step, metrics)
+    tracker.close()
+
+
+def _measure(
+    config: RunConfig, base: RunConfig, checkpoint: str, references: str, out: str
+) -> dict[str, float] | None:
+    """Figures of one checkpoint; None where newer ones have replaced it meanwhile."""
+    try:
+        result = evaluate([system_of(config, checkpoint)], trial_settings(base, references), out)
+    except Exception:
+        if Storage(checkpoint).exists("config.json"):
+            raise
+        return None
+    values = result.rows[SYSTEM].metrics
+    return {name: float(value) for name, value in values.items() if isinstance(value, float | int)}
+
+
+def _checkpoints(run: TrainingRun) -> Iterator[tuple[int, str]]:
+    """Steps and folders of checkpoints as they are written: the last always, one that was overtaken never."""
+    queue, ended = Queue(actor_options={"num_cpus": 0}), list[StageOutcome | BaseException]()
+    held = None if is_remote(run.root) else f"{run.root}/held"
+
+    def work() -> None:
+        try:
+            ended.append(train_stage(run, [Relay(queue, held)]))
+        except BaseException as error:  # noqa: BLE001 - raised again where the checkpoints are read
+            ended.append(error)
+        finally:
+            queue.put(None)
+
+    threading.Thread(target=work, daemon=True).start()
+    step, item = 0, queue.get()
+    while item is not None:
+        (step, folder), more = _newest(queue, item)
+        yield step, folder
+        item = queue.get() if more else None
+    ray.kill(queue.actor)
+    if held is not None:
+        shutil.rmtree(held, ignore_errors=True)
+    outcome = ended[0]
+    if isinstance(outcome, BaseException):
+        raise outcome
+    if step < outcome.summary["steps"]:
+        yield int(outcome.summary["steps"]), outcome.checkpoint
+
+
+def _newest(queue: Queue, item: tuple[int, str]) -> tuple[tuple[int, str], bool]:
+    """The newest checkpoint that waits, and whether others may follow."""
+    while queue.qsize():
+        following = queue.get()
+        if following is None:
+            return item, False
+        item = following
+    return item, True

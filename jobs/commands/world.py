@@ -1,0 +1,49 @@
+"""`sostenuto world`: the built-in world as two folders of video files."""
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from jobs.config.paths import RunPaths, is_remote
+from jobs.config.schema import RunConfig
+from jobs.console import Progress, say
+from models.errors import ConfigError
+from pipelines.storage import Storage
+from pipelines.world.render import write_world
+
+
+def world(config: RunConfig, *, fresh: bool = False) -> None:
+    """Render what is missing of both corpora below the run's folder.
+
+    Args:
+        config: the run's settings.
+        fresh: remove what is there first.
+
+    Raises:
+        ConfigError: the config names corpora of the user's, or sizes that cannot be rendered.
+        DataError: the folder holds a world of other settings.
+        ClusterError: the folder cannot be written.
+    """
+    if not config.uses_world:
+        raise ConfigError(
+            "this config takes its videos from data.short and data.long",
+            "Leave the world out, or use a config of the built-in world, such as tiny",
+        )
+    paths = RunPaths.of(config)
+    if fresh:
+        Storage(paths.root).delete("world")
+    with Progress() as progress:
+        render(config, paths, lambda done, total: progress("world", done, total))
+    say(f"world: {config.world.short_clips} SHORT and {config.world.long_clips} LONG clips in {paths.world}")
+
+
+def render(config: RunConfig, paths: RunPaths, progress: Callable[[int, int], None]) -> None:
+    """Write the world where the run keeps it; an object store gets it from a temporary folder."""
+    workers = os.cpu_count() or 1
+    if not is_remote(paths.world):
+        write_world(config.world, paths.world, progress, workers)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        write_world(config.world, Path(folder), progress, workers)
+        Storage(paths.root).put_folder(folder, "world")

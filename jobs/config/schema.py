@@ -1,0 +1,129 @@
+"""RunConfig: every setting of a run, put together from dataclasses that live beside the code they steer."""
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+from pydantic import ConfigDict
+
+from models.config import (
+    AutoencoderConfig,
+    FlowConfig,
+    LoraConfig,
+    LossConfig,
+    ModelConfig,
+    SamplingConfig,
+    TextConfig,
+)
+from pipelines.data.config import DataConfig
+from pipelines.evaluation.config import EvaluationConfig
+from pipelines.training.config import ClusterConfig, DistillConfig, StageConfig, WarmupConfig
+from pipelines.world.config import WorldConfig
+
+SUPERVISED_STAGES = ("teacher", "sft", "mixed")
+"""Stages that are a StageConfig."""
+
+STAGES = ("teacher", "sft", "mixed", "warmup", "distill")
+"""Every stage of training, in order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StorageConfig:
+    """Where everything that a run makes is kept."""
+
+    root: str = "runs"
+    """A folder, or an fsspec URI that every node can reach; the run is the folder `name` in it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackingConfig:
+    """The tracking service (jobs/tracking.py)."""
+
+    uri: str | None = None
+    """MLflow's address; None is $MLFLOW_TRACKING_URI, and without that a sqlite file in `storage.root`."""
+    experiment: str = "sostenuto"
+    """MLflow experiment that runs are filed under."""
+    enabled: bool = True
+    """False records nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepConfig:
+    """A search over any settings by their dotted names (jobs/commands/sweep.py)."""
+
+    stage: Literal["teacher", "sft", "mixed", "distill"] = "distill"
+    """Stage that each trial trains, from the checkpoints of the stages before it."""
+    space: dict[str, Any] = field(
+        default_factory=lambda: {
+            "loss.reverse_kl_weight": {"low": 0.3, "high": 3.0, "log": True},
+            "loss.flow_matching_weight": [0.5, 1.0, 2.0],
+        }
+    )
+    """Dotted name to a list of choices, or to `{low, high}` with an optional `log` or `integer`."""
+    trials: int = 4
+    """Trials in all."""
+    max_concurrent: int = 1
+    """Trials at once."""
+    search: Literal["random", "optuna"] = "random"
+    """How the next trial is chosen."""
+    scheduler: Literal["asha", "none"] = "asha"
+    """`asha` stops the worst trials early."""
+    metric: str = "window_frechet"
+    """Metric of evaluation, by its name in summary.json, that trials are compared by at checkpoints."""
+    mode: Literal["min", "max"] = "min"
+    """Whether less or more of it is better."""
+    videos: int = 60
+    """Videos that a checkpoint is measured on; distances depend on it, so it is the same for all trials."""
+    grace_reports: int = 1
+    """Checkpoints a trial reports before `asha` may stop it."""
+    reduction_factor: int = 2
+    """`asha` keeps one trial of this many at each rung."""
+    seed: int = 0
+    """Seed of the search."""
+
+
+def _teacher() -> StageConfig:
+    return StageConfig(steps=1500, short_batch=64, learning_rate=3e-3, t_std=1.2)
+
+
+def _sft() -> StageConfig:
+    return StageConfig(long_batch=32, t_mean=0.6)
+
+
+def _mixed() -> StageConfig:
+    return StageConfig(short_batch=64, long_batch=32, t_mean=0.6)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Every setting of a run. Its dotted name is its only name: in YAML, `--set`, Ray Tune and MLflow."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    name: str = "run"
+    """Folder of the run in `storage.root`."""
+    seed: int = 0
+    """Seed of training and sampling; `quickstart --seeds 3` runs seed, seed + 1 and seed + 2."""
+    world: WorldConfig = WorldConfig()
+    data: DataConfig = DataConfig()
+    autoencoder: AutoencoderConfig = AutoencoderConfig()
+    text: TextConfig = TextConfig()
+    model: ModelConfig = ModelConfig()
+    lora: LoraConfig = LoraConfig()
+    flow: FlowConfig = FlowConfig()
+    loss: LossConfig = LossConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    teacher: StageConfig = field(default_factory=_teacher)
+    sft: StageConfig = field(default_factory=_sft)
+    mixed: StageConfig = field(default_factory=_mixed)
+    warmup: WarmupConfig = WarmupConfig()
+    distill: DistillConfig = DistillConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    sweep: SweepConfig = field(default_factory=SweepConfig)
+    storage: StorageConfig = StorageConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    cluster: ClusterConfig = ClusterConfig()
+
+    @property
+    def uses_world(self) -> bool:
+        """Whether both corpora are the built-in world's."""
+        return self.data.short is None and self.data.long is None

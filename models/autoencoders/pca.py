@@ -1,0 +1,337 @@
+"""Pixels to latents and back: a linear code fitted on the corpus, or Wan 2.1's (models/autoencoders/wan.py).
+
+Both are a folder with a config.json; `load_autoencoder` tells them apart.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from models.autoencoders.wan import WanAutoencoder
+from models.config import AutoencoderConfig
+from models.errors import CheckpointError, ConfigError, DataError
+from models.weights import load_tensors, save_tensors
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "weights.safetensors"
+CLEAR_GAP = 20.0
+"""Ratio of neighbouring eigenvalues that ends the picture and starts the noise."""
+GAP_EXPLAINS = 0.95
+"""Share of the variance that lies before such a gap; in footage mere brightness makes an early one."""
+EXPLAINED = 0.98
+"""Share of the variance that is kept where there is no gap."""
+_BLOCK = 4096
+
+
+class Autoencoder(Protocol):
+    """Maps video pixels to normalised latents and back. T = (F - 1) / temporal_factor + 1 latent frames,
+    on the device of what is given."""
+
+    channels: int
+    """C, numbers a latent position."""
+    temporal_factor: int
+    """Pixel frames a latent frame, beyond the first."""
+    crop_safe: bool
+    """Whether the latents of a window are the window of the latents."""
+    reconstruction_error: float
+    """Root mean square of decode(encode(x)) - x on what it was fitted on, pixels in [0, 1]; nan if not
+    known."""
+
+    def encode(self, frames: Tensor) -> Tensor:
+        """Uint8 [B, F, H, W, 3] to float32 [B, T, C, h, w]."""
+        ...
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Float [B, T, C, h, w] to uint8 [B, F, H, W, 3]."""
+        ...
+
+
+def load_autoencoder(folder: str | Path, device: torch.device | str = "cpu") -> Autoencoder:
+    """The autoencoder stored in a local folder: ours, or a diffusers AutoencoderKLWan.
+
+    Args:
+        folder: with a config.json.
+        device: where a neural autoencoder works; a linear code is quick and stays on the CPU.
+
+    Raises:
+        CheckpointError: the folder holds no autoencoder, or a damaged one.
+    """
+    config = _read_config(Path(folder))
+    if config.get("kind") == "pca":
+        return PcaAutoencoder.load(folder)
+    if config.get("kind") == "wan":
+        return WanAutoencoder.load(str(config["pretrained"]), device, config["uneven_frames"])
+    if config.get("_class_name") == "AutoencoderKLWan":
+        return WanAutoencoder.load(folder, device)
+    raise CheckpointError(
+        f"{folder} holds no autoencoder that is known here",
+        "Ingest again, or give a folder of AutoencoderKLWan",
+    )
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads((folder / CONFIG_FILE).read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(
+            f"{folder} holds no readable {CONFIG_FILE}", "Ingest again, or give the autoencoder's own folder"
+        ) from error
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """How a frame is cut into patches of P = patch_height * patch_width * 3 numbers, (row, column, rgb)."""
+
+    height: int
+    width: int
+    patch_height: int
+    patch_width: int
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        return self.height // self.patch_height, self.width // self.patch_width
+
+    def of(self, height: int, width: int) -> "_Layout":
+        """The same patches on frames of another size.
+
+        Raises:
+            ConfigError: they do not tile it.
+        """
+        if height % self.patch_height or width % self.patch_width:
+            raise ConfigError(
+                f"frames of {height} x {width} pixels: this autoencoder takes multiples of "
+                f"{self.patch_height} x {self.patch_width}",
+                "Set data.height, data.width and data.shapes to multiples of autoencoder.patch_size",
+            )
+        return replace(self, height=height, width=width)
+
+    def cut(self, frames: Tensor) -> Tensor:
+        """[N, H, W, 3] to [N, h, w, P]."""
+        rows, columns = self.grid
+        pieces = frames.reshape(-1, rows, self.patch_height, columns, self.patch_width, 3)
+        return pieces.permute(0, 1, 3, 2, 4, 5).reshape(len(frames), rows, columns, -1)
+
+    def join(self, patches: Tensor) -> Tensor:
+        """[N, h, w, P] to [N, H, W, 3]."""
+        rows, columns = self.grid
+        pieces = patches.reshape(-1, rows, columns, self.patch_height, self.patch_width, 3)
+        return pieces.permute(0, 1, 3, 2, 4, 5).reshape(-1, self.height, self.width, 3)
+
+
+class PcaAutoencoder:
+    """A linear code: pixels / 255 = mean + (z * scale) @ basis, for the whole frame or for each square of it.
+
+    Attributes:
+        mean: float32 [P], P = patch height * patch width * 3 in (row, column, rgb) order.
+        basis: float32 [K, P], orthonormal rows, the strongest first.
+        scale: float32 [K], standard deviation of each coefficient on the fitting sample, so that z has unit
+            variance.
+        eigenvalues: variances that were looked at when K was chosen, the largest first.
+    """
+
+    temporal_factor = 1
+    crop_safe = True
+
+    def __init__(
+        self,
+        layout: _Layout,
+        mean: Tensor,
+        basis: Tensor,
+        scale: Tensor,
+        reconstruction_error: float,
+        eigenvalues: Sequence[float],
+    ) -> None:
+        self._layout = layout
+        self.mean, self.basis, self.scale = mean, basis, scale
+        self.channels = len(basis)
+        self.reconstruction_error = reconstruction_error
+        self.eigenvalues = tuple(eigenvalues)
+        self._to_latents = (basis / (255.0 * scale[:, None])).T.contiguous()
+        self._to_pixels = basis * (255.0 * scale[:, None])
+
+    @property
+    def height(self) -> int:
+        """Pixels of what it was fitted on."""
+        return self._layout.height
+
+    @property
+    def width(self) -> int:
+        """Pixels of what it was fitted on."""
+        return self._layout.width
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Latent rows h and columns w of that size; (1, 1) for a code of the whole frame."""
+        return self._layout.grid
+
+    def encode(self, frames: Tensor) -> Tensor:
+        """Uint8 [B, F, H, W, 3] to float32 [B, F, K, h, w], of any size that the patches tile.
+
+        Raises:
+            ConfigError: they do not.
+        """
+        batch, count, height, width = frames.shape[:4]
+        layout = self._layout.of(height, width)
+        patches = layout.cut(frames.flatten(0, 1)).float().sub_(self.mean * 255.0)
+        return (patches @ self._to_latents).movedim(-1, 1).reshape(batch, count, self.channels, *layout.grid)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Float [B, F, K, h, w] to uint8 [B, F, H, W, 3]."""
+        batch, count, _, rows, columns = latents.shape
+        layout = self._layout.of(rows * self._layout.patch_height, columns * self._layout.patch_width)
+        codes = latents.float().flatten(0, 1).movedim(1, -1)
+        patches = (codes @ self._to_pixels).add_(self.mean * 255.0)
+        pixels = layout.join(patches).round_().clamp_(0, 255).to(torch.uint8)
+        return pixels.reshape(batch, count, layout.height, layout.width, 3)
+
+    @classmethod
+    def fit(
+        cls, frames: NDArray[np.uint8], config: AutoencoderConfig, height: int, width: int
+    ) -> "PcaAutoencoder":
+        """Fit the code on decoded frames [N, H, W, 3]; the same frames give the same code.
+
+        Products of pixels are taken in float32 over blocks and summed in float64, on whichever side is
+        smaller: frames by frames (Gram) or pixels by pixels (covariance).
+
+        Raises:
+            ConfigError: the patch does not tile the frame, or more components are asked for than the sample
+                has.
+            DataError: no frames, or all of them equal.
+        """
+        layout = _layout(config.patch_size, height, width)
+        if len(frames) < 2:
+            raise DataError(
+                f"{len(frames)} frames to fit the autoencoder on", "Give videos that can be decoded"
+            )
+        samples = layout.cut(torch.from_numpy(np.ascontiguousarray(frames))).flatten(0, 2).numpy()
+        mean = samples.mean(axis=0, dtype=np.float64)
+        gram, by_frames = _products(samples, mean.astype(np.float32))
+        values, vectors = np.linalg.eigh(gram)
+        values, vectors = values[::-1] / len(samples), vectors[:, ::-1]
+        if values[0] <= 0:
+            raise DataError("All frames of the fitting sample are equal", "Give videos that show something")
+        shown = values[: config.max_components + 1]
+        count = _count(config, values)
+        basis = _basis(samples, mean.astype(np.float32), vectors[:, :count], by_frames)
+        lost = max(0.0, float(values.sum() - values[:count].sum())) / samples.shape[1]
+        return cls(
+            layout,
+            torch.from_numpy((mean / 255.0).astype(np.float32)),
+            torch.from_numpy(basis),
+            torch.from_numpy((np.sqrt(values[:count]) / 255.0).astype(np.float32)),
+            float(np.sqrt(lost)) / 255.0,
+            [float(v) / 255.0**2 for v in shown],
+        )
+
+    def save(self, folder: str | Path) -> None:
+        """Write config.json and weights.safetensors into a local folder, which is made."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        config = {
+            "kind": "pca",
+            "height": self.height,
+            "width": self.width,
+            "patch_height": self._layout.patch_height,
+            "patch_width": self._layout.patch_width,
+            "components": self.channels,
+            "reconstruction_error": self.reconstruction_error,
+            "eigenvalues": self.eigenvalues,
+        }
+        tensors = {"mean": self.mean, "basis": self.basis, "scale": self.scale}
+        save_tensors(tensors, folder / WEIGHTS_FILE)
+        (folder / CONFIG_FILE).write_text(json.dumps(config, indent=1) + "\n")
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "PcaAutoencoder":
+        """Read what `save` wrote.
+
+        Raises:
+            CheckpointError: a file is missing, damaged, or disagrees with the other.
+        """
+        config = _read_config(Path(folder))
+        tensors = load_tensors(Path(folder) / WEIGHTS_FILE)
+        try:
+            sizes = [int(config[k]) for k in ("height", "width", "patch_height", "patch_width")]
+            layout = _Layout(*sizes)
+            mean, basis, scale = (tensors[k].clone() for k in ("mean", "basis", "scale"))
+            pixels = layout.patch_height * layout.patch_width * 3
+            agrees = basis.shape == (len(scale), pixels) and mean.shape == (pixels,)
+            error, eigenvalues = float(config["reconstruction_error"]), config["eigenvalues"]
+        except (KeyError, TypeError, ValueError) as damage:
+            raise CheckpointError(f"The autoencoder in {folder} is damaged", "Ingest again") from damage
+        if not agrees:
+            raise CheckpointError(f"The autoencoder in {folder} has weights of another shape", "Ingest again")
+        return cls(layout, mean, basis, scale, error, eigenvalues)
+
+
+def _layout(patch: int, height: int, width: int) -> _Layout:
+    if patch == 0:
+        return _Layout(height, width, height, width)
+    if patch < 0 or height % patch or width % patch:
+        raise ConfigError(
+            f"autoencoder.patch_size = {patch} does not tile a frame of {height} x {width} pixels",
+            "Set it to a divisor of data.height and data.width, or to 0 for the whole frame",
+        )
+    return _Layout(height, width, patch, patch)
+
+
+def _blocks(length: int) -> list[slice]:
+    return [slice(i, i + _BLOCK) for i in range(0, length, _BLOCK)]
+
+
+def _products(samples: NDArray[np.uint8], mean: NDArray[np.float32]) -> tuple[NDArray[np.float64], bool]:
+    """X X^T of the centred samples if there are fewer of them than pixels (True), else X^T X."""
+    count, pixels = samples.shape
+    by_frames = count <= pixels
+    total = np.zeros((min(count, pixels),) * 2)
+    for part in _blocks(max(count, pixels)):
+        block = samples[:, part].astype(np.float32) if by_frames else samples[part].astype(np.float32)
+        block -= mean[part] if by_frames else mean
+        total += block @ block.T if by_frames else block.T @ block
+    return total, by_frames
+
+
+def _basis(
+    samples: NDArray[np.uint8], mean: NDArray[np.float32], vectors: NDArray[np.float64], by_frames: bool
+) -> NDArray[np.float32]:
+    """Orthonormal rows [K, P] in pixel space; of each, the entry of largest size is positive."""
+    rows = vectors.T
+    if by_frames:
+        weights = rows.astype(np.float32)
+        parts = [weights @ (samples[:, p].astype(np.float32) - mean[p]) for p in _blocks(samples.shape[1])]
+        rows = np.concatenate(parts, axis=1).astype(np.float64)
+        rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    largest = np.abs(rows).argmax(axis=1)
+    signs = np.sign(rows[np.arange(len(rows)), largest])
+    return np.ascontiguousarray(rows * signs[:, None], dtype=np.float32)
+
+
+def _count(config: AutoencoderConfig, values: NDArray[np.float64]) -> int:
+    """How many components to keep.
+
+    As configured; else up to the clearest gap of the spectrum, beyond which there is the codec's noise; in
+    footage, whose spectrum has none, as many as explain EXPLAINED of the variance, max_components at most.
+    """
+    floor = max(values[0] * 1e-9, 1e-6)
+    rank = int((values > floor).sum())
+    if config.components is not None:
+        if not 1 <= config.components <= rank:
+            raise ConfigError(
+                f"autoencoder.components = {config.components}, but the fitting sample has {rank} directions",
+                "Set fewer components, more autoencoder.fit_frames, or give more videos",
+            )
+        return config.components
+    looked = np.maximum(values[: config.max_components + 1], floor)
+    shares = np.cumsum(looked) / np.maximum(values, 0).sum()
+    gaps = np.where(shares[:-1] >= GAP_EXPLAINS, looked[:-1] / looked[1:], 0.0)
+    if gaps.max(initial=0.0) >= CLEAR_GAP:
+        return int(np.argmax(gaps)) + 1
+    return min(int(np.searchsorted(shares, EXPLAINED)) + 1, config.max_components, rank)

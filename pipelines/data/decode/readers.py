@@ -1,0 +1,279 @@
+"""Opening and reading one video in order. Runs only inside the decoding process (child.py).
+
+PyAV looks at every packet before a frame is decoded. decord then reads the frames, if what it says of the
+file agrees with the packets; else PyAV does. decord alone repeats frames where a file has an edit list,
+invents frames and times in some AVI files, hangs at the end of MPEG-TS, and gives garbage for some widths,
+all without an error; of a long video it holds as many frames as its thread has fallen behind.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import chain
+
+import av
+import decord
+import numpy as np
+from av.video.reformatter import VideoReformatter
+from numpy.typing import NDArray
+
+from pipelines.data.config import LimitsConfig
+from pipelines.data.source.containers import container_of, read_head
+
+Frame = NDArray[np.uint8]
+Timed = tuple[float, Frame]
+
+LOST_SHARE = 0.1
+"""Share of the frames or of the time a file claims that may be missing before it counts as damaged."""
+AHEAD_BYTES = 256 << 20
+"""Largest video, as pixels, that decord reads: on a busy machine it decodes ahead without a bound."""
+DEFAULT_RATE = 25.0
+"""Frames a second of a file that says nothing about time."""
+
+decord.logging.set_level(decord.logging.QUIET)
+av.logging.set_level(None)
+
+
+class Refused(Exception):
+    """This video is not read.
+
+    Args:
+        stage: `bytes`, `open`, `limits` or `decode`.
+        reason: what is wrong with it.
+    """
+
+    def __init__(self, stage: str, reason: str) -> None:
+        super().__init__(stage, reason)
+        self.stage = stage
+        self.reason = reason
+
+
+@dataclass(frozen=True, kw_only=True)
+class Header:
+    """What the packets of a video say; sizes are those before any rotation."""
+
+    container: str
+    codec: str
+    stream: int
+    width: int
+    height: int
+    rate: float
+    """Frames a second."""
+    times: list[float] = field(repr=False)
+    """Seconds from the first frame that is to be shown, rising; what an edit list hides is left out."""
+
+    @property
+    def seconds(self) -> float:
+        """From the start of the first frame to the end of the last."""
+        return self.times[-1] + 1 / self.rate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """A video that can be read, and by which reader."""
+
+    header: Header
+    reader: str
+    """`decord` or `pyav`."""
+    why: str
+    """Why not decord; empty where it is."""
+    height: int
+    """Pixels, upright."""
+    width: int
+    """Pixels, upright."""
+    frames: Iterator[Timed]
+    """(seconds, rgb [height, width, 3]) in order."""
+
+
+def open_video(path: str, limits: LimitsConfig) -> Opened:
+    """Inspect a video, choose its reader and read the first frame.
+
+    Raises:
+        Refused: it is no video, is damaged, asks for more than `limits`, or neither reader takes it.
+    """
+    header = inspect(path, limits)
+    frames, why = _by_decord(path, header)
+    reader = "pyav" if why else "decord"
+    frames = frames if frames is not None else _by_pyav(path, header, limits)
+    first = next(frames, None)
+    if first is None:
+        raise Refused("decode", "not one frame could be decoded")
+    height, width = first[1].shape[:2]
+    return Opened(
+        header=header, reader=reader, why=why, height=height, width=width, frames=chain([first], frames)
+    )
+
+
+def inspect(path: str, limits: LimitsConfig) -> Header:
+    """Look at a file's first bytes, then at all its packets.
+
+    Raises:
+        Refused: it is no video, is damaged, or asks for more than `limits`.
+    """
+    size = os.stat(path).st_size
+    if size == 0:
+        raise Refused("bytes", "the file is empty")
+    if size > limits.max_bytes:
+        raise Refused("limits", f"{size} bytes, more than data.limits.max_bytes = {limits.max_bytes}")
+    container = container_of(read_head(path))
+    if container is None:
+        raise Refused("bytes", "the first bytes are of no known video container")
+    try:
+        with _open(path, container) as file:
+            return _inspect_packets(file, container, limits)
+    except av.FFmpegError as error:
+        raise Refused("open", _plain(error)) from error
+
+
+def _open(path: str, container: str) -> "av.container.InputContainer":
+    options = {"protocol_whitelist": "file"}
+    return av.open(path, format=container, metadata_errors="ignore", options=options)
+
+
+def _inspect_packets(file: "av.container.InputContainer", container: str, limits: LimitsConfig) -> Header:
+    stream = _largest_stream(file)
+    if stream.width * stream.height > limits.max_pixels:
+        size = f"{stream.width}x{stream.height} pixels"
+        raise Refused("limits", f"{size}, more than data.limits.max_pixels = {limits.max_pixels}")
+    times, hidden = _packet_times(file, stream, limits.max_frames)
+    if not times:
+        raise Refused("open", "the video stream is empty")
+    if container == "mov" and stream.frames > len(times) + hidden:
+        raise Refused("open", f"truncated: {len(times) + hidden} of {stream.frames} frames are there")
+    rate = float(stream.average_rate or stream.guessed_rate or 0) or DEFAULT_RATE
+    dated = sorted(t for t in times if t is not None)
+    if len(dated) < len(times):
+        dated = [i / rate for i in range(len(times))]
+    seconds = dated[-1] - dated[0]
+    if container == "matroska" and file.duration:
+        _refuse_cut_off(dated[-1], file.duration / av.time_base)
+    if seconds > limits.max_seconds:
+        raise Refused(
+            "limits", f"{seconds:.0f} s, longer than data.limits.max_seconds = {limits.max_seconds:.0f}"
+        )
+    return Header(
+        container=container,
+        codec=stream.codec_context.name,
+        stream=stream.index,
+        width=stream.width,
+        height=stream.height,
+        rate=rate,
+        times=[t - dated[0] for t in dated],
+    )
+
+
+def _largest_stream(file: "av.container.InputContainer") -> "av.VideoStream":
+    cover = av.stream.Disposition.attached_pic
+    streams = [s for s in file.streams.video if not s.disposition & cover and s.width and s.height]
+    if not streams:
+        raise Refused("open", "no video stream")
+    return max(streams, key=lambda s: s.width * s.height)
+
+
+def _packet_times(
+    file: "av.container.InputContainer", stream: "av.VideoStream", max_frames: int
+) -> tuple[list[float | None], int]:
+    """The time of every packet that is to be shown (None: undated), in storage order, and how many are
+    hidden."""
+    times: list[float | None] = []
+    hidden = 0
+    for packet in file.demux(stream):
+        if packet.size == 0:
+            continue
+        if packet.is_discard:
+            hidden += 1
+        else:
+            times.append(None if packet.pts is None else float(packet.pts * packet.time_base))
+        if len(times) + hidden > max_frames:
+            raise Refused("limits", f"more than data.limits.max_frames = {max_frames} frames")
+    return times, hidden
+
+
+def _refuse_cut_off(last: float, claimed: float) -> None:
+    if claimed - last > max(1.0, LOST_SHARE * claimed):
+        raise Refused("open", f"truncated: the pictures end at {last:.1f} s of {claimed:.1f} s")
+
+
+def _by_decord(path: str, header: Header) -> tuple[Iterator[Timed] | None, str]:
+    """A reader by decord, or None and why not."""
+    if header.container in ("mpegts", "mpeg"):
+        return None, f"decord does not end on {header.container}"
+    pixels = 3 * len(header.times) * header.width * header.height
+    if pixels > AHEAD_BYTES:
+        return None, f"decord could hold all of its {pixels >> 20} MiB"
+    try:
+        reader = decord.VideoReader(path, num_threads=1)
+        count = len(reader)
+        starts = reader.get_frame_timestamp(range(count))[:, 0] if count else np.zeros(0)
+    except (decord.DECORDError, RuntimeError, ValueError) as error:
+        return None, f"decord cannot open it: {_plain(error)}"
+    if count != len(header.times):
+        return None, f"decord counts {count} frames, the packets {len(header.times)}"
+    drift = np.abs(starts - np.asarray(header.times)).max()
+    if not drift < 1.5 / header.rate:
+        return None, f"decord's times are off by {drift:.3g} s"
+    try:
+        first = reader.next().asnumpy()
+    except (decord.DECORDError, StopIteration) as error:
+        return None, f"decord cannot read the first frame: {_plain(error)}"
+    if first.ndim != 3 or first.shape[2] != 3:
+        return None, f"decord gives frames of shape {tuple(first.shape)}"
+    if sorted(first.shape[:2]) != sorted((header.height, header.width)):
+        return None, f"decord reads another stream, of {first.shape[1]}x{first.shape[0]} pixels"
+    return _decord_frames(reader, first, header.times), ""
+
+
+def _decord_frames(reader: "decord.VideoReader", first: Frame, times: list[float]) -> Iterator[Timed]:
+    yield times[0], first
+    for index in range(1, len(times)):
+        try:
+            yield times[index], reader.next().asnumpy()
+        except (decord.DECORDError, StopIteration) as error:
+            raise Refused("decode", f"damaged among its {len(times)} frames: {_plain(error)}") from error
+
+
+def _by_pyav(path: str, header: Header, limits: LimitsConfig) -> Iterator[Timed]:
+    """Frames in order by PyAV, upright, with times that rise even where the file's do not."""
+    count, now, origin = 0, 0.0, None
+    to_rgb = VideoReformatter()
+    try:
+        with _open(path, header.container) as file:
+            for frame in _pyav_frames(file, header.stream):
+                if frame.width * frame.height > limits.max_pixels:
+                    raise Refused("limits", f"a frame of {frame.width}x{frame.height} pixels")
+                if count >= limits.max_frames:
+                    raise Refused("limits", f"more than data.limits.max_frames = {limits.max_frames} frames")
+                stamp = frame.time if frame.time is not None else now
+                origin = stamp if origin is None else origin
+                now = stamp - origin if count == 0 or stamp - origin > now else now + 1 / header.rate
+                count += 1
+                pixels: Frame = to_rgb.reformat(frame, format="rgb24").to_ndarray().view(np.uint8)
+                yield now, _upright(pixels, frame.rotation)
+    except av.FFmpegError as error:
+        raise Refused("decode", f"damaged among its {len(header.times)} frames: {_plain(error)}") from error
+    if count < (1 - LOST_SHARE) * len(header.times):
+        raise Refused("decode", f"only {count} of {len(header.times)} frames could be decoded")
+
+
+def _pyav_frames(file: "av.container.InputContainer", stream_index: int) -> Iterator["av.VideoFrame"]:
+    stream = file.streams[stream_index]
+    stream.thread_type = "NONE"
+    for packet in file.demux(stream):
+        if packet.size or packet.dts is None:
+            yield from packet.decode()
+
+
+def _upright(pixels: Frame, rotation: float) -> Frame:
+    turns = round(rotation / 90) % 4
+    return np.ascontiguousarray(np.rot90(pixels, turns)) if turns else pixels
+
+
+def _plain(error: BaseException) -> str:
+    """A library's message in one line that is the same on every run: no clock, no folder, no memory."""
+    lines = str(error).strip().splitlines()
+    text = lines[0] if lines else type(error).__name__
+    text = re.sub(r"^\[[\d:]+\] +\S+: ", "", text)
+    text = re.sub(r".*: Check failed: |^Check failed: ", "", text)
+    text = re.sub(r"^.*\(-?\d+ vs\. -?\d+\) +(?=\S)", "", text)
+    return re.sub(r"/\S*/", "", text)[:200]

@@ -1,0 +1,241 @@
+"""The end of ingest: judge what was rejected, write the tables, and say what the dataset is."""
+
+import math
+import statistics
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from models.errors import DataError
+from pipelines.data.ingest.groups import Task
+from pipelines.data.source.manifest import Source
+from pipelines.data.store.index import build_index, write_index
+from pipelines.data.store.info import (
+    MANIFEST_FILE,
+    REJECTS_FILE,
+    Bucket,
+    CorpusInfo,
+    DatasetInfo,
+    dataset_autoencoder,
+    write_sealed,
+)
+from pipelines.data.store.ledger import Ledger, Moments, ShardFile, Status, merged, read_ledgers, table_of
+from pipelines.data.store.shards import CORPORA, open_shard
+from pipelines.data.store.tables import write_table
+from pipelines.data.store.version import hash_of
+from pipelines.data.types import SAME_BYTES
+from pipelines.storage import Storage
+
+NAMED_REJECTS = 5
+"""Rejects that an error message lists."""
+_REJECT_COLUMNS = ["corpus", "source", "source_id", "stage", "reason"]
+
+
+def finish(
+    storage: Storage,
+    task: Task,
+    seed: int,
+    made_from: str,
+    videos: Mapping[str, Sequence[Source]],
+    ends: Sequence[Status],
+) -> DatasetInfo:
+    """Write manifest.parquet, rejects.parquet, index.parquet and, last, a complete dataset.json.
+
+    Nothing is replaced before everything is known, and between the first file and the last the dataset counts
+    as unfinished.
+
+    Args:
+        made_from: hash of what was listed.
+        videos: of each corpus, by listing.
+        ends: how each listed video ended.
+
+    Raises:
+        DataError: as `judge`, or every window of a corpus is a near duplicate.
+    """
+    statuses = sorted(ends, key=lambda s: (s.corpus, s.source))
+    judge(storage, task, statuses)
+    ledgers = {corpus: _live(storage, corpus, videos[corpus]) for corpus in CORPORA}
+    index = build_index(ledgers, videos, task.data.holdout, task.data.curation)
+    autoencoder = dataset_autoencoder(storage)
+    error = autoencoder.reconstruction_error
+    corpora = {
+        corpus: _corpus_info(
+            storage, task, _Part(corpus, statuses, ledgers[corpus], index), autoencoder.temporal_factor
+        )
+        for corpus in CORPORA
+    }
+    write_sealed(storage, {"complete": False, "version": task.version})
+    write_table(storage, MANIFEST_FILE, table_of(Status, statuses))
+    _write_rejects(storage, statuses)
+    info = DatasetInfo(
+        version=task.version,
+        made_from=made_from,
+        data_hash=_data_hash(statuses, index),
+        index_sha256=write_index(storage, index),
+        height=task.data.height,
+        width=task.data.width,
+        holdout=task.data.holdout,
+        seed=seed,
+        autoencoder={
+            "kind": storage.read_json("autoencoder/config.json")["kind"],
+            "channels": autoencoder.channels,
+            "temporal_factor": autoencoder.temporal_factor,
+            "crop_safe": autoencoder.crop_safe,
+            "reconstruction_error": error if math.isfinite(error) else None,
+        },
+        **corpora,
+    )
+    write_sealed(storage, info.to_json())
+    return info
+
+
+def _write_rejects(storage: Storage, statuses: Sequence[Status]) -> None:
+    rejects = table_of(Status, [s for s in statuses if s.status == "rejected"]).select(_REJECT_COLUMNS)
+    write_table(storage, REJECTS_FILE, rejects.rename_columns({"source": "path"}))
+
+
+def judge(storage: Storage, task: Task, statuses: Sequence[Status]) -> None:
+    """Refuse a corpus with no window or too many rejects; a video that is there twice counts once.
+
+    Args:
+        statuses: of all videos; those not read yet as written.
+
+    Raises:
+        DataError: rejects.parquet is there; a finished dataset stays as it is.
+    """
+    for corpus in CORPORA:
+        own = [s for s in statuses if s.corpus == corpus and not s.reason.startswith(SAME_BYTES)]
+        rejects = [s for s in own if s.status == "rejected"]
+        if len(rejects) == len(own) or len(rejects) / len(own) > task.data.max_reject_share:
+            _write_rejects(storage, statuses)
+            raise _too_many(storage, task, corpus, rejects, len(own))
+
+
+def _too_many(storage: Storage, task: Task, corpus: str, rejects: Sequence[Status], videos: int) -> DataError:
+    """The error of a corpus of so many videos with these rejects."""
+    shown = ", ".join(f"{s.source} ({s.stage}: {s.reason})" for s in rejects[:NAMED_REJECTS])
+    rest = f" and {len(rejects) - NAMED_REJECTS} more" if len(rejects) > NAMED_REJECTS else ""
+    problem = f"{corpus.upper()}: {len(rejects)} of {videos} videos were rejected: {shown}{rest}"
+    commonest = Counter(s.stage for s in rejects).most_common(1)[0][0]
+    remedy = f"Mend or remove them (all are in {storage}/{REJECTS_FILE}), or raise data.max_reject_share"
+    if commonest == "window":
+        shorter = ", add to data.long_lengths" if corpus == "long" else ""
+        frames = f"data.{corpus}_frames (now {task.window(corpus)[0]})"
+        remedy = f"Lower {frames}{shorter}, or give longer videos"
+    if commonest == "curation":
+        remedy = (
+            "Loosen data.curation (`sostenuto ingest --dry-run` shows what it keeps), or give other videos"
+        )
+    return DataError(problem, remedy)
+
+
+def _live(storage: Storage, corpus: str, sources: Sequence[Source]) -> list[Ledger]:
+    """The corpus's ledgers of which at least one video is still there."""
+    ids = {source.id for source in sources}
+    ledgers = read_ledgers(storage, corpus)
+    return [ledger for ledger in ledgers if any(s.source_id in ids for s in ledger.statuses)]
+
+
+class _Part(NamedTuple):
+    """What is known of one corpus."""
+
+    corpus: str
+    statuses: Sequence[Status]
+    ledgers: Sequence[Ledger]
+    index: pa.Table
+
+
+def _corpus_info(storage: Storage, task: Task, part: _Part, temporal_factor: int) -> CorpusInfo:
+    own = [s for s in part.statuses if s.corpus == part.corpus]
+    written = [s for s in own if s.status == "written"]
+    rows = part.index.filter(pc.equal(part.index["corpus"], part.corpus))
+    kept = rows.filter(rows["kept"])
+    if not kept.num_rows:
+        raise DataError(
+            f"{part.corpus.upper()}: every window is a near duplicate of another corpus's",
+            "Set data.curation.duplicates_across to false, or give other videos",
+        )
+    files = _files(part.ledgers, set(kept["file"].to_pylist()))
+    length, stride = task.window(part.corpus)
+    buckets = _buckets(storage, task, part.corpus, files, kept) if task.data.has_buckets else ()
+    padded = -(length - 1) % temporal_factor
+    mean, std = _statistics([ledger.moments for ledger in part.ledgers])
+    return CorpusInfo(
+        videos=len(written),
+        rejects=len(own) - len(written),
+        windows=kept.num_rows,
+        holdout_windows=kept.filter(pc.equal(kept["split"], "holdout")).num_rows,
+        dropped_windows=rows.num_rows - kept.num_rows,
+        frames=sum(s.num_frames for s in written),
+        hours=sum(s.seconds for s in written) / 3600,
+        fps=task.data.fps or statistics.median(s.source_fps for s in written),
+        captions=len({s.caption for s in written}),
+        window_frames=length + padded,
+        window_stride=stride,
+        latent_shape=buckets[0].latent_shape if buckets else _latent_shape(storage, files[0].file),
+        latent_mean=mean,
+        latent_std=std,
+        files=tuple(files),
+        padded_frames=padded,
+        buckets=buckets,
+    )
+
+
+def _buckets(
+    storage: Storage, task: Task, corpus: str, files: Sequence[ShardFile], kept: pa.Table
+) -> tuple[Bucket, ...]:
+    """The shapes of the windows that count, the main one first, the others from many windows to few.
+
+    Raises:
+        DataError: no window has the main shape, which samples, previews and evaluation have.
+    """
+    by_file = Counter(kept["file"].to_pylist())
+    counts: Counter[tuple[int, ...]] = Counter()
+    for file in files:
+        counts[file.pixels] += by_file[file.file]
+    main = (task.window(corpus)[0], task.data.height, task.data.width)
+    if not counts[main]:
+        others = ", ".join(f"{frames} of {width}x{height}" for frames, height, width in sorted(counts))
+        raise DataError(
+            f"{corpus.upper()}: no window has {main[0]} frames of {main[2]}x{main[1]} pixels, only {others}",
+            f"Set data.height, data.width and data.{corpus}_frames to a shape that the corpus has",
+        )
+    order = sorted(counts, key=lambda pixels: (pixels != main, -counts[pixels], pixels))
+    some = {file.pixels: file.file for file in files}
+    return tuple(
+        Bucket(pixels=pixels, latent_shape=_latent_shape(storage, some[pixels]), windows=counts[pixels])
+        for pixels in order
+    )
+
+
+def _files(ledgers: Sequence[Ledger], used: set[str]) -> list[ShardFile]:
+    """The files that hold a window that counts."""
+    files = [file for ledger in ledgers for file in ledger.files if file.file in used]
+    return sorted(files, key=lambda file: file.file)
+
+
+def _latent_shape(storage: Storage, file: str) -> tuple[int, int, int, int]:
+    with open_shard(storage, file) as shard:
+        frames, channels, rows, columns = shard.schema_arrow.field("latents").type.shape
+        return frames, channels, rows, columns
+
+
+def _statistics(parts: Sequence[Moments | None]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel."""
+    whole: Moments | None = None
+    for part in parts:
+        whole = merged(whole, part)
+    assert whole is not None
+    mean = [total / whole.positions for total in whole.total]
+    square = [total / whole.positions for total in whole.squares]
+    return tuple(mean), tuple(math.sqrt(max(0.0, s - m * m)) for m, s in zip(mean, square, strict=True))
+
+
+def _data_hash(statuses: Sequence[Status], index: pa.Table) -> str:
+    """Of every window that counts: its id, caption and latents."""
+    latents = [[s.corpus, s.source_id, s.latents_sha256] for s in statuses if s.status == "written"]
+    kept = index.filter(index["kept"]).select(["window_id", "caption"])
+    return hash_of([sorted(latents), kept.to_pydict()])[:16]

@@ -1,0 +1,148 @@
+"""Fitting the autoencoder on a sample of both corpora, the same one on every run."""
+
+import hashlib
+import json
+import math
+import os
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.autoencoders.pca import PcaAutoencoder
+from models.autoencoders.wan import WanAutoencoder
+from models.config import AutoencoderConfig
+from models.errors import ConfigError, DataError
+from pipelines.data.ingest.decoded import sample_group
+from pipelines.data.ingest.groups import Group, Task
+from pipelines.data.source.manifest import Source
+from pipelines.data.store.info import AUTOENCODER_FOLDER
+from pipelines.ray_map import run_groups
+from pipelines.storage import Storage
+
+SAMPLE_BYTES = 1 << 30
+"""Most bytes of frames that the fit holds, whatever autoencoder.fit_frames says."""
+GROUP_BYTES = 16 << 20
+
+Progress = Callable[[str, int, int], None]
+
+
+def prepare_autoencoder(
+    task: Task,
+    corpora: Mapping[str, Sequence[Source]],
+    config: AutoencoderConfig,
+    seed: int,
+    progress: Progress,
+) -> None:
+    """Put the dataset's autoencoder in place, unless it is there.
+
+    Raises:
+        ConfigError: it does not fit the settings.
+        CheckpointError: the folder that it names holds none.
+        DataError: too few frames can be decoded.
+    """
+    storage = Storage(task.out)
+    if storage.exists(f"{AUTOENCODER_FOLDER}/config.json"):
+        return
+    if config.kind == "wan":
+        storage.write_json(f"{AUTOENCODER_FOLDER}/config.json", _wan_reference(config, task))
+        return
+    frames = _sample(task, corpora, config.fit_frames, seed, progress)
+    fitted = PcaAutoencoder.fit(frames, config, task.data.height, task.data.width)
+    with tempfile.TemporaryDirectory() as local:
+        fitted.save(Path(local))
+        storage.put_folder(local, AUTOENCODER_FOLDER, last="config.json")
+
+
+def check_autoencoder(task: Task, config: AutoencoderConfig) -> None:
+    """Refuse an autoencoder that is not there, or that the windows do not suit.
+
+    Raises:
+        ConfigError, CheckpointError: as `prepare_autoencoder`.
+    """
+    if config.kind == "wan":
+        _wan_reference(config, task)
+
+
+def _wan_reference(config: AutoencoderConfig, task: Task) -> dict[str, str]:
+    if not config.pretrained:
+        raise ConfigError(
+            "autoencoder.kind = wan without a folder",
+            "Set autoencoder.pretrained to the folder of AutoencoderKLWan",
+        )
+    model = WanAutoencoder.load(config.pretrained, uneven_frames=config.uneven_frames)
+    for corpus in task.folders:
+        for (frames, _), size in product(task.data.cuts_of(corpus), task.data.sizes):
+            model.check(frames, *size)
+    return {
+        "kind": "wan",
+        "pretrained": os.path.abspath(config.pretrained),
+        "uneven_frames": config.uneven_frames,
+    }
+
+
+def _sample(
+    task: Task, corpora: Mapping[str, Sequence[Source]], fit_frames: int, seed: int, progress: Progress
+) -> NDArray[np.uint8]:
+    """Frames [N, H, W, 3], half of each corpus, in an order that depends on the videos and the seed only."""
+    frame_bytes = task.data.height * task.data.width * 3
+    total = min(fit_frames, SAMPLE_BYTES // frame_bytes)
+    groups = [
+        group
+        for corpus, sources in corpora.items()
+        for group in _groups(corpus, _drawn(sources, total // len(corpora), seed), frame_bytes)
+    ]
+    found: dict[tuple[str, str], NDArray[np.uint8]] = {}
+    rejects: dict[str, str] = {}
+    videos = sum(len(group.sources) for group in groups)
+    done = 0
+    for group, answer in run_groups(groups, lambda group: _packed(sample_group(task, group))):
+        head = json.loads(answer["head"])
+        pixels = np.frombuffer(answer["frames"], np.uint8).reshape(-1, task.data.height, task.data.width, 3)
+        rejects.update(head["rejects"])
+        for source_id, stop, count in zip(
+            head["ids"], np.cumsum(head["counts"]), head["counts"], strict=True
+        ):
+            found[group.corpus, source_id] = pixels[stop - count : stop]
+        done += len(group.sources)
+        progress("fit", done, videos)
+    wanted = [(group.corpus, source.id) for group in groups for source in group.sources]
+    kept = [found[key] for key in wanted if key in found]
+    if sum(map(len, kept)) < 2:
+        reasons = ", ".join(f"{path} ({reason})" for path, reason in sorted(rejects.items())[:5])
+        raise DataError(
+            f"No video could be decoded: {reasons or 'all workers died'}",
+            "Give videos that play, or see data.limits",
+        )
+    return np.concatenate(kept)
+
+
+def _packed(answer: dict[str, Any]) -> dict[str, Any]:
+    """Frames of all videos as one block of bytes, which Ray Data carries without a copy for each."""
+    frames = answer["frames"]
+    counts = [len(part) for part in frames.values()]
+    head = {"ids": list(frames), "counts": counts, "rejects": answer["rejects"]}
+    return {"head": json.dumps(head), "frames": b"".join(part.tobytes() for part in frames.values())}
+
+
+def _drawn(sources: Sequence[Source], frames: int, seed: int) -> list[tuple[Source, int]]:
+    """Videos to sample and frames of each: as many videos as give two frames or more each."""
+
+    def rank(source: Source) -> bytes:
+        return hashlib.sha256(f"{seed}|{source.id}".encode()).digest()
+
+    each = max(2, math.ceil(frames / max(1, len(sources))))
+    return [(source, each) for source in sorted(sources, key=rank)[: math.ceil(frames / each)]]
+
+
+def _groups(corpus: str, drawn: Sequence[tuple[Source, int]], frame_bytes: int) -> list[Group]:
+    most = max(1, GROUP_BYTES // (frame_bytes * drawn[0][1])) if drawn else 1
+    parts = [drawn[i : i + most] for i in range(0, len(drawn), most)]
+    return [
+        Group(corpus=corpus, sources=tuple(s for s, _ in part), picks=tuple(p for _, p in part))
+        for part in parts
+    ]

@@ -1,0 +1,266 @@
+"""Where a corpus lies: files below one root, on a disk or in any store that fsspec knows.
+
+Nothing outside the root is ever read. A store's own errors arrive as OSError.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import IO, Any, NamedTuple, cast
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from models.errors import DataError
+from pipelines.data.types import Reject
+from pipelines.storage import translated
+
+BLOCK_BYTES = 8 << 20
+"""Bytes of a video in memory at a time, and of one request to a store."""
+HEADER_BLOCK_BYTES = 64 << 10
+"""Bytes of one request while the headers of a tar are read."""
+TAR_SUFFIX = ".tar"
+MANIFEST_SUFFIXES = (".parquet", ".csv", ".jsonl")
+STAMPS = ("ETag", "etag", "md5Hash", "LastModified", "last_modified", "updated", "mtime", "created")
+"""What stores call the mark that changes with a file's bytes, the surest first."""
+REMEDY = "Check the path or the address, the credentials, and that this machine may read there"
+
+OUTSIDE = Reject("manifest", "its path leaves the corpus folder")
+UNSIZED = Reject("manifest", "the store does not tell its size")
+MISSING = Reject("manifest", "its metadata names it, but there is no such file")
+
+
+class File(NamedTuple):
+    """A file that can be read."""
+
+    num_bytes: int
+    stamp: str
+    """Changes when the file does; empty where the store has no such mark."""
+
+
+class Walk(NamedTuple):
+    """What lies below a root; hidden names are passed over."""
+
+    files: list[str]
+    """Relative paths of files, and of links to files, in order."""
+    refused: list[tuple[str, Reject]]
+    """Folders that are not entered, and why."""
+
+
+class Corpus:
+    """Files below one root.
+
+    Args:
+        root: a folder (made absolute) or an fsspec URI. It need not exist.
+
+    Raises:
+        DataError: the URI's file system is unknown or not installed.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        if "://" in str(root):
+            self._fs, path = _file_system(str(root))
+        else:
+            self._fs, path = LocalFileSystem(), os.path.abspath(os.path.expanduser(root))
+        self._path = path.rstrip("/") or "/"
+        self.is_local = isinstance(self._fs, LocalFileSystem)
+        self.root: str = self._path if self.is_local else self._fs.unstrip_protocol(self._path)
+        """Absolute path, or URI."""
+        self._real = os.path.realpath(self._path) if self.is_local else ""
+        self._listed: dict[str, dict[str, Any]] | None = None
+
+    def at(self, path: str) -> str:
+        """The address of a file, for a person and for the file system."""
+        return f"{self.root.rstrip('/')}/{path}"
+
+    def is_folder(self) -> bool:
+        """Whether the root is a folder.
+
+        Raises:
+            OSError: the store cannot be asked.
+        """
+        self._fs.invalidate_cache()
+        with translated():
+            return bool(self._fs.isdir(self._path))
+
+    def walk(self) -> Walk:
+        """Everything below the root.
+
+        Raises:
+            OSError: the store cannot be listed.
+        """
+        if self.is_local:
+            return self._walk_disk()
+        self._listed = self._list_store()
+        return Walk(sorted(path for path in self._listed if not is_hidden(path)), [])
+
+    def _walk_disk(self) -> Walk:
+        files: list[str] = []
+        refused: list[tuple[str, Reject]] = []
+        faults: list[OSError] = []
+        for folder, folders, names in os.walk(self._path, onerror=faults.append):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            below = os.path.relpath(folder, self._path)
+            files += [_join(below, name) for name in names if not name.startswith(".")]
+            linked = [_join(below, name) for name in folders if os.path.islink(os.path.join(folder, name))]
+            refused += [(path, cast(Reject, self.look(path))) for path in linked]
+        for error in faults:
+            if error.filename == self._path:
+                raise error
+            refused.append((os.path.relpath(error.filename, self._path), unreadable(error)))
+        return Walk(sorted(files), sorted(refused, key=lambda one: one[0]))
+
+    def _list_store(self) -> dict[str, dict[str, Any]]:
+        """What the store says of each file."""
+        self._fs.invalidate_cache()
+        with translated():
+            found = self._fs.find(self._path, detail=True)
+        start = self._path.rstrip("/") + "/"
+        return {name[len(start) :]: info for name, info in sorted(found.items()) if name.startswith(start)}
+
+    def look(self, path: str) -> File | Reject:
+        """The size and the stamp of a file below the root, or why it is refused."""
+        if leaves(path):
+            return OUTSIDE
+        try:
+            return self._look_on_disk(path) if self.is_local else self._look_in_store(path)
+        except FileNotFoundError:
+            return MISSING
+        except OSError as error:
+            return unreadable(error)
+
+    def _look_on_disk(self, path: str) -> File | Reject:
+        full = os.path.join(self._path, path)
+        real = os.path.realpath(full)
+        if os.path.commonpath((self._real, real)) != self._real:
+            return Reject("manifest", "it is a link out of the corpus folder")
+        if os.path.isdir(full) and os.path.islink(full):
+            return Reject("manifest", "it is a link to a folder, which is not followed")
+        if os.path.isfile(full):
+            status = os.stat(full)
+            return File(status.st_size, str(status.st_mtime_ns))
+        if os.path.islink(full):
+            return Reject("manifest", "it is a link to nothing")
+        return Reject("manifest", "it is no plain file") if os.path.exists(full) else MISSING
+
+    def _look_in_store(self, path: str) -> File | Reject:
+        info = None
+        if self._listed is not None:
+            if path not in self._listed:
+                return MISSING
+            info = self._listed[path]
+        with translated():
+            if info is None or info.get("size") is None:
+                info = self._fs.info(self._at(path))
+            return _file(info) if info["type"] == "file" else MISSING
+
+    def _at(self, path: str) -> str:
+        return f"{self._path.rstrip('/')}/{path}"
+
+    def read(self, path: str) -> bytes:
+        """The whole of a small file.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        with translated():
+            return bytes(self._fs.cat_file(self._at(path)))
+
+    def open(self, path: str) -> IO[bytes]:
+        """A file to seek in, of which a little is read here and there.
+
+        Raises:
+            OSError: it cannot be opened.
+        """
+        if self.is_local:
+            return open(self._at(path), "rb")
+        options: dict[str, Any] = {"block_size": HEADER_BLOCK_BYTES, "cache_type": "readahead"}
+        with translated():
+            return cast(IO[bytes], self._fs.open(self._at(path), "rb", **options))
+
+    def blocks(self, path: str, offset: int, length: int) -> Iterator[bytes]:
+        """`length` bytes of a file from `offset` on, BLOCK_BYTES at a time; fewer where it ends before.
+
+        Raises:
+            OSError: it cannot be read, or a store has nothing at the place of a block.
+        """
+        for start in range(offset, offset + length, BLOCK_BYTES):
+            end = min(start + BLOCK_BYTES, offset + length)
+            with translated():
+                block = bytes(self._fs.cat_file(self._at(path), start=start, end=end))
+            yield block
+            if len(block) < end - start:
+                return
+
+
+def locate(location: str | Path) -> tuple[Corpus, str]:
+    """Find a corpus.
+
+    Args:
+        location: a folder, or one file, a tar or a manifest; a path or an fsspec URI.
+
+    Returns:
+        The corpus and, where the location is one file, its name in it; else an empty name.
+
+    Raises:
+        DataError: there is nothing of the kind, or it cannot be reached.
+    """
+    corpus = Corpus(location)
+    try:
+        if corpus.is_folder():
+            return corpus, ""
+    except OSError as error:
+        raise DataError(f"{corpus.root} cannot be read: {why(error)}", REMEDY) from error
+    folder, _, name = corpus.root.rpartition("/")
+    if folder and PurePosixPath(name).suffix.lower() in (TAR_SUFFIX, *MANIFEST_SUFFIXES):
+        parent = Corpus(folder)
+        if isinstance(parent.look(name), File):
+            return parent, name
+    raise DataError(
+        f"{corpus.root} is no folder, and no tar or manifest",
+        "Set data.short and data.long to two folders of videos, tars or manifests that this machine can read",
+    )
+
+
+def why(error: OSError) -> str:
+    """An error's reason in one line."""
+    return " ".join((error.strerror or str(error) or type(error).__name__).split())
+
+
+def unreadable(error: OSError) -> Reject:
+    """A file that the disk or the store does not give."""
+    return Reject("manifest", f"it cannot be read: {why(error)}")
+
+
+def leaves(path: str) -> bool:
+    """Whether a relative path could lead out of its root."""
+    return path.startswith("/") or "://" in path or "\0" in path or ".." in path.split("/")
+
+
+def is_hidden(path: str) -> bool:
+    """Whether a name in the path starts with a dot."""
+    return any(name.startswith(".") for name in path.split("/"))
+
+
+def _file_system(uri: str) -> tuple[Any, str]:
+    try:
+        return cast(tuple[Any, str], fsspec.core.url_to_fs(uri))
+    except ImportError as error:
+        raise DataError(
+            f"{uri} cannot be reached: {error}", "Install the store's package, for s3:// sostenuto[s3]"
+        ) from error
+    except ValueError as error:
+        raise DataError(
+            f"{uri} cannot be reached: {error}", "Give a folder or a URI such as s3://bucket/videos"
+        ) from error
+
+
+def _file(info: dict[str, Any]) -> File | Reject:
+    if info.get("size") is None:
+        return UNSIZED
+    stamp = next((str(info[name]) for name in STAMPS if info.get(name)), "")
+    return File(int(info["size"]), stamp)
+
+
+def _join(folder: str, name: str) -> str:
+    return name if folder == "." else f"{folder}/{name}"

@@ -1,0 +1,170 @@
+"""WebDataset tars: which videos a tar holds, where their bytes lie in it, and their captions.
+
+Members of one key (the name up to its first dot) belong together: `a/0001.mp4` is captioned by `a/0001.txt`
+or by `caption` (or `text`) in `a/0001.json`. Only headers and captions are read here; nothing is ever
+extracted.
+"""
+
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import IO, NamedTuple, cast
+
+from pipelines.data.source.captions import Caption, caption_of, object_of
+from pipelines.data.source.containers import VIDEO_SUFFIXES
+from pipelines.data.source.corpus import OUTSIDE, Corpus, File, is_hidden, leaves, why
+from pipelines.data.types import Reject
+from pipelines.storage import translated
+
+TEXT_SUFFIXES = (".json", ".txt")
+MAX_HEADER_BYTES = 1 << 20
+"""A header that claims more is damage."""
+MAX_CAPTION_BYTES = 1 << 20
+END = bytes(tarfile.BLOCKSIZE)
+
+
+class Member(NamedTuple):
+    """A video in a tar."""
+
+    offset: int
+    """Of its first byte in the tar."""
+    num_bytes: int
+    caption: Caption | Reject
+
+
+@dataclass(frozen=True)
+class TarListing:
+    """What a tar holds. Names are those of the members, cleaned of `./`."""
+
+    members: dict[str, Member] = field(default_factory=dict)
+    rejects: list[tuple[str, Reject]] = field(default_factory=list)
+    """(name of a member, or empty for the tar itself; why)."""
+
+
+class _Damaged(Exception):
+    """The headers end before the tar does; what came before stands."""
+
+
+class _Headers:
+    """A tar as tarfile sees it: no header may ask for more memory than headers need."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+
+    def read(self, size: int) -> bytes:
+        """At most `size` bytes."""
+        if not 0 <= size <= MAX_HEADER_BYTES:
+            raise tarfile.ReadError(f"a header of {size} bytes")
+        with translated():
+            return self._file.read(size)
+
+    def seek(self, place: int) -> int:
+        """Go to a byte."""
+        with translated():
+            return self._file.seek(place)
+
+    def tell(self) -> int:
+        """The byte that is read next."""
+        return self._file.tell()
+
+
+def list_tar(corpus: Corpus, path: str, tar: File) -> TarListing:
+    """Read the headers and the captions of a tar.
+
+    Where the tar is damaged, the members before the damage are listed and the tar itself is refused.
+    """
+    listing = TarListing()
+    videos: dict[str, Member] = {}
+    texts: dict[str, bytes | Reject] = {}
+    try:
+        with corpus.open(path) as opened:
+            headers = _Headers(opened)
+            for name, member in _members(headers, tar.num_bytes):
+                reject = _refused(name, member, known=name in videos or name in texts)
+                suffix = PurePosixPath(name).suffix.lower()
+                if reject is not None:
+                    listing.rejects.append((name, reject))
+                elif is_hidden(name):
+                    continue
+                elif suffix in VIDEO_SUFFIXES:
+                    videos[name] = Member(member.offset_data, member.size, Caption("", {}))
+                elif suffix in TEXT_SUFFIXES:
+                    texts[name] = _text(headers, member)
+    except _Damaged as error:
+        listing.rejects.append(("", Reject("manifest", f"the tar is damaged: {error}")))
+    except OSError as error:
+        listing.rejects.append(("", Reject("manifest", f"it cannot be read: {why(error)}")))
+    listing.members.update((n, m._replace(caption=_caption(n, texts))) for n, m in sorted(videos.items()))
+    return listing
+
+
+def _members(headers: _Headers, num_bytes: int) -> Iterator[tuple[str, tarfile.TarInfo]]:
+    """All members but folders, with their cleaned names.
+
+    Raises:
+        _Damaged: a header is none, a member is cut, or the mark of the end is missing.
+        OSError: the tar cannot be read.
+    """
+    place = 0
+    try:
+        archive = tarfile.open(fileobj=cast(IO[bytes], headers), mode="r:", encoding="utf-8")  # noqa: SIM115
+        while (member := archive.next()) is not None:
+            if member.size < 0 or archive.offset <= place:
+                raise _Damaged(f"the header at byte {place} leads backwards")
+            if member.offset_data + member.size > num_bytes:
+                raise _Damaged(f"it ends within {member.name}")
+            place = archive.offset
+            if leaves(member.name) or not member.isdir():
+                yield _clean(member.name), member
+        headers.seek(archive.offset)
+        if headers.read(tarfile.BLOCKSIZE) != END:
+            raise _Damaged(f"no header and no end at byte {archive.offset}")
+    except (tarfile.TarError, ValueError, RecursionError, OverflowError) as error:
+        raise _Damaged(f"{error or type(error).__name__} (after byte {place})") from error
+
+
+def _clean(name: str) -> str:
+    return name if leaves(name) else str(PurePosixPath(name))
+
+
+def _refused(name: str, member: tarfile.TarInfo, *, known: bool) -> Reject | None:
+    if leaves(name):
+        return OUTSIDE
+    if member.issym() or member.islnk():
+        return Reject("manifest", "it is a link in a tar, which is not followed")
+    if not member.isreg() or member.issparse():
+        return Reject("manifest", "it is no plain file")
+    return Reject("manifest", "the tar has two members of this name") if known else None
+
+
+def _text(headers: _Headers, member: tarfile.TarInfo) -> bytes | Reject:
+    if member.size > MAX_CAPTION_BYTES:
+        return Reject("manifest", f"its caption {member.name} has {member.size} bytes")
+    headers.seek(member.offset_data)
+    return headers.read(member.size)
+
+
+def _caption(name: str, texts: dict[str, bytes | Reject]) -> Caption | Reject:
+    """The caption of a video among the texts of its tar."""
+    path = PurePosixPath(name)
+    key = path.name.split(".", 1)[0]
+    for base in dict.fromkeys((path.stem, key)):
+        found = {s: texts[t] for s in TEXT_SUFFIXES if (t := str(path.with_name(base + s))) in texts}
+        for text in found.values():
+            if isinstance(text, Reject):
+                return text
+        if found:
+            return _parsed(base, cast(dict[str, bytes], found))
+    return Caption("", {})
+
+
+def _parsed(base: str, texts: dict[str, bytes]) -> Caption | Reject:
+    try:
+        row = object_of(texts[".json"].decode("utf-8-sig")) if ".json" in texts else {}
+        caption = caption_of(row)
+        if not caption.text and ".txt" in texts:
+            caption = caption_of({**caption.extra, "caption": texts[".txt"].decode("utf-8-sig")})
+    except ValueError as error:
+        return Reject("manifest", f"its caption {base}.txt or .json: {error}")
+    return caption

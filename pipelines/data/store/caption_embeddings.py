@@ -1,0 +1,294 @@
+"""Embeddings of a dataset's captions: computed once each, stored beside the latents, read when needed.
+
+text/ holds parts: a parquet file with a row group for each caption, and, written last, a ledger that names
+the captions and the file's sha256. Parts are only ever added.
+"""
+
+import hashlib
+import json
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache, partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from models.config import TextConfig
+from models.errors import DataError
+from models.text.captions import Conditioning, NgramEncoder, TextEncoder, batched, withhold
+from models.text.umt5 import Umt5Encoder, check_files, fingerprint
+from pipelines.data.store.index import read_index
+from pipelines.data.store.info import read_info
+from pipelines.data.store.shards import digest, open_shard
+from pipelines.data.store.version import hash_of
+from pipelines.ray_map import Pool, run_groups
+from pipelines.storage import Storage
+
+FOLDER = "text"
+PART_CAPTIONS = 64
+"""Captions a part; of 512 tokens of 4096 numbers they are 256 MiB."""
+CACHE_BYTES = 256 << 20
+"""Embeddings that a reader holds, as stored."""
+_SCHEMA = pa.schema([("caption", pa.string()), ("num_tokens", pa.int32()), ("tokens", pa.large_binary())])
+"""`tokens` is float16 [num_tokens, dim], row by row, little-endian."""
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """The ledger of a part."""
+
+    encoder: str
+    """Fingerprint of the encoder and tokenizer."""
+    max_tokens: int
+    dim: int
+    file: str
+    sha256: str
+    captions: tuple[str, ...]
+    """In the order of the row groups."""
+
+
+@dataclass(frozen=True)
+class CaptionGroup:
+    """Captions that become one part."""
+
+    captions: tuple[str, ...]
+
+    @property
+    def told(self) -> str:
+        """What it is, for a message."""
+        return f"the captions from {self.captions[0][:60]!r} on"
+
+
+def text_encoder(config: TextConfig, dataset: str | Storage) -> TextEncoder:
+    """What a dataset's captions are encoded with where no encoder is in memory: in training and sampling.
+
+    Raises:
+        DataError: embeddings that are missing, damaged or of other settings; also when encoding.
+    """
+    return NgramEncoder(config) if config.kind == "ngram" else StoredText(config, dataset)
+
+
+def dataset_captions(storage: Storage) -> set[str]:
+    """Distinct captions of all windows of a finished dataset."""
+    index = read_index(storage, read_info(storage).index_sha256, ["caption", "kept"])
+    return set(index.filter(index["kept"])["caption"].to_pylist())
+
+
+def embed_captions(
+    config: TextConfig,
+    dataset: str | Storage,
+    captions: Iterable[str] | None = None,
+    *,
+    device: str = "cpu",
+    pool: Pool | None = None,
+    progress: Progress | None = None,
+) -> int:
+    """Compute and store what has no embedding yet: captions, what withholding makes of them, and the negative
+    and the empty one.
+
+    Args:
+        config: of kind `umt5`; with another there is nothing to do.
+        dataset: folder or URI of a finished dataset.
+        captions: None is all of the dataset's.
+        device: where the encoder works when there is no pool.
+        pool: actors that each keep an encoder, on the running Ray; None loads it here, for as long as it is
+            needed.
+        progress: called with `text`, captions done and captions in all.
+
+    Returns:
+        How many captions were embedded.
+
+    Raises:
+        ConfigError, CheckpointError: as `Umt5Encoder.load`.
+        DataError: the dataset's embeddings are another encoder's, or a worker died each time.
+    """
+    if config.kind != "umt5":
+        return 0
+    storage = dataset if isinstance(dataset, Storage) else Storage(dataset)
+    wanted = dataset_captions(storage) if captions is None else set(captions)
+    wanted |= {withhold(caption, config.withheld_words) for caption in wanted if config.withheld_words}
+    wanted |= {"", config.negative_caption}
+    known = {caption for part in read_parts(storage, config) for caption in part.captions}
+    missing = sorted(wanted - known)
+    if missing:
+        check_files(config)
+        _check_encoder(storage, config)
+        _embed(config, storage, missing, device, pool, progress or (lambda *_: None))
+    return len(missing)
+
+
+def _embed(
+    config: TextConfig,
+    storage: Storage,
+    missing: Sequence[str],
+    device: str,
+    pool: Pool | None,
+    progress: Progress,
+) -> None:
+    groups = [
+        CaptionGroup(tuple(missing[i : i + PART_CAPTIONS])) for i in range(0, len(missing), PART_CAPTIONS)
+    ]
+    done = 0
+    if pool is None:
+        encoder = Umt5Encoder.load(config, device)
+        for group in groups:
+            _write_part(config, storage, encoder, group)
+            done += len(group.captions)
+            progress("text", done, len(missing))
+        return
+    most = min(pool.max_actors, len(groups))
+    fitting = Pool(min(pool.min_actors, most), most, pool.use_gpu)
+    work = partial(_work, config, str(storage), "cuda" if pool.use_gpu else "cpu")
+    for group, _ in run_groups(groups, work, fitting):
+        done += len(group.captions)
+        progress("text", done, len(missing))
+    if done < len(missing):
+        raise DataError(
+            f"{len(missing) - done} captions were not embedded: the worker died each time",
+            "Give the workers more memory, or set data.max_actors=1, and run it again: the rest is kept",
+        )
+
+
+def _work(config: TextConfig, out: str, device: str, group: CaptionGroup) -> dict[str, Any]:
+    _write_part(config, Storage(out), _kept_encoder(config, device), group)
+    return {}
+
+
+@lru_cache(maxsize=1)
+def _kept_encoder(config: TextConfig, device: str) -> Umt5Encoder:
+    """An actor's own."""
+    torch.set_num_threads(1)
+    return Umt5Encoder.load(config, device)
+
+
+def _write_part(config: TextConfig, storage: Storage, encoder: Umt5Encoder, group: CaptionGroup) -> None:
+    """Embed captions, store them, and say last that they are there."""
+    rows = encoder.embed(group.captions)
+    sink = pa.BufferOutputStream()
+    with pq.ParquetWriter(sink, _SCHEMA, compression="none", write_page_checksum=True) as writer:
+        for caption, row in zip(group.captions, rows, strict=True):
+            column = {"caption": [caption], "num_tokens": [len(row)], "tokens": [row.numpy().tobytes()]}
+            writer.write_table(pa.table(column, schema=_SCHEMA))
+    data = sink.getvalue().to_pybytes()
+    stem = f"{FOLDER}/{hash_of([fingerprint(config), group.captions])[:20]}"
+    storage.write_bytes(f"{stem}.parquet", data)
+    part = Part(
+        encoder=fingerprint(config),
+        max_tokens=config.max_tokens,
+        dim=config.dim,
+        file=f"{stem}.parquet",
+        sha256=hashlib.sha256(data).hexdigest(),
+        captions=group.captions,
+    )
+    plain = json.loads(json.dumps(asdict(part)))
+    storage.write_json(f"{stem}.json", {**plain, "ledger_sha256": hash_of(plain)})
+
+
+def read_parts(storage: Storage, config: TextConfig) -> list[Part]:
+    """The parts that are whole.
+
+    Raises:
+        DataError: a ledger is damaged, or was made with other settings.
+    """
+    parts = []
+    for name in storage.list(FOLDER):
+        if not name.endswith(".json"):
+            continue
+        plain = storage.read_json(f"{FOLDER}/{name}")
+        remedy = f"Delete {storage}/{FOLDER} and ingest again: only the captions are embedded anew"
+        try:
+            seal = plain.pop("ledger_sha256")
+            part = Part(**{**plain, "captions": tuple(plain["captions"])})
+        except (KeyError, TypeError, AttributeError) as error:
+            raise DataError(f"{storage}/{FOLDER}/{name} is damaged: {error}", remedy) from error
+        if seal != hash_of(plain):
+            raise DataError(f"{storage}/{FOLDER}/{name} is damaged: its sha256 differs", remedy)
+        if (part.max_tokens, part.dim) != (config.max_tokens, config.dim):
+            raise DataError(
+                f"{storage}/{FOLDER} holds {part.max_tokens} tokens of {part.dim} numbers at most, and "
+                f"text.max_tokens and text.dim are {config.max_tokens} and {config.dim}",
+                remedy,
+            )
+        parts.append(part)
+    return parts
+
+
+def _check_encoder(storage: Storage, config: TextConfig) -> None:
+    """Refuse to mix the embeddings of two encoders."""
+    own = fingerprint(config)
+    if any(part.encoder != own for part in read_parts(storage, config)):
+        raise DataError(
+            f"{storage}/{FOLDER} was made by another encoder than {config.pretrained}",
+            f"Give that one, or delete {storage}/{FOLDER} and ingest again: only captions are embedded anew",
+        )
+
+
+class StoredText:
+    """Conditioning from a dataset's embeddings; those that were used last are held.
+
+    Args:
+        config: `max_tokens` and `dim` must be those of the embeddings.
+        dataset: folder or URI of the dataset.
+        cache_bytes: most that is held.
+    """
+
+    def __init__(self, config: TextConfig, dataset: str | Storage, cache_bytes: int = CACHE_BYTES) -> None:
+        self._config = config
+        self._storage = dataset if isinstance(dataset, Storage) else Storage(dataset)
+        self._places: dict[str, tuple[Part, int]] = {}
+        self._cache_bytes = cache_bytes
+        self._held: OrderedDict[str, Tensor] = OrderedDict()
+        self._held_bytes = 0
+        self._verified: set[str] = set()
+        self._find()
+
+    def encode(self, captions: Sequence[str]) -> Conditioning:
+        """Conditioning [len(captions), L, dim] on the CPU.
+
+        Raises:
+            DataError: a caption has no embedding, or its file is damaged.
+        """
+        if any(caption not in self._places for caption in captions):
+            self._find()
+        rows = [self._tokens(caption) for caption in captions]
+        return batched(rows, self._config, self._tokens(self._config.negative_caption))
+
+    def _find(self) -> None:
+        """Where each caption lies, by the ledgers that are there now."""
+        for part in read_parts(self._storage, self._config):
+            self._places |= {caption: (part, row) for row, caption in enumerate(part.captions)}
+
+    def _tokens(self, caption: str) -> Tensor:
+        """float16 [L, dim]."""
+        if caption not in self._held:
+            self._held[caption] = tokens = self._read(caption)
+            self._held_bytes += tokens.nbytes
+            while self._held_bytes > self._cache_bytes and len(self._held) > 1:
+                self._held_bytes -= self._held.popitem(last=False)[1].nbytes
+        self._held.move_to_end(caption)
+        return self._held[caption]
+
+    def _read(self, caption: str) -> Tensor:
+        if caption not in self._places:
+            raise DataError(
+                f"The caption {caption[:60]!r} has no embedding in {self._storage}/{FOLDER}",
+                "Run ingest again with the same settings: it embeds what is missing",
+            )
+        part, row = self._places[caption]
+        if part.file not in self._verified:
+            if digest(self._storage, part.file) != part.sha256:
+                raise DataError(
+                    f"{self._storage}/{part.file} is damaged: its sha256 differs",
+                    f"Delete it and its .json in {FOLDER}, and ingest again: its captions are embedded anew",
+                )
+            self._verified.add(part.file)
+        with open_shard(self._storage, part.file) as file:
+            values = file.read_row_group(row, columns=["tokens"])["tokens"][0].as_py()
+        return torch.from_numpy(np.frombuffer(values, np.float16).reshape(-1, part.dim).copy())

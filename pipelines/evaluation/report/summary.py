@@ -1,0 +1,169 @@
+"""The table of one or more seeds: on the terminal, and as summary.json for machines."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from pipelines.evaluation.run import Evaluation
+from pipelines.evaluation.scores import Value
+from pipelines.storage import Storage
+
+SUMMARY = "summary.json"
+WORLD_KEYS = (
+    "texture_error",
+    "motion_error",
+    "sharpness",
+    "rule",
+    "caption_accuracy",
+    "diversity",
+    "window_frechet",
+    "video_frechet",
+    "pixel_window_frechet",
+    "unseen_window_frechet",
+    "unseen_rule",
+    "nfe",
+    "seconds_per_video_second",
+)
+"""What summary.json holds of each system of the built-in world."""
+MINUTE_KEYS = ("story_frechet", "rule_strict", "same_colour_withheld", "texture_error_by_eighth")
+"""What it also holds where words of the captions are withheld."""
+WORLD_COLUMNS = {
+    "NFE": "nfe",
+    "window FD": "window_frechet",
+    "video FD": "video_frechet",
+    "pixel FD": "pixel_window_frechet",
+    "texture err": "texture_error",
+    "motion err": "motion_error",
+    "sharpness": "sharpness",
+    "rule": "rule",
+    "captions": "caption_accuracy",
+    "diversity": "diversity",
+    "rise": "rise",
+    "unseen FD": "unseen_window_frechet",
+    "unseen rule": "unseen_rule",
+    "s / video s": "seconds_per_video_second",
+}
+"""Columns of the terminal's table, by the name of the metric."""
+MINUTE_COLUMNS = {"story FD": "story_frechet", "strict": "rule_strict", "same colour": "same_colour_withheld"}
+CLIP_COLUMNS = {
+    "NFE": "nfe",
+    "FD rand3d-diff": "fvd.rand3d-diff",
+    "KD rand3d-diff": "kvd.rand3d-diff",
+    "FD to SHORT": "fvd.rand3d-diff.short",
+    "FD st-stats": "fvd.st-stats",
+    "SSIM 1 s": "temporal_ssim.1s",
+    "motion": "motion",
+    "sharpness": "pixel_sharpness",
+    "drift luma": "drift.luma",
+    "diversity": "diversity",
+    "s / video s": "seconds_per_video_second",
+}
+
+
+def is_world(evaluation: Evaluation) -> bool:
+    """Whether an evaluation is of the built-in world."""
+    return "ideal" in evaluation.rows
+
+
+def has_withheld(evaluation: Evaluation) -> bool:
+    """Whether captions with words withheld were evaluated."""
+    return any(row.metrics.get("same_colour_withheld") is not None for row in evaluation.rows.values())
+
+
+def summary_keys(evaluation: Evaluation) -> tuple[str, ...]:
+    """The metrics of each system that summary.json holds."""
+    if is_world(evaluation):
+        return WORLD_KEYS + (MINUTE_KEYS if has_withheld(evaluation) else ())
+    return tuple(dict.fromkeys(name for row in evaluation.rows.values() for name in row.metrics))
+
+
+def columns(evaluation: Evaluation) -> dict[str, str]:
+    """Headings of the table and the metrics under them."""
+    if not is_world(evaluation):
+        return CLIP_COLUMNS
+    return WORLD_COLUMNS | (MINUTE_COLUMNS if has_withheld(evaluation) else {})
+
+
+def values(evaluations: Sequence[Evaluation], system: str, metric: str) -> list[Value]:
+    """A metric of a system, one a seed; None where a seed has none."""
+    return [
+        evaluation.rows[system].metrics.get(metric) if system in evaluation.rows else None
+        for evaluation in evaluations
+    ]
+
+
+def systems(evaluations: Sequence[Evaluation]) -> list[str]:
+    """Names of all rows, in their order."""
+    return list(dict.fromkeys(name for evaluation in evaluations for name in evaluation.rows))
+
+
+def cell(found: Sequence[Value]) -> str:
+    """A mean, and the deviation over seeds where there are several."""
+    numbers = [float(value) for value in found if isinstance(value, int | float)]
+    if not numbers:
+        return "-"
+    mean = f"{np.mean(numbers):.3g}"
+    return mean if len(numbers) == 1 else f"{mean} +-{np.std(numbers, ddof=1):.2g}"
+
+
+def table(evaluations: Sequence[Evaluation], title: str) -> Table:
+    """The table for a terminal: a row a system, a column a metric."""
+    shown = columns(evaluations[0])
+    result = Table(title=title, title_justify="left", header_style="bold", pad_edge=False)
+    result.add_column("system", no_wrap=True)
+    for heading in shown:
+        result.add_column(heading, justify="right")
+    for system in systems(evaluations):
+        result.add_row(system, *(cell(values(evaluations, system, metric)) for metric in shown.values()))
+    return result
+
+
+def remarks(evaluations: Sequence[Evaluation]) -> list[str]:
+    """What must be read with the table."""
+    first = evaluations[0]
+    told = list(dict.fromkeys(note for evaluation in evaluations for note in evaluation.notes))
+    near, far = (values(evaluations, name, "corpus_window_frechet") for name in ("sft_50", "mmm_4"))
+    if any(far) and any(near):
+        told.insert(
+            0,
+            "LONG is low-grade by design: distances are taken to its clean version. Taken to the low-grade "
+            f"LONG itself, the window distance of MMM is {cell(far)} and that of long-SFT {cell(near)}: MMM "
+            "is meant to be further, since it leaves LONG's softness behind.",
+        )
+    for metric in columns(first).values():
+        distance = next(
+            (row.distances[metric] for row in first.rows.values() if metric in row.distances), None
+        )
+        if distance is not None:
+            told.append(
+                f"{metric}: {distance.extractor}, n {distance.n} against {distance.reference}, "
+                f"floor {distance.floor:.3g}"
+            )
+    return told
+
+
+def write_summary(
+    evaluations: Sequence[Evaluation],
+    folder: str,
+    *,
+    wall_seconds: float,
+    peak_rss_bytes: int,
+    config_hash: str,
+    config: Mapping[str, Any],
+) -> str:
+    """Writes summary.json below `folder`: of each system a list over seeds for each metric; its path."""
+    plain: dict[str, Any] = {
+        system: {metric: values(evaluations, system, metric) for metric in summary_keys(evaluations[0])}
+        for system in systems(evaluations)
+    }
+    plain |= {
+        "wall_seconds": wall_seconds,
+        "peak_rss_bytes": peak_rss_bytes,
+        "seeds": [evaluation.seed for evaluation in evaluations],
+        "config_hash": config_hash,
+        "config": dict(config),
+    }
+    Storage(folder).write_json(SUMMARY, plain)
+    return f"{Storage(folder)}/{SUMMARY}"

@@ -1,0 +1,134 @@
+"""What `sostenuto sample` asks of its machine and of a checkpoint; networks and datasets are stand-ins."""
+
+import dataclasses
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from jobs.commands import sample as command
+from jobs.config import load as configs
+from models.config import ModelConfig, TextConfig
+from models.errors import ConfigError
+from pipelines.checkpoints import Network, NetworkSpec, save_network
+from pipelines.media.video import read_back
+from pipelines.storage import Storage
+from tests.models.builders import randomize
+
+MODEL = ModelConfig(
+    num_layers=2, head_layers=1, num_heads=2, head_dim=12, ffn_dim=32, attention_pattern="WG", init="wan"
+)
+SPEC = NetworkSpec("student", MODEL, TextConfig(dim=16), 3, (9, 3, 1, 1), distilled=True)
+
+
+class Frames:
+    """Stands for an autoencoder; says where latents are when they come."""
+
+    def __init__(self):
+        self.given = []
+
+    def decode(self, latents):
+        self.given.append((latents.device.type, latents.dtype, len(latents)))
+        frames = torch.arange(latents.shape[1] * 3, dtype=torch.uint8).reshape(1, -1, 1, 1, 3)
+        return frames.expand(1, -1, 32, 32, 3)
+
+
+def student(spec=SPEC):
+    model = spec.build()
+    randomize(model)
+    return Network(model.eval().requires_grad_(False), spec)
+
+
+@pytest.fixture
+def told(monkeypatch):
+    """What was done, in order, and where."""
+    steps = []
+    frames = Frames()
+
+    def autoencoder(folder, device):
+        steps.append(("autoencoder", str(device)))
+        return frames
+
+    def embed(text, dataset, captions, *, device):
+        steps.append(("text", device))
+
+    def load(folder, device):
+        steps.append(("network", str(device)))
+        return student()
+
+    monkeypatch.setattr(command, "read_info", lambda folder: SimpleNamespace(long=SimpleNamespace(fps=8.0)))
+    monkeypatch.setattr(command, "dataset_autoencoder", autoencoder)
+    monkeypatch.setattr(command, "embed_captions", embed)
+    monkeypatch.setattr(command, "load_network", load)
+    steps.append(frames)
+    return steps
+
+
+@pytest.fixture
+def folder(tmp_path):
+    made = tmp_path / "student"
+    made.mkdir()
+    save_network(student().model, SPEC, made)
+    return str(made)
+
+
+def run(tmp_path, folder, use_gpu, **changes):
+    config = configs.load("ci", [f"storage.root={tmp_path}", f"cluster.use_gpu={str(use_gpu).lower()}"])
+    wanted = {"count": 3, "captions": ["a sun", "a moon"], "head": "dm", "steps": None} | changes
+    return command.sample(config, checkpoint=folder, out=str(tmp_path / "out"), **wanted)
+
+
+def test_videos_sheet_and_captions_are_written(tmp_path, folder, told):
+    written = run(tmp_path, folder, use_gpu=False)
+    assert [read_back(path).shape for path in written] == [(9, 32, 32, 3)] * 3
+    lines = (tmp_path / "out" / "metadata.jsonl").read_text().splitlines()
+    assert [json.loads(line)["caption"] for line in lines] == ["a sun", "a moon", "a sun"]
+    assert (tmp_path / "out" / "sheet.png").exists()
+
+
+def test_text_network_and_autoencoder_work_on_the_gpu(tmp_path, folder, told, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    frames = told.pop(0)
+    run(tmp_path, folder, use_gpu=True)
+    assert told[:2] == [("text", "cuda"), ("network", "cuda")], (
+        "the text encoder is gone before the network comes"
+    )
+    assert frames.given == [("cpu", torch.float32, 1)] * 3
+
+
+def test_the_autoencoder_is_where_the_network_is(tmp_path, told, monkeypatch):
+    class Far(torch.nn.Module):
+        def parameters(self, recurse=True):
+            yield SimpleNamespace(device=torch.device("cuda"))
+
+    monkeypatch.setattr(command, "generate_latents", lambda *_, **__: torch.zeros(1, 9, 3, 1, 1))
+    config = configs.load("ci", [f"storage.root={tmp_path}"])
+    far = Network(Far(), SPEC)
+    list(command._videos(config, far, command._method(config, "dm", None), "nowhere", ["a"]))
+    assert ("autoencoder", "cuda") in told
+
+
+def test_without_a_gpu_nothing_is_begun(tmp_path, folder, told, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="sees no GPU"):
+        run(tmp_path, folder, use_gpu=True)
+    assert len(told) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_head_that_was_not_trained_is_refused_before_work_begins(tmp_path, told):
+    made = tmp_path / "sft"
+    made.mkdir()
+    spec = dataclasses.replace(SPEC, distilled=False)
+    save_network(student(spec).model, spec, made)
+    with pytest.raises(ConfigError, match="only distillation trains it"):
+        run(tmp_path, str(made), use_gpu=False)
+    assert len(told) == 1
+    run(tmp_path, str(made), use_gpu=False, head="fm", steps=2)
+
+
+def test_a_checkpoint_may_lie_in_an_object_store(tmp_path, folder, told):
+    root = Storage(f"memory://{tmp_path.name}")
+    root.put_folder(folder, "student")
+    assert len(run(tmp_path, str(root.child("student")), use_gpu=False)) == 3

@@ -1,0 +1,154 @@
+"""Jobs on a real head with the token on: what is sent, what comes back, what is said when it cannot be."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jobs.commands import submit
+from jobs.commands.submit import Submission
+from models.errors import ClusterError, ConfigError
+from tests.jobs.commands.head import running_head
+from tests.jobs.conftest import ROOT, free_port
+
+TOKEN = "0123456789abcdef" * 4
+
+
+def request_of(*command, **options):
+    settings = {"address": None, "submission_id": None, "env": [], "working_dir": "."} | options
+    return Submission.of(command, **settings)
+
+
+def test_our_commands_become_python_m_jobs():
+    assert request_of("train", "teacher", "--set", "name=my run").entrypoint == (
+        "python -m jobs train teacher --set 'name=my run'"
+    )
+    assert request_of("python", "-c", "print(1)").entrypoint == "python -c 'print(1)'"
+
+
+def test_the_address_is_the_option_then_the_variables_then_this_machine(monkeypatch):
+    assert request_of("world").address == "http://127.0.0.1:8265"
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    assert request_of("world").address == "http://127.0.0.1:8265", (
+        "an address of Ray is none of the Jobs server"
+    )
+    monkeypatch.setenv("RAY_ADDRESS", "http://head:8265/")
+    assert request_of("world").address == "http://head:8265"
+    assert request_of("world", address="http://other:1").address == "http://other:1"
+
+
+def test_variables_and_the_commit_travel(monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
+    env = request_of("world", env=["A=1=2"]).env
+    assert env["MLFLOW_TRACKING_URI"] == "http://mlflow:5000"
+    assert env["A"] == "1=2"
+    assert len(env["SOSTENUTO_COMMIT"]) >= 40
+
+
+def test_data_and_environments_stay_at_home():
+    excludes = request_of("world").runtime_env["excludes"]
+    assert {".git", ".venv", "runs", "mlflow.db", "*.safetensors", "*.mp4"} <= set(excludes)
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"), [({"env": ["A"]}, "NAME=VALUE"), ({"working_dir": "/nowhere"}, "not a folder")]
+)
+def test_wrong_options_are_refused(options, problem):
+    with pytest.raises(ConfigError, match=problem):
+        request_of("world", **options)
+
+
+def test_the_token_is_the_variable_then_the_named_file_then_the_home(tmp_path, monkeypatch):
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    monkeypatch.delenv("RAY_AUTH_TOKEN_PATH", raising=False)
+    assert submit.token() is None
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("home\n")
+    assert submit.token() == "home"
+    (tmp_path / "named").write_text("named\n")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "named"))
+    assert submit.token() == "named"
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "variable")
+    assert submit.token() == "variable"
+
+
+def test_a_dry_run_prints_the_job_and_sends_nothing(capsys):
+    assert submit.submit(request_of("world"), follow=True, dry_run=True) == 0
+    assert json.loads(capsys.readouterr().out)["entrypoint"] == "python -m jobs world"
+
+
+def test_no_head_is_a_line_with_the_remedy():
+    address = f"http://127.0.0.1:{free_port()}"
+    with pytest.raises(ClusterError, match="no Ray head answers at") as caught:
+        submit.connect(address)
+    assert "ray start --head" in caught.value.remedy
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory):
+    """The address of the Jobs server of a head that asks for TOKEN."""
+    home = tmp_path_factory.mktemp("home")
+    (home / ".ray").mkdir()
+    (home / ".ray" / "auth_token").write_text(TOKEN)
+    with running_head(home) as started:
+        yield started.address
+
+
+PROBE = (
+    "import os, pathlib; there = lambda name: pathlib.Path(name).exists(); "
+    "print('made by', os.environ['MAKER'], there('jobs/cli.py'), there('.git'))"
+)
+
+
+def send(sostenuto, head, *words, token=TOKEN):
+    variables = {"RAY_AUTH_TOKEN": token} if token else {}
+    return sostenuto("submit", "--address", head, *words, **variables)
+
+
+def test_a_job_runs_in_a_copy_of_the_working_directory(sostenuto, head):
+    done = send(sostenuto, head, "--submission-id", "probe-1", "--env", "MAKER=me", "python", "-c", PROBE)
+    assert done.returncode == 0, done.stderr
+    assert "made by me True False" in done.stdout
+    assert "probe-1 succeeded" in done.stdout
+
+
+def test_a_sostenuto_command_runs_and_a_relative_root_is_refused_there(sostenuto, head):
+    done = send(sostenuto, head, "world", "--config", "ci")
+    assert done.returncode == 1
+    assert "error: storage.root 'runs' is relative" in done.stdout
+    assert "--set storage.root=" in done.stdout
+
+
+def test_a_taken_name_is_refused(sostenuto, head):
+    words = ("--no-wait", "--submission-id", "probe-2", "python", "-c", "pass")
+    first, second = (send(sostenuto, head, *words) for _ in range(2))
+    assert first.returncode == 0
+    assert f"ray job logs --follow --address {head} probe-2" in first.stdout
+    assert second.returncode == 1
+    assert second.stderr.count("\n") == 1
+    assert "already exists" in second.stderr
+
+
+@pytest.mark.parametrize("token", [None, "f" * 64])
+def test_an_absent_or_wrong_token_is_a_line_with_the_remedy(sostenuto, head, token):
+    done = send(sostenuto, head, "world", token=token)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: the Jobs server at")
+    assert "RAY_AUTH_TOKEN" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_plain_ray_job_submit_works_too(head):
+    ray = Path(sys.executable).with_name("ray")
+    environment = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
+    command = ["python", "-m", "jobs", "--help"]
+    done = subprocess.run(
+        [str(ray), "job", "submit", "--address", head, "--working-dir", ".", "--", *command],
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "quickstart" in done.stdout

@@ -1,0 +1,193 @@
+"""Sweeps: what is drawn, what is stopped, which checkpoints are measured, and one real search on Ray."""
+
+import json
+import random
+import shutil
+from types import SimpleNamespace
+
+import pytest
+
+from jobs.commands import sweep, trial
+from jobs.commands.trial import Relay, system_of, trial_settings
+from jobs.config import load as configs
+from jobs.config.paths import RunPaths
+from jobs.config.schema import SweepConfig
+from models.errors import ClusterError, DataError
+
+
+def draws(space, count=200):
+    random.seed(0)
+    domain = sweep.space_of(SweepConfig(space={"seed": space}))["seed"]
+    return [domain.sample() for _ in range(count)]
+
+
+def test_choices_are_drawn_from_the_list():
+    assert set(draws([1, 2.5, "x"])) == {1, 2.5, "x"}
+
+
+def test_ranges_are_kept_and_integers_reach_both_ends():
+    assert all(0.5 <= value < 2 for value in draws({"low": 0.5, "high": 2}))
+    assert set(draws({"low": 1, "high": 3, "integer": True})) == {1, 2, 3}
+    assert set(draws({"low": 1, "high": 4, "integer": True, "log": True}, 500)) == {1, 2, 3, 4}
+
+
+def test_a_logarithmic_range_draws_as_often_below_its_middle():
+    below = sum(value < 1e-3 for value in draws({"low": 1e-5, "high": 1e-1, "log": True}, 1000))
+    assert 430 < below < 570
+
+
+def test_random_search_repeats_with_its_seed():
+    searches = [sweep.search_of(SweepConfig(seed=seed)) for seed in (3, 3, 4)]
+    first, again, other = [search._random_state.random(4).tolist() for search in searches]
+    assert first == again != other
+
+
+def test_optuna_can_search():
+    search = sweep.search_of(SweepConfig(search="optuna", max_concurrent=2))
+    assert search.max_concurrent == 2
+
+
+def test_the_scheduler_waits_for_as_many_checkpoints_as_it_is_told():
+    config = configs.load("tiny", ["sweep.grace_reports=2", "sweep.reduction_factor=3"])
+    asha = sweep.scheduler_of(config)
+    assert asha._reduction_factor == 3
+    assert min(milestone for milestone, _ in asha._brackets[0]._rungs) == 2 * config.distill.checkpoint_every
+    assert asha._max_t == config.distill.steps + 1
+    assert asha._time_attr == "step"
+    assert (
+        type(sweep.scheduler_of(configs.load("tiny", ["sweep.scheduler=none"]))).__name__ == "FIFOScheduler"
+    )
+
+
+@pytest.mark.parametrize(
+    ("stage", "head", "sampler"),
+    [
+        ("distill", "dm", "few_step"),
+        ("sft", "fm", "ode"),
+        ("mixed", "fm", "ode"),
+        ("teacher", "teacher", "windows"),
+    ],
+)
+def test_each_stage_is_sampled_as_its_network_can_be(stage, head, sampler):
+    system = system_of(configs.load("tiny", [f"sweep.stage={stage}"]), "folder")
+    assert (system.head, system.sampler, system.checkpoint) == (head, sampler, "folder")
+
+
+def test_trials_are_measured_alike_and_cheaply():
+    settings = trial_settings(configs.load("tiny", ["sweep.videos=40"]), "references")
+    assert (settings.evaluation.videos, settings.evaluation.draws, settings.evaluation.showcase) == (40, 1, 0)
+    assert settings.references == "references"
+
+
+class Waiting:
+    """A queue that holds what it is given."""
+
+    def __init__(self, *items):
+        self.items = list(items)
+
+    def qsize(self):
+        return len(self.items)
+
+    def get(self):
+        return self.items.pop(0)
+
+    def put(self, item):
+        self.items.append(item)
+
+
+@pytest.mark.parametrize(
+    ("waiting", "newest", "more"),
+    [([], 1, True), ([2], 2, True), ([2, 3, None], 3, False), ([None], 1, False)],
+)
+def test_the_newest_checkpoint_is_measured(waiting, newest, more):
+    items = [item and (item, f"step-{item}") for item in waiting]
+    assert trial._newest(Waiting(*items), (1, "step-1")) == ((newest, f"step-{newest}"), more)
+
+
+def test_a_checkpoint_is_held_when_ray_train_deletes_its_own(tmp_path):
+    folder = tmp_path / "step-000002"
+    folder.mkdir()
+    (folder / "weights").write_text("numbers")
+    queue = Waiting()
+    relay = Relay(queue, str(tmp_path / "held"))
+    relay.after_report(None, [{"step": 2.0}], SimpleNamespace(path=str(folder)))
+    relay.after_report(None, [{"step": 3.0}], None)
+    shutil.rmtree(folder)
+    ((step, held),) = queue.items
+    assert step == 2
+    assert (tmp_path / "held" / "step-2" / "weights").read_text() == "numbers"
+    assert held == str(tmp_path / "held" / "step-2")
+
+
+def result(trial_id, metric, step, error=None):
+    metrics = {"trial_id": trial_id, "window_frechet": metric, "step": step}
+    return SimpleNamespace(metrics=metrics, config={"seed": step}, error=error)
+
+
+def test_results_are_sorted_and_told_apart():
+    config = configs.load("tiny")
+    grid = [
+        result("a", 3.0, 100),
+        result("b", 1.0, config.distill.steps),
+        result("c", None, 0, RuntimeError("x")),
+    ]
+    found = sweep._results(config, grid)
+    assert [(trial.trial, trial.status) for trial in found] == [
+        ("b", "finished"),
+        ("a", "stopped"),
+        ("c", "failed"),
+    ]
+    most = configs.load("tiny", ["sweep.mode=max"])
+    assert [trial.trial for trial in sweep._results(most, grid)] == ["a", "b", "c"]
+
+
+def test_when_every_trial_fails_their_own_error_is_raised():
+    wrapped = RuntimeError("ray")
+    wrapped.cause = DataError("no dataset", "Run ingest")
+    with pytest.raises(DataError, match="Run ingest"):
+        sweep._results(configs.load("tiny"), [result("a", None, 0, wrapped)])
+    with pytest.raises(ClusterError, match="--debug"):
+        sweep._results(configs.load("tiny"), [])
+
+
+@pytest.mark.timeout(600)
+def test_a_real_search_trains_measures_and_is_gone_on_with(sostenuto, root):
+    words = ["--config", "ci", "--set", f"storage.root={root}"]
+    made = sostenuto("ingest", *words, timeout=300)
+    assert made.returncode == 0, made.stderr
+    words += ["--set", "sweep.stage=teacher", "--set", "sweep.space.teacher.learning_rate=[1e-3,3e-3]"]
+    words += ["--set", "teacher.steps=2", "--set", "teacher.checkpoint_every=1"]
+    done = sostenuto("sweep", *words, timeout=500)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("finished") == 2
+    assert "best: --set teacher.learning_rate=" in done.stdout
+    trials = sorted((root / "ci" / "sweep" / "trials").iterdir())
+    assert len(trials) == 2
+    assert all((folder / "teacher" / "outcome.json").is_file() for folder in trials)
+    config = configs.load("ci", [f"storage.root={root}"])
+    assert check_runs(config) == ["FINISHED"] * 2
+    again = sostenuto("sweep", *words, timeout=300)
+    assert again.returncode == 0, again.stderr
+    assert "going on with the sweep that is there" in again.stdout
+    assert again.stdout.count("finished") == 2
+    assert sorted((root / "ci" / "sweep" / "trials").iterdir()) == trials
+
+
+def check_runs(config):
+    """Statuses of the children of the sweep's run."""
+    from jobs.tracking import _client, open_run
+
+    parent = open_run(config, "sweep")
+    client = _client(parent.uri)
+    experiment = client.get_run(parent.run_id).info.experiment_id
+    found = client.search_runs([experiment], f"tags.mlflow.parentRunId = '{parent.run_id}'")
+    for run in found:
+        assert json.loads(run.data.params["teacher.learning_rate"]) in (1e-3, 3e-3)
+        assert "eval/window_frechet" in run.data.metrics
+        assert "train/loss" in run.data.metrics
+    return [run.info.status for run in found]
+
+
+def test_the_folders_of_a_sweep_are_the_runs(tmp_path):
+    paths = RunPaths.of(configs.load("ci", [f"storage.root={tmp_path}"]))
+    assert paths.sweeps == f"{tmp_path}/ci/sweep"

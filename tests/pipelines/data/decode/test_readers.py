@@ -1,0 +1,224 @@
+"""Whatever a file is made of, its frames come once each, in order, with their times; or it is refused."""
+
+import re
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from pipelines.data.config import LimitsConfig
+from pipelines.data.decode import readers
+from pipelines.data.decode.readers import Opened, Refused, _by_pyav, _plain, inspect, open_video
+from tests.pipelines.data.videos import cut_by_stream_copy, numbers, stamped, write_video
+
+LIMITS = LimitsConfig()
+
+
+def read(path: Path) -> tuple[Opened, list[float], list[int]]:
+    opened = open_video(str(path), LIMITS)
+    times, frames = zip(*opened.frames, strict=True)
+    return opened, list(times), numbers(np.stack(frames))
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "muxer"),
+    [
+        ("a.mp4", "libx264", None),
+        ("a.mkv", "libx264", None),
+        ("a.avi", "mpeg4", None),
+        ("a.webm", "libvpx", None),
+        ("a.mov", "mpeg4", None),
+    ],
+)
+def test_decord_reads_common_files(name: str, codec: str, muxer: str | None, tmp_path: Path) -> None:
+    path = write_video(tmp_path / name, stamped(40), codec=codec, container=muxer)
+    opened, times, found = read(path)
+    assert (opened.reader, opened.why) == ("decord", "")
+    assert found == list(range(40))
+    np.testing.assert_allclose(times, np.arange(40) / 8, atol=1e-3)
+    assert (opened.height, opened.width) == (64, 96)
+    assert opened.header.seconds == pytest.approx(5.0, abs=1e-3)
+
+
+@pytest.mark.parametrize(("muxer", "codec"), [("mpegts", "libx264"), ("mpeg", "mpeg1video")])
+def test_streams_that_decord_never_ends_go_to_pyav(muxer: str, codec: str, tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.ts", stamped(30), fps=25, codec=codec, container=muxer)
+    opened, times, found = read(path)
+    assert opened.reader == "pyav"
+    assert muxer in opened.why
+    assert found == list(range(30))
+    np.testing.assert_allclose(times, np.arange(30) / 25, atol=1e-3)
+
+
+def test_videos_too_long_for_decord_go_to_pyav(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """decord decodes ahead as far as its consumer lags: an hour of 256 x 256 took 600 MiB of it."""
+    path = write_video(tmp_path / "a.mp4", stamped(30))
+    monkeypatch.setattr(readers, "AHEAD_BYTES", 30 * 64 * 96 * 3)
+    assert read(path)[0].reader == "decord"
+    monkeypatch.setattr(readers, "AHEAD_BYTES", 30 * 64 * 96 * 3 - 1)
+    opened, _, found = read(path)
+    assert (opened.reader, opened.why) == ("pyav", "decord could hold all of its 0 MiB")
+    assert found == list(range(30))
+
+
+@pytest.mark.parametrize("width", [24, 48, 72])
+def test_widths_that_decord_garbles_go_to_pyav(width: int, tmp_path: Path) -> None:
+    opened, _, found = read(write_video(tmp_path / "a.mp4", stamped(12, 64, width)))
+    assert opened.reader == "pyav"
+    assert "shape" in opened.why
+    assert found == list(range(12))
+
+
+@pytest.mark.parametrize("first", [5, 10, 17])
+def test_frames_hidden_by_an_edit_list_stay_hidden(first: int, tmp_path: Path) -> None:
+    whole = write_video(tmp_path / "whole.mp4", stamped(40), bf="2")
+    opened, times, found = read(cut_by_stream_copy(whole, tmp_path / "cut.mp4", first))
+    assert opened.reader == "pyav"
+    assert found == list(range(first, 40))
+    np.testing.assert_allclose(times, np.arange(40 - first) / 8, atol=1e-3)
+
+
+def test_uneven_times_are_kept(tmp_path: Path) -> None:
+    stamps = [0, 100, 200, 1000, 1100, 1700]
+    _, times, found = read(write_video(tmp_path / "a.mp4", stamped(6), times=stamps))
+    assert found == list(range(6))
+    np.testing.assert_allclose(times, np.asarray(stamps) / 1000, atol=2e-3)
+
+
+def test_the_largest_of_several_streams_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "two.mp4"
+    with av.open(str(path), "w") as file:
+        streams = []
+        for height, width in ((32, 64), (64, 96)):
+            stream = file.add_stream("libx264", rate=8)
+            stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
+            streams.append((stream, stamped(10, height, width, start=width)))
+        for index in range(10):
+            for stream, frames in streams:
+                file.mux(stream.encode(av.VideoFrame.from_ndarray(frames[index], format="rgb24")))
+        for stream, _ in streams:
+            file.mux(stream.encode(None))
+    opened, _, found = read(path)
+    assert (opened.height, opened.width) == (64, 96)
+    assert found == list(range(96, 106))
+
+
+@pytest.mark.parametrize("degrees", [90, 180, 270])
+def test_rotation_is_honoured_by_both_readers(degrees: int, tmp_path: Path) -> None:
+    path = tmp_path / "a.mp4"
+    frames = stamped(6)
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream("libx264", rate=8)
+        stream.height, stream.width, stream.pix_fmt = 64, 96, "yuv420p"
+        stream.set_display_rotation(degrees)
+        for pixels in frames:
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        file.mux(stream.encode(None))
+    opened = open_video(str(path), LIMITS)
+    assert opened.reader == "decord"
+    by_decord = np.stack([frame for _, frame in opened.frames])
+    by_pyav = np.stack([frame for _, frame in _by_pyav(str(path), opened.header, LIMITS)])
+    turned = np.rot90(frames, degrees // 90, axes=(1, 2))
+    assert by_decord.shape == turned.shape == (6, opened.height, opened.width, 3)
+    np.testing.assert_array_equal(by_pyav, by_decord)
+    assert np.abs(by_decord.astype(int) - turned).mean() < 12
+
+
+def refusal(path: Path, limits: LimitsConfig = LIMITS) -> tuple[str, str]:
+    with pytest.raises(Refused) as caught:
+        list(open_video(str(path), limits).frames)
+    return caught.value.stage, caught.value.reason
+
+
+@pytest.mark.parametrize(
+    ("content", "stage", "words"),
+    [
+        (b"", "bytes", "empty"),
+        (b"only words", "bytes", "no known video container"),
+        (b"#EXTM3U\n#EXTINF:1,\na.mp4\n", "bytes", "no known video container"),
+        (b"ffconcat version 1.0\nfile a.mp4\n", "bytes", "no known video container"),
+        (b"\x00\x00\x00\x20ftypisom" + bytes(500), "open", "Invalid data"),
+        (b"\x1a\x45\xdf\xa3" + bytes(500), "open", ""),
+        (b"RIFF\x00\x00\x00\x00AVI " + bytes(500), "open", ""),
+        (b"OggS" + bytes(500), "open", ""),
+        ((b"G" + bytes(187)) * 20, "open", ""),
+    ],
+)
+def test_what_is_no_video_is_refused(content: bytes, stage: str, words: str, tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mp4", stamped(8))
+    path = tmp_path / "fake.mp4"
+    path.write_bytes(content)
+    found, reason = refusal(path)
+    assert found == stage
+    assert words in reason
+
+
+def test_sound_alone_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "sound.mp4"
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream("aac", rate=16000, layout="mono")
+        silence = av.AudioFrame.from_ndarray(np.zeros((1, 16000), np.float32), format="fltp", layout="mono")
+        silence.sample_rate = 16000
+        file.mux(stream.encode(silence))
+        file.mux(stream.encode(None))
+    assert refusal(path) == ("open", "no video stream")
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv"])
+@pytest.mark.parametrize("share", [0.35, 0.7])
+def test_a_truncated_file_is_refused_not_shortened(name: str, share: float, tmp_path: Path) -> None:
+    whole = write_video(tmp_path / name, stamped(200), g="8")
+    cut = tmp_path / f"cut-{name}"
+    cut.write_bytes(whole.read_bytes()[: int(share * whole.stat().st_size)])
+    stage, reason = refusal(cut)
+    assert stage == "open"
+    assert "truncated" in reason or "Invalid data" in reason
+
+
+def test_a_file_cut_behind_its_index_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp4"
+    with av.open(str(path), "w", options={"movflags": "+faststart"}) as file:
+        stream = file.add_stream("libx264", rate=8)
+        stream.height, stream.width, stream.pix_fmt = 64, 96, "yuv420p"
+        for pixels in stamped(100):
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        file.mux(stream.encode(None))
+    path.write_bytes(path.read_bytes()[: int(0.8 * path.stat().st_size)])
+    stage, reason = refusal(path)
+    assert stage == "open"
+    assert re.match(r"truncated: \d+ of 100 frames are there", reason)
+
+
+@pytest.mark.parametrize(
+    ("limits", "words"),
+    [
+        (LimitsConfig(max_bytes=100), "data.limits.max_bytes"),
+        (LimitsConfig(max_pixels=64 * 95), "data.limits.max_pixels"),
+        (LimitsConfig(max_frames=19), "data.limits.max_frames"),
+        (LimitsConfig(max_seconds=2.0), "data.limits.max_seconds"),
+    ],
+)
+def test_what_asks_for_too_much_is_refused_by_name(limits: LimitsConfig, words: str, tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mp4", stamped(20))
+    stage, reason = refusal(path, limits)
+    assert stage == "limits"
+    assert words in reason
+    assert inspect(str(path), LIMITS).times[-1] == pytest.approx(19 / 8)
+
+
+@pytest.mark.parametrize(
+    ("message", "plain"),
+    [
+        (
+            "[14:25:15] /github/src/video.cc:151: Check failed: st_nb >= 0 (-13 vs. 0) ERROR cannot find",
+            "ERROR cannot find",
+        ),
+        ("[14:25:15] /github/x.cc:270: [/home/me/a.webm] Failed to measure", "[a.webm] Failed to measure"),
+        ("[Errno 10] Invalid data: '/home/me/a.mp4'", "[Errno 10] Invalid data: 'a.mp4'"),
+        ("first\nsecond", "first"),
+        ("", "ValueError"),
+    ],
+)
+def test_reasons_are_one_line_without_clock_folder_or_memory(message: str, plain: str) -> None:
+    assert _plain(ValueError(message)) == plain

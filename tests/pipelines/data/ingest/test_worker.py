@@ -1,0 +1,185 @@
+"""What a worker does with a group, without Ray: good videos are kept whole, bad ones leave no trace."""
+
+import os
+import shutil
+from collections import deque
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from models.autoencoders.pca import PcaAutoencoder
+from models.config import AutoencoderConfig
+from models.errors import ClusterError, DataError
+from pipelines.data.config import LimitsConfig
+from pipelines.data.ingest import decoded, video
+from pipelines.data.ingest import worker as tasks
+from pipelines.data.ingest.decoded import sample_group
+from pipelines.data.ingest.groups import Group, Task, explain, group_by_bytes, shard_name
+from pipelines.data.ingest.worker import write_group
+from pipelines.data.source.manifest import Source, sources
+from pipelines.data.store.ledger import ShardFile, Status, read_ledgers
+from pipelines.data.types import Reject, Rejected
+from pipelines.storage import Storage
+from tests.pipelines.data.corpora import DATA, RANK, SIZE
+from tests.pipelines.data.videos import low_rank
+
+
+@pytest.fixture
+def task(corpora: tuple[Path, Path], tmp_path: Path) -> Task:
+    frames = low_rank(60, RANK, SIZE, seed=7)
+    PcaAutoencoder.fit(frames, AutoencoderConfig(components=RANK), SIZE, SIZE).save(tmp_path / "autoencoder")
+    folders = {"short": str(corpora[0]), "long": str(corpora[1])}
+    return Task(out=str(tmp_path), folders=folders, version=tmp_path.name, data=DATA)
+
+
+def group(task: Task, corpus: str) -> Group:
+    return Group(corpus=corpus, sources=tuple(sources(task.folders[corpus]).sources))
+
+
+def source(name: str, num_bytes: int) -> Source:
+    return Source(id=name, path=f"{name}.mp4", caption="", num_bytes=num_bytes)
+
+
+def test_neighbours_share_a_group_up_to_the_bound() -> None:
+    listed = [source(str(i), size) for i, size in enumerate([3, 3, 3, 100, 1, 9, 5, 5])]
+    groups = group_by_bytes("short", listed, block_bytes=10, most=100)
+    assert [[s.id for s in g.sources] for g in groups] == [["0", "1", "2"], ["3"], ["4", "5"], ["6", "7"]]
+    groups = group_by_bytes("short", listed, block_bytes=1000, most=3)
+    assert [len(g.sources) for g in groups] == [3, 3, 2]
+    assert group_by_bytes("short", [], block_bytes=10, most=3) == []
+
+
+def test_a_shards_name_is_its_content(task: Task) -> None:
+    one, two = group(task, "short").sources[:2]
+    names = {
+        shard_name(task, [one]),
+        shard_name(task, [two]),
+        shard_name(task, [one, two]),
+        shard_name(replace(task, version="other"), [one]),
+    }
+    assert len(names) == 4
+    assert shard_name(task, [one]) == shard_name(task, [replace(one, path="moved.mp4")])
+
+
+def recorded(task: Task, corpus: str) -> tuple[list[Status], list[ShardFile]]:
+    """What the ledgers say."""
+    ledgers = read_ledgers(Storage(task.out), corpus)
+    return [s for ledger in ledgers for s in ledger.statuses], [f for led in ledgers for f in led.files]
+
+
+def test_a_group_writes_one_shard_and_its_ledger(task: Task) -> None:
+    answer = write_group(task, group(task, "short"))
+    statuses, files = recorded(task, "short")
+    assert [vars(status) for status in statuses] == answer["statuses"]
+    assert len(files) == 1
+    assert {status.status for status in statuses} == {"written"}
+    (ledger,) = read_ledgers(Storage(task.out), "short")
+    assert ledger.windows.num_rows == sum(status.num_windows for status in statuses) == files[0].rows
+
+
+def test_doing_it_twice_changes_no_byte(task: Task) -> None:
+    def contents() -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in (Path(task.out) / "long").iterdir()}
+
+    first = write_group(task, group(task, "long"))
+    before = contents()
+    assert write_group(task, group(task, "long")) == first
+    assert contents() == before
+
+
+def test_a_large_video_gets_a_shard_of_its_own(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    one_window = 24 * RANK * 4
+    together = write_group(task, group(task, "long"))["statuses"]
+    shutil.rmtree(Path(task.out) / "long")
+    monkeypatch.setattr(tasks, "SPILL_BYTES", 2 * one_window)
+    assert write_group(task, group(task, "long"))["statuses"] == together
+    statuses, files = recorded(task, "long")
+    assert len(files) == len(statuses) == 4
+
+
+@pytest.mark.parametrize("spill", [1, 1 << 30])
+def test_a_video_that_breaks_half_way_leaves_no_window(
+    spill: int, task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tasks, "SPILL_BYTES", spill)
+    monkeypatch.setattr(video, "encoded_windows", breaking(video.encoded_windows, at=2))
+    write_group(task, group(task, "long"))
+    statuses, files = recorded(task, "long")
+    broken = [status for status in statuses if status.status == "rejected"]
+    assert [status.stage for status in broken] == ["decode"]
+    rows = [row for file in files for row in pq.read_table(Path(task.out) / file.file).to_pylist()]
+    assert len(rows) == sum(s.num_windows for s in statuses) > 0
+    assert broken[0].source_id not in {row["source_id"] for row in rows}
+    assert len(os.listdir(Path(task.out) / "long")) == len(files) + 1
+
+
+def breaking(original, at: int):
+    """The second video of the group turns out damaged after `at` windows."""
+    videos = []
+
+    def windows(chunks, *rest):
+        videos.append(chunks)
+        second = len(videos) == 2
+        for number, window in enumerate(original(chunks, *rest)):
+            if second and number == at:
+                deque(chunks, maxlen=0)
+                raise Rejected(Reject("decode", "damaged"))
+            yield window
+
+    return windows
+
+
+def test_a_defect_half_way_leaves_nothing_at_all(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    original, count = video.encoded_windows, []
+
+    def windows(*rest):
+        for window in original(*rest):
+            count.append(window)
+            if len(count) == 5:
+                raise ZeroDivisionError
+            yield window
+
+    monkeypatch.setattr(tasks, "SPILL_BYTES", 1)
+    monkeypatch.setattr(video, "encoded_windows", windows)
+    with pytest.raises(ZeroDivisionError):
+        write_group(task, group(task, "long"))
+    assert recorded(task, "long") == ([], [])
+    assert os.listdir(Path(task.out) / "long") == []
+
+
+def test_a_sample_has_the_frames_that_were_asked_for(task: Task) -> None:
+    videos = group(task, "short")
+    answer = sample_group(task, replace(videos, picks=tuple(3 for _ in videos.sources)))
+    assert set(answer["frames"]) == {s.id for s in videos.sources}
+    assert {frames.shape for frames in answer["frames"].values()} == {(3, SIZE, SIZE, 3)}
+    assert answer["rejects"] == {}
+
+
+def test_a_sample_names_what_cannot_be_read(task: Task, tmp_path: Path) -> None:
+    folder = tmp_path / "bad"
+    folder.mkdir()
+    (folder / "a.mp4").write_text("words")
+    bad = replace(task, folders={"short": str(folder)})
+    answer = sample_group(bad, replace(group(bad, "short"), picks=(2,)))
+    assert answer["frames"] == {}
+    assert "no known video container" in answer["rejects"]["a.mp4"]
+
+
+def test_the_same_decoder_serves_groups_with_the_same_limits() -> None:
+    limits = LimitsConfig(timeout_s=3)
+    assert decoded._decoder(limits) is decoded._decoder(LimitsConfig(timeout_s=3))
+
+
+def test_errors_travel_with_their_kind_and_remedy() -> None:
+    there = Group(corpus="short", sources=(source("a", 1),))
+    assert explain(ClusterError("full", "Free space"), there) == {
+        "kind": "ClusterError",
+        "problem": "full",
+        "remedy": "Free space",
+    }
+    told = explain(KeyError("x"), there)
+    assert told["kind"] == DataError.__name__
+    assert "a.mp4" in told["problem"]
+    assert "KeyError" in told["problem"]

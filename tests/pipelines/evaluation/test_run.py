@@ -1,0 +1,232 @@
+"""A whole evaluation on Ray: rows, kept references, report and summary."""
+
+import dataclasses
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from models.config import SamplingConfig, TextConfig
+from models.errors import CheckpointError, ConfigError
+from pipelines.evaluation.measure import Measured
+from pipelines.evaluation.reference import from_bytes, to_bytes
+from pipelines.evaluation.report.page import write_report
+from pipelines.evaluation.report.summary import MINUTE_KEYS, WORLD_KEYS, cell, remarks, table, write_summary
+from pipelines.evaluation.run import RESULT, Evaluation, evaluate
+from pipelines.evaluation.settings import System
+from pipelines.media.video import read_back
+from pipelines.tracking import NullTracker
+from pipelines.world.captions import COLOURS
+
+
+class Recorder(NullTracker):
+    def __init__(self):
+        self.values = {}
+
+    def metrics(self, step, values):
+        self.values |= values
+
+
+def systems_of(networks):
+    return [
+        System("mmm_4", networks["student"], "dm", "few_step", 4, 2),
+        System("sft_50", networks["student"], "fm", "ode", 5),
+    ]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("run")
+
+
+@pytest.fixture(scope="module")
+def tracker():
+    return Recorder()
+
+
+@pytest.fixture(scope="module")
+def phases():
+    return []
+
+
+@pytest.fixture(scope="module")
+def result(ray_local, settings, networks, folder, tracker, phases):
+    out = str(folder / "seed-0/evaluation")
+    return evaluate(systems_of(networks), settings, out, tracker, lambda *told: phases.append(told))
+
+
+def test_every_system_and_the_real_videos_have_a_row(result):
+    assert list(result.rows) == ["mmm_4", "sft_50", "corpus_long", "ideal"]
+    for name in ("mmm_4", "sft_50", "ideal"):
+        assert all(result.rows[name].metrics[key] is not None for key in WORLD_KEYS)
+    assert result.rows["ideal"].metrics["rule"] == 1
+    assert result.rows["corpus_long"].metrics["rule"] >= 0.8
+    assert result.rows["ideal"].metrics["sharpness"] == pytest.approx(1, abs=0.03)
+    assert result.rows["mmm_4"].metrics["nfe"] == 4
+    assert result.rows["sft_50"].metrics["nfe"] == 5
+    assert result.rows["mmm_4"].metrics["window_frechet"] > 3 * result.rows["ideal"].metrics["window_frechet"]
+
+
+def test_few_videos_are_told(result):
+    assert any("mostly bias" in note for note in result.notes)
+
+
+def test_every_showcase_video_is_there(result):
+    for paths in result.clips.values():
+        assert [read_back(path).shape for path in paths] == [(32, 64, 64, 3)] * 2
+
+
+def test_the_result_survives_json(result, folder):
+    stored = json.loads((folder / "seed-0/evaluation" / RESULT).read_text())
+    assert Evaluation.from_json(stored) == result
+
+
+def test_the_tracker_gets_every_number(result, tracker):
+    assert tracker.values["eval/mmm_4/window_frechet"] == result.rows["mmm_4"].metrics["window_frechet"]
+    assert tracker.values["eval/ideal/rule"] == 1
+    assert "eval/corpus_long/unseen_rule" not in tracker.values
+
+
+def test_progress_counts_to_the_whole(result, phases):
+    for name in ("real videos", "videos"):
+        _, done, whole = [told for told in phases if told[0] == name][-1]
+        assert done == whole > 0
+
+
+def test_references_are_kept_and_more_actors_change_nothing(result, settings, networks, folder, phases):
+    phases.clear()
+    more = dataclasses.replace(
+        settings, evaluation=dataclasses.replace(settings.evaluation, max_actors=2, batch_size=5, showcase=2)
+    )
+    again = evaluate(
+        systems_of(networks), more, str(folder / "again"), None, lambda *told: phases.append(told)
+    )
+    assert not [told for told in phases if told[0] == "real videos"]
+    for name, row in result.rows.items():
+        for metric in set(WORLD_KEYS) - {"seconds_per_video_second"}:
+            value, other = row.metrics[metric], again.rows[name].metrics[metric]
+            assert other == (None if value is None else pytest.approx(value, rel=1e-3, abs=1e-4)), (
+                name,
+                metric,
+            )
+
+
+def test_withheld_words_are_evaluated_where_training_withheld_them(ray_local, settings, networks, folder):
+    few = dataclasses.replace(settings, text=TextConfig(withheld_words=COLOURS))
+    made = evaluate(systems_of(networks)[:1], few, str(folder / "withheld"))
+    assert 0 <= made.rows["mmm_4"].metrics["same_colour_withheld"] <= 1
+    path = write_summary(
+        [made], str(folder / "withheld"), wall_seconds=1.0, peak_rss_bytes=2, config_hash="c", config={}
+    )
+    summary = json.loads(Path(path).read_text())
+    assert set(summary["mmm_4"]) == {*WORLD_KEYS, *MINUTE_KEYS}
+    assert len(summary["mmm_4"]["texture_error_by_eighth"][0]) == 8
+
+
+@pytest.mark.parametrize(
+    ("system", "error"),
+    [
+        (lambda n: System("x", n["teacher"], "dm", "few_step", 4), ConfigError),
+        (lambda n: System("x", n["student"], "teacher", "windows", 4), ConfigError),
+        (lambda n: System("x", n["sft"], "dm", "few_step", 4), ConfigError),
+        (lambda n: System("x", n["student"] + "/nowhere", "fm", "ode", 4), CheckpointError),
+    ],
+    ids=["no DM head", "no teacher", "untrained DM head", "no checkpoint"],
+)
+def test_what_cannot_be_sampled_is_refused_before_work_begins(settings, networks, folder, system, error):
+    with pytest.raises(error):
+        evaluate([system(networks)], settings, str(folder / "refused"))
+    assert not (folder / "refused").exists()
+
+
+def test_a_users_clips_get_pixel_rows(ray_local, settings, networks, folder):
+    clips = dataclasses.replace(settings, world=None)
+    made = evaluate(systems_of(networks)[:1], clips, str(folder / "clips"))
+    assert list(made.rows) == ["mmm_4", "corpus_long"]
+    metrics = made.rows["mmm_4"].metrics
+    assert {
+        "fvd.rand3d-diff",
+        "kvd.rand3d-diff",
+        "fvd.st-stats",
+        "fvd.rand3d-diff.short",
+        "diversity",
+    } <= set(metrics)
+    assert "rule" not in metrics
+    assert metrics["fvd.rand3d-diff"] > made.rows["corpus_long"].metrics["fvd.rand3d-diff"]
+    assert made.rows["mmm_4"].distances["fvd.rand3d-diff"].too_few
+    report = write_report([made], str(folder / "clips"), "Clips", 8.0)
+    assert "FD rand3d-diff" in Path(report.html).read_text()
+
+
+def test_report_holds_the_table_and_plays_the_videos(result, folder):
+    report = write_report([result, dataclasses.replace(result, seed=1)], str(folder), "A <test>", 8.0)
+    page = (folder / "report.html").read_text()
+    assert "A &lt;test&gt;" in page
+    assert "LONG is low-grade by design" in page
+    assert 'src="seed-0/evaluation/clips/mmm_4/000.mp4"' in page
+    assert page.count("data:image/png;base64,") == len(report.plots) == 4
+    assert len(report.clips) == 2
+    frames = read_back(report.clips[0])
+    assert frames.shape[0] == 32
+    assert frames.shape[2] == 4 * 64
+    for path in report.plots:
+        assert Path(path).read_bytes()[:4] == b"\x89PNG"
+
+
+def test_terminal_table_has_a_row_a_system(result):
+    console = Console(width=240, record=True, file=io.StringIO())
+    console.print(table([result], "evaluation"))
+    text = console.export_text()
+    assert all(name in text for name in result.rows)
+    assert "window FD" in text
+
+
+def test_remarks_give_n_and_floor(result):
+    told = remarks([result])
+    assert any(
+        note.startswith("window_frechet: factors-32/1 of 104, n 40 against 50, floor") for note in told
+    )
+    assert any(note.startswith("pixel_window_frechet: rand3d-diff") for note in told)
+
+
+def test_summary_has_the_keys_of_each_system_and_a_list_over_seeds(result, folder):
+    path = write_summary(
+        [result, result],
+        str(folder),
+        wall_seconds=1.5,
+        peak_rss_bytes=7,
+        config_hash="abc",
+        config={"name": "x"},
+    )
+    summary = json.loads(Path(path).read_text())
+    assert set(summary) == {*result.rows, "wall_seconds", "peak_rss_bytes", "seeds", "config_hash", "config"}
+    for name in result.rows:
+        assert set(summary[name]) == set(WORLD_KEYS)
+        assert all(len(series) == 2 for series in summary[name].values())
+    assert summary["seeds"] == [0, 0]
+    assert summary["corpus_long"]["unseen_rule"] == [None, None]
+
+
+def test_cells():
+    assert cell([None]) == "-"
+    assert cell([0.12345]) == "0.123"
+    assert cell([1.0, 3.0]) == "2 +-1.4"
+
+
+def test_measurements_survive_the_disk():
+    table = Measured(("a", "b, c"), {"factors": np.arange(6, dtype=np.float32).reshape(2, 3)})
+    again = from_bytes(to_bytes(table))
+    assert again.captions == table.captions
+    np.testing.assert_array_equal(again.factors, table.factors)
+
+
+def test_the_table_counts_guidance(ray_local, settings, networks, folder):
+    guided = dataclasses.replace(settings, sampling=SamplingConfig(guidance_scale=3.0))
+    made = evaluate(systems_of(networks), guided, str(folder / "guided"))
+    assert {name: made.rows[name].metrics["nfe"] for name in ("mmm_4", "sft_50")} == {
+        "mmm_4": 4,
+        "sft_50": 10,
+    }

@@ -1,0 +1,272 @@
+"""Stages as pure steps: what they train, and that resuming is exact."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from models.ddt import Student
+from models.dit import DiT
+from models.errors import CheckpointError, TrainingDiverged
+from models.flow import VelocityModel
+from models.losses import Loss
+from models.rng import Key
+from pipelines.checkpoints import MANIFEST_FILE, load_network
+from pipelines.training import distill
+from pipelines.training.checkpoint import load_state, save_state
+from pipelines.training.collectives import Workers
+from pipelines.training.distill import DistillStage
+from pipelines.training.state import TrainState, learning_rate_factor
+from pipelines.training.supervised import SupervisedStage, held_out_loss
+from tests.pipelines.training.makers import (
+    CAPTIONS,
+    DISTILL,
+    SFT,
+    TEACHER,
+    batches,
+    recipe,
+    run,
+    trained_starts,
+)
+
+
+@pytest.fixture(scope="module")
+def starts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return trained_starts(tmp_path_factory.mktemp("starts"))
+
+
+def _weights(state: TrainState) -> dict[str, Tensor]:
+    named = {f"{role}.{n}": t for role, m in state.modules.items() for n, t in m.state_dict().items()}
+    averages = {
+        f"average.{role}.{n}": t for role, e in state.averages.items() for n, t in e.tensors().items()
+    }
+    return {name: tensor.clone() for name, tensor in (named | averages).items()}
+
+
+def _changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
+    return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+def test_the_rate_warms_up_and_falls_to_zero() -> None:
+    config = dataclasses.replace(SFT, steps=100, warmup_steps=10)
+    factors = [learning_rate_factor(config, step) for step in range(100)]
+    assert factors[0] == pytest.approx(0.1)
+    assert factors[10] == pytest.approx(1.0)
+    assert factors[55] == pytest.approx(0.5, abs=0.01)
+    assert factors[99] < 0.001
+    constant = dataclasses.replace(config, schedule="constant", warmup_steps=0)
+    assert learning_rate_factor(constant, 99) == 1.0
+
+
+def test_a_teacher_learns_the_data_it_sees() -> None:
+    stage = SupervisedStage(recipe(dataclasses.replace(TEACHER, steps=150, learning_rate=1e-2)))
+    state = stage.init("cpu")
+    fixed = batches(0, Workers(), short=4, long=0)
+    for _ in range(150):
+        stage.step(state, fixed, Key(0, state.step, purpose="step"))
+    assert fixed.short is not None
+    model = state.modules["teacher"]
+    assert isinstance(model, DiT)
+    before = held_out_loss(stage.init("cpu").modules["teacher"], fixed.short, stage.recipe, stage.captions)
+    assert held_out_loss(model, fixed.short, stage.recipe, stage.captions) < 0.9 * before
+
+
+def test_the_held_out_loss_is_that_of_all_windows_however_many_fit_at_a_time() -> None:
+    stage = SupervisedStage(recipe(TEACHER))
+    model = stage.init("cpu").modules["teacher"]
+    rows = batches(0, Workers(), short=7, long=0).short
+    assert rows is not None
+    assert isinstance(model, DiT)
+
+    def loss(size: int) -> float:
+        settings = dataclasses.replace(TEACHER, short_batch=size)
+        some = dataclasses.replace(stage.recipe, stage=settings)
+        return held_out_loss(model, rows, some, stage.captions)
+
+    assert loss(1) == pytest.approx(loss(3), rel=1e-5) == pytest.approx(loss(100), rel=1e-5)
+
+
+def test_supervised_stages_leave_the_dm_head_alone(starts: dict[str, str]) -> None:
+    stage = SupervisedStage(recipe(SFT, {"teacher": starts["teacher"]}))
+    state = stage.init("cpu")
+    before = _weights(state)
+    metrics = run(stage, state, 2, short=4)
+    changed = _changed(before, _weights(state))
+    assert not [name for name in changed if "distribution_matching" in name]
+    assert any("encoder" in name for name in changed)
+    assert any("heads.flow_matching" in name for name in changed)
+    both = metrics[0]
+    assert both["loss"] == pytest.approx((both["flow_matching_short"] + both["flow_matching_long"]) / 2)
+
+
+def test_distillation_trains_encoder_heads_and_critic_but_not_the_teacher(starts: dict[str, str]) -> None:
+    stage = DistillStage(recipe(DISTILL, starts), CAPTIONS)
+    state = stage.init("cpu")
+    before, teacher = _weights(state), {n: t.clone() for n, t in stage.teacher.state_dict().items()}
+    run(stage, state, 2)
+    changed = _changed(before, _weights(state))
+    rooms = (
+        "student.encoder",
+        "student.heads.flow_matching",
+        "student.heads.distribution_matching",
+        "critic.",
+    )
+    assert all(any(name.startswith(room) for name in changed) for room in rooms)
+    assert all(torch.equal(t, teacher[n]) for n, t in stage.teacher.state_dict().items())
+
+
+def test_the_warm_up_trains_the_critic_alone(starts: dict[str, str]) -> None:
+    stage = DistillStage(recipe(DISTILL, starts), CAPTIONS, critic_only=True)
+    state = stage.init("cpu")
+    before = _weights(state)
+    run(stage, state, 2)
+    changed = _changed(before, _weights(state))
+    assert changed
+    assert all(name.startswith("critic.") for name in changed)
+    assert list(state.optimizers) == ["critic"]
+    assert stage.reference is None
+
+
+def test_the_student_starts_with_both_heads_equal_and_the_critic_as_the_teacher(
+    starts: dict[str, str],
+) -> None:
+    stage = DistillStage(recipe(DISTILL, starts), CAPTIONS)
+    state = stage.init("cpu")
+    student, critic = state.modules["student"], state.modules["critic"]
+    assert isinstance(student, Student)
+    fm, dm = (student.heads[name].state_dict() for name in ("flow_matching", "distribution_matching"))
+    assert all(torch.equal(fm[name], dm[name]) for name in fm)
+    assert all(torch.equal(t, critic.state_dict()[n]) for n, t in stage.teacher.state_dict().items())
+
+
+def test_the_anchor_acts_only_when_the_exit_is_the_first_step(starts: dict[str, str]) -> None:
+    loud = dataclasses.replace(
+        recipe(DISTILL, starts), loss=dataclasses.replace(recipe(DISTILL).loss, anchor_weight=0.0)
+    )
+    with_anchor, without = DistillStage(recipe(DISTILL, starts), CAPTIONS), DistillStage(loud, CAPTIONS)
+    first, second = with_anchor.init("cpu"), without.init("cpu")
+    exits = set()
+    for _ in range(8):
+        a, b = run(with_anchor, first, 1)[0], run(without, second, 1)[0]
+        exits.add(a["exit_step"])
+        equal = a["loss"] == pytest.approx(b["loss"], rel=1e-6)
+        if a["exit_step"] != 0:
+            assert equal or 0 in exits
+        elif first.step > 1:
+            assert not equal
+    assert len(exits) > 1
+
+
+@pytest.mark.parametrize("name", ["teacher", "sft", "distill"])
+def test_resuming_is_bit_exact(name: str, starts: dict[str, str], tmp_path: Path) -> None:
+    def make() -> SupervisedStage | DistillStage:
+        if name == "distill":
+            return DistillStage(recipe(DISTILL, starts), CAPTIONS)
+        settings = TEACHER if name == "teacher" else SFT
+        return SupervisedStage(recipe(settings, {} if name == "teacher" else {"teacher": starts["teacher"]}))
+
+    short, long = (4, 0) if name == "teacher" else (0, 4)
+    whole, stage = make(), make()
+    unbroken = whole.init("cpu")
+    expected = run(whole, unbroken, 6, short, long)
+    state = stage.init("cpu")
+    run(stage, state, 3, short, long)
+    save_state(state, stage.spec, tmp_path)
+    again = make()
+    resumed = again.init("cpu")
+    load_state(resumed, tmp_path)
+    assert run(again, resumed, 3, short, long) == expected[3:]
+    assert not _changed(_weights(unbroken), _weights(resumed))
+    assert [r.captions for r in resumed.pool] == [r.captions for r in unbroken.pool]
+
+
+def test_a_number_that_is_not_finite_stops_before_the_update(starts: dict[str, str]) -> None:
+    stage = SupervisedStage(recipe(SFT, {"teacher": starts["teacher"]}))
+    state = stage.init("cpu")
+    poisoned = batches(0, Workers())
+    assert poisoned.long is not None
+    poisoned.long.latents[1, 2] = torch.inf
+    before = _weights(state)
+    with pytest.raises(TrainingDiverged, match="step 0"):
+        stage.step(state, poisoned, Key(0, 0, purpose="step"))
+    assert not _changed(before, _weights(state))
+
+
+def test_a_critic_that_is_not_finite_stops_the_run(starts: dict[str, str]) -> None:
+    stage = DistillStage(recipe(DISTILL, starts), CAPTIONS)
+    state = stage.init("cpu")
+    critic = state.modules["critic"]
+    assert isinstance(critic, DiT)
+    nn.init.constant_(critic.head.proj_out.bias, torch.nan)
+    with pytest.raises(TrainingDiverged, match="reverse-KL"):
+        run(stage, state, 1)
+
+
+def test_damaged_checkpoints_are_refused(starts: dict[str, str], tmp_path: Path) -> None:
+    stage = SupervisedStage(recipe(SFT, {"teacher": starts["teacher"]}))
+    state = stage.init("cpu")
+    save_state(state, stage.spec, tmp_path)
+    assert load_network(tmp_path).spec == stage.spec
+    weights = tmp_path / "student.average.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-5] ^= 1
+    weights.write_bytes(bytes(data))
+    with pytest.raises(CheckpointError, match="damaged"):
+        load_network(tmp_path)
+    (tmp_path / MANIFEST_FILE).unlink()
+    with pytest.raises(CheckpointError, match="not a whole checkpoint"):
+        load_state(state, tmp_path)
+
+
+def test_withheld_words_stay_withheld_for_the_critic(starts: dict[str, str]) -> None:
+    """What the student was told is what the pool remembers: about three in ten lose their word."""
+    stage = DistillStage(recipe(dataclasses.replace(DISTILL, rollout_batch=200), starts), CAPTIONS)
+    captions = stage._rollout_captions(Key(0, 0, purpose="step/rollout"))
+    reds = sum(c.startswith("red") for c in captions)
+    bare = sum(c in ("sun", "moon") for c in captions)
+    assert 0 < bare < reds
+    assert captions[0::2] != captions[1::2]
+    assert {c.split()[-1] for c in captions} == {"sun", "moon"}
+
+
+def test_the_critic_leaves_out_the_first_latents_of_inner_windows(
+    starts: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With latents that are not crop-safe; those of windows that begin a video count."""
+    seen: list[tuple[list[int], Tensor | None]] = []
+    cut, judge = DistillStage._pool_window, distill.flow_matching_loss
+
+    def spy(model: VelocityModel, x0: Tensor, *rest: Any) -> Loss:
+        if isinstance(model, DiT):
+            seen.append((list(drawn), rest[3]))
+            drawn.clear()
+        return judge(model, x0, *rest)
+
+    def window(self: DistillStage, *args: Any) -> tuple[Tensor, str, int]:
+        found = cut(self, *args)
+        drawn.append(found[2])
+        return found
+
+    drawn: list[int] = []
+    monkeypatch.setattr(DistillStage, "_pool_window", window)
+    monkeypatch.setattr(distill, "flow_matching_loss", spy)
+    for crop_safe in (True, False):
+        told = dataclasses.replace(recipe(DISTILL, starts), crop_safe=crop_safe)
+        stage = DistillStage(told, CAPTIONS)
+        run(stage, stage.init("cpu"), 2)
+    assert seen[0][1] is seen[1][1] is None
+    for first_frames, frames in seen[2:]:
+        assert frames is not None
+        assert frames[:, 0].tolist() == [start == 0 for start in first_frames]
+        assert frames[:, 1:].all()
+    assert {start == 0 for first_frames, _ in seen[2:] for start in first_frames} == {True, False}
+
+
+def test_workers_share_a_batch_in_order() -> None:
+    parts = [list(Workers(rank, 3).share(12)) for rank in range(3)]
+    assert [i for part in parts for i in part] == list(range(12))
+    with pytest.raises(ValueError, match="divide"):
+        Workers(0, 5).share(12)
