@@ -94,6 +94,15 @@ def test_no_file_is_trusted_with_code(name):
     assert loads_code(tree_of(name)) == []
 
 
+def test_training_and_evaluation_do_not_know_each_other():
+    rooms = ("pipelines/training", "pipelines/evaluation")
+    for room, other in zip(rooms, reversed(rooms), strict=True):
+        names = [name for name in FILES if name.startswith(room)]
+        assert names
+        arrow = other.replace("/", ".")
+        assert [name for name in names if arrow in (ROOT / name).read_text(encoding="utf-8")] == []
+
+
 def test_only_known_packages_lie_at_the_root():
     packages = {path.parent.name for path in ROOT.glob("*/__init__.py")}
     assert packages == {*LAYERS, "tests"}

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.evaluation.distances import Distance, Moments, kernel_distance, standardise
+from pipelines.distances import Distance, Moments, kernel_distance, standardise
 from pipelines.evaluation.features.extractors import PixelFeatures, pixel_extractors
 from pipelines.evaluation.measure import Measured
 

@@ -13,8 +13,8 @@ from models.windows import even_spans
 from pipelines.checkpoints import read_spec
 from pipelines.data.store.dataset import ShardDataset
 from pipelines.data.store.info import read_info
+from pipelines.distances import Distance
 from pipelines.evaluation.config import EvaluationConfig
-from pipelines.evaluation.distances import Distance
 from pipelines.evaluation.generate import (
     CLIPS,
     Clip,

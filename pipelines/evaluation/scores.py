@@ -11,13 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.evaluation.distances import Distance, Moments
-from pipelines.evaluation.features.extractors import (
-    FACTOR_SCALE,
-    FactorFeatures,
-    factor_story,
-    factor_windows,
-)
+from pipelines.distances import Distance, FactorFeatures, Moments
+from pipelines.evaluation.features.extractors import FACTOR_SCALE, factor_story, factor_windows
 from pipelines.evaluation.measure import Measured
 from pipelines.evaluation.pixels import PixelReference
 from pipelines.world.captions import parse

@@ -11,8 +11,7 @@ from models.flow import VelocityModel, shift_for
 from models.rng import Key
 from models.sampling import ode
 from models.text.captions import Conditioning
-from pipelines.evaluation.distances import Moments
-from pipelines.evaluation.features.extractors import FactorFeatures
+from pipelines.distances import FactorFeatures, Moments
 from pipelines.training.collectives import ALONE, Workers
 from pipelines.training.config import DistillConfig
 from pipelines.training.supervised import Batch, Captions, Recipe

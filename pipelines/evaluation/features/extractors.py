@@ -2,7 +2,7 @@
 
 A distance on these features is not comparable with an I3D "FVD": it is always named with its extractor.
 
-factors-32   of the built-in world's factors: a fixed net tanh(x A + c) B; its distances are times 100
+factors-32   of the built-in world's factors (pipelines/distances.py); its distances are times 100
 rand3d-diff  of pixels: fixed random 3-D convolutions over RGB and the frame difference times 4
 st-stats     of pixels: 35 hand-made numbers of colour, gradients, motion and their change over the window
 
@@ -51,33 +51,6 @@ class PixelFeatures(Protocol):
     def __call__(self, pixels: Tensor) -> Tensor:
         """Features float32 [N, dim] of windows [N, 3, F, h, w] from `shrink`, each of its window alone."""
         ...
-
-
-class FactorFeatures:
-    """`factors-32`: tanh(x A + c) B, A [n, 256] of deviation 1.2 / sqrt(n), B [256, 32] of .1, c [256] of .5.
-
-    Args:
-        inputs: n, factors a window, video or story, flattened.
-    """
-
-    name = "factors-32"
-    dim = 32
-
-    def __init__(self, inputs: int) -> None:
-        random = np.random.RandomState(32)
-        self.inputs = inputs
-        self._a = random.standard_normal((inputs, 256)) * 1.2 / np.sqrt(inputs)
-        self._c = random.standard_normal(256) * 0.5
-        self._b = random.standard_normal((256, self.dim)) * 0.1
-
-    @property
-    def identity(self) -> str:
-        """Name, version and number of inputs."""
-        return f"{self.name}/1 of {self.inputs}"
-
-    def __call__(self, rows: NDArray[np.floating]) -> Floats:
-        """Features float64 [N, 32] of rows [N, n]."""
-        return np.asarray(np.tanh(np.asarray(rows, dtype=np.float64) @ self._a + self._c) @ self._b)
 
 
 def factor_windows(factors: NDArray[np.floating], length: int, count: int) -> Floats:

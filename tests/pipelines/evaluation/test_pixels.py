@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipelines.evaluation.distances import Distance, Moments, kernel_distance, standardise
+from pipelines.distances import Distance, Moments, kernel_distance, standardise
 from pipelines.evaluation.features.extractors import pixel_extractors
 from pipelines.evaluation.measure import Measured
 from pipelines.evaluation.pixels import KERNEL_ROWS, PixelReference

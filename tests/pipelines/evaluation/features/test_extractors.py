@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.evaluation.distances import Moments
+from pipelines.distances import FactorFeatures, Moments
 from pipelines.evaluation.features.extractors import (
-    FactorFeatures,
     RandomConvolutions,
     Statistics,
     checksum,

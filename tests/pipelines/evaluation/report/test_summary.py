@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from pipelines.evaluation.distances import Distance
+from pipelines.distances import Distance
 from pipelines.evaluation.report.page import write_report
 from pipelines.evaluation.report.plots import plots, side_by_side
 from pipelines.evaluation.report.summary import (

@@ -7,6 +7,8 @@ the distance of a set to itself is zero to rounding, also where there are fewer 
 Kernel: the unbiased estimate of the squared maximum mean discrepancy with the kernel (x.y / d + 1)^3. It has
 no bias at any n, while the Frechet distance of two draws of one population is about proportional to 1 / n: a
 distance says nothing without its n and without the floor, the distance of real to real at the same n.
+
+`FactorFeatures` are the fixed features of the built-in world's factors and of the teacher's windows.
 """
 
 from dataclasses import dataclass
@@ -115,6 +117,33 @@ class Moments:
             DataError: fewer than two vectors on a side.
         """
         return frechet_distance(self.mean, self.cov, other.mean, other.cov)
+
+
+class FactorFeatures:
+    """`factors-32`: tanh(x A + c) B, A [n, 256] of deviation 1.2 / sqrt(n), B [256, 32] of .1, c [256] of .5.
+
+    Args:
+        inputs: n, factors a window, video or story, flattened.
+    """
+
+    name = "factors-32"
+    dim = 32
+
+    def __init__(self, inputs: int) -> None:
+        random = np.random.RandomState(32)
+        self.inputs = inputs
+        self._a = random.standard_normal((inputs, 256)) * 1.2 / np.sqrt(inputs)
+        self._c = random.standard_normal(256) * 0.5
+        self._b = random.standard_normal((256, self.dim)) * 0.1
+
+    @property
+    def identity(self) -> str:
+        """Name, version and number of inputs."""
+        return f"{self.name}/1 of {self.inputs}"
+
+    def __call__(self, rows: NDArray[np.floating]) -> Array:
+        """Features float64 [N, 32] of rows [N, n]."""
+        return np.asarray(np.tanh(np.asarray(rows, dtype=np.float64) @ self._a + self._c) @ self._b)
 
 
 @dataclass(frozen=True)

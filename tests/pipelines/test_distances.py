@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.errors import DataError
-from pipelines.evaluation.distances import Moments, frechet_distance, kernel_distance, standardise
+from pipelines.distances import Moments, frechet_distance, kernel_distance, standardise
 
 A = np.array([[2.0, 1.0], [1.0, 2.0]])
 ZERO = np.zeros(2)
