@@ -10,7 +10,7 @@ from jobs.estimate import shapes
 from models.errors import ConfigError
 from models.wan.layout import is_windowed
 from models.windows import spans
-from pipelines.data.curate import quality as curation
+from pipelines.data.curate.quality import check_curation
 from pipelines.data.ingest import buckets
 
 _POSITIVE = (
@@ -88,7 +88,7 @@ def _name(config: RunConfig) -> None:
 
 def _corpora(config: RunConfig) -> None:
     data = config.data
-    curation.check(data.curation)
+    check_curation(data.curation)
     buckets.check(data)
     buckets.check_patches(data, config.autoencoder)
     if data.fps is not None and data.fps <= 0:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipelines.evaluation.features.extractors import luma
+from pipelines.media.color import luma
 
 LAGS_S = (0.25, 1.0, 2.0)
 """Lags of the similarity curve, in seconds."""
@@ -131,7 +131,7 @@ def drift(pixels: Tensor) -> dict[str, float]:
 
 def temporal_report(pixels: Tensor, fps: float) -> dict[str, float]:
     """All numbers of this module for one video [3, F, h, w]; drifts unsigned, missing ones left out."""
-    light = luma(pixels[None])[0]
+    light = luma(pixels.movedim(0, -1))
     frames = _Frames(light)
     report = {f"temporal_ssim.{lag:g}s": value for lag, value in _curve(frames, fps, LAGS_S).items()}
     report |= {"motion": motion(light), "pixel_sharpness": sharpness(light)}
@@ -141,7 +141,7 @@ def temporal_report(pixels: Tensor, fps: float) -> dict[str, float]:
 
 
 def _state(pixels: Tensor) -> dict[str, float]:
-    light = luma(pixels[None])[0]
+    light = luma(pixels.movedim(0, -1))
     return {
         "luma": float(light.mean()),
         "saturation": float((pixels.amax(dim=0) - pixels.amin(dim=0)).mean()),

@@ -5,11 +5,11 @@ from torch import Tensor
 
 from pipelines.data.store.dataset import ShardDataset
 from pipelines.data.store.info import dataset_autoencoder
+from pipelines.media.color import BT601
 
 VIDEOS = 8
 EDGE = 8
-LUMA = torch.tensor([0.299, 0.587, 0.114])
-"""Weights of red, green and blue in brightness (ITU-R BT.601)."""
+LUMA = torch.tensor(BT601)
 
 
 class Diagnostics:

@@ -1,142 +1,258 @@
-"""What of a video is worth training on: where its shots are, and which windows are dark, still, blurred ...
+"""What of a video is worth training on: its shots, and which windows are dark, still, flashing or blurred.
 
-Pure: frames in, figures and reasons out. Near duplicates among the windows of all videos are duplicates.py's.
+Pure: frames in, scores and verdicts out. A few numbers per frame are kept for the whole video, so that any
+window can be scored. Whole numbers are summed wherever possible: no score depends on how frames were chunked.
 """
 
 import math
+from array import array
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from models.errors import ConfigError
 from pipelines.data.config import CurationConfig
 from pipelines.data.curate.dedup import MOST_DISTANCE
-from pipelines.data.curate.scores import FrameScores, Scores, small_pictures
-from pipelines.data.curate.shots import CutDetector
+from pipelines.data.curate.shots import ShotDetector
+from pipelines.media.color import Frames, Luma, luma
 
 ASPECTS = {"16:9": 16 / 9, "4:3": 4 / 3, "1:1": 1.0, "3:4": 3 / 4, "9:16": 9 / 16}
-"""Names of the aspect ratios, width to height."""
+"""Width to height of the aspect ratios that videos are sorted into."""
+NEED_SCORES = "min_brightness min_motion max_motion max_flash min_sharpness duplicate_distance".split()
+"""Settings that are refused while data.curation.scores is off."""
 
-SCORED = "min_brightness min_motion max_motion max_flash min_sharpness duplicate_distance".split()
-"""Settings that need scores."""
+THUMBNAIL = 32
+"""Height and width of the thumbnails that every score but sharpness is read from; they ignore the aspect."""
+LINES = 32
+"""Sharpness looks at about this many rows and columns of a frame."""
+NOISE = 2
+"""Differences between neighbouring pixels up to this, of 255, count as none."""
+BLUR = 9
+"""Pixels of the box blur that sharpness is measured against."""
+HASH_SIDE = 8
+"""A perceptual hash has one bit for each of the 8 x 8 slowest cosine waves."""
+
+_WAVES = np.rint(
+    1024 * np.cos(np.pi * np.outer(np.arange(HASH_SIDE), 2 * np.arange(THUMBNAIL) + 1) / (2 * THUMBNAIL))
+)
+_FAINT = 0.25 * (THUMBNAIL / 2) ** 2 * 1024**2
+"""A wave of a quarter of a grey level: the bits of weaker ones would be codec noise."""
+
+
+class Scores(NamedTuple):
+    """Scores of one window; CurationConfig describes their scales."""
+
+    brightness: float
+    """Mean luma, 0 ... 1."""
+    motion: float
+    """Mean change of a pixel's luma per second without the change of the frame's mean; 0 or more."""
+    flash: float
+    """Largest step of the mean luma from one frame to the next, 0 ... 1."""
+    sharpness: float
+    """Mean share of fine detail in its frames, 0 ... 1; a frame of one colour has 0."""
+    fingerprint: bytes
+    """Perceptual hashes of the first, middle and last frame: three little-endian uint64."""
+
+
 UNSCORED = Scores(0.0, 0.0, 0.0, 0.0, bytes(24))
-
-Frames = NDArray[np.uint8]
 
 
 class Verdict(NamedTuple):
-    """What is thought of one window."""
+    """The judgement on one window."""
 
     shot: int
-    """Number of its first frame's shot, from 0."""
+    """Index of the shot that its first frame belongs to."""
     scores: Scores
     reason: str
-    """Field of CurationConfig that refuses it, the first in their order; empty: it is kept."""
+    """The first field of CurationConfig that refuses it; empty when the window is kept."""
 
 
 class Curator:
-    """Watches one video's frames in order and judges windows of them.
+    """Watches the frames of one video in order and judges windows of them.
 
     Args:
         config: what is refused.
-        fps: frames a second, as ingested.
-        source_fps: the video's own rate; when it is lower, frames come repeated. None: it is not lower.
+        fps: frame rate as ingested.
+        source_fps: the video's own rate; None if it is not lower. Frames of a slower video come repeated.
 
     Raises:
-        ConfigError: cuts are to be found, but the library is missing.
+        ConfigError: shots are to be found, but the library is not installed.
     """
 
     def __init__(self, config: CurationConfig, fps: float, source_fps: float | None = None) -> None:
         self._config = config
         self._scores = FrameScores(fps) if config.scores else None
-        self._seen = 0
         repeats = math.ceil(fps / source_fps - 0.01) - 1 if source_fps else 0
-        self._detector = CutDetector(config.cut_threshold, max(0, repeats)) if config.cuts else None
-
-    @property
-    def cuts(self) -> Sequence[int]:
-        """First frames of every shot after the first, rising; complete for the frames that are decided."""
-        return self._detector.cuts if self._detector else ()
+        self._detector = ShotDetector(config.cut_threshold, max(0, repeats)) if config.cuts else None
+        self._decided = 0
+        self.shot_starts: list[int] = self._detector.starts if self._detector else []
+        """First frame of every shot but the first, rising; complete for the frames that `watch` yielded."""
 
     def watch(self, chunks: Iterable[Frames]) -> Iterator[Frames]:
-        """The same frames in order, each as soon as it is decided: two frames late where cuts are sought.
+        """Pass the frames on, each once its shot is decided: with shot detection that is two frames late.
 
-        So a window of frames that came out of here can be judged, and `cuts` holds every cut within it.
+        Windows of the frames that came out of here can be judged.
         """
         held: Frames | None = None
-        passed = 0
         for chunk in chunks:
             held = chunk if held is None else np.concatenate([held, chunk])
-            ready = self.see(chunk) - passed
+            if self._scores is not None or self._detector is not None:
+                small = thumbnails(chunk)
+            if self._scores is not None:
+                self._scores.add(chunk, small)
+            if self._detector is not None:
+                self._detector.add(small)
+            passed = self._decided
+            self._decided = self._detector.decided if self._detector else passed + len(chunk)
+            ready = self._decided - passed
             if ready:
                 yield held[:ready]
-            held, passed = held[ready:], passed + ready
-        self.finish()
+            held = held[ready:]
+        if self._detector is not None:
+            self._detector.finalize()
+            self._decided = self._detector.decided
         if held is not None and len(held):
             yield held
 
-    def see(self, frames: Frames) -> int:
-        """Take the next frames [n, H, W, 3], n >= 1. Returns how many frames of the video are decided."""
-        self._seen += len(frames)
-        if self._scores is not None or self._detector is not None:
-            pictures = small_pictures(frames)
-        if self._scores is not None:
-            self._scores.see(frames, pictures)
-        if self._detector is not None:
-            self._detector.see(pictures)
-        return self._decided
-
-    @property
-    def _decided(self) -> int:
-        return self._detector.decided if self._detector else self._seen
-
-    def finish(self) -> None:
-        """There are no more frames: all are decided."""
-        if self._detector:
-            self._detector.finish()
-
     def judge(self, start: int, length: int) -> Verdict:
-        """What is thought of the window of `length` frames from `start`, all of them decided.
+        """The verdict on the window of `length` frames from `start`.
 
         Raises:
-            ValueError: they are not.
+            ValueError: not all of them are decided.
         """
         if start < 0 or length < 1 or start + length > self._decided:
             raise ValueError(f"frames {start} ... {start + length} of {self._decided} decided ones")
-        shot = bisect_right(self.cuts, start)
+        shot = bisect_right(self.shot_starts, start)
         if self._scores is None:
             return Verdict(shot, UNSCORED, "")
-        scores = self._scores.window(start, length)
-        return Verdict(shot, scores, _refusal(self._config, scores))
+        config, scores = self._config, self._scores.window(start, length)
+        refusals = {
+            "min_brightness": scores.brightness < config.min_brightness,
+            "min_motion": scores.motion < config.min_motion,
+            "max_motion": config.max_motion is not None and scores.motion > config.max_motion,
+            "max_flash": scores.flash > config.max_flash,
+            "min_sharpness": scores.sharpness < config.min_sharpness,
+        }
+        return Verdict(shot, scores, next((name for name, refuses in refusals.items() if refuses), ""))
 
 
-def _refusal(config: CurationConfig, scores: Scores) -> str:
-    """Name of the first setting that refuses a window; empty when none does."""
-    most = math.inf if config.max_motion is None else config.max_motion
-    refused = {
-        "min_brightness": scores.brightness < config.min_brightness,
-        "min_motion": scores.motion < config.min_motion,
-        "max_motion": scores.motion > most,
-        "max_flash": scores.flash > config.max_flash,
-        "min_sharpness": scores.sharpness < config.min_sharpness,
-    }
-    return next((name for name, is_refused in refused.items() if is_refused), "")
+class FrameScores:
+    """Keeps 20 bytes per frame and scores any window of the frames added so far.
+
+    Args:
+        fps: frames per second.
+    """
+
+    def __init__(self, fps: float) -> None:
+        self._fps = fps
+        self._brightness = array("f")
+        self._motion = array("f")
+        self._sharpness = array("f")
+        self._hashes = array("Q")
+        self._last: Luma | None = None
+
+    def __len__(self) -> int:
+        return len(self._hashes)
+
+    def add(self, frames: Frames, small: Frames) -> None:
+        """Add the next frames [n, H, W, 3] and their thumbnails."""
+        gray = luma(small)
+        before = gray[:1] if self._last is None else self._last[None]
+        means = gray.sum(axis=(1, 2), dtype=np.int64) / (255 * gray[0].size)
+        self._brightness.frombytes(means.astype(np.float32).tobytes())
+        self._motion.frombytes(motion(np.concatenate([before, gray])).tobytes())
+        self._sharpness.frombytes(sharpness(frames).tobytes())
+        self._hashes.frombytes(perceptual_hashes(gray).tobytes())
+        self._last = gray[-1]
+
+    def window(self, start: int, length: int) -> Scores:
+        """Scores of the frames start ... start + length - 1.
+
+        The change into the window's first frame does not count; a window of one frame has no motion.
+        """
+        stop = start + length
+        levels = np.array(self._brightness[start:stop], np.float64)
+        steps = np.array(self._motion[start + 1 : stop], np.float64)
+        picks = (start, start + length // 2, stop - 1)
+        return Scores(
+            brightness=float(levels.mean()),
+            motion=float(steps.mean() * self._fps) if length > 1 else 0.0,
+            flash=float(np.abs(np.diff(levels)).max(initial=0.0)),
+            sharpness=float(np.array(self._sharpness[start:stop], np.float64).mean()),
+            fingerprint=np.array([self._hashes[i] for i in picks], "<u8").tobytes(),
+        )
+
+
+def thumbnails(frames: Frames) -> Frames:
+    """Frames [n, H, W, 3] averaged down to [n, THUMBNAIL, THUMBNAIL, 3]."""
+    size, box = (THUMBNAIL, THUMBNAIL), Image.Resampling.BOX
+    small = [Image.fromarray(frame).resize(size, box, reducing_gap=2.0) for frame in frames]
+    return np.stack([np.asarray(picture) for picture in small])
+
+
+def motion(gray: Luma) -> NDArray[np.float32]:
+    """Mean change [n - 1] of a pixel's luma, 0 ... 1, from each of n pictures [n, h, w] to the next.
+
+    The mean over the picture is taken out of the change, so that a change of the light is no motion.
+    """
+    size = gray[0].size
+    change = np.diff(gray, axis=0).astype(np.int64)
+    own = size * change - change.sum(axis=(1, 2), keepdims=True)
+    means: NDArray[np.float32] = (np.abs(own).sum(axis=(1, 2)) / (255 * size**2)).astype(np.float32)
+    return means
+
+
+def sharpness(frames: Frames) -> NDArray[np.float32]:
+    """Share of fine detail [n] in frames [n, H, W, 3]: what a blur over BLUR pixels would take away.
+
+    The complement of the blur measure of Crete et al. (2007): with D the difference of neighbouring pixels
+    and B the same after a box blur, sum(max(D - B, 0)) / sum(D) over rows and columns. An edge of one pixel
+    has 8/9, a slope longer than the blur 0, and so has a frame without detail.
+    """
+    height, width = frames.shape[1:3]
+    rows = luma(frames[:, :: -(-height // LINES)])
+    columns = luma(frames[:, :, :: -(-width // LINES)]).swapaxes(1, 2)
+    fine, whole = (a + b for a, b in zip(_detail(rows), _detail(columns), strict=True))
+    shares: NDArray[np.float32] = (fine / np.maximum(whole, 1)).astype(np.float32)
+    return shares
+
+
+def _detail(lines: Luma) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """BLUR times the sums of max(D - B, 0) and of D [n] along lines [n, m, length]."""
+    half = BLUR // 2
+    if lines.shape[2] <= BLUR:
+        return np.zeros(len(lines), np.int64), np.zeros(len(lines), np.int64)
+    steps = np.abs(lines[:, :, half + 1 : -half] - lines[:, :, half : -half - 1])
+    steps = BLUR * np.maximum(steps - NOISE, 0)
+    blurred = np.abs(lines[:, :, BLUR:] - lines[:, :, :-BLUR])
+    fine = np.maximum(steps - blurred, 0)
+    return fine.sum(axis=(1, 2), dtype=np.int64), steps.sum(axis=(1, 2), dtype=np.int64)
+
+
+def perceptual_hashes(gray: Luma) -> NDArray[np.uint64]:
+    """Hash [n] of the luma of thumbnails [n, 32, 32]: the signs of the slowest cosine waves, one bit each.
+
+    The mean is one of the waves; its bit only says that the picture is not black.
+    """
+    waves = _WAVES @ gray.astype(np.float64) @ _WAVES.T
+    bits = (waves > _FAINT).reshape(len(gray), HASH_SIDE**2)
+    return np.packbits(bits, axis=1).view("<u8").astype(np.uint64)[:, 0]
 
 
 def aspect_of(width: int, height: int) -> str:
-    """Name of the nearest aspect ratio, by the ratio of the two."""
+    """Name of the nearest aspect ratio on a logarithmic scale."""
     return min(ASPECTS, key=lambda name: abs(math.log(width / height / ASPECTS[name])))
 
 
-def unfit(config: CurationConfig, width: int, height: int, seconds: float) -> str:
+def video_refusal(config: CurationConfig, width: int, height: int, seconds: float) -> str:
     """Why a whole video is refused; empty when it is not.
 
     Args:
-        width: pixels, upright, before it is cropped.
-        height: pixels.
+        width, height: upright, before cropping, pixels.
         seconds: its length.
     """
     if seconds < config.min_seconds:
@@ -147,32 +263,31 @@ def unfit(config: CurationConfig, width: int, height: int, seconds: float) -> st
     return ""
 
 
-def check(config: CurationConfig) -> None:
+def check_curation(config: CurationConfig) -> None:
     """Refuse settings that no video can satisfy, or that mean nothing.
 
     Raises:
-        ConfigError: the first fault.
+        ConfigError: names the first fault.
     """
-    for name in ("min_brightness", "min_sharpness", "max_flash"):
-        if not 0 <= getattr(config, name) <= 1:
-            _refuse(name, config, "Set it to 0 ... 1")
-    for name in ("min_motion", "min_seconds"):
-        if not 0 <= getattr(config, name) < math.inf:
-            _refuse(name, config, "Set it to 0 or more")
-    if config.max_motion is not None and not config.max_motion > config.min_motion:
-        _refuse("max_motion", config, "Set it above data.curation.min_motion, or to null")
+    distance = config.duplicate_distance
+    low_motion, high_motion = config.min_motion, config.max_motion
+    faults = {name: "Set it to 0 ... 1" for name in ("min_brightness", "min_sharpness", "max_flash")
+              if not 0 <= getattr(config, name) <= 1}  # fmt: skip
+    faults |= {name: "Set it to 0 or more" for name in ("min_motion", "min_seconds")
+               if not 0 <= getattr(config, name) < math.inf}  # fmt: skip
+    if high_motion is not None and not high_motion > low_motion:
+        faults["max_motion"] = "Set it above data.curation.min_motion, or to null"
     if not config.cut_threshold > 1:
-        _refuse("cut_threshold", config, "Set it above 1; 4.5 is usual")
+        faults["cut_threshold"] = "Set it above 1; 4.5 is usual"
     if set(config.aspects) - set(ASPECTS):
-        _refuse("aspects", config, f"Choose among {', '.join(ASPECTS)}")
-    if config.duplicate_distance is not None and not 0 <= config.duplicate_distance <= MOST_DISTANCE:
-        _refuse("duplicate_distance", config, f"Set it to 0 ... {MOST_DISTANCE} bits, or to null")
-    needs_scores = [name for name in SCORED if getattr(config, name) != getattr(CurationConfig(), name)]
-    if needs_scores and not config.scores:
-        _refuse(needs_scores[0], config, "Set data.curation.scores to true, which it needs")
-    if config.duplicates_across and config.duplicate_distance is None:
-        _refuse("duplicates_across", config, "Set data.curation.duplicate_distance too, such as 6")
-
-
-def _refuse(name: str, config: CurationConfig, remedy: str) -> None:
-    raise ConfigError(f"data.curation.{name} = {getattr(config, name)}", remedy)
+        faults["aspects"] = f"Choose among {', '.join(ASPECTS)}"
+    if distance is not None and not 0 <= distance <= MOST_DISTANCE:
+        faults["duplicate_distance"] = f"Set it to 0 ... {MOST_DISTANCE} bits, or to null"
+    if not config.scores:
+        changed = (name for name in NEED_SCORES if getattr(config, name) != getattr(CurationConfig(), name))
+        faults |= dict.fromkeys(changed, "Set data.curation.scores to true, which it needs")
+    if config.duplicates_across and distance is None:
+        faults["duplicates_across"] = "Set data.curation.duplicate_distance too, such as 6"
+    if faults:
+        name, remedy = next(iter(faults.items()))
+        raise ConfigError(f"data.curation.{name} = {getattr(config, name)}", remedy)

@@ -1,8 +1,8 @@
-"""Hard cuts of a video that arrives in chunks, by PySceneDetect's adaptive detector. It opens no file.
+"""Where the shots of a video begin, frame by frame as it arrives, by PySceneDetect's adaptive detector.
 
 The adaptive detector asks whether a frame changed far more than its neighbours did. So a pan or a fade is no
-cut, and it looks only LOOK_AHEAD pictures ahead: the other detectors hold cuts apart by a least length of a
-shot, which hides cuts, or merge them over a time without end.
+cut, and it looks only LOOK_AHEAD frames ahead: the library's other detectors hold cuts apart by a least
+length of a shot, which hides cuts, or merge them over an unlimited time. No file is opened.
 """
 
 import importlib.util
@@ -10,14 +10,16 @@ from collections import deque
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from models.errors import ConfigError
+from pipelines.media.color import Frames
 
 LOOK_AHEAD = 2
-"""Pictures after a frame that decide whether a shot starts with it."""
+"""Frames after a frame that decide whether a shot starts with it."""
 LEAST_CHANGE = 15.0
 """Mean change of hue, saturation and value, of 255, below which nothing is a cut."""
+_RATE = 25.0
+"""The detector counts frames, but its timecodes must have some rate."""
 
 
 def require_detector() -> None:
@@ -33,81 +35,66 @@ def require_detector() -> None:
         )
 
 
-class CutDetector:
+class ShotDetector:
     """Finds the frames with which shots start.
 
     Args:
         threshold: see CurationConfig.cut_threshold.
-        repeats: how often in a row a frame may only repeat the one before, as it does when a slow video was
-            brought to a higher rate. Such repeats are passed over, or each change would stand out as a cut.
+        repeats: how often in a row a frame may merely repeat the one before, as happens when a slow video is
+            brought to a higher rate. Such repeats are skipped, or every change would stand out as a cut.
 
     Raises:
-        ConfigError: the library is missing.
+        ConfigError: the library is not installed.
     """
 
     def __init__(self, threshold: float, repeats: int = 0) -> None:
-        self.cuts: list[int] = []
-        """First frame of every shot after the first, rising; complete below `decided`."""
-        self.seen = 0
-        """Frames seen."""
-        self._process = _detector(threshold)
+        require_detector()
+        import cv2
+        from scenedetect import FrameTimecode
+        from scenedetect.detectors import AdaptiveDetector
+
+        cv2.setNumThreads(1)
+        self._detector = AdaptiveDetector(
+            adaptive_threshold=threshold,
+            min_scene_len=0,
+            window_width=LOOK_AHEAD,
+            min_content_val=LEAST_CHANGE,
+        )
+        self._timecode: Any = FrameTimecode
+        self.starts: list[int] = []
+        """First frame of every shot but the first, rising; complete below `decided`."""
+        self._count = 0
         self._repeats = repeats
-        self._passed_over = 0
-        self._last: NDArray[np.uint8] | None = None
+        self._skipped = 0
+        self._last: Frames | None = None
         self._waiting: deque[int] = deque(maxlen=LOOK_AHEAD)
 
     @property
     def decided(self) -> int:
-        """Frames of which is known whether a shot starts with them."""
-        return self._waiting[0] if self._waiting else self.seen
+        """Number of frames of which it is known whether a shot starts with them."""
+        return self._waiting[0] if self._waiting else self._count
 
-    def see(self, pictures: NDArray[np.uint8]) -> None:
-        """Take the next frames, small: [n, h, w, 3] RGB."""
-        for picture in np.ascontiguousarray(pictures[..., ::-1]):
+    def add(self, thumbnails: Frames) -> None:
+        """Add the next frames as thumbnails [n, h, w, 3] RGB."""
+        for picture in np.ascontiguousarray(thumbnails[..., ::-1]):
             if self._last is None:
                 self._feed(0, picture, times=LOOK_AHEAD)
-            if self._is_repeat(picture):
-                self._passed_over += 1
-            else:
-                self._feed(self.seen, picture)
-            self.seen += 1
+            elif self._skipped < self._repeats and np.array_equal(picture, self._last):
+                self._skipped += 1
+                self._count += 1
+                continue
+            self._feed(self._count, picture)
+            self._count += 1
 
-    def finish(self) -> None:
-        """There are no more frames: decide the last ones."""
+    def finalize(self) -> None:
+        """Decide the last frames: no more follow."""
         if self._last is not None:
-            self._feed(self.seen, self._last, times=LOOK_AHEAD)
+            self._feed(self._count, self._last, times=LOOK_AHEAD)
         self._waiting.clear()
 
-    def _is_repeat(self, picture: NDArray[np.uint8]) -> bool:
-        if self._last is None or self.seen == 0 or self._passed_over == self._repeats:
-            return False
-        return np.array_equal(picture, self._last)
-
-    def _feed(self, number: int, picture: NDArray[np.uint8], times: int = 1) -> None:
+    def _feed(self, number: int, picture: Frames, times: int = 1) -> None:
         for _ in range(times):
-            self.cuts += self._process(number, picture)
+            cuts = self._detector.process_frame(self._timecode(number, fps=_RATE), picture)
+            self.starts += [cut.frame_num for cut in cuts]
             self._waiting.append(number)
-        self._last, self._passed_over = picture, 0
-
-
-def _detector(threshold: float) -> Any:
-    """(number, BGR picture) -> numbers of the cuts found now."""
-    require_detector()
-    import cv2
-    from scenedetect import FrameTimecode
-    from scenedetect.detectors import AdaptiveDetector
-
-    cv2.setNumThreads(1)
-    detector = AdaptiveDetector(
-        adaptive_threshold=threshold,
-        min_scene_len=0,
-        window_width=LOOK_AHEAD,
-        min_content_val=LEAST_CHANGE,
-    )
-    rate = 25.0  # the detector counts frames; a timecode must have some rate
-
-    def process(number: int, picture: NDArray[np.uint8]) -> list[int]:
-        found = detector.process_frame(FrameTimecode(number, fps=rate), picture)
-        return [cut.frame_num for cut in found]
-
-    return process
+        self._last, self._skipped = picture, 0

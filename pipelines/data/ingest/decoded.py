@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.data.config import LimitsConfig
-from pipelines.data.curate.quality import unfit
+from pipelines.data.curate.quality import video_refusal
 from pipelines.data.decode.decoder import Decoder, Probe, VideoStream
 from pipelines.data.decode.transforms import Size
 from pipelines.data.ingest.groups import Group, Task
@@ -36,7 +36,8 @@ def _video(task: Task, corpus: str, source: Source) -> Iterator[Event]:
     with local_copy(task.folders[corpus], source) as path:
         stream = _stream(task, path, others=task.data.shapes)
         yield stream.probe
-        if reason := unfit(task.data.curation, stream.probe.width, stream.probe.height, stream.probe.seconds):
+        probe = stream.probe
+        if reason := video_refusal(task.data.curation, probe.width, probe.height, probe.seconds):
             raise Rejected(Reject("curation", reason))
         for _, frames in stream.chunks():
             yield frames

@@ -13,7 +13,7 @@ from typing import Any
 from models.config import AutoencoderConfig
 from models.errors import ConfigError, DataError
 from pipelines.data.config import DataConfig
-from pipelines.data.curate.quality import check as check_curation
+from pipelines.data.curate.quality import check_curation
 from pipelines.data.curate.shots import require_detector
 from pipelines.data.ingest.buckets import check as check_buckets
 from pipelines.data.ingest.buckets import check_patches

@@ -59,7 +59,7 @@ class Video:
         (length, stride), *shorter = task.data.cuts_of(corpus)
         self._shortest = shorter[-1][0] if shorter else length
         self._cutting = Cutting(
-            length, stride, lambda: self._curator.cuts, self._keeps, task.data.encode_batch, shorter
+            length, stride, lambda: self._curator.shot_starts, self._keeps, task.data.encode_batch, shorter
         )
 
     def windows(self, chunks: Iterator[Frames], autoencoder: Autoencoder) -> Iterator[tuple[Window, Floats]]:
@@ -121,7 +121,7 @@ class Video:
         if self._verdicts:
             commonest = Counter(v.reason for v in self._verdicts.values()).most_common(1)[0][0]
             raise Rejected(Reject("curation", f"each of {len(self._verdicts)} windows: {commonest}"))
-        shots = len(self._curator.cuts) + 1
+        shots = len(self._curator.shot_starts) + 1
         told = f"{self._frames} frames" + (f" in {shots} shots" if shots > 1 else "")
         reason = f"{told}, a window of {self._corpus.upper()} needs {self._shortest}"
         raise Rejected(Reject("window", reason))

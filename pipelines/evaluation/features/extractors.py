@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.windows import even_spans
+from pipelines.media.color import luma
 
 Floats = NDArray[np.float64]
 
@@ -141,7 +142,7 @@ class Statistics:
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """Features float32 [N, 35] of windows [N, 3, F, h, w], F >= 3; lags are cut to F - 1."""
-        light = luma(pixels)
+        light = luma(pixels.movedim(1, -1))
         saturation = pixels.amax(dim=1) - pixels.amin(dim=1)
         level = light.mean(dim=(2, 3))
         parts = [pixels.mean(dim=(2, 3, 4)), light.flatten(1).std(dim=1, keepdim=True)]
@@ -171,11 +172,6 @@ def window_pixels(pixels: Tensor, length: int, count: int) -> Tensor:
     return torch.stack(
         [pixels[:, span.start : span.stop] for span in even_spans(pixels.shape[1], length, count)]
     )
-
-
-def luma(pixels: Tensor) -> Tensor:
-    """ITU-R BT.601 luma [N, F, h, w] of pixels [N, 3, F, h, w]."""
-    return 0.299 * pixels[:, 0] + 0.587 * pixels[:, 1] + 0.114 * pixels[:, 2]
 
 
 def fixed_windows() -> Tensor:

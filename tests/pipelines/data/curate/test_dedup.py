@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.errors import ConfigError
-from pipelines.data.curate import dedup as duplicates
+from pipelines.data.curate import dedup
 from pipelines.data.curate.dedup import MOST_DISTANCE, near_duplicates
 
 Case = tuple[list[str], list[str], list[str], np.ndarray]
@@ -46,8 +46,8 @@ def cases(seed: int, count: int, families: int, flips: int) -> Case:
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a few windows fill several blocks, and the pairs of one several turns."""
-    monkeypatch.setattr(duplicates, "BLOCK", 16)
-    monkeypatch.setattr(duplicates, "MOST_PAIRS", 32)
+    monkeypatch.setattr(dedup, "BLOCK", 16)
+    monkeypatch.setattr(dedup, "MOST_PAIRS", 32)
 
 
 @given(
@@ -68,7 +68,7 @@ def test_they_are_those_of_comparing_all_with_all(
 @pytest.mark.parametrize("distance", range(1, MOST_DISTANCE + 1))
 def test_bits_spread_over_all_of_a_hash_hide_nothing(distance: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """One bit in each of `distance` parts: only a band more than that is sure to be equal."""
-    monkeypatch.setattr(duplicates, "BLOCK", 1)
+    monkeypatch.setattr(dedup, "BLOCK", 1)
     flips = sum(1 << (i * 64 // distance) for i in range(distance))
     hashes = np.array([[5] * 3, [5 ^ flips] * 3], np.uint64)
     assert near_duplicates(["a", "b"], ["long"] * 2, ["x", "y"], hashes, distance) == {1: 0}

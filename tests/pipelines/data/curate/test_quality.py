@@ -14,13 +14,13 @@ from pipelines.data.config import CurationConfig, DataConfig
 from pipelines.data.curate.dedup import near_duplicates
 from pipelines.data.curate.quality import (
     ASPECTS,
-    SCORED,
+    NEED_SCORES,
     UNSCORED,
     Curator,
     Verdict,
     aspect_of,
-    check,
-    unfit,
+    check_curation,
+    video_refusal,
 )
 from pipelines.data.decode.decoder import Decoder
 from tests.pipelines.data.pictures import Frames, bar, blurred, chunked, flat, shot, texture
@@ -52,7 +52,7 @@ def test_watching_changes_no_frame_and_knows_every_cut_of_what_it_gave(sizes: li
         given_out.append(part)
         passed += len(part)
         assert len(part)
-        assert list(curator.cuts) == [cut for cut in (9, 23) if cuts and cut < passed]
+        assert list(curator.shot_starts) == [cut for cut in (9, 23) if cuts and cut < passed]
         assert curator.judge(0, passed).shot == 0
     np.testing.assert_array_equal(np.concatenate(given_out), THREE_SHOTS)
 
@@ -73,18 +73,19 @@ def test_a_window_knows_the_shot_in_which_it_begins() -> None:
 
 def test_without_cuts_all_is_one_shot() -> None:
     curator = watched(THREE_SHOTS)
-    assert list(curator.cuts) == []
+    assert list(curator.shot_starts) == []
     assert curator.judge(0, 30)[::2] == (0, "")
 
 
 def test_only_decided_frames_are_judged() -> None:
     curator = Curator(CurationConfig(), 8.0)
-    assert curator.see(shot(0, 10)) == 8
+    frames = curator.watch([shot(0, 10)])
+    assert len(next(frames)) == 8
     assert curator.judge(0, 8).reason == ""
     for start, length in [(0, 9), (-1, 3), (2, 0)]:
         with pytest.raises(ValueError, match="decided"):
             curator.judge(start, length)
-    curator.finish()
+    assert len(next(frames)) == 2
     assert curator.judge(0, 10).reason == ""
 
 
@@ -94,11 +95,12 @@ def test_a_video_without_frames_passes_nothing_on() -> None:
 
 def test_frames_of_a_slow_video_come_repeated_and_are_no_cuts() -> None:
     slow = np.repeat(shot(0, 10, speed=24), 6, axis=0)
-    assert Curator(CurationConfig(), 6.0, source_fps=1.0).see(slow) == 48, "the last two pictures are open"
+    first = next(Curator(CurationConfig(), 6.0, source_fps=1.0).watch([slow]))
+    assert len(first) == 48, "the last two pictures are open"
     curator = Curator(CurationConfig(), 6.0, source_fps=1.0)
     assert len(np.concatenate(list(curator.watch(chunked(slow, [7]))))) == 60
-    assert list(curator.cuts) == []
-    assert len(watched(slow, CurationConfig(), 6.0).cuts) > 3
+    assert list(curator.shot_starts) == []
+    assert len(watched(slow, CurationConfig(), 6.0).shot_starts) > 3
 
 
 MOVING = bar(8, 64, 16, 4)
@@ -146,15 +148,15 @@ def test_the_first_refusal_is_named() -> None:
 def test_a_video_belongs_to_the_nearest_aspect(width: int, height: int, name: str) -> None:
     """16:9 and 4:3 meet at the square root of their product, 1.5396."""
     assert aspect_of(width, height) == name
-    assert unfit(CurationConfig(aspects=(name,)), width, height, 1.0) == ""
+    assert video_refusal(CurationConfig(aspects=(name,)), width, height, 1.0) == ""
     others = tuple(other for other in ASPECTS if other != name)
-    assert name in unfit(CurationConfig(aspects=others), width, height, 1.0)
+    assert name in video_refusal(CurationConfig(aspects=others), width, height, 1.0)
 
 
 def test_a_short_video_is_refused() -> None:
     config = CurationConfig(min_seconds=5)
-    assert "data.curation.min_seconds is 5" in unfit(config, 64, 64, 4.99)
-    assert unfit(config, 64, 64, 5.0) == unfit(CurationConfig(), 64, 64, 0.0) == ""
+    assert "data.curation.min_seconds is 5" in video_refusal(config, 64, 64, 4.99)
+    assert video_refusal(config, 64, 64, 5.0) == video_refusal(CurationConfig(), 64, 64, 0.0) == ""
 
 
 @pytest.mark.parametrize(
@@ -168,13 +170,13 @@ def test_a_short_video_is_refused() -> None:
 )  # fmt: skip
 def test_what_cannot_be_is_refused(name: str, value: object) -> None:
     with pytest.raises(ConfigError, match=f"data.curation.{name} ="):
-        check(CurationConfig(**{name: value}))
+        check_curation(CurationConfig(**{name: value}))
 
 
 def test_what_can_be_is_not_refused() -> None:
-    check(CurationConfig())
-    check(CurationConfig(min_motion=0.1, max_motion=2.0, aspects=("1:1",), duplicate_distance=6))
-    check(CurationConfig(duplicate_distance=0, duplicates_across=True, max_flash=0.0))
+    check_curation(CurationConfig())
+    check_curation(CurationConfig(min_motion=0.1, max_motion=2.0, aspects=("1:1",), duplicate_distance=6))
+    check_curation(CurationConfig(duplicate_distance=0, duplicates_across=True, max_flash=0.0))
 
 
 @pytest.fixture(scope="module")
@@ -223,22 +225,19 @@ def test_the_two_joins_of_a_real_clip_are_its_only_cuts(
     curator = Curator(CurationConfig(), fps or stream.probe.fps, stream.probe.fps)
     for _ in curator.watch(frames for _, frames in stream.chunks()):
         pass
-    assert list(curator.cuts) == joins
+    assert list(curator.shot_starts) == joins
 
 
 def test_without_scores_cuts_are_found_and_nothing_is_measured() -> None:
     frames = np.concatenate([np.full((12, 64, 64, 3), 30, np.uint8), np.full((12, 64, 64, 3), 220, np.uint8)])
-    scored, plain = (Curator(CurationConfig(scores=scores), 8.0) for scores in (True, False))
-    for curator in (scored, plain):
-        curator.see(frames)
-        curator.finish()
-    assert plain.cuts == scored.cuts == [12]
+    scored, plain = (watched(frames, CurationConfig(scores=scores)) for scores in (True, False))
+    assert plain.shot_starts == scored.shot_starts == [12]
     assert plain.judge(12, 8) == Verdict(1, UNSCORED, "")
     assert scored.judge(12, 8).scores.brightness > 0.8
 
 
-@pytest.mark.parametrize("name", SCORED)
+@pytest.mark.parametrize("name", NEED_SCORES)
 def test_a_filter_needs_scores(name: str) -> None:
     with pytest.raises(ConfigError, match=name) as caught:
-        check(CurationConfig(scores=False, **{name: 0.5}))
+        check_curation(CurationConfig(scores=False, **{name: 0.5}))
     assert "data.curation.scores" in caught.value.remedy

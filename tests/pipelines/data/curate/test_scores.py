@@ -7,26 +7,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.data.curate.scores import (
-    SIDE,
+from pipelines.data.curate.quality import (
+    THUMBNAIL,
     FrameScores,
     Scores,
-    luma,
     perceptual_hashes,
     sharpness,
-    small_pictures,
+    thumbnails,
 )
+from pipelines.media.color import luma
 from tests.pipelines.data.pictures import Frames, bar, blurred, chunked, flat, shot, texture
 
 
 def scores_of(frames: Frames, fps: float = 8.0) -> Scores:
     scores = FrameScores(fps)
-    scores.see(frames, small_pictures(frames))
+    scores.add(frames, thumbnails(frames))
     return scores.window(0, len(frames))
 
 
 def hashes_of(frames: Frames) -> np.ndarray:
-    return perceptual_hashes(luma(small_pictures(frames)))
+    return perceptual_hashes(luma(thumbnails(frames)))
 
 
 def bits(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -86,7 +86,7 @@ def test_motion_in_a_second_is_that_of_every_frame_shown_twice() -> None:
 def test_a_window_leaves_out_the_change_into_it() -> None:
     frames = np.concatenate([shot(0, 5, speed=0), shot(1, 5, speed=0)])
     scores = FrameScores(8.0)
-    scores.see(frames, small_pictures(frames))
+    scores.add(frames, thumbnails(frames))
     assert scores.window(5, 5).motion == scores.window(0, 5).motion == 0.0
     assert scores.window(4, 2).motion > 0.5
     assert scores.window(5, 1).motion == scores.window(5, 1).flash == 0.0
@@ -154,7 +154,7 @@ def test_one_colour_has_one_hash_whatever_its_noise() -> None:
 
 def test_a_wave_sets_its_own_bit() -> None:
     """cos(pi k (2 y + 1) / 64) cos(pi l (2 x + 1) / 64) is bit 8 k + l, counted from the first of a byte."""
-    waves = np.cos(np.pi * np.outer(np.arange(8), 2 * np.arange(SIDE) + 1) / (2 * SIDE))
+    waves = np.cos(np.pi * np.outer(np.arange(8), 2 * np.arange(THUMBNAIL) + 1) / (2 * THUMBNAIL))
     for k, m in itertools.product(range(1, 8), repeat=2):
         picture = np.round(128 + 60 * np.outer(waves[k], waves[m])).astype(np.int16)
         expected = np.packbits([j in (0, 8 * k + m) for j in range(64)]).view("<u8")
@@ -164,7 +164,7 @@ def test_a_wave_sets_its_own_bit() -> None:
 def test_a_fingerprint_is_of_the_first_the_middle_and_the_last_frame() -> None:
     frames = np.concatenate([shot(seed, 1) for seed in range(9)])
     scores = FrameScores(8.0)
-    scores.see(frames, small_pictures(frames))
+    scores.add(frames, thumbnails(frames))
     hashes = hashes_of(frames)
     for start, length in [(0, 9), (2, 4), (3, 1), (7, 2)]:
         found = np.frombuffer(scores.window(start, length).fingerprint, "<u8")
@@ -176,9 +176,9 @@ def test_a_fingerprint_is_of_the_first_the_middle_and_the_last_frame() -> None:
 def test_scores_do_not_depend_on_the_chunks(sizes: list[int], start: int, length: int) -> None:
     frames = np.random.default_rng(3).integers(0, 256, (30, 37, 51, 3), np.uint8)
     whole, parts = FrameScores(6.0), FrameScores(6.0)
-    whole.see(frames, small_pictures(frames))
+    whole.add(frames, thumbnails(frames))
     for chunk in chunked(frames, sizes):
-        parts.see(chunk, small_pictures(chunk))
+        parts.add(chunk, thumbnails(chunk))
     assert parts.window(start, length) == whole.window(start, length)
     assert len(parts) == len(whole) == 30
 
@@ -186,7 +186,7 @@ def test_scores_do_not_depend_on_the_chunks(sizes: list[int], start: int, length
 def test_half_a_million_frames_take_ten_megabytes() -> None:
     scores = FrameScores(8.0)
     frames = flat(9, 500, 16)
-    scores.see(frames, small_pictures(frames))
+    scores.add(frames, thumbnails(frames))
     columns = (scores._brightness, scores._motion, scores._sharpness, scores._hashes)
     assert sum(column.itemsize for column in columns) * 500_000 == 10_000_000
     assert [len(column) for column in columns] == [500] * 4
