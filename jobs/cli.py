@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from jobs.guard import guarded
+from jobs.console import exit_on_error
 
 app = typer.Typer(
     name="sostenuto",
@@ -73,20 +73,21 @@ def _launch(
     command: str, source: str, overrides: list[str] | None, *, dry_run: bool, debug: bool, **options: Any
 ) -> None:
     """Load the config and hand it to `jobs.<command>.<command>`, or only describe it."""
-    with guarded(debug=debug):
+    with exit_on_error(debug=debug):
         from jobs.config.load import load
         from jobs.config.paths import require_lasting_root
-        from jobs.console import say
+        from jobs.console import print_line
 
         config = load(source, overrides or [])
         if dry_run:
             from jobs.estimate.describe import render
 
-            say(render(config))
+            print_line(render(config))
             return
         require_lasting_root(config.storage.root)
         os.environ["SOSTENUTO_DEBUG"] = "1" if debug else "0"
-        module = importlib.import_module(f"jobs.commands.{command}")
+        room = "estimate" if command == "plan" else "commands"
+        module = importlib.import_module(f"jobs.{room}.{command}")
         getattr(module, command)(config, **options)
 
 
@@ -314,7 +315,7 @@ def submit(
       sostenuto submit --no-wait --submission-id night-1 quickstart --config minute
       sostenuto submit --address http://head:8265 evaluate --set storage.root=s3://bucket/runs
     """
-    with guarded(debug=debug):
+    with exit_on_error(debug=debug):
         from jobs.commands.submit import Submission
         from jobs.commands.submit import submit as send
 
@@ -352,7 +353,7 @@ def kernels(
       sostenuto kernels --report
       sostenuto kernels --report --json
     """
-    with guarded(debug=debug):
+    with exit_on_error(debug=debug):
         from jobs.commands.kernels import kernels as show
 
         raise SystemExit(0 if show(report=report, as_json=as_json) else 1)

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from jobs.guard import install_terminator
+from jobs.console import raise_on_sigterm
 from models.errors import ClusterError
 from pipelines.training.config import ClusterConfig
 
@@ -99,7 +99,7 @@ def ray_session(cluster: ClusterConfig, *, dashboard: bool = False, debug: bool 
     folder = None if joins_cluster() else _short_folder()
     try:
         _start(cluster, folder, dashboard=dashboard, debug=debug)
-        install_terminator()
+        raise_on_sigterm()
         yield
     finally:
         ray.shutdown()

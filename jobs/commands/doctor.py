@@ -15,7 +15,7 @@ from typing import Literal
 
 from jobs.config.paths import absolute_root, is_remote
 from jobs.config.schema import RunConfig
-from jobs.console import say
+from jobs.console import print_line
 from models.errors import ClusterError, SostenutoError
 
 DISK_BYTES, MEMORY_BYTES, SHARED_BYTES = 5 << 30, 4 << 30, 512 << 20
@@ -44,9 +44,9 @@ def doctor(config: RunConfig) -> None:
     findings = examine(config)
     width = max(len(finding.name) for finding in findings)
     for finding in findings:
-        say(f"{finding.verdict:<5} {finding.name:<{width}}  {finding.found}")
+        print_line(f"{finding.verdict:<5} {finding.name:<{width}}  {finding.found}")
         if finding.remedy:
-            say(f"      {'':<{width}}  -> {finding.remedy}")
+            print_line(f"      {'':<{width}}  -> {finding.remedy}")
     failed = [finding.name for finding in findings if finding.verdict == "fail"]
     if failed:
         raise ClusterError(

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from jobs.config.load import config_hash
 from jobs.config.paths import RunPaths, is_remote
 from jobs.config.schema import RunConfig
-from jobs.console import Progress, say, show
+from jobs.console import ConsoleProgress, print_line, print_table
 from jobs.ray_session import ray_session
 from jobs.tracking import RunReference, factory, open_run
 from models.errors import CheckpointError
@@ -40,18 +40,18 @@ def evaluate(config: RunConfig, *, fresh: bool = False) -> Evaluation:
         DataError: the dataset is missing or damaged.
         ClusterError: Ray or MLflow cannot be used.
     """
-    with ray_session(config.cluster), Progress() as progress:
+    with ray_session(config.cluster), ConsoleProgress() as progress:
         result = evaluate_seed(config, config.seed, progress, fresh=fresh)
     report = publish(config, [result])
-    say(f"report: {report.html}")
-    say(f"figures: {RunPaths.of(config).evaluation(config.seed)}/{RESULT}")
+    print_line(f"report: {report.html}")
+    print_line(f"figures: {RunPaths.of(config).evaluation(config.seed)}/{RESULT}")
     return result
 
 
 def evaluate_seed(
     config: RunConfig,
     seed: int,
-    progress: Progress,
+    progress: ConsoleProgress,
     *,
     fresh: bool = False,
     parent: RunReference | None = None,
@@ -101,9 +101,9 @@ def publish(config: RunConfig, results: Sequence[Evaluation]) -> Report:
         results: one a seed.
     """
     paths = RunPaths.of(config)
-    show(table(results, config.name))
+    print_table(table(results, config.name))
     for remark in remarks(results):
-        say(f"  {remark}")
+        print_line(f"  {remark}")
     report = write_report(results, paths.root, config.name, read_info(paths.dataset).long.fps)
     if not is_remote(paths.root):
         tracker = factory(open_run(config, "report"))()

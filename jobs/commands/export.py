@@ -14,7 +14,7 @@ from jobs.commands.recipes import last_checkpoint
 from jobs.config import load as configs
 from jobs.config.paths import RunPaths
 from jobs.config.schema import RunConfig
-from jobs.console import say
+from jobs.console import print_line
 from models.ddt import HeadName, Student
 from models.errors import CheckpointError, ClusterError, ConfigError, DataError
 from models.flow import shift_for
@@ -68,9 +68,11 @@ def export(
         write_transformer(student, HEAD_NAMES[head], spec.shape[0], made)
         _write_beside(made, settings, spec, folder, head)
         target.put_folder(made, "")
-    say(f"{head} head of {folder}: a diffusers WanTransformer3DModel in {target}")
+    print_line(f"{head} head of {folder}: a diffusers WanTransformer3DModel in {target}")
     if is_windowed(spec.model, spec.shape[0]):
-        say("its windowed blocks need the lines of README.md: diffusers would attend over the whole clip")
+        print_line(
+            "its windowed blocks need the lines of README.md: diffusers would attend over the whole clip"
+        )
     return str(target)
 
 

@@ -11,7 +11,7 @@ from jobs.commands.dataset_run import dataset_run
 from jobs.commands.world import render
 from jobs.config.paths import RunPaths
 from jobs.config.schema import RunConfig
-from jobs.console import Progress, say
+from jobs.console import ConsoleProgress, print_line
 from jobs.ray_session import ray_session
 from models.text.umt5 import check_files
 from pipelines.data.ingest.pipeline import check
@@ -72,11 +72,15 @@ def ingest(config: RunConfig, *, fresh: bool = False, as_json: bool = False) -> 
     """
     paths = RunPaths.of(config)
     require_inputs(config, paths)
-    with Progress(to_stderr=as_json) as progress, ray_session(config.cluster), dataset_run(config) as run:
+    with (
+        ConsoleProgress(to_stderr=as_json) as progress,
+        ray_session(config.cluster),
+        dataset_run(config) as run,
+    ):
         done = ingest_corpora(config, paths, progress, fresh=fresh)
         run.record(done.info.data_hash, _metrics(done))
     if as_json:
-        say(json.dumps(told(paths.dataset, done)))
+        print_line(json.dumps(told(paths.dataset, done)))
     else:
         _print(paths.dataset, done)
     return done.info
@@ -99,7 +103,7 @@ def require_inputs(config: RunConfig, paths: RunPaths) -> None:
 
 
 def ingest_corpora(
-    config: RunConfig, paths: RunPaths, progress: Progress, *, fresh: bool = False
+    config: RunConfig, paths: RunPaths, progress: ConsoleProgress, *, fresh: bool = False
 ) -> Ingested:
     """Render the built-in world where it is used, then ingest both corpora and embed their captions on the
     running Ray; `fresh` removes the dataset once both corpora are listed."""
@@ -176,17 +180,17 @@ def _print(dataset: str, done: Ingested) -> None:
     for corpus in CORPORA:
         own = info.corpus(corpus)
         shape = "" if len(own.buckets) > 1 else f" of latents {list(own.latent_shape)}"
-        say(
+        print_line(
             f"{corpus.upper()}: {own.windows} windows{shape} from {own.videos} videos, {own.rejects} rejected"
         )
         for bucket in own.buckets if not shape else ():
-            say(f"  {bucket.told}")
-    say(f"reconstruction error {told_error(info.autoencoder)}; dataset: {dataset}")
+            print_line(f"  {bucket.told}")
+    print_line(f"reconstruction error {told_error(info.autoencoder)}; dataset: {dataset}")
     if not work.windows:
-        say("nothing was left to do")
+        print_line("nothing was left to do")
         return
     windows, hours, megabytes = work.rates.values()
-    say(
+    print_line(
         f"{work.windows} windows in {work.seconds:.1f} s: {windows:.3g} windows a second, "
         f"{hours:.3g} hours of video an hour, {megabytes:.3g} MB/s"
     )

@@ -5,7 +5,7 @@ import json
 from jobs.commands.dataset_run import dataset_run
 from jobs.config.paths import RunPaths, absolute_root
 from jobs.config.schema import RunConfig
-from jobs.console import plain, plain_table, say, show, tally_table
+from jobs.console import print_line, print_table, safe_text, tally_table, titled_table
 from models.errors import DataError
 from pipelines.data.report.inspection import Summary
 from pipelines.data.report.page import (
@@ -50,7 +50,7 @@ def inspect(
             run.record(seen.summary.data_hash, metrics(seen.summary))
             run.artifacts(seen.folder, seen.files)
     if as_json:
-        say(json.dumps(seen.summary.to_json() | {"report": f"{seen.folder}/{seen.files[0]}"}))
+        print_line(json.dumps(seen.summary.to_json() | {"report": f"{seen.folder}/{seen.files[0]}"}))
     else:
         _print(seen)
     return seen
@@ -97,20 +97,20 @@ def metrics(summary: Summary) -> dict[str, float]:
 
 def _print(seen: Inspection) -> None:
     summary = seen.summary
-    counts = plain_table(f"Dataset {summary.data_hash}")
+    counts = titled_table(f"Dataset {summary.data_hash}")
     counts.add_column("")
     for corpus in CORPORA:
         counts.add_column(corpus.upper(), justify="right")
     for row in count_rows(summary):
         counts.add_row(*row)
-    show(counts)
+    print_table(counts)
     if buckets := bucket_rows(summary):
-        shapes = plain_table("Buckets")
+        shapes = titled_table("Buckets")
         for name in BUCKET_HEAD:
             shapes.add_column(name)
         for bucket in buckets:
-            shapes.add_row(*map(plain, bucket))
-        show(shapes)
+            shapes.add_row(*map(safe_text, bucket))
+        print_table(shapes)
     for heading, name, columns in (
         ("Readers", "readers", ("reader", "videos", "why not decord")),
         ("Rejected videos", "rejects", ("stage", "videos", "such as")),
@@ -118,7 +118,7 @@ def _print(seen: Inspection) -> None:
     ):
         rows = tally_rows(summary, name, examples=1)
         if rows:
-            show(tally_table(heading, columns, rows))
-    say(f"\nreconstruction error {told_error(summary.autoencoder)}")
-    say(f"report: {seen.folder}/{seen.files[0]}")
-    say(f"pictures: {', '.join(seen.files[1:])} beside it")
+            print_table(tally_table(heading, columns, rows))
+    print_line(f"\nreconstruction error {told_error(summary.autoencoder)}")
+    print_line(f"report: {seen.folder}/{seen.files[0]}")
+    print_line(f"pictures: {', '.join(seen.files[1:])} beside it")

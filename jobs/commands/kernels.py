@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from rich.table import Table
 
-from jobs.console import Progress, say, show
+from jobs.console import ConsoleProgress, print_line, print_table
 from kernels.dispatch import path_for
 from models.errors import ConfigError
 
@@ -32,7 +32,7 @@ def kernels(*, report: bool, as_json: bool) -> bool:
     """
     if not report:
         paths = {str(device): path_for(device) for device in _devices()}
-        say(json.dumps(paths) if as_json else "\n".join(f"{d}: {path}" for d, path in paths.items()))
+        print_line(json.dumps(paths) if as_json else "\n".join(f"{d}: {path}" for d, path in paths.items()))
         return True
     if importlib.util.find_spec("triton") is None:
         raise ConfigError(
@@ -41,13 +41,13 @@ def kernels(*, report: bool, as_json: bool) -> bool:
     from kernels import aot
 
     work, found = aot.work(), []
-    with Progress() as progress:
+    with ConsoleProgress() as progress:
         for compiled in aot.report(len(os.sched_getaffinity(0)), work):
             found.append(compiled)
             if not as_json:
                 progress("compile", len(found), len(work))
     if as_json:
-        say(json.dumps([dataclasses.asdict(compiled) for compiled in found], indent=1))
+        print_line(json.dumps([dataclasses.asdict(compiled) for compiled in found], indent=1))
     else:
         _show(found)
     return all(compiled.ok for compiled in found)
@@ -66,9 +66,9 @@ def _show(found: list["Compiled"]) -> None:
         table.add_column(name.replace("_", " "), justify="left" if name in ("name", "target") else "right")
     for compiled in found:
         table.add_row(*(_cell(getattr(compiled, name)) for name in names))
-    show(table)
+    print_table(table)
     bad = sum(not compiled.ok for compiled in found)
-    say(f"{len(found)} configurations, {bad} not as they have to be")
+    print_line(f"{len(found)} configurations, {bad} not as they have to be")
 
 
 def _cell(value: object) -> str:

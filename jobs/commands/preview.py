@@ -2,7 +2,7 @@
 
 from jobs.config.paths import RunPaths
 from jobs.config.schema import RunConfig
-from jobs.console import Progress, plain_table, say, show, tally_table
+from jobs.console import ConsoleProgress, print_line, print_table, tally_table, titled_table
 from jobs.estimate.describe import render
 from jobs.ray_session import ray_session
 from pipelines.data.ingest.preview import CorpusPreview
@@ -24,29 +24,29 @@ def preview(config: RunConfig) -> dict[str, CorpusPreview]:
         DataError: a corpus is missing or empty.
         ClusterError: Ray or the storage cannot be used.
     """
-    say(render(config))
+    print_line(render(config))
     paths = RunPaths.of(config)
     if config.uses_world and not Storage(paths.world).exists():
-        say("the built-in world is not rendered yet, so that no video was looked at")
+        print_line("the built-in world is not rendered yet, so that no video was looked at")
         return {}
     short, long = paths.corpora(config)
-    with Progress() as progress, ray_session(config.cluster):
+    with ConsoleProgress() as progress, ray_session(config.cluster):
         found = run_preview(short, long, paths.dataset, config.data, progress)
     _print(found)
-    say("\nnothing was encoded or written")
+    print_line("\nnothing was encoded or written")
     return found
 
 
 def _print(found: dict[str, CorpusPreview]) -> None:
-    table = plain_table("Kept")
+    table = titled_table("Kept")
     for name in ("corpus", "videos", "windows", "hours of video"):
         table.add_column(name, justify="left" if name == "corpus" else "right")
     for corpus, seen in found.items():
         table.add_row(corpus.upper(), f"{seen.videos}", f"{seen.windows}", f"{seen.hours:.3g}")
-    show(table)
+    print_table(table)
     rejects = rows_of({corpus: seen.rejects for corpus, seen in found.items()}, examples=1)
     drops = rows_of({corpus: seen.drops for corpus, seen in found.items()}, examples=1)
     if rejects:
-        show(tally_table("Rejected videos", ("stage", "videos", "such as"), rejects))
+        print_table(tally_table("Rejected videos", ("stage", "videos", "such as"), rejects))
     if drops:
-        show(tally_table("Dropped windows", ("reason", "windows", "such as"), drops))
+        print_table(tally_table("Dropped windows", ("reason", "windows", "such as"), drops))

@@ -14,7 +14,7 @@ from jobs.commands.train import progress_board, run_stage
 from jobs.config.load import config_hash, flatten, to_dict
 from jobs.config.paths import RunPaths
 from jobs.config.schema import RunConfig
-from jobs.console import Progress, say
+from jobs.console import ConsoleProgress, print_line
 from jobs.ray_session import ray_session
 from jobs.tracking import RunReference, factory, open_run, tracking_uri
 from pipelines.data.ingest.lease import require_free
@@ -49,7 +49,7 @@ def quickstart(config: RunConfig, *, seeds: int, fresh: bool) -> str:
         if fresh:
             require_free(Storage(paths.dataset))
             Storage(paths.root).delete("")
-        with Progress() as progress, progress_board(progress) as reporter:
+        with ConsoleProgress() as progress, progress_board(progress) as reporter:
             ingest_corpora(config, paths, progress)
             factory(parent)().params(flatten(config))
             work = _Work(config, progress, reporter, parent)
@@ -91,7 +91,7 @@ class _Work:
     """Does one piece of the graph."""
 
     config: RunConfig
-    progress: Progress
+    progress: ConsoleProgress
     reporter: BoardReporter
     parent: RunReference | None
 
@@ -112,10 +112,10 @@ def _closing_words(
 ) -> None:
     """Where everything is, and how to look at it."""
     clips = results[0].clips.get("mmm_4", ())
-    say(f"clips:   {clips[0].rsplit('/', 1)[0] if clips else '-'}")
-    say(f"samples: {RunPaths.of(config).samples}")
-    say(f"report:  {page}")
-    say(f"summary: {summary}")
+    print_line(f"clips:   {clips[0].rsplit('/', 1)[0] if clips else '-'}")
+    print_line(f"samples: {RunPaths.of(config).samples}")
+    print_line(f"report:  {page}")
+    print_line(f"summary: {summary}")
     if config.tracking.enabled:
-        say(f"runs:    mlflow ui --backend-store-uri {tracking_uri(config)}")
-    say(f"done in {seconds / 60:.1f} minutes")
+        print_line(f"runs:    mlflow ui --backend-store-uri {tracking_uri(config)}")
+    print_line(f"done in {seconds / 60:.1f} minutes")

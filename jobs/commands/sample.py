@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from jobs.commands.recipes import last_checkpoint
 from jobs.config.paths import RunPaths
 from jobs.config.schema import RunConfig
-from jobs.console import Progress, say
+from jobs.console import ConsoleProgress, print_line
 from models.device import compute_device
 from models.errors import ConfigError
 from models.rng import Key
@@ -66,11 +66,11 @@ def sample(
     texts = list(captions) or _spread(ShardDataset(paths.dataset, "long").captions, count)
     chosen = list(itertools.islice(itertools.cycle(texts), count))
     target = Storage(out or paths.samples)
-    with Progress() as progress:
+    with ConsoleProgress() as progress:
         embed_captions(spec.text, paths.dataset, chosen, device=device.type)
         made = _videos(config, load_network(folder, device), method, paths.dataset, chosen)
         written = _write(target, made, chosen, info.long.fps, progress)
-    say(f"{count} videos, a contact sheet and metadata.jsonl in {target}")
+    print_line(f"{count} videos, a contact sheet and metadata.jsonl in {target}")
     return written
 
 
@@ -124,7 +124,7 @@ def _write(
     videos: Iterator[NDArray[np.uint8]],
     captions: Sequence[str],
     fps: float,
-    progress: Progress,
+    progress: ConsoleProgress,
 ) -> list[str]:
     """MP4 and GIF of each video, metadata.jsonl, and a contact sheet of the first."""
     rows, lines, written = [], [], []

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jobs.console import say, warn
+from jobs.console import print_line, warn
 from jobs.tracking import commit_tags
 from models.errors import ClusterError, ConfigError
 
@@ -140,7 +140,7 @@ def submit(request: Submission, *, follow: bool, dry_run: bool) -> int:
         ClusterError: the server cannot be reached, refuses the token or the job.
     """
     if dry_run:
-        say(
+        print_line(
             json.dumps(
                 {
                     "address": request.address,
@@ -162,10 +162,10 @@ def submit(request: Submission, *, follow: bool, dry_run: bool) -> int:
         raise ClusterError(
             _reason(error), "Choose another --submission-id, or mend what the server names"
         ) from error
-    say(f"submitted {job}: {request.entrypoint}")
+    print_line(f"submitted {job}: {request.entrypoint}")
     hint = f"RAY_AUTH_MODE=token ray job {{}} --address {request.address} {job}"
     if not follow:
-        say(f"follow it: {hint.format('logs --follow')}")
+        print_line(f"follow it: {hint.format('logs --follow')}")
         return 0
     try:
         asyncio.run(_print_log(client, job))
@@ -185,7 +185,7 @@ def _reason(error: Exception) -> str:
 async def _print_log(client: Any, job: str) -> None:
     """The job's output as it comes, in one piece however often the connection breaks."""
     async for text in client.tail_job_logs(job):
-        say(text.rstrip("\n"))
+        print_line(text.rstrip("\n"))
 
 
 def _finish(client: Any, job: str) -> int:
@@ -194,7 +194,7 @@ def _finish(client: Any, job: str) -> int:
         time.sleep(0.5)
     details = client.get_job_info(job)
     if status == "SUCCEEDED":
-        say(f"{job} succeeded")
+        print_line(f"{job} succeeded")
         return 0
     warn(f"{job} {status.lower()}: {details.message or 'no message'}")
     return int(details.driver_exit_code or 1)

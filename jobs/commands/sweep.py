@@ -18,8 +18,7 @@ from jobs.commands.trial import run_trial, trial_settings
 from jobs.config.load import flatten, to_json, with_values
 from jobs.config.paths import RunPaths, absolute_root
 from jobs.config.schema import RunConfig, SweepConfig
-from jobs.console import Progress, say, show
-from jobs.guard import find_cause
+from jobs.console import ConsoleProgress, find_cause, print_line, print_table
 from jobs.ray_session import ray_session
 from jobs.tracking import RunReference, close_children, factory, open_run
 from models.errors import ClusterError
@@ -77,7 +76,7 @@ def sweep(config: RunConfig, *, fresh: bool = False) -> list[TrialResult]:
     tracker.params(flatten(config))
     with ray_session(config.cluster, dashboard=True):
         references = f"{paths.sweeps}/references"
-        with Progress() as progress:
+        with ConsoleProgress() as progress:
             prepare(trial_settings(config, references), progress)
         try:
             grid = _tuner(config, paths, parent, references).fit()
@@ -146,7 +145,7 @@ class _Lines(Callback):
     def on_trial_result(self, *_counts: object, trial: Any, result: dict[str, Any], **_more: object) -> None:
         values = ", ".join(f"{name} {_short(value)}" for name, value in trial.config.items())
         measured = f"{self._metric} {result[self._metric]:.4g}"
-        say(f"trial {trial.trial_id}  step {result['step']}  {measured}  ({values})")
+        print_line(f"trial {trial.trial_id}  step {result['step']}  {measured}  ({values})")
 
 
 def _tuner(config: RunConfig, paths: RunPaths, parent: RunReference | None, references: str) -> tune.Tuner:
@@ -156,7 +155,7 @@ def _tuner(config: RunConfig, paths: RunPaths, parent: RunReference | None, refe
     state = f"{paths.sweeps}/tune"
     space = space_of(config.sweep)
     if tune.Tuner.can_restore(state):
-        say("going on with the sweep that is there; --fresh starts over")
+        print_line("going on with the sweep that is there; --fresh starts over")
         return tune.Tuner.restore(
             state, trainable, resume_unfinished=True, resume_errored=True, param_space=space
         )
@@ -218,11 +217,11 @@ def _show(config: RunConfig, results: list[TrialResult], closed: int) -> None:
         drawn = [_short(trial.values.get(name)) for name in chosen.space]
         metric = "-" if trial.metric is None else f"{trial.metric:.4g}"
         table.add_row(trial.trial, *drawn, metric, str(trial.step), trial.status)
-    show(table)
+    print_table(table)
     best = " ".join(f"--set {name}={_short(value)}" for name, value in results[0].values.items())
-    say(f"best: {best}")
+    print_line(f"best: {best}")
     if closed:
-        say(f"{closed} run(s) of stopped trials were closed as KILLED in MLflow")
+        print_line(f"{closed} run(s) of stopped trials were closed as KILLED in MLflow")
 
 
 def _short(value: Any) -> str:

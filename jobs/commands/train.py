@@ -12,7 +12,7 @@ from jobs.commands.recipes import StagePlan, make_recipe, stage_plan
 from jobs.config.load import config_hash, flatten, to_dict
 from jobs.config.paths import RunPaths
 from jobs.config.schema import RunConfig
-from jobs.console import Progress, say
+from jobs.console import ConsoleProgress, print_line
 from jobs.ray_session import ray_session
 from jobs.tracking import RunReference, factory, open_run
 from pipelines.data.store.info import read_info
@@ -24,7 +24,7 @@ POLL_S = 0.5
 
 
 @contextmanager
-def progress_board(progress: Progress) -> Iterator[BoardReporter]:
+def progress_board(progress: ConsoleProgress) -> Iterator[BoardReporter]:
     """Shows on this terminal what workers report, for the length of a `with` block."""
     board: Any = ProgressBoard.remote()  # type: ignore[attr-defined]
     stop = threading.Event()
@@ -102,8 +102,8 @@ def train(config: RunConfig, *, stage: str, fresh: bool = False) -> StageOutcome
     root = RunPaths.of(config).seed(config.seed)
     if fresh:
         Storage(root).delete(stage)
-    with ray_session(config.cluster), Progress() as progress, progress_board(progress) as reporter:
+    with ray_session(config.cluster), ConsoleProgress() as progress, progress_board(progress) as reporter:
         outcome = run_stage(config, stage_plan(config, stage), config.seed, reporter)
-    say(f"{stage}: {outcome.summary['steps']:.0f} steps, {outcome.summary['cpu_seconds']:.0f} CPU-s")
-    say(f"checkpoint: {outcome.checkpoint}")
+    print_line(f"{stage}: {outcome.summary['steps']:.0f} steps, {outcome.summary['cpu_seconds']:.0f} CPU-s")
+    print_line(f"checkpoint: {outcome.checkpoint}")
     return outcome

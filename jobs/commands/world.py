@@ -7,7 +7,7 @@ from pathlib import Path
 
 from jobs.config.paths import RunPaths, is_remote
 from jobs.config.schema import RunConfig
-from jobs.console import Progress, say
+from jobs.console import ConsoleProgress, print_line
 from models.errors import ConfigError
 from pipelines.storage import Storage
 from pipelines.world.render import write_world
@@ -33,9 +33,11 @@ def world(config: RunConfig, *, fresh: bool = False) -> None:
     paths = RunPaths.of(config)
     if fresh:
         Storage(paths.root).delete("world")
-    with Progress() as progress:
+    with ConsoleProgress() as progress:
         render(config, paths, lambda done, total: progress("world", done, total))
-    say(f"world: {config.world.short_clips} SHORT and {config.world.long_clips} LONG clips in {paths.world}")
+    print_line(
+        f"world: {config.world.short_clips} SHORT and {config.world.long_clips} LONG clips in {paths.world}"
+    )
 
 
 def render(config: RunConfig, paths: RunPaths, progress: Callable[[int, int], None]) -> None:

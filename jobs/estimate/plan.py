@@ -1,7 +1,7 @@
 """`sostenuto train --dry-run`: what training would take, and whether it fits."""
 
 from jobs.config.schema import RunConfig
-from jobs.console import say
+from jobs.console import print_line
 from jobs.estimate.describe import describe, render, to_json
 from jobs.estimate.fitting import require_fit
 from jobs.estimate.gpus import gpu as gpu_named
@@ -21,6 +21,6 @@ def plan(config: RunConfig, *, stage: str | None, gpu: str | None, as_json: bool
     """
     asked = None if gpu is None else gpu_named(gpu)
     described = describe(config, stage, asked)
-    say(to_json(config, described, asked) if as_json else render(config, described, asked))
+    print_line(to_json(config, described, asked) if as_json else render(config, described, asked))
     if asked is not None:
         require_fit(config, described, asked)
