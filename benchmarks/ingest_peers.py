@@ -14,7 +14,7 @@ import ray
 import torch
 from numpy.typing import NDArray
 
-from models.autoencoders.pca import load_autoencoder
+from models.autoencoders.kinds import load_autoencoder
 from pipelines.data.decode.transforms import resize
 
 BLOCK = 16

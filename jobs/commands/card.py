@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.config.schema import RunConfig
+from models.text.kinds import text_kind
 from models.wan.layout import is_windowed
 from pipelines.checkpoints import NetworkSpec
 from pipelines.data.store.info import CorpusInfo, DatasetInfo
@@ -261,7 +262,8 @@ def _limits(card: Card) -> Iterator[str]:
     yield f"- Trained at {frames} frames of {height} x {width} pixels; nothing else was measured."
     yield "- What its corpora do not show, it has not learned."
     yield "- Nothing filters what it is asked for or what it makes."
-    if card.spec.text.kind == "ngram":
-        yield "- It reads hashed n-grams (`text.kind: ngram`), which no pipeline makes: give `prompt_embeds`."
+    if not text_kind(card.spec.text).in_pipelines:
+        kind = card.spec.text.kind
+        yield f"- Its text encoder (`text.kind: {kind}`) is in no pipeline: give `prompt_embeds`."
     if card.head == "dm":
         yield "- Few-step distillation narrows diversity; guidance does not apply to this head."

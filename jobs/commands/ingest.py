@@ -13,7 +13,7 @@ from jobs.config.paths import RunPaths
 from jobs.config.schema import RunConfig
 from jobs.console import ConsoleProgress, print_line
 from jobs.ray_session import ray_session
-from models.text.umt5 import check_files
+from models.text.kinds import text_kind
 from pipelines.data.ingest.pipeline import check
 from pipelines.data.ingest.pipeline import ingest as run_ingest
 from pipelines.data.source.corpus import locate
@@ -95,8 +95,7 @@ def require_inputs(config: RunConfig, paths: RunPaths) -> None:
         CheckpointError: the text encoder's files are not there.
     """
     check(config.data)
-    if config.text.kind == "umt5":
-        check_files(config.text)
+    text_kind(config.text).check_files()
     if not config.uses_world:
         for location in paths.corpora(config):
             locate(location)

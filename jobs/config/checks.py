@@ -7,7 +7,9 @@ from typing import Any
 
 from jobs.config.schema import SUPERVISED_STAGES, RunConfig
 from jobs.estimate import shapes
+from models.autoencoders.kinds import autoencoder_kind
 from models.errors import ConfigError
+from models.text.kinds import text_kind
 from models.wan.layout import is_windowed
 from models.windows import spans
 from pipelines.data.curate.quality import check_curation
@@ -90,7 +92,6 @@ def _corpora(config: RunConfig) -> None:
     data = config.data
     check_curation(data.curation)
     buckets.check(data)
-    buckets.check_patches(data, config.autoencoder)
     if data.fps is not None and data.fps <= 0:
         _refuse(f"data.fps is {data.fps}", "Set it above 0, or to null to keep every frame")
     if (data.short is None) != (data.long is None):
@@ -129,10 +130,7 @@ def _world(config: RunConfig) -> None:
 
 def _captions(config: RunConfig) -> None:
     text = config.text
-    if text.kind == "umt5" and text.pretrained is None:
-        _refuse(
-            "text.kind=umt5 has no text.pretrained", "Name the folder with text_encoder/ and tokenizer/ in it"
-        )
+    text_kind(text).check_settings()
     if text.withheld_words and not text.withhold_probability:
         _refuse(
             "text.withheld_words are named, but text.withhold_probability is 0",
@@ -178,29 +176,21 @@ def _network(config: RunConfig) -> None:
             "lora.rank is set, but lora.targets or lora.stages is empty",
             "Name layers and stages, or set lora.rank=0",
         )
-    if config.autoencoder.kind == "wan" and config.autoencoder.pretrained is None:
-        _refuse(
-            "autoencoder.kind=wan has no autoencoder.pretrained", "Name the folder of the Wan 2.1 autoencoder"
-        )
+    autoencoder_kind(config.autoencoder).check_settings()
 
 
 def _sizes(config: RunConfig) -> None:
-    data, (rows, columns) = config.data, shapes.pixels_per_latent(config)
-    for height, width in data.sizes:
-        if height % rows or width % columns:
-            _refuse(
-                f"frames of {height}x{width} do not divide into patches of {rows}x{columns}",
-                f"Make all heights and widths in data multiples of {rows}, or change autoencoder.patch_size",
-            )
+    data, kind = config.data, autoencoder_kind(config.autoencoder)
+    kind.check_sizes(data.sizes)
     shorter = [("long_lengths", frames) for frames in data.long_lengths]
     for name, frames in (("short_frames", data.short_frames), ("long_frames", data.long_frames), *shorter):
-        refused = config.autoencoder.kind == "wan" and config.autoencoder.uneven_frames == "refuse"
-        if refused and frames % shapes.WAN_TEMPORAL != 1:
-            down = (frames - 1) // 4 * 4 + 1
+        factor = kind.temporal_factor
+        if config.autoencoder.uneven_frames == "refuse" and (frames - 1) % factor:
+            down = (frames - 1) // factor * factor + 1
             setting = f"data.{name}=" if (name, frames) not in shorter else f"that one of data.{name} to "
             _refuse(
-                f"data.{name} is {frames}, but the Wan autoencoder takes 4k+1 frames",
-                f"Set {setting}{down} or {down + 4}, or autoencoder.uneven_frames=pad",
+                f"data.{name} is {frames}, but the autoencoder takes {factor}k+1 frames",
+                f"Set {setting}{down} or {down + factor}, or autoencoder.uneven_frames=pad",
             )
     _patches(config)
 
@@ -245,8 +235,7 @@ def _windows(config: RunConfig) -> None:
             f"model.window is {config.model.window}",
             f"Set model.window={sizes.short_frames // config.model.patch_size[0] - 1} or more",
         )
-    causal = config.autoencoder.kind == "wan"
-    most = length - (1 if causal else 0)
+    most = length - (0 if autoencoder_kind(config.autoencoder).crop_safe else 1)
     if distill.window_stride > most:
         _refuse(
             f"distill.window_stride {distill.window_stride} leaves frames that no window scores",

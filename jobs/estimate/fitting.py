@@ -7,7 +7,8 @@ from collections.abc import Callable
 from jobs.config.schema import RunConfig
 from jobs.estimate.describe import Description, StageCost, stage_cost
 from jobs.estimate.gpus import Gpu, smallest
-from jobs.estimate.shapes import WAN_TEMPORAL, scored_windows
+from jobs.estimate.shapes import scored_windows
+from models.autoencoders.kinds import autoencoder_kind
 from models.errors import ConfigError
 
 RANK = 32
@@ -86,7 +87,7 @@ def _adapters(config: RunConfig, stage: str, _gpu: Gpu) -> list[Step]:
 
 def _frames(config: RunConfig, stage: str, gpu: Gpu) -> list[Step]:
     """The longest LONG windows that fit, not shorter than SHORT ones, longer than those of other buckets."""
-    data, grain = config.data, WAN_TEMPORAL if config.autoencoder.kind == "wan" else 1
+    data, grain = config.data, autoencoder_kind(config.autoencoder).temporal_factor
     least = max([data.short_frames, *(length + grain for length in data.long_lengths)])
     most = (data.long_frames - least) // grain
 

@@ -4,10 +4,8 @@ import math
 from dataclasses import dataclass
 
 from jobs.config.schema import RunConfig
+from models.autoencoders.kinds import autoencoder_kind
 from models.windows import spans
-
-WAN_CHANNELS, WAN_SPATIAL, WAN_TEMPORAL = 16, 8, 4
-"""Latent channels, pixels a latent row, frames a latent frame after the first, of the Wan 2.1 autoencoder."""
 
 WORLD_FACTORS = 13
 """Numbers a frame of the built-in world, which a linear code finds."""
@@ -38,9 +36,7 @@ class Shapes:
 
 def pixels_per_latent(config: RunConfig) -> tuple[int, int]:
     """Rows and columns of pixels that one latent position describes."""
-    if config.autoencoder.kind == "wan":
-        return WAN_SPATIAL, WAN_SPATIAL
-    side = config.autoencoder.patch_size
+    side = autoencoder_kind(config.autoencoder).patch
     return (side, side) if side else (config.data.height, config.data.width)
 
 
@@ -51,15 +47,14 @@ def largest_size(config: RunConfig) -> tuple[int, int]:
 
 def latent_frames(config: RunConfig, frames: int) -> int:
     """Latent frames of a clip of `frames` frames."""
-    return -(-(frames - 1) // WAN_TEMPORAL) + 1 if config.autoencoder.kind == "wan" else frames
+    return autoencoder_kind(config.autoencoder).latent_frames(frames)
 
 
 def channels(config: RunConfig) -> tuple[int, bool]:
     """Latent channels, and whether they are certain before ingest."""
-    if config.autoencoder.kind == "wan":
-        return WAN_CHANNELS, True
-    if config.autoencoder.components is not None:
-        return config.autoencoder.components, True
+    known = autoencoder_kind(config.autoencoder).channels
+    if known is not None:
+        return known, True
     return (WORLD_FACTORS if config.uses_world else config.autoencoder.max_components), False
 
 

@@ -1,25 +1,20 @@
-"""Pixels to latents and back: a linear code fitted on the corpus, or Wan 2.1's (models/autoencoders/wan.py).
-
-Both are a folder with a config.json; `load_autoencoder` tells them apart.
-"""
+"""A linear autoencoder: principal components of whole frames or of patches, fitted on the corpus."""
 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.autoencoders.wan import WanAutoencoder
+from models.autoencoders.kinds import CONFIG_FILE, PcaKind, read_config
 from models.config import AutoencoderConfig
 from models.errors import CheckpointError, ConfigError, DataError
 from models.weights import load_tensors, save_tensors
 
-CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "weights.safetensors"
 CLEAR_GAP = 20.0
 """Ratio of neighbouring eigenvalues that ends the picture and starts the noise."""
@@ -28,61 +23,6 @@ GAP_EXPLAINS = 0.95
 EXPLAINED = 0.98
 """Share of the variance that is kept where there is no gap."""
 _BLOCK = 4096
-
-
-class Autoencoder(Protocol):
-    """Maps video pixels to normalised latents and back. T = (F - 1) / temporal_factor + 1 latent frames,
-    on the device of what is given."""
-
-    channels: int
-    """C, numbers a latent position."""
-    temporal_factor: int
-    """Pixel frames a latent frame, beyond the first."""
-    crop_safe: bool
-    """Whether the latents of a window are the window of the latents."""
-    reconstruction_error: float
-    """Root mean square of decode(encode(x)) - x on what it was fitted on, pixels in [0, 1]; nan if not
-    known."""
-
-    def encode(self, frames: Tensor) -> Tensor:
-        """Uint8 [B, F, H, W, 3] to float32 [B, T, C, h, w]."""
-        ...
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """Float [B, T, C, h, w] to uint8 [B, F, H, W, 3]."""
-        ...
-
-
-def load_autoencoder(folder: str | Path, device: torch.device | str = "cpu") -> Autoencoder:
-    """The autoencoder stored in a local folder: ours, or a diffusers AutoencoderKLWan.
-
-    Args:
-        folder: with a config.json.
-        device: where a neural autoencoder works; a linear code is quick and stays on the CPU.
-
-    Raises:
-        CheckpointError: the folder holds no autoencoder, or a damaged one.
-    """
-    config = _read_config(Path(folder))
-    if config.get("kind") == "pca":
-        return PcaAutoencoder.load(folder)
-    if config.get("kind") == "wan":
-        return WanAutoencoder.load(str(config["pretrained"]), device, config["uneven_frames"])
-    if config.get("_class_name") == "AutoencoderKLWan":
-        return WanAutoencoder.load(folder, device)
-    raise CheckpointError(
-        f"{folder} holds no autoencoder that is known here",
-        "Ingest again, or give a folder of AutoencoderKLWan",
-    )
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads((folder / CONFIG_FILE).read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(
-            f"{folder} holds no readable {CONFIG_FILE}", "Ingest again, or give the autoencoder's own folder"
-        ) from error
 
 
 @dataclass(frozen=True)
@@ -137,8 +77,8 @@ class PcaAutoencoder:
         eigenvalues: variances that were looked at when K was chosen, the largest first.
     """
 
-    temporal_factor = 1
-    crop_safe = True
+    temporal_factor = PcaKind.temporal_factor
+    crop_safe = PcaKind.crop_safe
 
     def __init__(
         self,
@@ -206,7 +146,8 @@ class PcaAutoencoder:
                 has.
             DataError: no frames, or all of them equal.
         """
-        layout = _layout(config.patch_size, height, width)
+        PcaKind(config).check_sizes([(height, width)])
+        layout = _Layout(height, width, config.patch_size or height, config.patch_size or width)
         if len(frames) < 2:
             raise DataError(
                 f"{len(frames)} frames to fit the autoencoder on", "Give videos that can be decoded"
@@ -256,7 +197,7 @@ class PcaAutoencoder:
         Raises:
             CheckpointError: a file is missing, damaged, or disagrees with the other.
         """
-        config = _read_config(Path(folder))
+        config = read_config(Path(folder))
         tensors = load_tensors(Path(folder) / WEIGHTS_FILE)
         try:
             sizes = [int(config[k]) for k in ("height", "width", "patch_height", "patch_width")]
@@ -270,17 +211,6 @@ class PcaAutoencoder:
         if not agrees:
             raise CheckpointError(f"The autoencoder in {folder} has weights of another shape", "Ingest again")
         return cls(layout, mean, basis, scale, error, eigenvalues)
-
-
-def _layout(patch: int, height: int, width: int) -> _Layout:
-    if patch == 0:
-        return _Layout(height, width, height, width)
-    if patch < 0 or height % patch or width % patch:
-        raise ConfigError(
-            f"autoencoder.patch_size = {patch} does not tile a frame of {height} x {width} pixels",
-            "Set it to a divisor of data.height and data.width, or to 0 for the whole frame",
-        )
-    return _Layout(height, width, patch, patch)
 
 
 def _blocks(length: int) -> list[slice]:

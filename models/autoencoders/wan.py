@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from models.autoencoders.kinds import CONFIG_FILE
 from models.config import UnevenFrames
 from models.errors import CheckpointError, ConfigError
 from models.weights import copy_into, load_tensors
 
-CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 CLASS = "AutoencoderKLWan"
 _REMEDY = "Give the folder of Wan 2.1's AutoencoderKLWan in the diffusers layout (its vae/)"

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.autoencoders.pca import Autoencoder, PcaAutoencoder
+from models.autoencoders.kinds import Autoencoder
+from models.autoencoders.pca import PcaAutoencoder
 from pipelines.evaluation.features.extractors import pixel_extractors, shrink, window_pixels
 from pipelines.evaluation.temporal import TEMPORAL_NAMES, temporal_report
 from pipelines.world.readback import FactorReader

@@ -17,7 +17,7 @@ import ray.data
 import torch
 from safetensors.numpy import load, save
 
-from models.autoencoders.pca import Autoencoder
+from models.autoencoders.kinds import Autoencoder
 from models.rng import Key
 from pipelines.data.store.dataset import ShardDataset
 from pipelines.data.store.info import dataset_autoencoder, read_info

@@ -2,7 +2,6 @@
 
 from itertools import pairwise
 
-from models.config import AutoencoderConfig
 from models.errors import ConfigError
 from pipelines.data.config import DataConfig
 
@@ -27,22 +26,6 @@ def check(data: DataConfig) -> None:
         raise ConfigError(
             f"data.shapes = {_told(data)} beside {data.height} x {data.width} has one aspect ratio twice",
             "Give one size for each aspect ratio: a video is cropped to the nearest",
-        )
-
-
-def check_patches(data: DataConfig, autoencoder: AutoencoderConfig) -> None:
-    """Refuse sizes that a linear code does not tile.
-
-    Raises:
-        ConfigError: names the setting.
-    """
-    if autoencoder.kind != "pca" or not data.shapes:
-        return
-    patch = autoencoder.patch_size
-    if patch < 1 or any(side % patch for size in data.shapes for side in size):
-        raise ConfigError(
-            f"data.shapes = {_told(data)}, but autoencoder.patch_size = {patch} does not tile them",
-            "Set autoencoder.patch_size to a divisor of all heights and widths, or data.shapes=[]",
         )
 
 

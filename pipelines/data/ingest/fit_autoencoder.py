@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from itertools import product
@@ -13,10 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.autoencoders.pca import PcaAutoencoder
-from models.autoencoders.wan import WanAutoencoder
+from models.autoencoders.kinds import autoencoder_kind
 from models.config import AutoencoderConfig
-from models.errors import ConfigError, DataError
+from models.errors import DataError
 from pipelines.data.ingest.decoded import sample_group
 from pipelines.data.ingest.groups import Group, Task
 from pipelines.data.source.manifest import Source
@@ -48,13 +46,13 @@ def prepare_autoencoder(
     storage = Storage(task.out)
     if storage.exists(f"{AUTOENCODER_FOLDER}/config.json"):
         return
-    if config.kind == "wan":
-        storage.write_json(f"{AUTOENCODER_FOLDER}/config.json", _wan_reference(config, task))
+    kind = autoencoder_kind(config)
+    if not kind.fitted:
+        storage.write_json(f"{AUTOENCODER_FOLDER}/config.json", kind.reference(_window_shapes(task)))
         return
     frames = _sample(task, corpora, config.fit_frames, seed, progress)
-    fitted = PcaAutoencoder.fit(frames, config, task.data.height, task.data.width)
     with tempfile.TemporaryDirectory() as local:
-        fitted.save(Path(local))
+        kind.fit(frames, task.data.height, task.data.width, Path(local))
         storage.put_folder(local, AUTOENCODER_FOLDER, last="config.json")
 
 
@@ -64,25 +62,18 @@ def check_autoencoder(task: Task, config: AutoencoderConfig) -> None:
     Raises:
         ConfigError, CheckpointError: as `prepare_autoencoder`.
     """
-    if config.kind == "wan":
-        _wan_reference(config, task)
+    kind = autoencoder_kind(config)
+    if not kind.fitted:
+        kind.reference(_window_shapes(task))
 
 
-def _wan_reference(config: AutoencoderConfig, task: Task) -> dict[str, str]:
-    if not config.pretrained:
-        raise ConfigError(
-            "autoencoder.kind = wan without a folder",
-            "Set autoencoder.pretrained to the folder of AutoencoderKLWan",
-        )
-    model = WanAutoencoder.load(config.pretrained, uneven_frames=config.uneven_frames)
-    for corpus in task.folders:
-        for (frames, _), size in product(task.data.cuts_of(corpus), task.data.sizes):
-            model.check(frames, *size)
-    return {
-        "kind": "wan",
-        "pretrained": os.path.abspath(config.pretrained),
-        "uneven_frames": config.uneven_frames,
-    }
+def _window_shapes(task: Task) -> list[tuple[int, int, int]]:
+    """Frames, height and width of every shape of window."""
+    return [
+        (frames, *size)
+        for corpus in task.folders
+        for (frames, _), size in product(task.data.cuts_of(corpus), task.data.sizes)
+    ]
 
 
 def _sample(

@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
+from models.autoencoders.kinds import autoencoder_kind
 from models.config import AutoencoderConfig
 from models.errors import ConfigError, DataError
 from pipelines.data.config import DataConfig
 from pipelines.data.curate.quality import check_curation
 from pipelines.data.curate.shots import require_detector
 from pipelines.data.ingest.buckets import check as check_buckets
-from pipelines.data.ingest.buckets import check_patches
 from pipelines.data.ingest.finalize import finish, judge
 from pipelines.data.ingest.fit_autoencoder import Progress, check_autoencoder, prepare_autoencoder
 from pipelines.data.ingest.groups import Group, Task, group_by_bytes
@@ -87,7 +87,8 @@ def ingest(
         ClusterError: Ray is not running, the storage cannot be used, or another ingest is writing there.
     """
     check(data)
-    check_patches(data, autoencoder)
+    kind = autoencoder_kind(autoencoder)
+    kind.check_sizes(data.sizes)
     storage = Storage(out)
     version = dataset_version(data, autoencoder, seed)
     complete = not fresh and _is_complete(storage, version)
@@ -97,7 +98,7 @@ def ingest(
         keep_list(storage, listings)
         return info
     folders = {corpus: listing.root for corpus, listing in listings.items()}
-    device = "cuda" if use_gpu and autoencoder.kind == "wan" else "cpu"
+    device = "cuda" if use_gpu and kind.neural else "cpu"
     task = Task(out=str(storage), folders=folders, version=version, data=data, device=device)
     if fresh:
         check_autoencoder(task, autoencoder)
@@ -107,7 +108,7 @@ def ingest(
         done = _statuses_before(storage, videos)
         say = progress or _ignore
         prepare_autoencoder(task, videos, autoencoder, seed, say)
-        pool = None if autoencoder.kind == "pca" else Pool(data.min_actors, data.max_actors, use_gpu)
+        pool = Pool(data.min_actors, data.max_actors, use_gpu) if kind.neural else None
         for status in write_all(task, videos, done, write_group, say, pool):
             (tell or _ignore)(status)
         ends += _labelled(listings, done.values())

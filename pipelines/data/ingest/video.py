@@ -6,7 +6,7 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
-from models.autoencoders.pca import Autoencoder
+from models.autoencoders.kinds import Autoencoder
 from pipelines.data.curate.quality import Curator, Verdict
 from pipelines.data.decode.decoder import Probe
 from pipelines.data.decode.transforms import nearest

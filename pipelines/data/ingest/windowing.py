@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.autoencoders.pca import Autoencoder
+from models.autoencoders.kinds import Autoencoder
 
 ENCODE_FRAMES = 16
 """Frames encoded together, counted from the first, so that a frame's latents do not depend on how it

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.autoencoders.pca import Autoencoder
+from models.autoencoders.kinds import Autoencoder
 from pipelines.data.ingest.decoded import Event, Frames, decoded
 from pipelines.data.ingest.groups import Group, Task, shard_name
 from pipelines.data.ingest.read_ahead import read_ahead

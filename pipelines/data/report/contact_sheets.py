@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from models.autoencoders.pca import Autoencoder
+from models.autoencoders.kinds import Autoencoder
 from pipelines.data.report.inspection import Tables, kept, of_corpus
 from pipelines.data.store.dataset import CorpusName, ShardDataset
 from pipelines.data.store.tables import sort

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from models.config import TextConfig
 from models.errors import DataError
-from models.text.captions import Conditioning, NgramEncoder, TextEncoder, batched, withhold
-from models.text.umt5 import Umt5Encoder, check_files, fingerprint
+from models.text.captions import Conditioning, TextEncoder, batched, withhold
+from models.text.kinds import Embedder, text_kind
 from pipelines.data.store.index import read_index
 from pipelines.data.store.info import read_info
 from pipelines.data.store.shards import digest, open_shard
@@ -72,7 +72,8 @@ def text_encoder(config: TextConfig, dataset: str | Storage) -> TextEncoder:
     Raises:
         DataError: embeddings that are missing, damaged or of other settings; also when encoding.
     """
-    return NgramEncoder(config) if config.kind == "ngram" else StoredText(config, dataset)
+    kind = text_kind(config)
+    return StoredText(config, dataset) if kind.stored else kind.encoder()
 
 
 def dataset_captions(storage: Storage) -> set[str]:
@@ -94,7 +95,7 @@ def embed_captions(
     and the empty one.
 
     Args:
-        config: of kind `umt5`; with another there is nothing to do.
+        config: there is nothing to do for an encoder that is not `stored`.
         dataset: folder or URI of a finished dataset.
         captions: None is all of the dataset's.
         device: where the encoder works when there is no pool.
@@ -106,10 +107,11 @@ def embed_captions(
         How many captions were embedded.
 
     Raises:
-        ConfigError, CheckpointError: as `Umt5Encoder.load`.
+        ConfigError, CheckpointError: the encoder cannot be loaded.
         DataError: the dataset's embeddings are another encoder's, or a worker died each time.
     """
-    if config.kind != "umt5":
+    kind = text_kind(config)
+    if not kind.stored:
         return 0
     storage = dataset if isinstance(dataset, Storage) else Storage(dataset)
     wanted = dataset_captions(storage) if captions is None else set(captions)
@@ -118,7 +120,7 @@ def embed_captions(
     known = {caption for part in read_parts(storage, config) for caption in part.captions}
     missing = sorted(wanted - known)
     if missing:
-        check_files(config)
+        kind.check_files()
         _check_encoder(storage, config)
         _embed(config, storage, missing, device, pool, progress or (lambda *_: None))
     return len(missing)
@@ -137,7 +139,7 @@ def _embed(
     ]
     done = 0
     if pool is None:
-        encoder = Umt5Encoder.load(config, device)
+        encoder = text_kind(config).embedder(device)
         for group in groups:
             _write_part(config, storage, encoder, group)
             done += len(group.captions)
@@ -162,13 +164,13 @@ def _work(config: TextConfig, out: str, device: str, group: CaptionGroup) -> dic
 
 
 @lru_cache(maxsize=1)
-def _kept_encoder(config: TextConfig, device: str) -> Umt5Encoder:
+def _kept_encoder(config: TextConfig, device: str) -> Embedder:
     """An actor's own."""
     torch.set_num_threads(1)
-    return Umt5Encoder.load(config, device)
+    return text_kind(config).embedder(device)
 
 
-def _write_part(config: TextConfig, storage: Storage, encoder: Umt5Encoder, group: CaptionGroup) -> None:
+def _write_part(config: TextConfig, storage: Storage, encoder: Embedder, group: CaptionGroup) -> None:
     """Embed captions, store them, and say last that they are there."""
     rows = encoder.embed(group.captions)
     sink = pa.BufferOutputStream()
@@ -177,10 +179,10 @@ def _write_part(config: TextConfig, storage: Storage, encoder: Umt5Encoder, grou
             column = {"caption": [caption], "num_tokens": [len(row)], "tokens": [row.numpy().tobytes()]}
             writer.write_table(pa.table(column, schema=_SCHEMA))
     data = sink.getvalue().to_pybytes()
-    stem = f"{FOLDER}/{hash_of([fingerprint(config), group.captions])[:20]}"
+    stem = f"{FOLDER}/{hash_of([text_kind(config).fingerprint(), group.captions])[:20]}"
     storage.write_bytes(f"{stem}.parquet", data)
     part = Part(
-        encoder=fingerprint(config),
+        encoder=text_kind(config).fingerprint(),
         max_tokens=config.max_tokens,
         dim=config.dim,
         file=f"{stem}.parquet",
@@ -222,7 +224,7 @@ def read_parts(storage: Storage, config: TextConfig) -> list[Part]:
 
 def _check_encoder(storage: Storage, config: TextConfig) -> None:
     """Refuse to mix the embeddings of two encoders."""
-    own = fingerprint(config)
+    own = text_kind(config).fingerprint()
     if any(part.encoder != own for part in read_parts(storage, config)):
         raise DataError(
             f"{storage}/{FOLDER} was made by another encoder than {config.pretrained}",

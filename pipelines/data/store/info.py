@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from models.autoencoders.pca import Autoencoder, load_autoencoder
+from models.autoencoders.kinds import Autoencoder, load_autoencoder
 from models.errors import DataError
 from pipelines.data.store.ledger import ShardFile
 from pipelines.data.store.tables import REMEDY

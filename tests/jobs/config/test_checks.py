@@ -24,7 +24,7 @@ REFUSED = [
     ("tiny", ["model.num_heads=2"], "model.init=look", "model.num_heads"),
     ("tiny", ["model.patch_size=[3,1,1]"], "SHORT latent frames", "model.patch_size"),
     ("tiny", ["model.patch_size=[1,2,2]"], "latent rows", "model.patch_size"),
-    ("tiny", ["autoencoder.patch_size=24"], "do not divide into patches of 24x24", "multiples of 24"),
+    ("tiny", ["autoencoder.patch_size=24"], "patch of 24 pixels does not tile", "multiples of 24"),
     ("tiny", ["distill.window_frames=33"], "longer than a clip of 32", "Lower distill.window_frames"),
     ("tiny", ["distill.window_frames=16"], "teacher's 8 frames", "distill.window_frames=8"),
     (
@@ -67,11 +67,11 @@ REFUSED = [
     ("wan-1.3b", ["data.long_lengths=[77]"], "data.long_lengths", "below data.long_frames: 81 to 480"),
     ("wan-1.3b", ["data.long_lengths=[481]"], "data.long_lengths", "from data.short_frames up"),
     ("wan-1.3b", ["data.long_lengths=[x]"], "data.long_lengths", "data.long_lengths"),
-    ("wan-1.3b", ["data.shapes=[[832,484]]"], "frames of 832x484 do not divide", "multiples of 8"),
+    ("wan-1.3b", ["data.shapes=[[832,484]]"], "does not tile frames of 480x832, 832x484", "multiples of 8"),
     ("wan-1.3b", ["data.shapes=[[840,480]]"], "does not divide the 105 latent rows", "model.patch_size"),
     ("wan-1.3b", ["data.shapes=[[960,1664]]"], "one aspect ratio twice", "one size for each"),
     ("wan-1.3b", ["data.shapes=[832]"], "data.shapes", "data.shapes"),
-    ("tiny", ["data.shapes=[[128,96]]"], "patch_size = 0 does not tile", "autoencoder.patch_size"),
+    ("tiny", ["data.shapes=[[128,96]]"], "patch of 0 pixels does not tile", "autoencoder.patch_size"),
     (
         "minute",
         ["model.patch_size=[2,1,1]", "data.long_lengths=[31]"],

@@ -9,7 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.autoencoders.pca import PcaAutoencoder, load_autoencoder
+from models.autoencoders.kinds import load_autoencoder
+from models.autoencoders.pca import PcaAutoencoder
 from models.config import AutoencoderConfig
 from models.errors import CheckpointError, ConfigError, DataError
 

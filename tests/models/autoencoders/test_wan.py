@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from models.autoencoders.pca import load_autoencoder
+from models.autoencoders.kinds import load_autoencoder
 from models.autoencoders.wan import CONFIG_FILE, WEIGHTS_FILE, WanAutoencoder
 from models.errors import CheckpointError, ConfigError
 
@@ -165,7 +165,7 @@ def test_a_reference_carries_the_folder_and_what_is_padded(wan_folder: Path, tmp
     reference = {"kind": "wan", "pretrained": str(wan_folder), "uneven_frames": "pad"}
     (tmp_path / CONFIG_FILE).write_text(json.dumps(reference))
     assert torch.equal(
-        load_autoencoder(tmp_path).encode(video(1)), load_autoencoder(wan_folder).encode(video(1))
+        load_autoencoder(tmp_path).encode(video(1)), WanAutoencoder.load(wan_folder).encode(video(1))
     )
     assert load_autoencoder(tmp_path).encode(video(3)).shape[1] == 2
 

@@ -11,11 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from models.autoencoders.kinds import autoencoder_kind
 from models.config import AutoencoderConfig
 from models.errors import ConfigError, DataError
 from pipelines.data.config import DataConfig
 from pipelines.data.decode.decoder import Decoder
-from pipelines.data.ingest.buckets import check, check_patches
+from pipelines.data.ingest.buckets import check
 from pipelines.data.ingest.pipeline import ingest
 from pipelines.data.report.contact_sheets import Layout, Shown, contact_sheet
 from pipelines.data.report.inspection import read_tables, summarise
@@ -229,7 +230,7 @@ def test_sizes_that_a_linear_code_does_not_tile_are_refused_before_a_file_is_rea
 ) -> None:
     data, code = DataConfig(shapes=((64, 96),)), AutoencoderConfig(patch_size=patch)
     if fine:
-        check_patches(data, code)
+        autoencoder_kind(code).check_sizes(data.sizes)
         return
     with pytest.raises(ConfigError, match="does not tile") as caught:
         ingest("nowhere", "nowhere", str(tmp_path / "out"), data, code, 0)

@@ -359,7 +359,7 @@ def test_both_corpora_corrupt_says_so(ray_local: None, tmp_path: Path) -> None:
 
 def test_a_patch_that_does_not_tile_is_refused(ray_local: None, tmp_path: Path) -> None:
     short, long = folders(tmp_path, lambda short: None)
-    with pytest.raises(ConfigError, match="patch_size = 7"):
+    with pytest.raises(ConfigError, match="patch of 7 pixels"):
         ingest(str(short), str(long), str(tmp_path / "out"), DATA, AutoencoderConfig(patch_size=7), 0)
 
 
