@@ -1,0 +1,210 @@
+"""The autoencoders there are, and what their settings alone decide; nothing here imports torch by itself.
+
+A new one is a class with `encode` and `decode` in a file of its own, its kind here, and a line in KINDS.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from models.config import AutoencoderConfig
+from models.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+CONFIG_FILE = "config.json"
+
+
+class Autoencoder(Protocol):
+    """Maps video pixels to normalised latents and back, on the device of its input.
+
+    F pixel frames make T = (F - 1) / temporal_factor + 1 latent frames.
+    """
+
+    channels: int
+    """C, latent channels."""
+    temporal_factor: int
+    """Pixel frames per latent frame after the first."""
+    crop_safe: bool
+    """Whether the latents of a window are the window of the latents."""
+    reconstruction_error: float
+    """Root mean square of decode(encode(x)) - x, pixels in [0, 1], on the fitting sample; nan if unknown."""
+
+    def encode(self, frames: "Tensor") -> "Tensor":
+        """Uint8 [B, F, H, W, 3] to float32 [B, T, C, h, w]."""
+        ...
+
+    def decode(self, latents: "Tensor") -> "Tensor":
+        """Float [B, T, C, h, w] to uint8 [B, F, H, W, 3]."""
+        ...
+
+
+class AutoencoderKind:
+    """What is known of an autoencoder before its weights are there.
+
+    A kind that is `fitted` on the corpus at ingest has `fit`; one with pretrained weights, to which the
+    dataset refers, has `reference`.
+    """
+
+    temporal_factor: ClassVar[int]
+    crop_safe: ClassVar[bool]
+    fitted: ClassVar[bool]
+    neural: ClassVar[bool]
+    """Worth a GPU, and an actor that keeps it loaded."""
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        self.config = config
+
+    @property
+    def channels(self) -> int | None:
+        """Latent channels; None where the fit decides."""
+        raise NotImplementedError
+
+    @property
+    def patch(self) -> int:
+        """Pixels on a side of the square that a latent position covers; 0 is the whole frame."""
+        raise NotImplementedError
+
+    def latent_frames(self, frames: int) -> int:
+        """Latent frames of a clip of `frames` frames, its last frame repeated where that is needed."""
+        return -(-(frames - 1) // self.temporal_factor) + 1
+
+    def check_settings(self) -> None:
+        """Raises ConfigError where a setting is missing."""
+        return
+
+    def check_sizes(self, sizes: Sequence[tuple[int, int]]) -> None:
+        """Check picture sizes, [height, width] each.
+
+        Raises:
+            ConfigError: one does not divide into patches.
+        """
+        patch = self.patch
+        if patch == 0 and len(sizes) == 1:
+            return
+        if patch < 1 or any(side % patch for size in sizes for side in size):
+            shown = ", ".join(f"{height}x{width}" for height, width in sizes)
+            raise ConfigError(
+                f"a patch of {patch} pixels does not tile frames of {shown}",
+                f"Make all heights and widths in data multiples of {max(patch, 1)}; "
+                "with autoencoder.kind=pca, or change autoencoder.patch_size",
+            )
+
+    def fit(self, frames: "NDArray[np.uint8]", height: int, width: int, folder: Path) -> None:
+        """Fit it on frames [N, H, W, 3] and write it into a local folder."""
+        raise NotImplementedError
+
+    def reference(self, windows: Iterable[tuple[int, int, int]]) -> dict[str, Any]:
+        """What the dataset's config.json says of the pretrained weights.
+
+        Args:
+            windows: frames, height and width of every shape of window that it will encode.
+
+        Raises:
+            ConfigError: it cannot encode one of them.
+            CheckpointError: the weights are missing or damaged.
+        """
+        raise NotImplementedError
+
+    @staticmethod
+    def load(folder: Path, device: "torch.device | str") -> Autoencoder:
+        """Load what `fit` wrote, or what the `reference` in a folder refers to."""
+        raise NotImplementedError
+
+
+class PcaKind(AutoencoderKind):
+    """A linear code (models/autoencoders/pca.py)."""
+
+    temporal_factor, crop_safe, fitted, neural = 1, True, True, False
+
+    @property
+    def channels(self) -> int | None:
+        return self.config.components
+
+    @property
+    def patch(self) -> int:
+        return self.config.patch_size
+
+    def fit(self, frames: "NDArray[np.uint8]", height: int, width: int, folder: Path) -> None:
+        from models.autoencoders.pca import PcaAutoencoder
+
+        PcaAutoencoder.fit(frames, self.config, height, width).save(folder)
+
+    @staticmethod
+    def load(folder: Path, _device: "torch.device | str") -> Autoencoder:
+        from models.autoencoders.pca import PcaAutoencoder
+
+        return PcaAutoencoder.load(folder)
+
+
+class WanKind(AutoencoderKind):
+    """The causal video autoencoder of Wan 2.1 (models/autoencoders/wan.py)."""
+
+    temporal_factor, crop_safe, fitted, neural = 4, False, False, True
+    channels, patch = 16, 8
+
+    def check_settings(self) -> None:
+        if self.config.pretrained is None:
+            raise ConfigError(
+                "autoencoder.kind=wan has no autoencoder.pretrained",
+                "Name the folder of the Wan 2.1 autoencoder",
+            )
+
+    def reference(self, windows: Iterable[tuple[int, int, int]]) -> dict[str, Any]:
+        from models.autoencoders.wan import WanAutoencoder
+
+        self.check_settings()
+        folder, uneven_frames = str(self.config.pretrained), self.config.uneven_frames
+        model = WanAutoencoder.load(folder, uneven_frames=uneven_frames)
+        for window in windows:
+            model.check(*window)
+        return {"kind": "wan", "pretrained": os.path.abspath(folder), "uneven_frames": uneven_frames}
+
+    @staticmethod
+    def load(folder: Path, device: "torch.device | str") -> Autoencoder:
+        from models.autoencoders.wan import WanAutoencoder
+
+        fields = read_config(folder)
+        return WanAutoencoder.load(fields["pretrained"], device, fields["uneven_frames"])
+
+
+KINDS: Mapping[str, type[AutoencoderKind]] = {"pca": PcaKind, "wan": WanKind}
+"""By `autoencoder.kind`."""
+
+
+def autoencoder_kind(config: AutoencoderConfig) -> AutoencoderKind:
+    return KINDS[config.kind](config)
+
+
+def load_autoencoder(folder: str | Path, device: "torch.device | str" = "cpu") -> Autoencoder:
+    """Load a dataset's autoencoder from a local folder.
+
+    Args:
+        folder: with a config.json.
+        device: where a neural autoencoder runs; a linear code is quick and stays on the CPU.
+
+    Raises:
+        CheckpointError: the folder holds no autoencoder, or a damaged one.
+    """
+    kind = KINDS.get(read_config(Path(folder)).get("kind", ""))
+    if kind is None:
+        raise CheckpointError(f"{folder} holds no autoencoder of a known kind", "Ingest again")
+    return kind.load(Path(folder), device)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read a dataset's autoencoder/config.json.
+
+    Raises:
+        CheckpointError: it is missing or damaged.
+    """
+    try:
+        return dict(json.loads((folder / CONFIG_FILE).read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{folder} holds no readable {CONFIG_FILE}", "Ingest again") from error

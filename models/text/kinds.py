@@ -1,0 +1,109 @@
+"""The text encoders there are, and what their settings alone decide; nothing here imports torch by itself.
+
+A new one is a class in a file of its own, its kind here, and a line in KINDS. An encoder without weights
+runs wherever captions are needed (`encoder`); one with weights runs at ingest alone (`embedder`), and
+training reads the embeddings that it stored.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar, Protocol
+
+from models.config import TextConfig
+from models.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from models.text.captions import TextEncoder
+
+
+class Embedder(Protocol):
+    """Captions to token embeddings, at ingest."""
+
+    def embed(self, captions: Sequence[str]) -> "list[Tensor]":
+        """Tokens of each caption without padding, float16 [n, dim] on the CPU."""
+        ...
+
+
+class TextKind:
+    """What is known of a text encoder before its weights are there."""
+
+    stored: ClassVar[bool]
+    """Whether ingest stores the embeddings."""
+    in_pipelines: ClassVar[bool]
+    """Whether diffusers' pipelines embed a prompt with it."""
+
+    def __init__(self, config: TextConfig) -> None:
+        self.config = config
+
+    def check_settings(self) -> None:
+        """Raises ConfigError where a setting is missing."""
+        return
+
+    def check_files(self) -> None:
+        """Check the encoder's files without reading its weights.
+
+        Raises:
+            ConfigError: a library is missing, or a setting is not the encoder's.
+            CheckpointError: a file is missing or damaged.
+        """
+        return
+
+    def encoder(self) -> "TextEncoder":
+        raise NotImplementedError(f"text.kind={self.config.kind} is stored at ingest")
+
+    def embedder(self, device: str) -> Embedder:
+        raise NotImplementedError(f"text.kind={self.config.kind} has no weights")
+
+    def fingerprint(self) -> str:
+        """Hash of all files and settings that decide the stored embeddings."""
+        raise NotImplementedError(f"text.kind={self.config.kind} has no weights")
+
+
+class NgramKind(TextKind):
+    """Hashed character n-grams (models/text/captions.py)."""
+
+    stored, in_pipelines = False, False
+
+    def encoder(self) -> "TextEncoder":
+        from models.text.captions import NgramEncoder
+
+        return NgramEncoder(self.config)
+
+
+class Umt5Kind(TextKind):
+    """The text encoder of Wan 2.1 (models/text/umt5.py)."""
+
+    stored, in_pipelines = True, True
+
+    def check_settings(self) -> None:
+        if self.config.pretrained is None:
+            raise ConfigError(
+                "text.kind=umt5 has no text.pretrained",
+                "Name the folder with text_encoder/ and tokenizer/ in it",
+            )
+
+    def check_files(self) -> None:
+        from models.text.umt5 import check_files
+
+        self.check_settings()
+        check_files(self.config)
+
+    def embedder(self, device: str) -> Embedder:
+        from models.text.umt5 import Umt5Encoder
+
+        self.check_settings()
+        return Umt5Encoder.load(self.config, device)
+
+    def fingerprint(self) -> str:
+        from models.text.umt5 import fingerprint
+
+        return fingerprint(self.config)
+
+
+KINDS: Mapping[str, type[TextKind]] = {"ngram": NgramKind, "umt5": Umt5Kind}
+"""By `text.kind`."""
+
+
+def text_kind(config: TextConfig) -> TextKind:
+    return KINDS[config.kind](config)
