@@ -79,7 +79,7 @@ REFUSED = [
         "model.patch_size",
     ),
     ("wan-1.3b", ["model.window=19"], "sees its whole clip of 21", "model.window=20 or more"),
-    ("wan-1.3b", ["data.width=500"], "do not divide", "multiples of 8"),
+    ("wan-1.3b", ["data.width=500"], "does not tile", "multiples of 8"),
     ("wan-1.3b", ["distill.window_stride=21"], "no window scores", "20 or less"),
 ]
 
