@@ -31,7 +31,7 @@ from pipelines.generation import generate_latents
 from pipelines.media.video import write_mp4
 from pipelines.ray_map import Pool
 from pipelines.storage import Storage
-from pipelines.world.readback import FactorReader
+from pipelines.world.measures import FactorReader
 
 CLIPS = "clips"
 """Folder of the showcase videos, below the evaluation's."""

@@ -17,7 +17,7 @@ from models.autoencoders.kinds import Autoencoder
 from models.autoencoders.pca import PcaAutoencoder
 from pipelines.evaluation.features.extractors import pixel_extractors, shrink, window_pixels
 from pipelines.evaluation.temporal import TEMPORAL_NAMES, temporal_report
-from pipelines.world.readback import FactorReader
+from pipelines.world.measures import FactorReader
 
 Columns = dict[str, NDArray[Any]]
 EVERY = tuple(extractor.name for extractor in pixel_extractors())

@@ -26,12 +26,13 @@ from pipelines.evaluation.generate import CLIPS, Clip, clip_name, put_clip
 from pipelines.evaluation.measure import EVERY, Columns, Measured, Measurer
 from pipelines.evaluation.parts import PART, cut, join, run_parts, within
 from pipelines.evaluation.settings import EvaluationSettings, Progress
+from pipelines.media.video import through_mp4
 from pipelines.storage import Storage
 from pipelines.world.captions import caption
 from pipelines.world.config import WorldConfig
 from pipelines.world.factors import draw_long
-from pipelines.world.readback import FactorReader
-from pipelines.world.render import render, through_mp4
+from pipelines.world.measures import FactorReader
+from pipelines.world.render import render
 
 VERSION = 2
 """Raised when the measurements change, so that kept references are made anew."""

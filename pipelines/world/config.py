@@ -8,24 +8,24 @@ class WorldConfig:
     """The bay at dusk: how many clips, how large, how degraded (pipelines/world)."""
 
     size: int = 128
-    """Pixels on a side."""
+    """Height and width in pixels."""
     fps: float = 8.0
-    """Frames a second written into the files."""
+    """Frames per second written into the files."""
     crf: int = 14
     """libx264 quality; smaller is better and larger."""
     short_clips: int = 3000
     """Clips in the SHORT corpus."""
     short_frames: int = 8
-    """Frames a SHORT clip."""
+    """Frames per SHORT clip."""
     long_clips: int = 192
     """Clips in the LONG corpus."""
     long_frames: int = 32
-    """Frames a LONG clip; gap and light ramp keep their proportions."""
+    """Frames per LONG clip; the sun's absence and the rise of the light scale with it."""
     long_texture: float = 0.7
     """Texture amplitude of LONG, which is low grade by design (1 is clean)."""
     long_harmonic: float = 0.45
-    """Amplitude of the sharp wave crests of LONG (1 is clean)."""
+    """Amplitude of LONG's sharp wave crests (1 is clean)."""
     long_noise: float = 0.12
-    """Noise on every factor of LONG (0 is clean)."""
+    """Standard deviation of the noise on every factor of LONG (0 is clean)."""
     seed: int = 0
     """Seed of the clips."""

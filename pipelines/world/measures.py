@@ -1,35 +1,133 @@
-"""Exact measures of videos of the built-in world, from their factors [N, T, 13].
+"""Factors read back from pixels or latents, and exact measures of the built-in world's videos [N, T, 13].
 
-Clean clips score: texture error 0, motion error 0, sharpness 1, rule 1, rise about 2.19, captions 1. Clips
-that went through H.264 read a little worse; figures are to be held against those.
+Reading is least squares on the basis images. Clean clips score: texture error 0, motion error 0, sharpness 1,
+rule 1, rise about 2.19, captions 1. Clips that went through H.264 read a little worse; compare figures with
+those.
 """
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import median_filter
 
-from pipelines.world.layout import (
+from models.errors import ConfigError
+from pipelines.world.factors import (
     COLOUR,
     HARMONIC,
     LEVEL,
+    NUM_FACTORS,
     PRESENCE,
     TEXTURE,
     WAVE,
     WAVE_SPEEDS,
+    Floats,
+    Labels,
     colour_codes,
+    rule_spans,
+    schedule,
     texture_codes,
 )
-from pipelines.world.schedule import schedule, spans
+from pipelines.world.scene import paint
 
 Factors = NDArray[np.float32] | NDArray[np.float64]
-Floats = NDArray[np.float64]
-Labels = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
+CHUNK_FRAMES = 128
 PRESENT = 0.5
 """Presence above which the sun is there (it is 1 or -1 when clean, 0 in a frame of change)."""
 RAMP = 1.1
 """Least rise of the light that counts as the ramp of LONG, half of what it is when clean."""
+
+
+class LinearAutoencoder(Protocol):
+    """Pixels / 255 = mean + (latent * scale) @ basis, the whole frame in (row, column, rgb) order.
+
+    mean [P], basis [K, P] and scale [K] may be NumPy arrays or CPU tensors.
+    """
+
+    mean: Any
+    basis: Any
+    scale: Any
+
+
+@dataclass(frozen=True, eq=False)
+class LatentReader:
+    """factors = latents @ matrix + offset, matrix [C, 13] and offset [13]."""
+
+    matrix: Floats
+    offset: Floats
+
+    def __call__(self, latents: Any) -> NDArray[np.float32]:
+        """Factors [..., 13] of latents [..., C, 1, 1], an array or a CPU tensor.
+
+        Raises:
+            ConfigError: not one code of C numbers per frame.
+        """
+        values = np.asarray(latents)
+        if values.shape[-3:] != (len(self.matrix), 1, 1):
+            raise ConfigError(
+                f"latents of shape {values.shape} are not {len(self.matrix)} numbers per frame",
+                "Give the latents of the autoencoder this reader was made from",
+            )
+        return np.asarray((values[..., 0, 0] @ self.matrix + self.offset).astype(np.float32))
+
+
+class FactorReader:
+    """Least squares on the basis images of size x size pixels."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._inverse, self._mean = _inverse(size)
+
+    def factors(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Factors [..., 13] of frames uint8 [..., size, size, 3].
+
+        Raises:
+            ConfigError: frames of another size.
+        """
+        if frames.shape[-3:] != (self.size, self.size, 3):
+            raise ConfigError(
+                f"frames of shape {frames.shape} given to a reader of {self.size} pixels",
+                "Set world.size to match",
+            )
+        flat = frames.reshape(-1, self._mean.size)
+        found = np.empty((len(flat), NUM_FACTORS), dtype=np.float32)
+        for start in range(0, len(flat), CHUNK_FRAMES):
+            values = flat[start : start + CHUNK_FRAMES].astype(np.float32) / np.float32(255) - self._mean
+            found[start : start + CHUNK_FRAMES] = values @ self._inverse
+        return found.reshape(*frames.shape[:-3], NUM_FACTORS)
+
+    def from_latents(self, autoencoder: LinearAutoencoder) -> LatentReader:
+        """The one matrix that reads the decoded frames of a whole-frame linear code without decoding them.
+
+        Equal to `factors` on frames that are neither rounded nor clamped to [0, 255].
+
+        Raises:
+            ConfigError: the code is of patches or of another frame size.
+        """
+        mean, basis, scale = (
+            np.asarray(part, dtype=np.float64)
+            for part in (autoencoder.mean, autoencoder.basis, autoencoder.scale)
+        )
+        if mean.size != self._mean.size:
+            raise ConfigError(
+                f"a code of {mean.size} values does not describe whole frames of {self.size} pixels",
+                "Set autoencoder.patch_size to 0 and data.height and data.width to world.size",
+            )
+        inverse = self._inverse.astype(np.float64)
+        matrix = scale[:, None] * (basis.reshape(len(scale), -1) @ inverse)
+        return LatentReader(matrix, (mean - self._mean) @ inverse)
+
+
+@lru_cache(maxsize=4)
+def _inverse(size: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Pseudo-inverse of the basis [P, 13], and the mean [P]."""
+    scene = paint(size)
+    basis = scene.basis.reshape(NUM_FACTORS, -1).astype(np.float64)
+    return np.linalg.solve(basis @ basis.T, basis).T.astype(np.float32), scene.mean.reshape(-1)
 
 
 def frame_texture_error(factors: Factors) -> Floats:
@@ -44,7 +142,7 @@ def texture_error(factors: Factors) -> Floats:
 
 
 def texture_error_by_eighth(factors: Factors) -> Floats:
-    """The same in each eighth of the clip, [N, 8]; rising figures are drift."""
+    """`frame_texture_error` averaged over each eighth of the clip, [N, 8]; rising figures are drift."""
     return by_eighth(frame_texture_error(factors))
 
 
@@ -60,7 +158,7 @@ def phase_steps(factors: Factors) -> Floats:
 
 
 def motion_error(factors: Factors) -> Floats:
-    """Mean over the steps of |phase step - nearest legal speed|, radians a frame, [N]."""
+    """Mean over the steps of |phase step - nearest legal speed|, radians per frame, [N]."""
     off = np.angle(np.exp(1j * (phase_steps(factors)[..., None] - np.array(WAVE_SPEEDS))))
     return np.asarray(np.abs(off).min(axis=-1).mean(axis=1))
 
@@ -92,7 +190,7 @@ def present(factors: Factors, smooth: int = 1) -> Bools:
 
 def visit_colours(factors: Factors) -> NDArray[np.int64]:
     """Nearest hue of the mean colour over the frames before the sun leaves, and after it is back, [N, 2]."""
-    first, _, last = spans(factors.shape[1])
+    first, _, last = rule_spans(factors.shape[1])
     means = np.stack([factors[:, span, COLOUR].mean(axis=1) for span in (first, last)], axis=1)
     return np.asarray((means @ colour_codes().T).argmax(axis=-1))
 
@@ -102,24 +200,22 @@ def same_colour(factors: Factors) -> Bools:
 
     On captions without a colour word this is a test of memory: guessing gives 0.2.
     """
-    first, _, last = spans(factors.shape[1])
+    first, _, last = rule_spans(factors.shape[1])
     there = present(factors)
-    seen = there[:, first].mean(axis=1).round().astype(bool) & there[:, last].mean(axis=1).round().astype(
-        bool
-    )
+    early, late = (there[:, span].mean(axis=1).round().astype(bool) for span in (first, last))
     colours = visit_colours(factors)
-    return np.asarray(seen & (colours[:, 0] == colours[:, 1]))
+    return np.asarray(early & late & (colours[:, 0] == colours[:, 1]))
 
 
 def rule(factors: Factors, smooth: int = 1) -> Bools:
     """Whether the sun stays, leaves, and returns in the same colour, as LONG has it, [N].
 
     It is there in every frame of the first span, in none of the second and in all of the third
-    (`schedule.spans`: frames 0-6, 12-19 and 25-31 of 32; before 0.22, 0.35-0.52 and after 0.70 of longer
+    (`rule_spans`: frames 0-6, 12-19 and 25-31 of 32; before 0.22, 0.35-0.52 and after 0.70 of longer
     clips), it switches exactly twice, and its hue is the same in the first and third span. `smooth` is the
     median of `present`; 1 is strict.
     """
-    first, away, last = spans(factors.shape[1])
+    first, away, last = rule_spans(factors.shape[1])
     there = present(factors, smooth)
     kept = there[:, first].all(axis=1) & ~there[:, away].any(axis=1) & there[:, last].all(axis=1)
     switches = np.abs(np.diff(there.astype(np.int8), axis=1)).sum(axis=1)

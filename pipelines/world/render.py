@@ -3,44 +3,40 @@
 import json
 import multiprocessing
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.errors import ClusterError, ConfigError, DataError
-from pipelines.media.video import encode, through_mp4
+from pipelines.media.video import encode
 from pipelines.world.config import WorldConfig
-from pipelines.world.description import FILE, WorldDescription, describe
-from pipelines.world.factors import Clips, draw_long, draw_short
-from pipelines.world.layout import NUM_FACTORS
-from pipelines.world.scene import basis_images, mean_image
-
-__all__ = ["corpora", "render", "through_mp4", "write_world"]
+from pipelines.world.factors import NUM_FACTORS, Clips, describe, draw_long, draw_short
+from pipelines.world.scene import paint
 
 Progress = Callable[[int, int], None]
+DESCRIPTION = "world.json"
+METADATA = "metadata.jsonl"
 CHUNK_FRAMES = 64
 TASK_FRAMES = 512
-METADATA = "metadata.jsonl"
 
 
 @lru_cache(maxsize=4)
-def _painter(size: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Mean [P] and basis [13, P] in code values, the mean raised by half a value for rounding."""
-    mean = mean_image(size).reshape(-1) * np.float32(255) + np.float32(0.5)
-    return mean, basis_images(size).reshape(NUM_FACTORS, -1) * np.float32(255)
+def _code_values(size: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Mean [P] and basis [13, P] in 0 .. 255, the mean raised by one half for rounding."""
+    scene = paint(size)
+    mean = scene.mean.reshape(-1) * np.float32(255) + np.float32(0.5)
+    return mean, scene.basis.reshape(NUM_FACTORS, -1) * np.float32(255)
 
 
 def render(factors: NDArray[np.float32] | NDArray[np.float64], size: int) -> NDArray[np.uint8]:
-    """Pixels [F, size, size, 3] of factors [F, 13]: mean + factors @ basis, held in [0, 255]."""
-    mean, basis = _painter(size)
+    """Pixels [F, size, size, 3] of factors [F, 13]: mean + factors @ basis, clamped to [0, 255]."""
+    mean, basis = _code_values(size)
     frames = np.empty((len(factors), mean.size), dtype=np.uint8)
     for start in range(0, len(factors), CHUNK_FRAMES):
         values = factors[start : start + CHUNK_FRAMES].astype(np.float32) @ basis
@@ -48,15 +44,6 @@ def render(factors: NDArray[np.float32] | NDArray[np.float64], size: int) -> NDA
         np.clip(values, 0.0, 255.0, out=values)
         frames[start : start + CHUNK_FRAMES] = values
     return frames.reshape(len(factors), size, size, 3)
-
-
-@dataclass(frozen=True)
-class _Task:
-    """Clips of one corpus that one process renders."""
-
-    config: WorldConfig
-    paths: list[str]
-    factors: NDArray[np.float32]
 
 
 def corpora(config: WorldConfig) -> dict[str, Clips]:
@@ -67,9 +54,14 @@ def corpora(config: WorldConfig) -> dict[str, Clips]:
     }
 
 
+def clip_name(index: int) -> str:
+    """File name of a clip."""
+    return f"{index:05d}.mp4"
+
+
 def write_world(
     config: WorldConfig, folder: str | Path, progress: Progress | None = None, workers: int = 1
-) -> WorldDescription:
+) -> None:
     """Render short/ and long/ under a local folder: MP4 files, metadata.jsonl and world.json.
 
     Files that are there are whole (written aside and renamed) and are kept; the same config gives the
@@ -82,44 +74,48 @@ def write_world(
     Raises:
         ConfigError: sizes that cannot be rendered.
         DataError: the folder holds a world of other settings.
-        ClusterError: the folder cannot be written.
+        ClusterError: the folder cannot be written, or a process was killed.
     """
     if config.size < 16 or config.size % 2:
         raise ConfigError(
             f"the world cannot be painted at {config.size} pixels", "Set world.size to an even number >= 16"
         )
-    folder, description, clips = Path(folder), describe(config), corpora(config)
-    with _writable(folder):
-        _claim(folder, description)
-        tasks = [task for name in clips for task in _tasks(config, folder / name, clips[name])]
-        missing, total = sum(len(task.paths) for task in tasks), config.short_clips + config.long_clips
-        _count(_run(tasks, workers), total - missing, total, progress)
-        for name, corpus in clips.items():
-            _write_metadata(folder / name, corpus.captions)
-    return description
-
-
-@contextmanager
-def _writable(folder: Path) -> Iterator[None]:
-    """Turn failures of the disk into one error with a remedy."""
+    folder, clips = Path(folder), corpora(config)
+    text = json.dumps(describe(config), indent=2) + "\n"
     try:
-        yield
+        if (folder / DESCRIPTION).exists() and (folder / DESCRIPTION).read_text() != text:
+            raise DataError(
+                f"{folder} holds a world of other settings", "Delete it, or give the run another name"
+            )
+        for name in clips:
+            (folder / name).mkdir(parents=True, exist_ok=True)
+        _write_text(folder / DESCRIPTION, text)
+        tasks = [task for name in clips for task in _tasks(config, folder / name, clips[name])]
+        total = config.short_clips + config.long_clips
+        done = total - sum(len(task.paths) for task in tasks)
+        if progress is not None:
+            progress(done, total)
+        for finished in _run(tasks, workers):
+            done += finished
+            if progress is not None:
+                progress(done, total)
+        for name, corpus in clips.items():
+            rows = [
+                {"file_name": clip_name(i), "caption": caption} for i, caption in enumerate(corpus.captions)
+            ]
+            _write_text(folder / name / METADATA, "".join(json.dumps(row) + "\n" for row in rows))
     except OSError as error:
         remedy = "Free space, or choose a storage.root that can be written"
         raise ClusterError(f"the world cannot be written to {folder}: {error}", remedy) from error
 
 
-def _claim(folder: Path, description: WorldDescription) -> None:
-    """Make the folders, and put the description there or find the same one."""
-    path = folder / FILE
-    text = json.dumps(asdict(description), indent=2) + "\n"
-    if path.exists() and path.read_text() != text:
-        raise DataError(
-            f"{folder} holds a world of other settings", "Delete it, or give the run another name"
-        )
-    for name in ("short", "long"):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-    _write_text(path, text)
+@dataclass(frozen=True)
+class _Task:
+    """Clips of one corpus that one process renders."""
+
+    config: WorldConfig
+    paths: list[str]
+    factors: NDArray[np.float32]
 
 
 def _tasks(config: WorldConfig, folder: Path, clips: Clips) -> list[_Task]:
@@ -133,21 +129,8 @@ def _tasks(config: WorldConfig, folder: Path, clips: Clips) -> list[_Task]:
     ]
 
 
-def clip_name(index: int) -> str:
-    """File name of a clip."""
-    return f"{index:05d}.mp4"
-
-
-def _count(finished: Iterable[int], done: int, total: int, progress: Progress | None) -> None:
-    """Tell `progress` where things stand, first and as tasks end."""
-    for clips in chain([0], finished):
-        done += clips
-        if progress is not None:
-            progress(done, total)
-
-
 def _run(tasks: list[_Task], workers: int) -> Iterator[int]:
-    """Do the tasks, here or in other processes, and give the number of clips as each ends."""
+    """Renders the tasks, here or in other processes; gives the number of clips as each ends."""
     if workers <= 1 or len(tasks) <= 1:
         yield from map(_render_task, tasks)
         return
@@ -158,14 +141,13 @@ def _run(tasks: list[_Task], workers: int) -> Iterator[int]:
             for future in as_completed(futures):
                 yield future.result()
         except BrokenProcessPool as error:
-            remedy = "Run the same command again: it goes on where it stopped"
+            remedy = "Run the same command again: it continues where it stopped"
             raise ClusterError("a process that renders the world was killed", remedy) from error
         finally:
             pool.shutdown(cancel_futures=True)
 
 
 def _render_task(task: _Task) -> int:
-    """Render, encode and put in place each clip of a task; return how many."""
     config = task.config
     for path, factors in zip(task.paths, task.factors, strict=True):
         aside = f"{os.path.dirname(path)}/.{os.path.basename(path)}.part"
@@ -174,14 +156,8 @@ def _render_task(task: _Task) -> int:
     return len(task.paths)
 
 
-def _write_metadata(folder: Path, captions: Iterable[str]) -> None:
-    """One line a clip: file_name and caption."""
-    rows = ({"file_name": clip_name(index), "caption": text} for index, text in enumerate(captions))
-    _write_text(folder / METADATA, "".join(json.dumps(row) + "\n" for row in rows))
-
-
 def _write_text(path: Path, text: str) -> None:
-    """Write aside and rename, unless that text is there already."""
+    """Writes aside and renames, unless that text is there already."""
     if path.exists() and path.read_text() == text:
         return
     aside = path.with_name(f".{path.name}.part")

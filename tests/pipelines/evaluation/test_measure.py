@@ -11,7 +11,7 @@ from pipelines.evaluation.measure import EVERY, Measured, Measurer
 from pipelines.evaluation.temporal import TEMPORAL_NAMES
 from pipelines.world.config import WorldConfig
 from pipelines.world.factors import draw_long
-from pipelines.world.readback import FactorReader
+from pipelines.world.measures import FactorReader
 from pipelines.world.render import render
 from tests.pipelines.evaluation.clips import PixelCode
 

@@ -1,6 +1,6 @@
-"""The draws keep the world's promises: shares, grades, schedule, legal motion, same seed same clips."""
+"""The draws keep the world's promises: codes, shares, grades, schedule, legal motion, one draw per seed."""
 
-from itertools import product
+from itertools import combinations, product
 
 import numpy as np
 import pytest
@@ -8,22 +8,35 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.errors import ConfigError
-from pipelines.world.captions import parse
+from pipelines.world.captions import COLOURS, SPEEDS, TEXTURES, parse
 from pipelines.world.config import WorldConfig
-from pipelines.world.factors import SKIES, Clips, Textures, all_labels, draw_long, draw_short
-from pipelines.world.layout import (
+from pipelines.world.factors import (
+    CLIP,
     COLOUR,
     HARMONIC,
+    HUES,
     LEVEL,
+    MINUTE,
+    NUM_FACTORS,
     PRESENCE,
+    SKIES,
     TEXTURE,
+    VERSION,
     WAVE,
     WAVE_SPEEDS,
+    Clips,
+    Textures,
+    all_labels,
     colour_codes,
+    describe,
+    draw_absence,
+    draw_long,
+    draw_short,
+    rule_spans,
+    schedule,
     texture_codes,
 )
 from pipelines.world.measures import rise, rule
-from pipelines.world.schedule import draw_absence, schedule, spans
 
 CONFIG = WorldConfig()
 
@@ -98,7 +111,7 @@ def test_given_labels_are_kept_in_order_and_checked() -> None:
     labels = np.repeat(all_labels("unseen"), 2, axis=0)
     assert np.array_equal(draw_long(CONFIG, 60, 0, labels=labels).labels, labels)
     assert np.array_equal(draw_short(CONFIG, 60, 0, labels=labels).labels, labels)
-    with pytest.raises(ConfigError, match="one row a clip"):
+    with pytest.raises(ConfigError, match="one row per clip"):
         draw_long(CONFIG, 59, 0, labels=labels)
 
 
@@ -136,7 +149,7 @@ def test_the_sun_of_32_frames_leaves_and_returns_as_the_recipe_says() -> None:
     presence = draw_long(CONFIG, 1500, 2, "clean").factors[..., PRESENCE]
     changes = [np.flatnonzero(row == 0) for row in presence]
     assert {tuple(change.tolist()) for change in changes} == set(product((8, 9, 10), (21, 22, 23)))
-    assert spans(32) == (slice(0, 7), slice(12, 20), slice(25, 32))
+    assert rule_spans(32) == (slice(0, 7), slice(12, 20), slice(25, 32))
 
 
 @pytest.mark.parametrize("num_frames", [240, 480])
@@ -153,3 +166,103 @@ def test_clips_too_short_for_the_story_are_refused() -> None:
         draw_long(WorldConfig(long_frames=11), 2, 0)
     with pytest.raises(ConfigError, match="4 or more"):
         draw_short(WorldConfig(short_frames=3), 2, 0)
+
+
+def test_the_factors_are_a_partition_of_the_thirteen_numbers() -> None:
+    places = np.r_[TEXTURE, LEVEL, PRESENCE, COLOUR, WAVE, HARMONIC]
+    assert places.tolist() == list(range(NUM_FACTORS))
+
+
+def test_every_word_has_a_value_and_every_value_a_word() -> None:
+    assert texture_codes().shape == (len(TEXTURES), TEXTURE.stop - TEXTURE.start)
+    assert colour_codes().shape == (len(COLOURS), 2)
+    assert len(COLOURS) == len(HUES)
+    assert len(SPEEDS) == len(WAVE_SPEEDS)
+    assert sorted(SKIES["seen"] + SKIES["unseen"]) == list(range(len(TEXTURES)))
+
+
+def test_hues_are_far_enough_apart_for_the_noise_of_long() -> None:
+    noise = WorldConfig().long_noise
+    for one, other in combinations(colour_codes(), 2):
+        assert np.linalg.norm(one - other) / 2 > 4 * noise
+
+
+def test_motions_differ_more_than_their_noise_and_less_than_half_a_turn() -> None:
+    slow, quick = WAVE_SPEEDS
+    assert abs(slow - quick) > 1.0
+    assert max(abs(slow), abs(quick)) * 2 < np.pi
+
+
+def test_a_description_is_a_function_of_the_settings() -> None:
+    one, same, other = describe(WorldConfig()), describe(WorldConfig()), describe(WorldConfig(seed=1))
+    assert one == same != other
+    assert one["version"] == VERSION
+
+
+def test_a_description_tells_what_the_clips_are_drawn_from() -> None:
+    description = describe(WorldConfig(long_frames=240, fps=4.0))
+    assert description["config"]["fps"] == 4.0
+    assert description["constants"]["long_schedule"]["smooth"] == 5
+    assert sum(description["constants"]["sun_mix"].values()) == pytest.approx(1.0)
+    assert description["words"]["colours"] == list(COLOURS)
+
+
+LENGTHS = st.integers(12, 2000)
+
+
+def absences(num_frames: int, count: int = 400) -> tuple[np.ndarray, np.ndarray]:
+    """Frames of leaving and returning."""
+    return draw_absence(num_frames, count, np.random.Generator(np.random.PCG64(1)))
+
+
+@given(LENGTHS)
+def test_spans_follow_each_other_inside_the_clip(num_frames: int) -> None:
+    first, away, last = rule_spans(num_frames)
+    assert 0 == first.start < first.stop <= away.start < away.stop <= last.start < last.stop == num_frames
+
+
+@given(LENGTHS)
+def test_every_draw_leaves_the_spans_of_the_rule_alone(num_frames: int) -> None:
+    first, away, last = rule_spans(num_frames)
+    leave, back = absences(num_frames, 100)
+    assert (leave >= first.stop).all()
+    assert (leave <= away.start).all()
+    assert (back >= away.stop - 1).all()
+    assert (back < last.start).all()
+
+
+@pytest.mark.parametrize("num_frames", [32, 240, 480])
+def test_the_gap_is_longer_than_a_window_of_eight(num_frames: int) -> None:
+    leave, back = absences(num_frames)
+    assert (back - leave - 1).min() >= 10
+    assert leave.min() > 7
+
+
+def test_leaving_and_returning_are_uniform_and_independent_at_32_frames() -> None:
+    leave, back = absences(32, 9000)
+    pairs, counts = np.unique(np.stack([leave, back]), axis=1, return_counts=True)
+    assert pairs.shape == (2, 9)
+    assert np.abs(counts / 9000 - 1 / 9).max() < 0.015
+
+
+def test_longer_clips_have_the_proportions_of_the_minute() -> None:
+    assert schedule(12) is schedule(32) is CLIP
+    assert schedule(33) is schedule(240) is MINUTE
+    assert (CLIP.smooth, MINUTE.smooth) == (1, 5)
+    first, away, last = rule_spans(240)
+    assert (first.stop, away.start, away.stop, last.start) == (52, 84, 125, 168)
+
+
+def test_the_same_share_of_a_longer_clip_is_away() -> None:
+    shares = []
+    for num_frames in (240, 480, 960):
+        leave, back = absences(num_frames, 4000)
+        shares.append(((back - leave) / num_frames).mean())
+    assert np.ptp(shares) < 0.003
+    assert shares[0] == pytest.approx(0.335, abs=0.003)
+
+
+@pytest.mark.parametrize("num_frames", [0, 1, 8, 11])
+def test_too_short_is_an_error_that_names_the_setting(num_frames: int) -> None:
+    with pytest.raises(ConfigError, match=r"world\.long_frames"):
+        rule_spans(num_frames)

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 
 from models.errors import ClusterError, ConfigError, DataError
-from pipelines.media.video import encode, read_back
+from pipelines.media.video import encode, read_back, through_mp4
 from pipelines.world import render as module
 from pipelines.world.captions import TEXTURES, parse
 from pipelines.world.config import WorldConfig
 from pipelines.world.measures import texture_error
-from pipelines.world.render import clip_name, corpora, render, through_mp4, write_world
-from pipelines.world.scene import basis_images, mean_image
+from pipelines.world.render import clip_name, corpora, render, write_world
+from pipelines.world.scene import paint
 
 CONFIG = WorldConfig(size=48, short_clips=7, long_clips=3, long_frames=16, seed=11)
 
@@ -40,7 +40,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("size", [48, 64])
 def test_render_is_the_rounded_linear_picture(size: int) -> None:
     factors = np.random.Generator(np.random.PCG64(0)).normal(size=(70, 13)).astype(np.float32) * 0.5
-    exact = mean_image(size) + np.tensordot(factors.astype(np.float64), basis_images(size), axes=1)
+    exact = paint(size).mean + np.tensordot(factors.astype(np.float64), paint(size).basis, axes=1)
     frames = render(factors, size)
     assert frames.dtype == np.uint8
     assert np.abs(frames - 255 * np.clip(exact, 0, 1)).max() < 0.501

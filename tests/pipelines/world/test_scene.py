@@ -1,12 +1,13 @@
 """The pictures: bounded, smooth, told apart, and clean where they must not touch."""
 
+from itertools import combinations
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from pipelines.world.config import WorldConfig
-from pipelines.world.factors import draw_long, draw_short
-from pipelines.world.layout import (
+from pipelines.world.factors import (
     COLOUR,
     HARMONIC,
     LEVEL,
@@ -14,16 +15,37 @@ from pipelines.world.layout import (
     TEXTURE,
     WAVE,
     colour_codes,
+    draw_long,
+    draw_short,
     texture_codes,
 )
-from pipelines.world.scene import HORIZON, SUN_RADIUS, SUN_X, SUN_Y, basis_images, mean_image
-from pipelines.world.shapes import SUPERSAMPLING, grid, noise, polygon, shrink, smoothstep
-from pipelines.world.skies import skies
+from pipelines.world.scene import (
+    HORIZON,
+    SKY_STRENGTH,
+    SUN_RADIUS,
+    SUN_X,
+    SUN_Y,
+    SUPERSAMPLING,
+    fractal,
+    gaussian,
+    grid,
+    noise,
+    over,
+    paint,
+    polygon,
+    ramp,
+    shrink,
+    skies,
+    smoothstep,
+    tint,
+)
+
+AT = grid(64)
 
 
 def values(factors: NDArray[np.floating], size: int) -> NDArray[np.floating]:
     """Pixels in [0, 1] before rounding, [F, size, size, 3]."""
-    return mean_image(size) + np.tensordot(factors, basis_images(size), axes=1)
+    return paint(size).mean + np.tensordot(factors, paint(size).basis, axes=1)
 
 
 def places(size: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -34,11 +56,11 @@ def places(size: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
 
 @pytest.mark.parametrize("size", [48, 64, 128])
 def test_images_have_the_size_asked_for_and_cannot_be_changed(size: int) -> None:
-    assert mean_image(size).shape == (size, size, 3)
-    assert basis_images(size).shape == (13, size, size, 3)
-    assert mean_image(size).dtype == basis_images(size).dtype == np.float32
+    assert paint(size).mean.shape == (size, size, 3)
+    assert paint(size).basis.shape == (13, size, size, 3)
+    assert paint(size).mean.dtype == paint(size).basis.dtype == np.float32
     with pytest.raises(ValueError, match="read-only"):
-        mean_image(size)[0] = 0
+        paint(size).mean[0] = 0
 
 
 @pytest.mark.parametrize(("corpus", "share"), [("short", 1e-5), ("long", 3e-5)])
@@ -50,20 +72,20 @@ def test_next_to_no_value_is_clipped(corpus: str, share: float) -> None:
 
 
 def test_sizes_show_the_same_picture() -> None:
-    coarse = basis_images(128).reshape(13, 64, 2, 64, 2, 3).mean(axis=(2, 4))
-    assert np.abs(coarse - basis_images(64)).max() < 0.06
-    assert np.sqrt(np.mean((coarse - basis_images(64)) ** 2)) < 0.002
+    coarse = paint(128).basis.reshape(13, 64, 2, 64, 2, 3).mean(axis=(2, 4))
+    assert np.abs(coarse - paint(64).basis).max() < 0.06
+    assert np.sqrt(np.mean((coarse - paint(64).basis) ** 2)) < 0.002
 
 
 def test_basis_can_be_inverted_and_no_image_is_faint() -> None:
-    flat = basis_images(128).reshape(13, -1).astype(np.float64)
+    flat = paint(128).basis.reshape(13, -1).astype(np.float64)
     assert np.linalg.cond(flat @ flat.T) < 30
     assert np.sqrt((flat**2).mean(axis=1)).min() > 0.01
 
 
 def test_skies_end_above_the_horizon_and_beside_the_sun() -> None:
     x, y = places(128)
-    textures = np.abs(basis_images(128)[TEXTURE]).max(axis=(0, 3))
+    textures = np.abs(paint(128).basis[TEXTURE]).max(axis=(0, 3))
     assert textures[y > 0.44].max() == 0
     assert textures[np.hypot(x - SUN_X, y - SUN_Y) < 0.8 * SUN_RADIUS].max() < 0.03
     assert textures[y < 0.2].mean() > 0.02
@@ -71,9 +93,9 @@ def test_skies_end_above_the_horizon_and_beside_the_sun() -> None:
 
 def test_waves_stay_on_the_water_and_the_sun_off_the_upper_sky() -> None:
     _, y = places(128)
-    water = np.abs(basis_images(128)[np.r_[WAVE, HARMONIC]]).max(axis=(0, 3))
+    water = np.abs(paint(128).basis[np.r_[WAVE, HARMONIC]]).max(axis=(0, 3))
     assert water[y < HORIZON].max() < 1e-4
-    assert np.abs(basis_images(128)[PRESENCE])[y < 0.03].max() < 0.005
+    assert np.abs(paint(128).basis[PRESENCE])[y < 0.03].max() < 0.005
 
 
 def test_a_word_shows_its_sky_alone_and_a_weak_word_all_six() -> None:
@@ -123,12 +145,12 @@ def test_a_hue_is_the_colour_its_word_says() -> None:
 
 
 def test_level_brightens_and_phase_moves_crests_towards_the_viewer() -> None:
-    assert basis_images(64)[LEVEL].min() >= 0
+    assert paint(64).basis[LEVEL].min() >= 0
     column = np.zeros(13)
     crests = []
     for phase in (0.0, 0.5):
         column[WAVE] = np.sqrt(2) * np.array([np.cos(phase), np.sin(phase)])
-        picture = np.tensordot(column, basis_images(128), axes=1)[:, 10].mean(axis=-1)
+        picture = np.tensordot(column, paint(128).basis, axes=1)[:, 10].mean(axis=-1)
         crests.append(picture[86:])
     shifts = [np.dot(crests[0][8:-8], np.roll(crests[1], -shift)[8:-8]) for shift in range(-4, 5)]
     assert int(np.argmax(shifts)) - 4 > 0
@@ -153,3 +175,49 @@ def test_shapes() -> None:
     assert np.abs(bumps).max() <= 1
     assert np.allclose(bumps, noise(8 * at.x + 64, 8 * at.y, seed=1), atol=1e-9)
     assert not np.array_equal(bumps, noise(8 * at.x, 8 * at.y, seed=2))
+
+
+@pytest.fixture(scope="module")
+def painted() -> np.ndarray:
+    """The six, [6, 64, 64, 3]."""
+    return np.stack([shrink(sky) for sky in skies(AT)])
+
+
+def test_skies_are_equally_strong(painted: np.ndarray) -> None:
+    strength = np.sqrt((skies(AT)[:, : int(0.4 * AT.x.shape[0])] ** 2).mean(axis=(1, 2, 3)))
+    assert strength == pytest.approx([SKY_STRENGTH] * 6)
+    assert np.isfinite(painted).all()
+
+
+def test_no_sky_is_like_another(painted: np.ndarray) -> None:
+    centred = (painted - painted.mean(axis=0)).reshape(6, -1)
+    centred /= np.linalg.norm(centred, axis=1, keepdims=True)
+    for one, other in combinations(range(6), 2):
+        assert abs(centred[one] @ centred[other]) < 0.5
+
+
+def test_skies_are_painted_the_same_every_time() -> None:
+    assert np.array_equal(skies(AT), skies(grid(64)))
+
+
+def test_skies_fade_to_nothing(painted: np.ndarray) -> None:
+    assert np.abs(painted[:, 29:]).max() == 0.0
+
+
+def test_fractal_noise_is_bounded_and_rougher_with_octaves() -> None:
+    smooth, rough = fractal(6 * AT.x, 6 * AT.y, 3, octaves=1), fractal(6 * AT.x, 6 * AT.y, 3, octaves=4)
+    assert max(np.abs(smooth).max(), np.abs(rough).max()) <= 1.0
+    bend = [np.abs(np.diff(field, n=2, axis=1)).mean() / field.std() for field in (smooth, rough)]
+    assert bend[1] > 1.5 * bend[0]
+
+
+def test_colours_are_laid_and_blended() -> None:
+    stops = [(0.0, (0.0, 0.2, 0.4)), (1.0, (1.0, 0.4, 0.2))]
+    picture = ramp(np.array([[0.0, 0.5, 1.0]]), stops)
+    assert picture[0] == pytest.approx(np.array([[0, 0.2, 0.4], [0.5, 0.3, 0.3], [1, 0.4, 0.2]]))
+    covered = over(picture, np.array([[0.0, 0.5, 1.0]]), (1.0, 1.0, 1.0))
+    assert covered[0, 0] == pytest.approx(picture[0, 0])
+    assert covered[0, 1] == pytest.approx((picture[0, 1] + 1) / 2)
+    assert covered[0, 2] == pytest.approx(1.0)
+    assert tint(np.array([[2.0]]), (0.1, 0.2, 0.3))[0, 0] == pytest.approx([0.2, 0.4, 0.6])
+    assert gaussian(np.array([0.0, 0.3]), 0.3) == pytest.approx([1.0, np.exp(-1)])
