@@ -1,12 +1,12 @@
-"""Groups of videos over a Ray cluster by Ray Data: one block a group, so that a lost worker costs one group.
+"""A function over items on a Ray cluster, by Ray Data: one block per item, so that a lost worker costs one.
 
-A group whose worker dies is tried `MAX_RETRIES` times more and then left out; what Ray Data would else
-retry for ever.
+An item whose worker dies is tried `MAX_RETRIES` times more and then left out. Items and results travel as
+Python objects, each item to its own task alone.
 """
 
-import json
 import logging
 import os
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,96 +17,147 @@ import ray.data
 from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
 from models.errors import ClusterError, DataError, SostenutoError
-from pipelines.data.ingest.groups import Work, explain
 
 MAX_RETRIES = 2
 
-Row = dict[str, Any]
-G = TypeVar("G", bound=Work)
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class Tasks(NamedTuple):
+    """Stateless Ray tasks."""
+
+    max_tasks: int | None = None
+    """At a time. None: as many as the cluster takes; on a single machine one more than it has cores, so that
+    no core waits while Ray hands out the next item."""
+    use_gpu: bool = False
+    """One GPU per task."""
 
 
 class Pool(NamedTuple):
-    """Actors that keep a model from group to group."""
+    """Ray actors: what `work` caches in its process, such as a model, stays from item to item."""
 
     min_actors: int
     """At the start."""
     max_actors: int
-    """At most; Ray adds them while work is waiting."""
+    """Ray adds actors while items are waiting."""
     use_gpu: bool = False
-    """One GPU an actor."""
+    """One GPU per actor."""
 
 
-class _Worker(Generic[G]):
-    """What runs in a Ray worker: a group in, its answer out."""
+class _Opaque:
+    """Keeps Ray Data from turning tuples and arrays into Arrow lists and tensors."""
 
-    def __init__(self, work: Callable[[G], Row]) -> None:
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+class _Worker(Generic[T, R]):
+    def __init__(self, work: Callable[[T], R]) -> None:
         self._work = work
 
-    def __call__(self, row: Row) -> Row:
-        group = row["group"]
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        # an exception travels as a result: Ray Data would take it for a lost block and leave it out
+        item: T = row["item"].value
+        result: R | SostenutoError
         try:
-            return {"index": row["index"], "problem": "", **self._work(group)}
-        except Exception as error:  # noqa: BLE001  Ray Data would drop it silently
-            return {"index": row["index"], "problem": json.dumps(explain(error, group))}
+            result = self._work(item)
+        except SostenutoError as error:
+            result = error
+        except Exception as error:  # noqa: BLE001
+            result = DataError(
+                f"Work on {item} failed: {type(error).__name__}: {error}",
+                "This is a defect of the program; run it again with --debug and report it",
+            )
+            result.add_note(traceback.format_exc())
+        return {"index": row["index"], "result": _Opaque(result)}
 
 
-def run_groups(
-    groups: Sequence[G], work: Callable[[G], Row], pool: Pool | None = None
-) -> Iterator[tuple[G, Row]]:
-    """(group, answer) of every group whose worker lived, as they finish.
+def ray_map(
+    work: Callable[[T], R], items: Sequence[T], workers: Tasks | Pool | None = None
+) -> Iterator[tuple[int, R]]:
+    """(index of an item, its result) as they finish; an item that is left out has none.
 
     Args:
-        groups: dataclasses; each travels to its own task alone.
-        work: called with a group in a worker process; gives plain values (JSON and bytes) under string keys.
-        pool: actors that do the work; None for tasks.
+        work: called with an item in a worker process.
+        items: str(item) names it in error messages.
+        workers: None is `Tasks()`.
 
     Raises:
         ClusterError: Ray is not running.
-        SostenutoError: what `work` raised, which stops everything (DataError if it was another error). One
-            video's fault is an answer, not an exception.
+        SostenutoError: what `work` raised, which stops everything; another exception as a DataError.
     """
-    if not groups:
+    if not items:
         return
     if not ray.is_initialized():
-        raise ClusterError("Ray is not running", "Start it with ray.init() before ingest")
+        raise ClusterError("Ray is not running", "Start it with ray.init()")
     with _quiet():
-        for row in _mapped(groups, work, pool).iter_rows():
-            if row["problem"]:
-                raise _raised(json.loads(row["problem"]))
-            yield groups[row["index"]], row
+        for row in _dataset(work, items, workers or Tasks()).iter_rows():
+            result = row["result"].value
+            if isinstance(result, SostenutoError):
+                raise result
+            yield row["index"], result
 
 
-def _mapped(groups: Sequence[G], work: Callable[[G], Row], pool: Pool | None) -> "ray.data.Dataset":
-    rows = [{"index": index, "group": group} for index, group in enumerate(groups)]
+def ray_map_all(
+    work: Callable[[T], R],
+    items: Sequence[T],
+    workers: Tasks | Pool | None = None,
+    progress: Callable[[int], object] | None = None,
+) -> list[R]:
+    """The result of every item, in order.
+
+    Args:
+        progress: called with the number of finished items.
+
+    Raises:
+        ClusterError: Ray is not running, or the worker of an item died each time.
+        SostenutoError: as `ray_map`.
+    """
+    results: dict[int, R] = {}
+    for index, result in ray_map(work, items, workers):
+        results[index] = result
+        if progress is not None:
+            progress(len(results))
+    for index, item in enumerate(items):
+        if index not in results:
+            raise ClusterError(
+                f"Work on {item} was lost: its worker died {1 + MAX_RETRIES} times",
+                "Give the workers more memory, or have fewer of them; what is finished is kept",
+            )
+    return [results[index] for index in range(len(items))]
+
+
+def _dataset(work: Callable[[T], R], items: Sequence[T], workers: Tasks | Pool) -> "ray.data.Dataset":
+    rows = [{"index": index, "item": _Opaque(item)} for index, item in enumerate(items)]
+    num_gpus = 1 if workers.use_gpu else None
     with warnings.catch_warnings():
-        # how often a task is tried has no named parameter yet
+        # max_retries has no named parameter yet
         warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
-        dataset = ray.data.from_items(rows, override_num_blocks=len(groups))
-        if pool is None:
+        dataset = ray.data.from_items(rows, override_num_blocks=len(items))
+        if isinstance(workers, Tasks):
             worker = _Worker(work)
-            return dataset.map(lambda row: worker(row), compute=_slots(len(groups)), max_retries=MAX_RETRIES)
+            max_tasks = workers.max_tasks
+            if max_tasks is None and sum(node["Alive"] for node in ray.nodes()) == 1:
+                max_tasks = (os.cpu_count() or 1) + 1
+            return dataset.map(
+                lambda row: worker(row),
+                compute=TaskPoolStrategy(size=max_tasks and min(len(items), max_tasks)),
+                num_gpus=num_gpus,
+                max_retries=MAX_RETRIES,
+            )
         return dataset.map(
             _Worker,
             fn_constructor_args=(work,),
-            # one at a time, or a group that kills its actor would take those that wait behind it along
+            # with more in flight, an item that kills its actor takes those that wait behind it along
             compute=ActorPoolStrategy(
-                min_size=pool.min_actors, max_size=pool.max_actors, max_tasks_in_flight_per_actor=1
+                min_size=min(workers.min_actors, len(items)),
+                max_size=min(workers.max_actors, len(items)),
+                max_tasks_in_flight_per_actor=1,
             ),
-            num_gpus=1 if pool.use_gpu else None,
+            num_gpus=num_gpus,
             max_task_retries=MAX_RETRIES,
         )
-
-
-def _raised(told: dict[str, str]) -> SostenutoError:
-    """The error that a worker met, as its own kind."""
-    kinds = {kind.__name__: kind for kind in SostenutoError.__subclasses__()}
-    return kinds.get(told["kind"], DataError)(told["problem"], told["remedy"])
-
-
-def _slots(count: int) -> TaskPoolStrategy:
-    """On one machine one task more than it has cores: none waits for Ray to hand it a group."""
-    alone = sum(node["Alive"] for node in ray.nodes()) == 1
-    return TaskPoolStrategy(size=min(count, (os.cpu_count() or 1) + 1)) if alone else TaskPoolStrategy()
 
 
 @contextmanager
@@ -116,11 +167,16 @@ def _quiet() -> Iterator[None]:
         # making the context trips over a deprecation of its own
         warnings.simplefilter("ignore", DeprecationWarning)
         context = ray.data.DataContext.get_current()
-    wanted = {"enable_progress_bars": False, "print_on_execution_start": False, "max_errored_blocks": -1}
-    before = {name: getattr(context, name) for name in wanted}
+    settings = {
+        "enable_progress_bars": False,
+        "print_on_execution_start": False,
+        "max_errored_blocks": -1,
+        "enable_fallback_to_arrow_object_ext_type": True,
+    }
+    before = {name: getattr(context, name) for name in settings}
     log = logging.getLogger("ray.data")
     level = log.level
-    for name, value in wanted.items():
+    for name, value in settings.items():
         setattr(context, name, value)
     log.setLevel(logging.ERROR)
     try:

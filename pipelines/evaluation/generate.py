@@ -10,11 +10,11 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import ray.data
 import torch
 from torch import Tensor
 
@@ -24,12 +24,11 @@ from models.text.captions import Conditioning, TextEncoder
 from pipelines.checkpoints import Network, load_network
 from pipelines.data.store.caption_embeddings import embed_captions, text_encoder
 from pipelines.data.store.info import dataset_autoencoder
-from pipelines.evaluation.measure import Columns, Measured, Measurer
-from pipelines.evaluation.parts import PART, join, run_parts, within
+from pipelines.evaluation.measure import Columns, Measured, Measurer, join, within
 from pipelines.evaluation.settings import EvaluationSettings, Group, Progress, System
 from pipelines.generation import generate_latents
 from pipelines.media.video import write_mp4
-from pipelines.ray_map import Pool
+from pipelines.ray_map import Pool, ray_map_all
 from pipelines.storage import Storage
 from pipelines.world.measures import FactorReader
 
@@ -56,6 +55,9 @@ class Item:
     def samples(self) -> range:
         """Indices of the videos."""
         return range(self.start, self.start + len(self.captions))
+
+    def __str__(self) -> str:
+        return f"videos {self.start} to {self.samples.stop - 1} of {self.system.name}, {self.group} captions"
 
 
 @dataclass(frozen=True)
@@ -100,17 +102,16 @@ def sample(
 
 
 class Generator:
-    """The actor: samples and measures items.
+    """What an actor keeps to sample and measure items.
 
     Args:
-        items: all the work; a batch names items by number.
         clip: shape of the videos.
         settings: of the evaluation.
         out: folder below which the showcase is written.
     """
 
-    def __init__(self, items: Sequence[Item], clip: Clip, settings: EvaluationSettings, out: str) -> None:
-        self._items, self._clip, self._settings = items, clip, settings
+    def __init__(self, clip: Clip, settings: EvaluationSettings, out: str) -> None:
+        self._clip, self._settings = clip, settings
         self._device = settings.start_worker()
         reader = None if settings.world is None else FactorReader(settings.world.size)
         windows = settings.evaluation.windows_per_video
@@ -120,10 +121,8 @@ class Generator:
         self._out = Storage(out).child(CLIPS)
         self._loaded: tuple[str, Network] | None = None
 
-    def __call__(self, batch: dict[str, np.ndarray[Any, Any]]) -> Columns:
-        """Columns of the videos of one item; `id` holds its number."""
-        number = int(batch["id"][0])
-        item = self._items[number]
+    def __call__(self, item: Item) -> Columns:
+        """One row per video."""
         latents, seconds = self._sample(item)
         settings = self._settings.evaluation
         headline = item.group == "seen" and item.draw == 0
@@ -135,7 +134,7 @@ class Generator:
         )
         rows = len(latents)
         columns["sampling"], columns["decoding"] = np.full(rows, seconds / rows), np.full(rows, decoding)
-        return columns | {PART: np.full(rows, number)}
+        return columns
 
     def _network(self, checkpoint: str) -> Network:
         """The network that was used last is held, and no other: items of one follow each other."""
@@ -166,6 +165,16 @@ class Generator:
             put_clip(self._out, clip_name(item.system.name, index), frames.numpy(), self._clip.fps)
 
 
+@lru_cache(maxsize=1)
+def _kept_generator(clip: Clip, settings: EvaluationSettings, out: str) -> Generator:
+    """This actor's."""
+    return Generator(clip, settings, out)
+
+
+def _generate(clip: Clip, settings: EvaluationSettings, out: str, item: Item) -> Columns:
+    return _kept_generator(clip, settings, out)(item)
+
+
 def clip_name(system: str, index: int) -> str:
     """Path of a showcase video below the folder of clips."""
     return f"{system}/{index:03d}.mp4"
@@ -189,16 +198,13 @@ def generate(
     scale = settings.sampling.guidance_scale
     order = sorted(items, key=lambda item: -clip.evaluations(item.system, scale))
     wanted = settings.evaluation
-    most = min(wanted.max_actors, len(order))
     captions = {caption for item in items for caption in item.captions}
     embed_captions(settings.text, settings.dataset, captions, pool=Pool(1, 1, settings.use_gpu))
-    done = run_parts(
-        Generator,
-        len(order),
+    done = ray_map_all(
+        partial(_generate, clip, settings, out),
+        order,
+        Pool(wanted.min_actors, wanted.max_actors, settings.use_gpu),
         lambda finished: progress("videos", finished, len(order)),
-        fn_constructor_args=(order, clip, settings, out),
-        compute=ray.data.ActorPoolStrategy(min_size=min(wanted.min_actors, most), max_size=most),
-        **settings.resources,
     )
     return _assemble(order, done)
 

@@ -5,7 +5,7 @@ frame), its window features (99 a window) and its temporal numbers.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +22,7 @@ from pipelines.world.measures import FactorReader
 Columns = dict[str, NDArray[Any]]
 EVERY = tuple(extractor.name for extractor in pixel_extractors())
 """Names of all pixel features."""
+_SECONDS = ("sampling", "decoding")
 
 
 @dataclass(frozen=True)
@@ -148,3 +149,23 @@ class Measurer:
 
 def _stack(rows: Sequence[Columns]) -> Columns:
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def join(captions: Iterable[Sequence[str]], parts: Sequence[Columns]) -> Measured:
+    """One set of videos from its parts; seconds are the median over parts, without a slow first call."""
+    columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    seconds = {
+        name: float(np.median([part[name][0] for part in parts])) for name in _SECONDS if name in columns
+    }
+    kept = {name: column for name, column in columns.items() if name not in _SECONDS}
+    return Measured(tuple(caption for part in captions for caption in part), kept, seconds)
+
+
+def cut(count: int, size: int) -> list[range]:
+    """0 ... count - 1 in runs of `size`."""
+    return [range(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+def within(count: int, part: range) -> int:
+    """How many of a part's videos are among the first `count`."""
+    return min(max(0, count - part.start), len(part))

@@ -10,10 +10,10 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from functools import partial
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
-import ray.data
 import torch
 from safetensors.numpy import load, save
 
@@ -23,10 +23,10 @@ from pipelines.data.store.dataset import ShardDataset
 from pipelines.data.store.info import dataset_autoencoder, read_info
 from pipelines.evaluation.features.extractors import pixel_extractors
 from pipelines.evaluation.generate import CLIPS, Clip, clip_name, put_clip
-from pipelines.evaluation.measure import EVERY, Columns, Measured, Measurer
-from pipelines.evaluation.parts import PART, cut, join, run_parts, within
+from pipelines.evaluation.measure import EVERY, Columns, Measured, Measurer, cut, join, within
 from pipelines.evaluation.settings import EvaluationSettings, Progress
 from pipelines.media.video import through_mp4
+from pipelines.ray_map import Tasks, ray_map_all
 from pipelines.storage import Storage
 from pipelines.world.captions import caption
 from pipelines.world.config import WorldConfig
@@ -109,6 +109,17 @@ class CorpusSpec:
         return _file(self.name, dataclasses.asdict(self))
 
 
+class Part(NamedTuple):
+    """Videos of a set that one task measures."""
+
+    spec: Spec
+    videos: range
+    """Their places in the set."""
+
+    def __str__(self) -> str:
+        return f"real videos {self.videos.start} to {self.videos.stop - 1} of {self.spec.name}"
+
+
 def _file(name: str, decides: dict[str, Any]) -> str:
     told = [VERSION, decides, [extractor.identity for extractor in pixel_extractors()]]
     digest = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
@@ -154,41 +165,33 @@ def measure_real(
         s.name: from_bytes(storage.read_bytes(s.file)) for s in specs if storage.exists(s.file)
     }
     parts = [
-        (spec, part)
+        Part(spec, part)
         for spec in specs
         if spec.name not in found
         for part in cut(len(spec.captions), _PART_VIDEOS)
     ]
-    columns = run_parts(
-        measure_part,
-        len(parts),
+    columns = ray_map_all(
+        partial(measure_part, settings),
+        parts,
+        Tasks(settings.evaluation.max_actors, settings.use_gpu),
         lambda done: progress("real videos", done, len(parts)),
-        fn_kwargs={"parts": parts, "settings": settings},
-        compute=ray.data.TaskPoolStrategy(size=max(1, min(settings.evaluation.max_actors, len(parts)))),
-        **settings.resources,
     )
     for spec in specs:
         if spec.name not in found:
-            own = [table for (owner, _), table in zip(parts, columns, strict=True) if owner is spec]
+            own = [table for part, table in zip(parts, columns, strict=True) if part.spec is spec]
             found[spec.name] = join([spec.captions], own)
             storage.write_bytes(spec.file, to_bytes(found[spec.name]))
     return found
 
 
-def measure_part(
-    batch: dict[str, np.ndarray[Any, Any]], parts: Sequence[tuple[Spec, range]], settings: EvaluationSettings
-) -> Columns:
-    """The task: measures one part of a set of real videos."""
+def measure_part(settings: EvaluationSettings, part: Part) -> Columns:
+    """The work of one task; one row per video."""
     device = settings.start_worker()
-    number = int(batch["id"][0])
-    spec, part = parts[number]
     folder = Storage(settings.references).child(CLIPS)
     autoencoder = dataset_autoencoder(settings.dataset, device)
-    if isinstance(spec, CleanSpec):
-        columns = _clean_part(spec, part, folder, autoencoder)
-    else:
-        columns = _corpus_part(spec, part, folder, settings.dataset, autoencoder)
-    return columns | {PART: np.full(len(part), number)}
+    if isinstance(part.spec, CleanSpec):
+        return _clean_part(part.spec, part.videos, folder, autoencoder)
+    return _corpus_part(part.spec, part.videos, folder, settings.dataset, autoencoder)
 
 
 def _clean_part(spec: CleanSpec, part: range, folder: Storage, autoencoder: Autoencoder) -> Columns:

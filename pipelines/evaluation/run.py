@@ -22,8 +22,7 @@ from pipelines.evaluation.generate import (
     clip_name,
     generate,
 )
-from pipelines.evaluation.measure import EVERY, Measured
-from pipelines.evaluation.parts import cut
+from pipelines.evaluation.measure import EVERY, Measured, cut
 from pipelines.evaluation.reference import CleanName, CleanSpec, Corpus, corpus_spec, measure_real
 from pipelines.evaluation.scores import ClipScores, Made, Row, WorldScores, notes
 from pipelines.evaluation.settings import EvaluationSettings, Group, Progress, System

@@ -63,11 +63,6 @@ class EvaluationSettings:
     use_gpu: bool = False
     """One GPU a worker."""
 
-    @property
-    def resources(self) -> dict[str, float]:
-        """What a worker that samples, encodes or decodes asks of Ray."""
-        return {"num_gpus": 1} if self.use_gpu else {"num_cpus": 1}
-
     def start_worker(self) -> torch.device:
         """Where this worker computes; on the CPU with one thread.
 

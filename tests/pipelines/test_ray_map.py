@@ -1,16 +1,18 @@
-"""What travels to a worker is its own group, however many others there are."""
+"""Each item goes to its own task and comes back as it is; what a worker raises stops everything."""
 
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 from ray import cloudpickle
 
-from pipelines import ray_map as spread
+from models.errors import CheckpointError, ClusterError, DataError
+from pipelines import ray_map as module
 from pipelines.data.ingest.groups import Group
 from pipelines.data.source.manifest import Source
 from pipelines.data.store.caption_embeddings import CaptionGroup
-from pipelines.ray_map import Pool, run_groups
+from pipelines.ray_map import Pool, Tasks, ray_map, ray_map_all
 
 
 def groups(count: int) -> list[Group]:
@@ -30,19 +32,49 @@ class Mapped:
         return self
 
 
-@pytest.mark.parametrize("pool", [None, Pool(1, 2)])
-def test_what_every_task_loads_does_not_grow_with_the_groups(
-    pool: Pool | None, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("workers", [Tasks(), Pool(1, 2)])
+def test_what_every_task_loads_does_not_grow_with_the_items(
+    workers: Tasks | Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(spread.ray, "nodes", lambda: [{"Alive": True}])
-    monkeypatch.setattr(spread.ray.data, "from_items", lambda *_, **__: Mapped())
-    sizes = [spread._mapped(groups(count), lambda group: {}, pool).loaded for count in (2, 200)]
+    monkeypatch.setattr(module.ray, "nodes", lambda: [{"Alive": True}])
+    monkeypatch.setattr(module.ray.data, "from_items", lambda *_, **__: Mapped())
+    sizes = [module._dataset(str, groups(count), workers).loaded for count in (2, 200)]  # type: ignore[attr-defined]
     assert sizes[0] == sizes[1]
 
 
-def test_each_group_arrives_as_it_is(ray_local: None) -> None:
-    sent = [*groups(3), CaptionGroup(("one", "two")), CaptionGroup(())]
-    found = run_groups(sent, lambda group: {"kind": type(group).__name__, "told": repr(group)})
-    assert {group: (row["kind"], row["told"]) for group, row in found} == {
-        group: (type(group).__name__, repr(group)) for group in sent
-    }
+def test_items_and_results_travel_as_they_are(ray_local: None) -> None:
+    items = [*groups(2), CaptionGroup(("one", "two")), ("a tuple", 1), np.arange(6).reshape(2, 3)]
+    results = ray_map_all(lambda item: (repr(item), item), items, Tasks(max_tasks=2))
+    assert [text for text, _ in results] == [repr(item) for item in items]
+    assert [type(item) for _, item in results] == [type(item) for item in items]
+
+
+def test_results_come_back_in_order_and_are_counted(ray_local: None) -> None:
+    counted: list[int] = []
+    results = ray_map_all(lambda n: np.full(n + 1, n**2), range(5), Pool(1, 2), counted.append)
+    assert [result.tolist() for result in results] == [[n**2] * (n + 1) for n in range(5)]
+    assert counted == [1, 2, 3, 4, 5]
+    assert ray_map_all(str, [], None, counted.append) == []
+
+
+def test_a_workers_error_keeps_its_kind_and_remedy(ray_local: None) -> None:
+    def broken(_: int) -> None:
+        raise CheckpointError("the weights are gone", "train again")
+
+    with pytest.raises(CheckpointError, match="train again"):
+        list(ray_map(broken, [1, 2]))
+
+
+def test_a_defect_names_its_item_and_carries_the_traceback(ray_local: None) -> None:
+    def broken(_: Group) -> int:
+        return {}["missing"]  # type: ignore[no-any-return]
+
+    with pytest.raises(DataError, match=r"the videos from 0\.mp4 on failed: KeyError: 'missing'") as caught:
+        list(ray_map(broken, groups(1)))
+    assert "in broken" in caught.value.__notes__[0]
+
+
+def test_a_worker_that_dies_each_time_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "ray_map", lambda *_: iter([(0, "a"), (2, "c")]))
+    with pytest.raises(ClusterError, match="Work on item 1 was lost"):
+        ray_map_all(str, ["item 0", "item 1", "item 2"])

@@ -2,7 +2,7 @@
 
 import atexit
 from collections.abc import Generator, Iterator, Sequence
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,10 +70,10 @@ def rest_of_video(events: Iterator[Event]) -> Iterator[Frames]:
         yield item
 
 
-def sample_group(task: Task, group: Group) -> dict[str, Any]:
+def sample_group(task: Task, group: Group) -> tuple[dict[str, Frames], dict[str, str]]:
     """Decode a few frames of each video of a group, at the main size, for fitting the autoencoder.
 
-    Returns: {"frames": {source id: uint8 [n, H, W, 3]}, "rejects": {path: reason}}.
+    Returns: source id -> frames uint8 [n, H, W, 3], and path -> reason of what cannot be read.
     """
     frames: dict[str, Frames] = {}
     rejects: dict[str, str] = {}
@@ -86,7 +86,7 @@ def sample_group(task: Task, group: Group) -> dict[str, Any]:
             continue
         if found:
             frames[source.id] = np.concatenate(found)
-    return {"frames": frames, "rejects": rejects}
+    return frames, rejects
 
 
 def _stream(task: Task, path: str, picks: int = 0, others: Sequence[Size] = ()) -> VideoStream:

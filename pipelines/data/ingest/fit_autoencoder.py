@@ -1,13 +1,12 @@
 """Fitting the autoencoder on a sample of both corpora, the same one on every run."""
 
 import hashlib
-import json
 import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +18,7 @@ from pipelines.data.ingest.decoded import sample_group
 from pipelines.data.ingest.groups import Group, Task
 from pipelines.data.source.manifest import Source
 from pipelines.data.store.info import AUTOENCODER_FOLDER
-from pipelines.ray_map import run_groups
+from pipelines.ray_map import ray_map
 from pipelines.storage import Storage
 
 SAMPLE_BYTES = 1 << 30
@@ -91,14 +90,10 @@ def _sample(
     rejects: dict[str, str] = {}
     videos = sum(len(group.sources) for group in groups)
     done = 0
-    for group, answer in run_groups(groups, lambda group: _packed(sample_group(task, group))):
-        head = json.loads(answer["head"])
-        pixels = np.frombuffer(answer["frames"], np.uint8).reshape(-1, task.data.height, task.data.width, 3)
-        rejects.update(head["rejects"])
-        for source_id, stop, count in zip(
-            head["ids"], np.cumsum(head["counts"]), head["counts"], strict=True
-        ):
-            found[group.corpus, source_id] = pixels[stop - count : stop]
+    for index, (frames, unread) in ray_map(partial(sample_group, task), groups):
+        group = groups[index]
+        found.update({(group.corpus, source_id): own for source_id, own in frames.items()})
+        rejects.update(unread)
         done += len(group.sources)
         progress("fit", done, videos)
     wanted = [(group.corpus, source.id) for group in groups for source in group.sources]
@@ -110,14 +105,6 @@ def _sample(
             "Give videos that play, or see data.limits",
         )
     return np.concatenate(kept)
-
-
-def _packed(answer: dict[str, Any]) -> dict[str, Any]:
-    """Frames of all videos as one block of bytes, which Ray Data carries without a copy for each."""
-    frames = answer["frames"]
-    counts = [len(part) for part in frames.values()]
-    head = {"ids": list(frames), "counts": counts, "rejects": answer["rejects"]}
-    return {"head": json.dumps(head), "frames": b"".join(part.tobytes() for part in frames.values())}
 
 
 def _drawn(sources: Sequence[Source], frames: int, seed: int) -> list[tuple[Source, int]]:

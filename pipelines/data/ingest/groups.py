@@ -2,9 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
-from models.errors import SostenutoError
 from pipelines.data.config import DataConfig
 from pipelines.data.source.manifest import Source
 from pipelines.data.store.version import hash_of
@@ -28,15 +26,6 @@ class Task:
         return self.data.cuts_of(corpus)[0]
 
 
-class Work(Protocol):
-    """What a worker is given at a time."""
-
-    @property
-    def told(self) -> str:
-        """What it is, for a message."""
-        ...
-
-
 @dataclass(frozen=True, kw_only=True)
 class Group:
     """Videos of one corpus that one task reads."""
@@ -51,9 +40,7 @@ class Group:
         """Of its videos."""
         return sum(source.num_bytes for source in self.sources)
 
-    @property
-    def told(self) -> str:
-        """What it is, for a message."""
+    def __str__(self) -> str:
         return f"the videos from {self.sources[0].path} on"
 
 
@@ -73,14 +60,3 @@ def group_by_bytes(corpus: str, sources: Sequence[Source], block_bytes: int, mos
         groups[-1].append(source)
         room -= source.num_bytes
     return [Group(corpus=corpus, sources=tuple(group)) for group in groups]
-
-
-def explain(error: Exception, group: Work) -> dict[str, str]:
-    """An error that is not one video's fault, as plain values for the driver."""
-    if isinstance(error, SostenutoError):
-        return {"kind": type(error).__name__, "problem": error.problem, "remedy": error.remedy}
-    return {
-        "kind": "DataError",
-        "problem": f"Ingest failed among {group.told}: {type(error).__name__}: {error}",
-        "remedy": "This is a defect of the program; run it again with --debug and report it",
-    }

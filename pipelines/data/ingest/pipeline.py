@@ -4,11 +4,10 @@ A dataset is one version: the hash of its settings. What it was made from may gr
 once, whatever it is called and however it is captioned, and the index says which windows count.
 """
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import Any
+from functools import partial
 
 from models.autoencoders.kinds import autoencoder_kind
 from models.config import AutoencoderConfig
@@ -39,7 +38,7 @@ from pipelines.data.store.shards import CORPORA
 from pipelines.data.store.tables import read_table
 from pipelines.data.store.version import dataset_version, hash_of
 from pipelines.data.types import Reject
-from pipelines.ray_map import Pool, run_groups
+from pipelines.ray_map import Pool, ray_map
 from pipelines.storage import Storage
 
 GROUP_VIDEOS = 512
@@ -52,7 +51,7 @@ RETRIED = frozenset({"fetch", "worker"})
 """Stages whose rejects are themselves something to do."""
 
 Statuses = dict[tuple[str, str], Status]
-Work = Callable[[Task, Group], dict[str, Any]]
+Work = Callable[[Task, Group], list[Status]]
 
 
 def ingest(
@@ -282,8 +281,8 @@ def write_all(
             for group in _groups(corpus, _missing(corpus, videos, done), task.data.block_bytes, most)
         ]
         groups.sort(key=lambda group: -group.num_bytes)
-        for group, row in run_groups(groups, lambda group: {"answer": json.dumps(work(task, group))}, pool):
-            statuses = [Status(**s) for s in json.loads(row["answer"])["statuses"]]
+        for index, statuses in ray_map(partial(work, task), groups, pool):
+            group = groups[index]
             added += statuses
             done.update({(group.corpus, s.source_id): s for s in statuses})
             ended[group.corpus] += len(statuses)

@@ -6,10 +6,9 @@ No Ray in here.
 import ctypes
 import hashlib
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from importlib.metadata import version
-from typing import Any
 
 import numpy as np
 import torch
@@ -91,10 +90,10 @@ class VideoWriter:
         self._own.abort()
 
 
-def write_group(task: Task, group: Group) -> dict[str, Any]:
+def write_group(task: Task, group: Group) -> list[Status]:
     """Decode, judge, encode and store a group of videos, and record it in a ledger.
 
-    Returns: {"statuses": one for each video}, plain values.
+    Returns: how each video ended.
 
     Raises:
         SostenutoError: the storage or the decoder cannot be used at all.
@@ -144,7 +143,7 @@ def _write_video(
     record.statuses.append(status)
 
 
-def judge_group(task: Task, group: Group) -> dict[str, Any]:
+def judge_group(task: Task, group: Group) -> list[Status]:
     """Decode a group of videos and record in a ledger what `write_group` would keep; nothing is encoded.
 
     Returns: what `write_group` does.
@@ -160,11 +159,11 @@ def judge_group(task: Task, group: Group) -> dict[str, Any]:
     return _recorded(task, group, record)
 
 
-def _recorded(task: Task, group: Group, record: _Record) -> dict[str, Any]:
+def _recorded(task: Task, group: Group, record: _Record) -> list[Status]:
     stem = f"{group.corpus}/{shard_name(task, group.sources)}"
     storage = Storage(task.out)
     write_ledger(storage, stem, record.statuses, record.files, record.moments, record.windows)
-    return {"statuses": [asdict(status) for status in record.statuses]}
+    return record.statuses
 
 
 def _shard(

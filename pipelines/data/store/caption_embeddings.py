@@ -10,7 +10,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,7 +25,7 @@ from pipelines.data.store.index import read_index
 from pipelines.data.store.info import read_info
 from pipelines.data.store.shards import digest, open_shard
 from pipelines.data.store.version import hash_of
-from pipelines.ray_map import Pool, run_groups
+from pipelines.ray_map import Pool, ray_map
 from pipelines.storage import Storage
 
 FOLDER = "text"
@@ -60,9 +59,7 @@ class CaptionGroup:
 
     captions: tuple[str, ...]
 
-    @property
-    def told(self) -> str:
-        """What it is, for a message."""
+    def __str__(self) -> str:
         return f"the captions from {self.captions[0][:60]!r} on"
 
 
@@ -145,11 +142,9 @@ def _embed(
             done += len(group.captions)
             progress("text", done, len(missing))
         return
-    most = min(pool.max_actors, len(groups))
-    fitting = Pool(min(pool.min_actors, most), most, pool.use_gpu)
     work = partial(_work, config, str(storage), "cuda" if pool.use_gpu else "cpu")
-    for group, _ in run_groups(groups, work, fitting):
-        done += len(group.captions)
+    for index, _ in ray_map(work, groups, pool):
+        done += len(groups[index].captions)
         progress("text", done, len(missing))
     if done < len(missing):
         raise DataError(
@@ -158,9 +153,8 @@ def _embed(
         )
 
 
-def _work(config: TextConfig, out: str, device: str, group: CaptionGroup) -> dict[str, Any]:
+def _work(config: TextConfig, out: str, device: str, group: CaptionGroup) -> None:
     _write_part(config, Storage(out), _kept_encoder(config, device), group)
-    return {}
 
 
 @lru_cache(maxsize=1)

@@ -24,8 +24,8 @@ def clip(settings):
 
 
 def run(settings, clip, items, out):
-    actor = Generator(items, clip, settings, str(out))
-    return [actor({"id": np.array([number])}) for number in range(len(items))]
+    actor = Generator(clip, settings, str(out))
+    return [actor(item) for item in items]
 
 
 def captions(count):
@@ -135,4 +135,4 @@ def test_an_actor_with_a_gpu_brings_everything_there(settings, clip, networks, t
 def test_a_gpu_that_is_not_there_is_told(settings, clip, networks, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match="sees no GPU"):
-        Generator([], clip, dataclasses.replace(settings, use_gpu=True), str(tmp_path))
+        Generator(clip, dataclasses.replace(settings, use_gpu=True), str(tmp_path))

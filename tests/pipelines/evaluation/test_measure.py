@@ -7,7 +7,7 @@ import torch
 from models.autoencoders.pca import PcaAutoencoder
 from models.config import AutoencoderConfig
 from pipelines.evaluation.features.extractors import RandomConvolutions, shrink, window_pixels
-from pipelines.evaluation.measure import EVERY, Measured, Measurer
+from pipelines.evaluation.measure import EVERY, Measured, Measurer, cut, join, within
 from pipelines.evaluation.temporal import TEMPORAL_NAMES
 from pipelines.world.config import WorldConfig
 from pipelines.world.factors import draw_long
@@ -94,3 +94,29 @@ def test_a_table_gives_the_windows_and_means_that_were_measured():
     assert len(table) == 2
     np.testing.assert_array_equal(table.windows("rand3d-diff"), features[0])
     assert table.temporal() == {TEMPORAL_NAMES[0]: 2.0}
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "sizes"), [(7, 3, [3, 3, 1]), (6, 3, [3, 3]), (0, 3, []), (2, 9, [2])]
+)
+def test_cut_covers_everything_once(count, size, sizes):
+    parts = cut(count, size)
+    assert [len(part) for part in parts] == sizes
+    assert [i for part in parts for i in part] == list(range(count))
+
+
+@pytest.mark.parametrize(("count", "expected"), [(0, 0), (10, 0), (12, 2), (15, 5), (99, 5)])
+def test_within(count, expected):
+    assert within(count, range(10, 15)) == expected
+
+
+def test_join_takes_the_median_of_the_seconds():
+    parts = [
+        {"factors": np.full((2, 3), i), "sampling": np.full(2, seconds), "decoding": np.zeros(2)}
+        for i, seconds in enumerate((9.0, 1.0, 2.0))
+    ]
+    table = join([["a", "b"]] * 3, parts)
+    assert table.captions == ("a", "b") * 3
+    assert table.seconds == {"sampling": 2.0, "decoding": 0.0}
+    assert table.columns.keys() == {"factors"}
+    assert table.factors[:, 0].tolist() == [0, 0, 1, 1, 2, 2]

@@ -10,9 +10,10 @@ from pipelines.data.store.dataset import ShardDataset
 from pipelines.data.store.info import dataset_autoencoder
 from pipelines.evaluation import reference
 from pipelines.evaluation.measure import EVERY
-from pipelines.evaluation.reference import CleanSpec, corpus_spec, measure_part, measure_real
+from pipelines.evaluation.reference import CleanSpec, Part, corpus_spec, measure_part, measure_real
 from pipelines.evaluation.run import clip_of
 from pipelines.media.video import read_back
+from pipelines.ray_map import Tasks
 from pipelines.world.captions import caption
 from pipelines.world.config import WorldConfig
 from pipelines.world.measures import measure_all
@@ -92,27 +93,21 @@ def test_how_the_work_is_done_does_not_decide_it(settings):
     assert corpus("long", other).file == corpus("long", settings).file
 
 
-def part(settings, parts, number):
-    return measure_part({"id": np.array([number])}, parts, settings)
-
-
 def test_clean_videos_have_the_labels_and_do_not_depend_on_how_they_are_cut(settings):
-    whole = part(settings, [(spec(), range(6))], 0)
-    cut = [(spec(), range(4)), (spec(), range(4, 6))]
-    apart = [part(settings, cut, number) for number in (0, 1)]
+    whole = measure_part(settings, Part(spec(), range(6)))
+    apart = [measure_part(settings, Part(spec(), videos)) for videos in (range(4), range(4, 6))]
     for name in ("factors", *EVERY):
         joined = np.concatenate([piece[name] for piece in apart])
         np.testing.assert_allclose(joined, whole[name], rtol=1e-5, atol=1e-5)
     exact = measure_all(whole["factors"], np.array(LABELS))
     assert exact["caption_accuracy"] == exact["rule"] == 1
     assert 0 < exact["texture_error"] < 0.2
-    assert whole["part"].tolist() == [0] * 6
     assert np.isfinite(whole["temporal"][:2, 0]).all()
     assert np.isnan(whole["temporal"][2:]).all()
 
 
 def test_a_second_draw_is_another_draw(settings):
-    first, second = (part(settings, [(spec(name=name), range(6))], 0) for name in ("clean", "ideal"))
+    first, second = (measure_part(settings, Part(spec(name=name), range(6))) for name in ("clean", "ideal"))
     assert np.abs(first["factors"] - second["factors"]).mean() > 0.1
 
 
@@ -168,18 +163,18 @@ def test_kept_sets_are_read_and_not_made_again(ray_local, settings, tmp_path):
             np.testing.assert_array_equal(after.columns[name], column)
 
 
-@pytest.mark.parametrize(("use_gpu", "asked"), [(False, {"num_cpus": 1}), (True, {"num_gpus": 1})])
-def test_tasks_ask_for_what_they_work_on(settings, tmp_path, monkeypatch, use_gpu, asked):
+@pytest.mark.parametrize("use_gpu", [False, True])
+def test_tasks_ask_for_what_they_work_on(settings, tmp_path, monkeypatch, use_gpu):
     here = dataclasses.replace(settings, references=str(tmp_path), use_gpu=use_gpu)
-    given = {}
+    given = []
 
-    def run(work, count, progress, **options):
-        given.update(options)
+    def run(work, parts, workers, progress):
+        given.append(workers)
         return [{"factors": np.zeros((10, 1, 1))}]
 
-    monkeypatch.setattr(reference, "run_parts", run)
+    monkeypatch.setattr(reference, "ray_map_all", run)
     measure_real([corpus("long", here)], here, lambda *_: None)
-    assert {name: value for name, value in given.items() if name.startswith("num_")} == asked
+    assert given == [Tasks(here.evaluation.max_actors, use_gpu)]
 
 
 @pytest.mark.parametrize("made", ["ideal", "short", "long"])
@@ -193,5 +188,5 @@ def test_a_task_with_a_gpu_has_its_autoencoder_there(settings, tmp_path, monkeyp
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(reference, "dataset_autoencoder", autoencoder)
-    part(here, [(spec() if made == "ideal" else corpus(made, here), range(1))], 0)
+    measure_part(here, Part(spec() if made == "ideal" else corpus(made, here), range(1)))
     assert places == ["cuda"]

@@ -4,7 +4,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch
 from models.config import AutoencoderConfig
 from models.errors import ClusterError, ConfigError, DataError, SostenutoError
 from models.windows import data_spans
-from pipelines import ray_map as spread
+from pipelines import ray_map
 from pipelines.data.config import DataConfig
 from pipelines.data.decode.decoder import Decoder
 from pipelines.data.ingest import pipeline as ingest_module
@@ -28,7 +28,7 @@ from pipelines.data.ingest.worker import write_group
 from pipelines.data.source.manifest import Source, sources
 from pipelines.data.store.dataset import ShardDataset
 from pipelines.data.store.info import dataset_autoencoder, read_info, write_sealed
-from pipelines.data.store.ledger import read_ledger, read_ledgers
+from pipelines.data.store.ledger import Status, read_ledger, read_ledgers
 from pipelines.data.store.version import dataset_version
 from pipelines.ray_map import Pool
 from pipelines.storage import Storage
@@ -364,34 +364,34 @@ def test_a_patch_that_does_not_tile_is_refused(ray_local: None, tmp_path: Path) 
 
 
 def test_ray_must_run(corpora: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spread.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray_map.ray, "is_initialized", lambda: False)
     with pytest.raises(ClusterError, match="Ray is not running"):
         run(*corpora, tmp_path / "out")
 
 
 def test_a_full_disk_in_a_worker_is_told_as_such(ray_local: None, ingested: Ingested) -> None:
-    def work(group: Group) -> dict[str, Any]:
+    def work(group: Group) -> None:
         raise ClusterError("the disk is full", "Free space")
 
     videos = sources(ingested.short).sources
     with pytest.raises(ClusterError, match="the disk is full"):
-        list(spread.run_groups([Group(corpus="short", sources=tuple(videos))], work))
+        list(ray_map.ray_map(work, [Group(corpus="short", sources=tuple(videos))]))
 
 
 def test_a_defect_in_a_worker_is_told_not_hidden(ray_local: None, ingested: Ingested) -> None:
-    def work(group: Group) -> dict[str, Any]:
-        return {"answer": {}["missing"]}
+    def work(group: Group) -> None:
+        return {}["missing"]
 
     videos = sources(ingested.short).sources
     with pytest.raises(SostenutoError, match=r"part0/clip0\.mp4 on: KeyError: 'missing'"):
-        list(spread.run_groups([Group(corpus="short", sources=tuple(videos))], work))
+        list(ray_map.ray_map(work, [Group(corpus="short", sources=tuple(videos))]))
 
 
 def test_ray_datas_settings_are_put_back(ray_local: None, monkeypatch: pytest.MonkeyPatch) -> None:
     context = ray.data.DataContext.get_current()
     monkeypatch.setattr(context, "max_errored_blocks", 3)
     monkeypatch.setattr(context, "enable_progress_bars", True)
-    list(spread.run_groups([Group(corpus="short", sources=())], lambda group: {"a": 1}))
+    list(ray_map.ray_map(lambda item: item, [1]))
     assert (context.max_errored_blocks, context.enable_progress_bars) == (3, True)
 
 
@@ -409,13 +409,13 @@ def test_no_group_looks_at_all_videos(tmp_path: Path, monkeypatch: pytest.Monkey
     """There may be a hundred thousand of them, in a quarter as many groups."""
     listed = Walked(Source(id=f"{i:064x}", path=f"{i}.mp4", caption="", num_bytes=10) for i in range(300))
 
-    def run_here(groups: list[Group], work: Any, _pool: Any) -> Iterator[tuple[Group, dict[str, Any]]]:
-        return ((group, work(group)) for group in groups)
+    def map_here(work: Any, groups: list[Group], _pool: Any) -> Iterator[tuple[int, list[Status]]]:
+        return ((index, work(group)) for index, group in enumerate(groups))
 
-    def written(_task: Task, group: Group) -> dict[str, Any]:
-        return {"statuses": [asdict(new_status(group.corpus, source)) for source in group.sources]}
+    def written(_task: Task, group: Group) -> list[Status]:
+        return [new_status(group.corpus, source) for source in group.sources]
 
-    monkeypatch.setattr(ingest_module, "run_groups", run_here)
+    monkeypatch.setattr(ingest_module, "ray_map", map_here)
     said: list[tuple[str, int, int]] = []
     task = Task(out=str(tmp_path), folders={}, version="v", data=replace(DATA, block_bytes=10))
     ends: Statuses = {("short", listed[0].id): new_status("short", listed[0])}
@@ -436,7 +436,7 @@ def test_a_video_that_kills_its_worker_ends_as_one_reject(
     listed = sources(ingested.short).sources
     poison = listed[3].id
 
-    def work(task: Task, group: Group) -> dict[str, Any]:
+    def work(task: Task, group: Group) -> list[Status]:
         if any(source.id == poison for source in group.sources):
             (out / "tries" / str(time.monotonic_ns())).touch()
             os._exit(1)
@@ -457,4 +457,4 @@ def test_a_video_that_kills_its_worker_ends_as_one_reject(
     files = [file for ledger in read_ledgers(Storage(out), "short") for file in ledger.files]
     assert sum(file.rows for file in files) == sum(s.num_windows for s in ends.values())
     tries = len(list((out / "tries").iterdir()))
-    assert 2 <= tries <= 2 * (1 + spread.MAX_RETRIES)
+    assert 2 <= tries <= 2 * (1 + ray_map.MAX_RETRIES)
