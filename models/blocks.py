@@ -1,11 +1,12 @@
-"""Wan 2.1's transformer block and embeddings, with a time a frame and windowed attention.
+"""The transformer block of Wan 2.1, with one time per frame and self-attention windowed over frames.
 
-Shapes: B batch, T latent frames, S tokens a frame, N = T S tokens, D width, L text tokens.
-Module names are those of diffusers' WanTransformer3DModel, so its weights load by name.
+B batch, T latent frames, S tokens per frame, N = T S tokens, D width, H heads, d = D / H, L text tokens.
+Modules are named as in diffusers' WanTransformer3DModel, so its weights load by name.
 """
 
 import math
-from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,14 @@ from torch.utils.checkpoint import checkpoint
 
 from kernels.ops import dense_attention, window_attention
 from models.config import ModelConfig
-from models.rope import rotate, rotations
+
+
+class TokenGrid(NamedTuple):
+    """Tokens of a clip along each axis."""
+
+    frames: int
+    height: int
+    width: int
 
 
 def layer_norm(x: Tensor, eps: float = 1e-6) -> Tensor:
@@ -23,7 +31,7 @@ def layer_norm(x: Tensor, eps: float = 1e-6) -> Tensor:
 
 
 class LayerNorm(nn.Module):
-    """Layer norm with affine weights, computed in float32."""
+    """Layer norm with affine weights, in float32."""
 
     def __init__(self, dim: int, eps: float = 1e-6) -> None:
         super().__init__()
@@ -32,14 +40,12 @@ class LayerNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [..., dim] normalised, scaled and shifted."""
-        return F.layer_norm(x.float(), x.shape[-1:], self.weight.float(), self.bias.float(), self.eps).to(
-            x.dtype
-        )
+        weight, bias = self.weight.float(), self.bias.float()
+        return F.layer_norm(x.float(), x.shape[-1:], weight, bias, self.eps).to(x.dtype)
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm over the full width (Wan norms q and k across heads)."""
+    """x / rms(x) * weight over the full width: Wan normalises q and k across heads."""
 
     def __init__(self, dim: int, eps: float = 1e-6) -> None:
         super().__init__()
@@ -47,27 +53,39 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [..., dim] divided by its root mean square, scaled."""
         scale = torch.rsqrt(x.float().square().mean(-1, keepdim=True) + self.eps)
         return (x.float() * scale).to(x.dtype) * self.weight
 
 
-@dataclass(frozen=True)
-class Span3D:
-    """The token grid of a clip.
+def axis_channels(head_dim: int) -> tuple[int, int, int]:
+    """Channels of a head that rotate with time, height and width: d - 4 floor(d/6), 2 floor(d/6) twice."""
+    side = 2 * (head_dim // 6)
+    return head_dim - 2 * side, side, side
 
-    Args:
-        frames, height, width: tokens along each axis.
-    """
 
-    frames: int
-    height: int
-    width: int
+def frequencies(channels: int, theta: float) -> Tensor:
+    """The channels/2 angular frequencies theta^(-2i/channels) of one axis, float64, radians per position."""
+    return theta ** (-torch.arange(0, channels, 2, dtype=torch.float64) / channels)
 
-    @property
-    def per_frame(self) -> int:
-        """Tokens a frame."""
-        return self.height * self.width
+
+@lru_cache(maxsize=64)
+def rotations(grid: TokenGrid, head_dim: int, theta: float, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Cosine and sine [N, d/2], float32, of the rotary angles of a grid's tokens in raster order."""
+    angles = []
+    for axis, (size, channels) in enumerate(zip(grid, axis_channels(head_dim), strict=True)):
+        angle = torch.outer(torch.arange(size, dtype=torch.float64), frequencies(channels, theta))
+        shape = [1, 1, 1, channels // 2]
+        shape[axis] = size
+        angles.append(angle.view(shape).expand(*grid, -1))
+    flat = torch.cat(angles, dim=-1).flatten(0, 2)
+    return flat.cos().float().to(device), flat.sin().float().to(device)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """x [..., N, d] with each channel pair (2i, 2i+1) turned by its token's angle i."""
+    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    turned = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1)
+    return turned.flatten(-2).to(x.dtype)
 
 
 class Attention(nn.Module):
@@ -83,27 +101,22 @@ class Attention(nn.Module):
         self.norm_q = RMSNorm(dim)
         self.norm_k = RMSNorm(dim)
 
-    def split(self, x: Tensor) -> Tensor:
-        """[B, N, D] -> [B, heads, N, head_dim]."""
-        heads: Tensor = x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-        return heads
-
-    def project(self, x: Tensor, source: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries of x [B, N, D]; keys and values of source [B, M, D]; each [B, heads, ., head_dim]."""
-        q, k = self.norm_q(self.to_q(x)), self.norm_k(self.to_k(source))
-        return self.split(q), self.split(k), self.split(self.to_v(source))
+    def project(self, x: Tensor, source: Tensor) -> list[Tensor]:
+        """Queries [B, H, N, d] of x [B, N, D]; keys and values [B, H, M, d] of source [B, M, D]."""
+        qkv = (self.norm_q(self.to_q(x)), self.norm_k(self.to_k(source)), self.to_v(source))
+        return [y.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for y in qkv]
 
     def merge(self, x: Tensor) -> Tensor:
-        """[B, heads, N, head_dim] -> [B, N, D] through the output projection."""
+        """[B, H, N, d] -> [B, N, D], through the output projection."""
         merged: Tensor = self.to_out[0](x.transpose(1, 2).flatten(2))
         return merged
 
 
 class SelfAttention(Attention):
-    """Attention among the tokens of a clip: windowed over frames, or global.
+    """Attention among the tokens of a clip.
 
     Args:
-        window: frames to each side; None is global.
+        window: frames to each side that a token sees; None is the whole clip.
         theta: base of the rotary frequencies.
     """
 
@@ -112,18 +125,19 @@ class SelfAttention(Attention):
         self.window = window
         self.theta = theta
 
-    def forward(self, x: Tensor, grid: Span3D) -> Tensor:
-        """x [B, N, D] -> [B, N, D]."""
+    def forward(self, x: Tensor, grid: TokenGrid) -> Tensor:
+        """[B, N, D] -> [B, N, D]."""
         q, k, v = self.project(x, x)
-        cos, sin = rotations((grid.frames, grid.height, grid.width), q.shape[-1], self.theta, x.device)
+        cos, sin = rotations(grid, q.shape[-1], self.theta, x.device)
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         if self.window is None or self.window >= grid.frames - 1:
             return self.merge(dense_attention(q, k, v))
-        return self.merge(window_attention(q, k, v, tokens_per_frame=grid.per_frame, window=self.window))
+        per_frame = grid.height * grid.width
+        return self.merge(window_attention(q, k, v, tokens_per_frame=per_frame, window=self.window))
 
 
 class CrossAttention(Attention):
-    """Attention of the clip's tokens to the caption's."""
+    """Attention of a clip's tokens to its caption's."""
 
     def forward(self, x: Tensor, context: Tensor, mask: Tensor | None) -> Tensor:
         """x [B, N, D], context [B, L, D], mask bool [B, L] or None -> [B, N, D]."""
@@ -141,7 +155,6 @@ class FeedForward(nn.Module):
         self.net = nn.ModuleList([first, nn.Identity(), nn.Linear(hidden, dim)])
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [..., dim] -> [..., dim]."""
         hidden = F.gelu(self.net[0].proj(x), approximate="tanh")  # type: ignore[operator]
         out: Tensor = self.net[2](hidden)
         return out
@@ -152,13 +165,13 @@ class Block(nn.Module):
 
     Args:
         config: the model's shape.
-        kind: "W" windowed or "G" global self-attention.
+        pattern: "W" windowed or "G" global self-attention.
     """
 
-    def __init__(self, config: ModelConfig, kind: str) -> None:
+    def __init__(self, config: ModelConfig, pattern: str) -> None:
         super().__init__()
         dim = config.num_heads * config.head_dim
-        windowed = kind == "W"
+        windowed = pattern == "W"
         theta = config.rope_theta_windowed if windowed else config.rope_theta_global
         self.attn1 = SelfAttention(dim, config.num_heads, config.window if windowed else None, theta)
         self.attn2 = CrossAttention(dim, config.num_heads)
@@ -166,21 +179,20 @@ class Block(nn.Module):
         self.ffn = FeedForward(dim, config.ffn_dim)
         self.scale_shift_table = nn.Parameter(torch.randn(1, 6, dim) / math.sqrt(dim))
         self.checkpointed = False
-        """Keep the input alone for the backward pass, which then computes the block again."""
+        """Keep only the block's input for the backward pass, which recomputes the rest."""
 
     def forward(
-        self, x: Tensor, modulation: Tensor, context: Tensor, mask: Tensor | None, grid: Span3D
+        self, x: Tensor, modulation: Tensor, context: Tensor, mask: Tensor | None, grid: TokenGrid
     ) -> Tensor:
         """x [B, T, S, D], modulation [B, T or 1, 6, D], context [B, L, D] -> [B, T, S, D]."""
+        given = (x, modulation, context, mask, grid)
         if not (self.checkpointed and torch.is_grad_enabled()):
-            return self._compute(x, modulation, context, mask, grid)
-        out: Tensor = checkpoint(
-            self._compute, x, modulation, context, mask, grid, use_reentrant=False, preserve_rng_state=False
-        )
+            return self._compute(*given)
+        out: Tensor = checkpoint(self._compute, *given, use_reentrant=False, preserve_rng_state=False)
         return out
 
     def _compute(
-        self, x: Tensor, modulation: Tensor, context: Tensor, mask: Tensor | None, grid: Span3D
+        self, x: Tensor, modulation: Tensor, context: Tensor, mask: Tensor | None, grid: TokenGrid
     ) -> Tensor:
         six = (self.scale_shift_table + modulation.float()).to(x.dtype).unsqueeze(-2).unbind(2)
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = six
@@ -192,7 +204,7 @@ class Block(nn.Module):
 
 
 def checkpoint_blocks(model: nn.Module) -> None:
-    """Activation checkpointing of every block: the backward pass holds the activations of one at a time."""
+    """Activation checkpointing: the backward pass holds the activations of one block at a time."""
     for module in model.modules():
         if isinstance(module, Block):
             module.checkpointed = True
@@ -207,7 +219,7 @@ def sinusoids(t: Tensor, channels: int) -> Tensor:
 
 
 class Mlp(nn.Module):
-    """Two linear layers; named linear_1 and linear_2 as diffusers names them."""
+    """Two linear layers, whose activation is the caller's."""
 
     def __init__(self, fan_in: int, dim: int) -> None:
         super().__init__()
@@ -216,7 +228,7 @@ class Mlp(nn.Module):
 
 
 class ConditionEmbedder(nn.Module):
-    """Time and caption as the blocks take them."""
+    """Embeds times and captions for the blocks."""
 
     def __init__(self, dim: int, freq_dim: int, text_dim: int) -> None:
         super().__init__()
@@ -233,7 +245,7 @@ class ConditionEmbedder(nn.Module):
         return embedding, self.time_proj(F.silu(embedding)).unflatten(-1, (6, -1))
 
     def caption(self, text: Tensor) -> Tensor:
-        """text [B, L, text_dim] -> [B, L, D]."""
+        """[B, L, text_dim] -> [B, L, D]."""
         hidden = F.gelu(self.text_embedder.linear_1(text), approximate="tanh")
         out: Tensor = self.text_embedder.linear_2(hidden)
         return out

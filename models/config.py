@@ -31,7 +31,7 @@ class AutoencoderConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TextConfig:
-    """How captions become conditioning (models/text/captions.py)."""
+    """How captions become conditioning (models/text/conditioning.py)."""
 
     kind: Literal["ngram", "umt5"] = "ngram"
     """`ngram`: hashed character n-grams, no weights; `umt5`: embeddings that ingest computes by UMT5."""

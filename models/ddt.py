@@ -1,13 +1,13 @@
 """The student: one long-context encoder and two heads on its residual stream (arXiv 2602.24289, eq. 6-8)."""
 
-from collections.abc import Callable
 from typing import Literal
 
 from torch import Tensor, nn
 
 from models.config import ModelConfig
 from models.dit import DiT, Encoder, Features, Head
-from models.text.captions import Conditioning
+from models.flow import VelocityModel
+from models.text.conditioning import Conditioning
 from models.weights import copy_into
 
 HeadName = Literal["flow_matching", "distribution_matching"]
@@ -19,7 +19,7 @@ class Student(nn.Module):
     Args:
         config: the model's shape; `heads: shared` gives both losses one head.
         channels: latent channels C.
-        text_dim: numbers a text token.
+        text_dim: numbers per text token.
     """
 
     def __init__(self, config: ModelConfig, channels: int, text_dim: int) -> None:
@@ -31,9 +31,7 @@ class Student(nn.Module):
         if self.encoder.clip_position is not None:
             nn.init.zeros_(self.encoder.clip_position.weight)
             nn.init.zeros_(self.encoder.clip_position.bias)
-        names = (
-            ["flow_matching", "distribution_matching"] if config.heads == "decoupled" else ["flow_matching"]
-        )
+        names = ["flow_matching"] + ["distribution_matching"] * (config.heads == "decoupled")
         self.heads = nn.ModuleDict({name: Head(config, channels, last) for name in names})
 
     def encode(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Features:
@@ -41,8 +39,8 @@ class Student(nn.Module):
         features: Features = self.encoder(x_t, t, conditioning)
         return features
 
-    def head(self, name: HeadName) -> Callable[[Tensor, Tensor, Conditioning], Tensor]:
-        """The VelocityModel of one head over the encoder."""
+    def head(self, name: HeadName) -> VelocityModel:
+        """One head over the encoder."""
         module = self.heads[name if self.config.heads == "decoupled" else "flow_matching"]
 
         def velocity(x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
@@ -52,42 +50,36 @@ class Student(nn.Module):
         return velocity
 
     @property
-    def flow_matching(self) -> Callable[[Tensor, Tensor, Conditioning], Tensor]:
+    def flow_matching(self) -> VelocityModel:
         """Mean seeking: supervised on LONG."""
         return self.head("flow_matching")
 
     @property
-    def distribution_matching(self) -> Callable[[Tensor, Tensor, Conditioning], Tensor]:
+    def distribution_matching(self) -> VelocityModel:
         """Mode seeking: the few-step generator."""
         return self.head("distribution_matching")
 
     def start_from(self, teacher: DiT) -> None:
-        """Copies the teacher's blocks: the first into the encoder, the last into every head.
+        """Copy the teacher's first blocks into the encoder and its last blocks into every head.
 
-        With `clip_position` zero at the start, the student then equals the teacher wherever the
-        attention windows cover the clip.
+        The student then equals the teacher wherever the attention windows cover the clip, since
+        `clip_position` starts at zero.
         """
-        source = teacher.state_dict()
         split = len(self.encoder.blocks)
-        own = {name: tensor for name, tensor in self.state_dict().items() if ".clip_position." in f".{name}"}
-        for name, tensor in source.items():
-            room, _, rest = name.partition(".")
-            if room == "encoder" and rest.startswith("blocks."):
-                _, number, leaf = rest.split(".", 2)
-                if int(number) < split:
-                    own[name] = tensor
-                    continue
-                for head in self.heads:
-                    own[f"heads.{head}.blocks.{int(number) - split}.{leaf}"] = tensor
-            elif room == "encoder":
+        own = {name: tensor for name, tensor in self.state_dict().items() if ".clip_position." in name}
+        for name, tensor in teacher.state_dict().items():
+            part, rest = name.split(".", 1)
+            number = int(rest.split(".")[1]) if rest.startswith("blocks.") else None
+            if part == "encoder" and (number is None or number < split):
                 own[name] = tensor
-            else:
-                own |= {f"heads.{head}.{rest}": tensor for head in self.heads}
+                continue
+            if number is not None:
+                rest = f"blocks.{number - split}.{rest.split('.', 2)[2]}"
+            own |= {f"heads.{head}.{rest}": tensor for head in self.heads}
         copy_into(self, own, "the teacher")
 
     def copy_flow_matching_head(self) -> None:
         """DM head <- FM head: the warm start of distillation."""
         if self.config.heads == "decoupled":
-            copy_into(
-                self.heads["distribution_matching"], self.heads["flow_matching"].state_dict(), "the FM head"
-            )
+            weights = self.heads["flow_matching"].state_dict()
+            copy_into(self.heads["distribution_matching"], weights, "the FM head")

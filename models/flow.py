@@ -13,7 +13,7 @@ from torch import Tensor
 
 from models.config import FlowConfig
 from models.rng import Key, normal
-from models.text.captions import Conditioning
+from models.text.conditioning import Conditioning
 
 
 class VelocityModel(Protocol):

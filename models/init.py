@@ -5,11 +5,10 @@ import math
 import torch
 from torch import Tensor, nn
 
-from models.blocks import Block, SelfAttention
+from models.blocks import Block, SelfAttention, axis_channels, frequencies
 from models.config import ModelConfig
 from models.dit import DiT
 from models.rng import Key
-from models.rope import axis_channels, frequencies
 
 LOOK_OFFSETS = (-1, 1, 0)
 LOOK_FREQUENCIES = 4

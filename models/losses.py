@@ -12,7 +12,7 @@ from torch import Tensor
 from kernels.ops import reverse_kl_score, window_gather, window_scatter
 from models.config import LossConfig
 from models.flow import VelocityModel, interpolate, velocity_to_x0
-from models.text.captions import Conditioning
+from models.text.conditioning import Conditioning
 from models.windows import Span, counted, coverage
 
 

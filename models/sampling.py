@@ -11,7 +11,7 @@ from torch import Tensor
 
 from models.flow import VelocityModel, interpolate, ode_times, velocity_to_x0
 from models.rng import Key, normal
-from models.text.captions import Conditioning
+from models.text.conditioning import Conditioning
 
 
 def _times(t: float, batch: int, device: torch.device) -> Tensor:

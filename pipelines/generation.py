@@ -9,12 +9,12 @@ from torch import Tensor
 
 from models.config import FlowConfig, SamplingConfig
 from models.ddt import Student
+from models.device import half_precision
 from models.errors import ConfigError
 from models.flow import VelocityModel, shift, shift_for
-from models.precision import half_precision
 from models.rng import Key
 from models.sampling import few_step, ode, roll_out_by_windows
-from models.text.captions import Conditioning
+from models.text.conditioning import Conditioning
 from pipelines.checkpoints import Network, NetworkSpec
 
 Head = Literal["fm", "dm", "teacher"]

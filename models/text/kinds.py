@@ -14,7 +14,7 @@ from models.errors import ConfigError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from models.text.captions import TextEncoder
+    from models.text.conditioning import TextEncoder
 
 
 class Embedder(Protocol):
@@ -61,12 +61,12 @@ class TextKind:
 
 
 class NgramKind(TextKind):
-    """Hashed character n-grams (models/text/captions.py)."""
+    """Hashed character n-grams (models/text/conditioning.py)."""
 
     stored, in_pipelines = False, False
 
     def encoder(self) -> "TextEncoder":
-        from models.text.captions import NgramEncoder
+        from models.text.conditioning import NgramEncoder
 
         return NgramEncoder(self.config)
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from models.config import TextConfig
 from models.rng import Key
-from models.text.captions import Conditioning, TextEncoder
+from models.text.conditioning import Conditioning, TextEncoder
 from pipelines.checkpoints import Network, load_network
 from pipelines.data.store.caption_embeddings import embed_captions, text_encoder
 from pipelines.data.store.info import dataset_autoencoder

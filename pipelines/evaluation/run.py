@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 from models.errors import ConfigError
-from models.text.captions import withhold
+from models.text.conditioning import withhold
 from models.windows import even_spans
 from pipelines.checkpoints import read_spec
 from pipelines.data.store.dataset import ShardDataset

@@ -14,7 +14,7 @@ from models.flow import VelocityModel, shift, shift_for
 from models.losses import Loss, Scorers, anchor_loss, flow_matching_loss, reverse_kl_loss, x0_prediction
 from models.rng import Key, normal, uniform
 from models.sampling import noisy_input
-from models.text.captions import Conditioning, TextEncoder, withhold_some
+from models.text.conditioning import Conditioning, TextEncoder, withhold_some
 from models.weights import copy_into
 from models.windows import Span, spans
 from pipelines.checkpoints import NetworkSpec, critic_weights, load_network

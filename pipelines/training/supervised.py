@@ -18,7 +18,7 @@ from models.init import initialize
 from models.lora import add_adapters, start_adapters
 from models.losses import Loss, flow_matching_loss
 from models.rng import Key, normal
-from models.text.captions import Conditioning, NgramEncoder, TextEncoder, drop_some, withhold_some
+from models.text.conditioning import Conditioning, NgramEncoder, TextEncoder, drop_some, withhold_some
 from models.weights import copy_into
 from pipelines.checkpoints import NetworkSpec, Role, load_network
 from pipelines.training.collectives import ALONE, Workers

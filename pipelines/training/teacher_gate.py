@@ -10,7 +10,7 @@ from models.errors import ConfigError
 from models.flow import VelocityModel, shift_for
 from models.rng import Key
 from models.sampling import ode
-from models.text.captions import Conditioning
+from models.text.conditioning import Conditioning
 from pipelines.distances import FactorFeatures, Moments
 from pipelines.training.collectives import ALONE, Workers
 from pipelines.training.config import DistillConfig

@@ -21,7 +21,7 @@ from jobs.config import load as configs
 from jobs.config.paths import RunPaths
 from jobs.config.schema import RunConfig
 from models.ddt import Student
-from models.text.captions import Conditioning
+from models.text.conditioning import Conditioning
 from models.weights import load_tensors
 from pipelines.checkpoints import load_network
 from pipelines.data.store.caption_embeddings import text_encoder

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from models.config import ModelConfig
-from models.text.captions import Conditioning
+from models.text.conditioning import Conditioning
 
 TINY = ModelConfig(num_heads=2, head_dim=12, ffn_dim=32, freq_dim=16, patch_size=(1, 1, 1), window=8)
 

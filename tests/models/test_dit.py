@@ -8,14 +8,13 @@ from diffusers import WanTransformer3DModel
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from models.blocks import checkpoint_blocks
+from models.blocks import axis_channels, checkpoint_blocks, frequencies, rotate, rotations
 from models.config import ModelConfig
 from models.ddt import HeadName, Student
 from models.dit import DiT, clip_positions, token_grid
 from models.init import initialize
 from models.rng import Key
-from models.rope import axis_channels, frequencies, rotate, rotations
-from models.text.captions import Conditioning
+from models.text.conditioning import Conditioning
 from tests.models.builders import TINY, captions, latents, randomize
 
 WAN = dataclasses.replace(

@@ -11,7 +11,7 @@ from models.ddt import Student
 from models.dit import DiT
 from models.lora import add_adapters, merge_adapters, start_adapters
 from models.rng import Key
-from models.text.captions import Conditioning
+from models.text.conditioning import Conditioning
 from tests.models.builders import randomize
 from tests.models.wan.wan_folders import CHANNELS, SHAPE, TEXT_DIM, inputs, relative
 

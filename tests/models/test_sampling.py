@@ -7,7 +7,7 @@ from torch import Tensor
 from models.flow import ode_times
 from models.rng import Key
 from models.sampling import few_step, noisy_input, ode, roll_out_by_windows
-from models.text.captions import Conditioning
+from models.text.conditioning import Conditioning
 from tests.models.builders import GaussianVelocity
 
 SHAPE = (6, 5, 1, 1)

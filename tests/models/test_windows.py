@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.windows import Span, counted, coverage, data_spans, even_spans, spans
+from models.windows import Span, counted, coverage, even_spans, spans
 
 shapes = st.tuples(st.integers(1, 60), st.integers(1, 60), st.integers(1, 20), st.integers(0, 19)).filter(
     lambda s: s[1] <= s[0] and s[2] <= s[1] and s[3] < s[2]
@@ -48,11 +48,6 @@ def test_without_the_first_frames_of_inner_windows_every_frame_still_counts(
         assert (part.stop, part.start - window.start) == (window.stop, int(window.start > 0))
     if stride < length:
         assert min(coverage(parts, frames)) >= 1
-
-
-def test_data_windows_leave_out_a_short_tail() -> None:
-    assert [w.start for w in data_spans(20, 8, 8)] == [0, 8]
-    assert data_spans(7, 8, 8) == []
 
 
 @given(st.integers(2, 100), st.integers(2, 9))

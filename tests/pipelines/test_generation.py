@@ -12,11 +12,11 @@ from torch import Tensor
 from jobs.config import load as configs
 from jobs.estimate.shapes import shapes
 from models.config import FlowConfig, SamplingConfig
+from models.device import half_precision
 from models.errors import ConfigError
 from models.flow import shift_for
-from models.precision import half_precision
 from models.rng import Key
-from models.text.captions import Conditioning
+from models.text.conditioning import Conditioning
 from pipelines import generation
 from pipelines.checkpoints import Network, NetworkSpec, Role
 from pipelines.generation import Head, Method, check, generate_latents

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from models.config import TextConfig
 from models.errors import DataError
-from models.text.captions import Conditioning, TextEncoder, batched, withhold
+from models.text.conditioning import Conditioning, TextEncoder, batched, withhold
 from models.text.kinds import Embedder, text_kind
 from pipelines.data.store.index import read_index
 from pipelines.data.store.info import read_info

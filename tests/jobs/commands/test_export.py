@@ -22,7 +22,7 @@ from models.ema import Ema
 from models.errors import ConfigError, SostenutoError
 from models.rng import Key, normal
 from models.sampling import few_step
-from models.text.captions import Conditioning
+from models.text.conditioning import Conditioning
 from models.wan.transformer import read_transformer, write_transformer
 from pipelines.checkpoints import NetworkSpec
 from pipelines.data.store.info import CorpusInfo, DatasetInfo, write_sealed

@@ -16,7 +16,7 @@ from models.ddt import Student
 from models.dit import DiT
 from models.lora import add_adapters
 from models.rng import Key
-from models.text.captions import Conditioning
+from models.text.conditioning import Conditioning
 from pipelines.training.config import WarmupConfig
 from pipelines.training.distill import DistillStage
 from pipelines.training.supervised import SupervisedStage

@@ -18,7 +18,7 @@ from models.config import LoraConfig, ModelConfig
 from models.ddt import Student
 from models.dit import DiT
 from models.rng import Key
-from models.text.captions import Conditioning
+from models.text.conditioning import Conditioning
 from pipelines.training.config import ClusterConfig, WarmupConfig
 from pipelines.training.distill import DistillStage
 from pipelines.training.supervised import SupervisedStage

@@ -15,7 +15,7 @@ from torch import Tensor
 from models import weights
 from models.ddt import Student
 from models.dit import DiT
-from models.text.captions import Conditioning
+from models.text.conditioning import Conditioning
 from models.wan.layout import diffusers_name, spelling
 from models.wan.transformer import read_transformer
 from tests.models.wan import wan_folders

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from models.blocks import checkpoint_blocks
-from models.precision import half_precision
+from models.device import half_precision
 from models.rng import Key
 from pipelines.training.checkpoint import load_state, save_state
 from pipelines.training.distill import DistillStage

@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from models.windows import data_spans
 from pipelines.data.ingest.windowing import Cutting, encoded_windows, reblocked, sliding
 
 
@@ -23,14 +22,17 @@ def split(values: np.ndarray, sizes: list[int]) -> list[np.ndarray]:
     return parts
 
 
+def starts(first: int, last: int, length: int, stride: int) -> range:
+    return range(first, last - length + 1, stride)
+
+
 @given(st.integers(0, 90), st.integers(1, 20), st.integers(1, 30), st.lists(st.integers(1, 25), min_size=1))
 def test_sliding_cuts_the_spans_of_the_shared_arithmetic(
     total: int, length: int, stride: int, sizes: list[int]
 ) -> None:
     rows = np.arange(total)
     found = list(sliding(split(rows, sizes), Cutting(length, stride)))
-    spans = data_spans(total, length, stride)
-    assert [start for start, _ in found] == [span.start for span in spans]
+    assert [start for start, _ in found] == list(starts(0, total, length, stride))
     for start, window in found:
         np.testing.assert_array_equal(window, rows[start : start + length])
 
@@ -65,9 +67,7 @@ def test_each_shot_is_cut_as_a_video_of_its_own(
     arriving = Arriving(split(rows, sizes), cuts)
     found = list(sliding(arriving, Cutting(length, stride, arriving.cuts)))
     expected = [
-        first + span.start
-        for first, last in pairwise([0, *cuts, total])
-        for span in data_spans(last - first, length, stride)
+        start for first, last in pairwise([0, *cuts, total]) for start in starts(first, last, length, stride)
     ]
     assert [start for start, _ in found] == expected
     for start, window in found:
@@ -93,9 +93,7 @@ def test_each_shot_has_windows_of_the_longest_length_that_it_holds(
     expected = []
     for first, last in pairwise([0, *cuts, total]):
         length = max((n for n in lengths if n <= last - first), default=longest)
-        expected += [
-            (first + span.start, length) for span in data_spans(last - first, length, stride + length % 3)
-        ]
+        expected += [(start, length) for start in starts(first, last, length, stride + length % 3)]
     assert [(start, len(window)) for start, window in found] == expected
     for start, window in found:
         np.testing.assert_array_equal(window, rows[start : start + len(window)])

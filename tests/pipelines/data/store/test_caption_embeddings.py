@@ -14,7 +14,7 @@ from models.config import TextConfig
 from models.errors import CheckpointError, ConfigError, DataError
 from models.rng import Key
 from models.text import umt5
-from models.text.captions import NgramEncoder, drop_some, withhold
+from models.text.conditioning import NgramEncoder, drop_some, withhold
 from models.text.umt5 import Umt5Encoder
 from pipelines.data.store import caption_embeddings as texts
 from pipelines.data.store.caption_embeddings import FOLDER, StoredText, embed_captions, text_encoder

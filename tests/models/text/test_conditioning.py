@@ -4,9 +4,8 @@ import pytest
 import torch
 
 from models.config import TextConfig
-from models.errors import ConfigError
 from models.rng import Key
-from models.text.captions import Conditioning, NgramEncoder, drop_some, withhold, withhold_some
+from models.text.conditioning import Conditioning, NgramEncoder, drop_some, withhold, withhold_some
 
 CAPTIONS = ["a bay at dusk, streaked sky, amber sun", "a bay, dotted sky"]
 
@@ -77,8 +76,3 @@ def test_withheld_words_leave_the_rest_of_the_caption() -> None:
     some = withhold_some(["amber sun"] * 1000, config, Key(1), range(1000))
     assert some.count("sun") == pytest.approx(300, abs=45)
     assert withhold_some(["amber sun"], TextConfig(), Key(1), [0]) == ["amber sun"]
-
-
-def test_an_encoder_that_needs_weights_is_refused_with_a_remedy() -> None:
-    with pytest.raises(ConfigError, match="ngram"):
-        NgramEncoder(TextConfig(kind="umt5"))
