@@ -5,12 +5,12 @@ from torch import Tensor, nn
 
 
 class Ema:
-    """Averaged weights; the decay rises as (1 + k)/(10 + k) up to `decay`, so early steps forget quickly.
+    """Averaged weights; the decay rises as (1 + k)/(10 + k) up to `decay`, so that early steps fade quickly.
 
     Frozen weights are their own average: they are shared with the module, not copied.
 
     Args:
-        module: its present parameters are the starting average.
+        module: its present parameters start the average.
         decay: the largest decay.
     """
 
@@ -33,10 +33,9 @@ class Ema:
 
     @torch.no_grad()
     def copy_to(self, module: nn.Module) -> None:
-        """Writes the average into `module`."""
+        """Write the average into `module`."""
         for name, parameter in module.named_parameters():
             parameter.copy_(self.average[name])
 
     def tensors(self) -> dict[str, Tensor]:
-        """The averaged weights by name."""
         return self.average

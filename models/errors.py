@@ -1,4 +1,4 @@
-"""The one tree of errors a user can meet. Each carries what happened and what to do about it.
+"""The tree of errors that a user can meet. Each carries what happened and what to do about it.
 
 SostenutoError
 |- ConfigError        a value or a combination of values that cannot work
@@ -10,7 +10,7 @@ SostenutoError
 
 
 class SostenutoError(Exception):
-    """What happened, where, and the remedy.
+    """An error with its remedy.
 
     Args:
         problem: one sentence: what is wrong, and where.

@@ -17,10 +17,10 @@ from models.text.conditioning import Conditioning
 
 
 class VelocityModel(Protocol):
-    """Teacher, critic and each head of the student."""
+    """The teacher, the critic or one head of the student."""
 
     def __call__(self, x_t: Tensor, t: Tensor, conditioning: Conditioning, /) -> Tensor:
-        """Velocity [B, T, C, h, w] at x_t (same shape) and time t, [B] or one a frame [B, T]."""
+        """Velocity at x_t, both [B, T, C, h, w], and time t, [B] or one per frame [B, T]."""
         ...
 
 
@@ -41,12 +41,12 @@ def velocity_to_x0(x_t: Tensor, velocity: Tensor, t: Tensor) -> Tensor:
 
 
 def shift(t: Tensor, amount: float) -> Tensor:
-    """t' = s t / (1 + (s - 1) t): keeps 0 and 1, and moves times towards noise when s > 1."""
+    """t' = s t / (1 + (s - 1) t): fixes 0 and 1, and moves times towards noise when s > 1."""
     return amount * t / (1 + (amount - 1) * t)
 
 
 def shift_for(config: FlowConfig, num_frames: int) -> float:
-    """The shift of a clip of `num_frames` latent frames: grows with the square root of its length."""
+    """The shift of a clip of `num_frames` latent frames, growing with the square root of its length."""
     return config.timestep_shift * max(1.0, math.sqrt(num_frames / config.timestep_shift_frames))
 
 
@@ -65,17 +65,14 @@ def ode_times(steps: int, amount: float) -> Tensor:
 # which is finite at t = 0 (Karras et al. 2022, table 1, carried over to the linear path).
 
 
-def _variance(t: Tensor) -> Tensor:
-    return (1 - t) ** 2 + t**2
-
-
 def precondition_input(x_t: Tensor, t: Tensor) -> Tensor:
     """x_t / sqrt(d): unit variance at every time."""
-    return x_t / _variance(over_frames(t, x_t)).sqrt()
+    t = over_frames(t, x_t)
+    return x_t / ((1 - t) ** 2 + t**2).sqrt()
 
 
 def preconditioned_velocity(raw: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
     """v = (2t - 1)/d x_t - F / sqrt(d), with F = `raw` the network's output."""
     t = over_frames(t, x_t)
-    d = _variance(t)
+    d = (1 - t) ** 2 + t**2
     return (2 * t - 1) / d * x_t - raw / d.sqrt()

@@ -1,4 +1,4 @@
-"""Initialisation of networks that are trained from scratch."""
+"""Initialisation of networks trained from scratch."""
 
 import math
 
@@ -16,12 +16,25 @@ LOOK_FREQUENCIES = 4
 
 @torch.no_grad()
 def initialize(model: DiT, key: Key) -> None:
-    """Wan 2.1's initialisation: Xavier, small text and time layers, zero output; `look` changes numbers only.
+    """Wan 2.1's initialisation: Xavier, small text and time layers, zero output; `look` changes values only.
 
     Every tensor has its own generator, keyed by its name.
     """
+    small = ("text_embedder", "time_embedder") if model.config.init == "wan" else ()
     for name, parameter in model.named_parameters():
-        _fill(name, parameter, key.at(purpose=name).torch(), small=model.config.init == "wan")
+        generator = key.at(purpose=name).torch()
+        if "scale_shift_table" in name:
+            draw = torch.randn(parameter.shape, generator=generator)
+            parameter.copy_(draw / math.sqrt(parameter.shape[-1]))
+        elif name.endswith("bias") or "proj_out" in name:
+            parameter.zero_()
+        elif "norm" in name:
+            parameter.fill_(1.0)
+        elif any(layer in name for layer in small):
+            parameter.copy_(0.02 * torch.randn(parameter.shape, generator=generator))
+        else:
+            bound = math.sqrt(6 / sum(parameter.flatten(1).shape))
+            parameter.copy_((2 * torch.rand(parameter.shape, generator=generator) - 1) * bound)
     if model.config.init == "look":
         for block in model.encoder.blocks:
             assert isinstance(block, Block)
@@ -29,27 +42,12 @@ def initialize(model: DiT, key: Key) -> None:
             _look(block.attn1, model.config)
 
 
-def _fill(name: str, parameter: nn.Parameter, generator: torch.Generator, small: bool) -> None:
-    if "scale_shift_table" in name:
-        parameter.copy_(torch.randn(parameter.shape, generator=generator) / math.sqrt(parameter.shape[-1]))
-    elif name.endswith("bias") or "proj_out" in name:
-        parameter.zero_()
-    elif "norm" in name:
-        parameter.fill_(1.0)
-    elif small and ("text_embedder" in name or "time_embedder" in name):
-        parameter.copy_(0.02 * torch.randn(parameter.shape, generator=generator))
-    else:
-        matrix = parameter.flatten(1)
-        bound = math.sqrt(6 / sum(matrix.shape))
-        parameter.copy_((2 * torch.rand(parameter.shape, generator=generator) - 1) * bound)
-
-
 def _look(attention: SelfAttention, config: ModelConfig) -> None:
     """Heads 0, 1, 2 start by looking at the previous, next and own frame through their rotary positions.
 
     Queries and keys are constant on the first time frequencies f: after rotation the logit of frame i for
-    frame j is a sum of cos(f (i - j + offset)), largest at j = i + offset. Weights, norms and biases of
-    all other channels stay as they are, and everything is trainable.
+    frame j is a sum of cos(f (i - j + offset)), largest at j = i + offset. All other channels stay as they
+    are, and everything is trainable.
     """
     windowed = attention.window is not None
     amplitude = config.look_amplitude_windowed if windowed else config.look_amplitude_global
@@ -65,6 +63,6 @@ def _look(attention: SelfAttention, config: ModelConfig) -> None:
 
 
 def _constant(layer: nn.Linear, rows: slice, angles: Tensor) -> None:
-    """Makes the layer's rows a constant unit vector a channel pair, at `angles`."""
+    """Make the layer's rows output, for each pair of channels, a constant unit vector at `angles`."""
     layer.weight[rows] = 0.0
     layer.bias[rows] = torch.stack((angles.cos(), angles.sin()), dim=-1).flatten().float()

@@ -13,13 +13,13 @@ from models.rng import Key
 
 
 def add_adapters(model: DiT | Student, config: LoraConfig) -> None:
-    """Puts adapters on the encoder, and on the heads if those are not trained in full; the rest is frozen.
+    """Put adapters on the encoder, and on the heads unless those are trained in full; the rest is frozen.
 
-    What has no pretrained values, the layer of clip positions, stays trained in full. Adapters are left
-    unset: see `start_adapters`.
+    The layer of clip positions, which has no pretrained values, is trained in full. Adapters are left unset:
+    see `start_adapters`.
 
     Args:
-        model: changed in place; on torch's meta device its adapters are, too.
+        model: changed in place; on the meta device its adapters are there, too.
         config: rank above 0.
 
     Raises:
@@ -36,8 +36,8 @@ def add_adapters(model: DiT | Student, config: LoraConfig) -> None:
         r=config.rank, lora_alpha=config.alpha, target_modules=list(config.targets), init_lora_weights=False
     )
     on_meta = next(model.parameters()).is_meta
-    room = model.encoder if config.heads == "full" else model
-    inject_adapter_in_model(adapter, room, low_cpu_mem_usage=on_meta)
+    adapted = model.encoder if config.heads == "full" else model
+    inject_adapter_in_model(adapter, adapted, low_cpu_mem_usage=on_meta)
     if model.encoder.clip_position is not None:
         model.encoder.clip_position.requires_grad_(True)
 
@@ -54,11 +54,11 @@ def start_adapters(model: nn.Module, key: Key) -> None:
 
 
 def merge_adapters(model: nn.Module) -> None:
-    """Adds the adapters' products to the weights under them and takes the adapters away."""
+    """Add the adapters' products to the weights and remove the adapters."""
     from peft.tuners.lora import LoraLayer
 
     for name, layer in list(model.named_modules()):
         if isinstance(layer, LoraLayer):
             layer.merge()
-            room, _, leaf = name.rpartition(".")
-            setattr(model.get_submodule(room), leaf, layer.get_base_layer())
+            parent, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(parent), leaf, layer.get_base_layer())

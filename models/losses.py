@@ -1,6 +1,7 @@
-"""The losses: tensors in, named results out. No files, no clock, no logging.
+"""The losses of arXiv 2602.24289, eq. 5, 9 and 14-18, in our time convention (docs/method.md has both).
 
-Sources: arXiv 2602.24289 eq. 5, 9 and 14-18 in our time convention (docs/method.md has both).
+B videos, T latent frames, C latent channels, h and w latent rows and columns; M windows tile a video, m of
+them are scored, L frames each.
 """
 
 from collections.abc import Sequence
@@ -18,17 +19,14 @@ from models.windows import Span, counted, coverage
 
 @dataclass(frozen=True)
 class Loss:
-    """A loss and what explains it.
-
-    Args:
-        value: scalar with a graph.
-        metrics: named numbers for the log, detached.
-        non_finite: entries that were not finite and were zeroed.
-    """
+    """A loss and its metrics."""
 
     value: Tensor
+    """Scalar with a graph."""
     metrics: dict[str, Tensor]
+    """Detached scalars for the log."""
     non_finite: int = 0
+    """Entries that were not finite and were zeroed."""
 
 
 def flow_matching_loss(
@@ -39,14 +37,14 @@ def flow_matching_loss(
     conditioning: Conditioning,
     frames: Tensor | None = None,
 ) -> Loss:
-    """Mean of (v(x_t, t, c) - (noise - x0))^2: mean seeking, eq. 14; also the critic's score matching.
+    """Mean of (v(x_t, t, c) - (noise - x0))^2: mean seeking, eq. 14; also fits the critic.
 
     Args:
         model: the FM head, the teacher or the critic.
         x0, noise: [B, T, C, h, w].
         t: [B] or [B, T].
         conditioning: B captions.
-        frames: bool [B, T], those that count, at least one a row; None is all. Rows weigh the same.
+        frames: bool [B, T], those that count, at least one per row; None is all. Rows weigh the same.
     """
     error = model(interpolate(x0, noise, t), t, conditioning) - (noise - x0)
     squares = error.square()
@@ -58,23 +56,20 @@ def flow_matching_loss(
 
 
 def anchor_loss(student_x0: Tensor, reference_x0: Tensor) -> Loss:
-    """Mean of (x0_DM - x0_SFT)^2 at t = 1, where the layout is decided: the frozen long-SFT network's
-    answer to the same noise and caption keeps it (step-split objective, docs/method.md)."""
+    """Mean of (x0_DM - x0_SFT)^2 at t = 1, where the layout is decided: it keeps the layout that the frozen
+    long-SFT network gives the same noise and caption (step-split objective, docs/method.md)."""
     value = (student_x0 - reference_x0).square().mean()
     return Loss(value, {"loss": value.detach()})
 
 
 @dataclass(frozen=True)
 class Scorers:
-    """Who judges a window.
-
-    Args:
-        teacher: frozen, trained on SHORT.
-        critic: trained on the student's own windows; conditional, never guided.
-    """
+    """The two networks whose scores differ in the reverse KL."""
 
     teacher: VelocityModel
+    """Frozen, trained on SHORT."""
     critic: VelocityModel
+    """Trained on the student's own windows; conditional, never guided."""
 
 
 def reverse_kl_loss(
@@ -88,22 +83,22 @@ def reverse_kl_loss(
     config: LossConfig,
     crop_safe: bool = True,
 ) -> Loss:
-    """Pushes every window of generated videos towards the teacher: mode seeking, eq. 5 and 9.
+    """Pull every window of generated videos towards the teacher: mode seeking, eq. 5 and 9.
 
-    For a window w re-noised to w_t, g = (x0_critic(w_t) - x0_teacher(w_t)) / mean|w - x0_teacher|; the
-    gradient of a frame is the sum over its windows divided by its coverage, and the loss is a mean over all
-    elements of the video, so its scale does not depend on the tiling. When some windows of the tiling are
-    left out, the others count for them: the gradient is right on average.
+    For a window w re-noised to w_t, g = (x0_critic(w_t) - x0_teacher(w_t)) / mean|w - x0_teacher|. The
+    gradient of a frame is the sum over its windows divided by its coverage, and the loss is the mean over all
+    elements of the video, so its scale does not depend on the tiling. Scored windows stand in for those left
+    out: the gradient is right on average.
 
     Args:
         video: x0 of the rollout [B, T, C, h, w], with a graph.
-        tiling: M spans that cover the video, the same for the batch.
+        tiling: M spans that cover a video, shared by the batch.
         chosen: indices of the m spans that are scored.
         noise: [B m, L, C, h, w]; row b m + k is video b's k-th chosen window.
-        t: [B m], a time a window.
+        t: [B m], one time per window.
         conditioning: B captions.
         scorers: teacher and critic.
-        config: conventions.
+        config: guidance and normaliser.
         crop_safe: whether the latents of a window are the window of the latents; where not, the first latent
             of a window that does not begin the video is masked: it gets no gradient and counts in no
             coverage.

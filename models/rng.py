@@ -1,7 +1,7 @@
-"""Random draws that depend on what they are for, never on the order in which they are made.
+"""Random draws that depend on what they are for, never on the order in which they are drawn.
 
 A draw is named by (seed, step, sample, purpose). `sample` is the index in the global batch, so the number
-of workers changes nothing; a draw that a whole batch shares has no sample.
+of workers changes nothing; a draw that the whole batch shares has no sample.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ class Key:
     purpose: str = ""
 
     def at(self, *, step: int | None = None, sample: int | None = None, purpose: str | None = None) -> "Key":
-        """The same key with some of its parts replaced; a purpose is appended to the present one."""
+        """The same key with some parts replaced; a purpose is appended to the present one."""
         name = self.purpose if purpose is None else f"{self.purpose}/{purpose}"
         return replace(
             self,
@@ -45,22 +45,20 @@ class Key:
         return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
 
     def torch(self, device: torch.device | str = "cpu") -> torch.Generator:
-        """A torch generator started from this key, on `device`."""
         return torch.Generator(device).manual_seed(self.seed64())
 
     def numpy(self) -> np.random.Generator:
-        """A numpy generator started from this key."""
         return np.random.default_rng(self.seed64())
 
     def integer(self, high: int) -> int:
-        """A whole number in [0, high)."""
+        """An integer in [0, high)."""
         return int(self.numpy().integers(high))
 
 
 def normal(
     shape: Sequence[int], key: Key, samples: Sequence[int], device: torch.device | str = "cpu"
 ) -> Tensor:
-    """Standard normal numbers [len(samples), *shape]; row i depends on the key and samples[i] alone."""
+    """Standard normal draws [len(samples), *shape]; row i depends on the key and samples[i] alone."""
     rows = [
         torch.randn(tuple(shape), generator=key.at(sample=i).torch(device), device=device) for i in samples
     ]
@@ -68,5 +66,5 @@ def normal(
 
 
 def uniform(key: Key, samples: Sequence[int]) -> Tensor:
-    """Uniform numbers in [0, 1), float32 [len(samples)] on the CPU; one a sample."""
+    """Uniform draws in [0, 1), float32 [len(samples)] on the CPU; one per sample."""
     return torch.stack([torch.rand((), generator=key.at(sample=i).torch()) for i in samples])

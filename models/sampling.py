@@ -1,6 +1,6 @@
-"""Samplers. They know a VelocityModel, a Key and captions, and nothing else.
+"""Samplers of latents [B, T, C, h, w] from a VelocityModel, a Key and captions.
 
-Row i of every sampler depends on the key and samples[i] alone: batches and devices can be cut anywhere.
+Row i depends on the key and samples[i] alone: the samples can be batched and placed in any way.
 """
 
 from collections.abc import Sequence
@@ -28,13 +28,13 @@ def noisy_input(
 ) -> Tensor:
     """Backward simulation: x at times[-1], reached from noise through the earlier times, without a graph.
 
-    At each step x0 is predicted and re-noised with fresh noise to the next time, as the sampler does.
+    Each step predicts x0 and adds fresh noise to the next time, as the few-step sampler does.
 
     Args:
         model: the DM head.
         shape: [T, C, h, w] of one video.
-        times: falling from 1; the last is where the caller goes on.
-        conditioning: a caption a sample.
+        times: falling from 1; the caller goes on from the last.
+        conditioning: one caption per sample.
         key, samples: name the noise.
     """
     device = conditioning.text.device
@@ -63,7 +63,7 @@ def few_step(
 
 
 def _velocity(model: VelocityModel, x: Tensor, t: Tensor, conditioning: Conditioning, scale: float) -> Tensor:
-    """Guided velocity u + s (c - u); one evaluation when s = 1."""
+    """Guided velocity u + s (c - u); a single evaluation when s = 1."""
     conditional = model(x, t, conditioning)
     if scale == 1:
         return conditional
@@ -106,14 +106,14 @@ def roll_out_by_windows(
     samples: Sequence[int],
     guidance_scale: float = 1.0,
 ) -> Tensor:
-    """A long video from a short model: window after window, the last `overlap` frames known.
+    """A long video from a short model, window after window, each starting with the last `overlap` frames.
 
-    Known frames are replaced at every step by the earlier window's, re-noised to the step's time.
+    At every step these known frames are replaced by their clean values, re-noised to the step's time.
 
     Args:
         teacher: a model of `window` frames.
         num_frames, window, overlap: latent frames.
-        steps: Euler steps a window.
+        steps: Euler steps per window.
         shape: [C, h, w] of one frame.
         shift, conditioning, key, samples, guidance_scale: as in `ode`, for each window.
     """
@@ -140,7 +140,7 @@ def _continue(
     samples: Sequence[int],
     guidance_scale: float,
 ) -> Tensor:
-    """The frames of a window that follow its `known` first ones."""
+    """The frames of a window after its `known` first ones."""
     overlap, frame = known.shape[1], known.shape[2:]
     x = normal((window, *frame), key.at(purpose="noise-0"), samples, known.device)
     for step, (t, following) in enumerate(pairwise(times)):

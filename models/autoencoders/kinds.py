@@ -3,7 +3,6 @@
 A new one is a class with `encode` and `decode` in a file of its own, its kind here, and a line in KINDS.
 """
 
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -11,14 +10,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from models.config import AutoencoderConfig
 from models.errors import CheckpointError, ConfigError
+from models.folders import read_config
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
     from numpy.typing import NDArray
     from torch import Tensor
-
-CONFIG_FILE = "config.json"
 
 
 class Autoencoder(Protocol):
@@ -76,7 +74,7 @@ class AutoencoderKind:
         return -(-(frames - 1) // self.temporal_factor) + 1
 
     def check_settings(self) -> None:
-        """Raises ConfigError where a setting is missing."""
+        """Raises ConfigError if a setting is missing."""
         return
 
     def check_sizes(self, sizes: Sequence[tuple[int, int]]) -> None:
@@ -170,7 +168,7 @@ class WanKind(AutoencoderKind):
     def load(folder: Path, device: "torch.device | str") -> Autoencoder:
         from models.autoencoders.wan import WanAutoencoder
 
-        fields = read_config(folder)
+        fields = read_config(folder, "autoencoder", "Ingest again")
         return WanAutoencoder.load(fields["pretrained"], device, fields["uneven_frames"])
 
 
@@ -192,19 +190,7 @@ def load_autoencoder(folder: str | Path, device: "torch.device | str" = "cpu") -
     Raises:
         CheckpointError: the folder holds no autoencoder, or a damaged one.
     """
-    kind = KINDS.get(read_config(Path(folder)).get("kind", ""))
+    kind = KINDS.get(read_config(Path(folder), "autoencoder", "Ingest again").get("kind", ""))
     if kind is None:
         raise CheckpointError(f"{folder} holds no autoencoder of a known kind", "Ingest again")
     return kind.load(Path(folder), device)
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """Read a dataset's autoencoder/config.json.
-
-    Raises:
-        CheckpointError: it is missing or damaged.
-    """
-    try:
-        return dict(json.loads((folder / CONFIG_FILE).read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{folder} holds no readable {CONFIG_FILE}", "Ingest again") from error

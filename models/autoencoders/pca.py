@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,24 +10,25 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.autoencoders.kinds import CONFIG_FILE, PcaKind, read_config
+from models.autoencoders.kinds import PcaKind
 from models.config import AutoencoderConfig
 from models.errors import CheckpointError, ConfigError, DataError
+from models.folders import CONFIG_FILE, read_config
 from models.weights import load_tensors, save_tensors
 
 WEIGHTS_FILE = "weights.safetensors"
 CLEAR_GAP = 20.0
-"""Ratio of neighbouring eigenvalues that ends the picture and starts the noise."""
+"""Ratio of neighbouring eigenvalues at which the picture ends and the noise begins."""
 GAP_EXPLAINS = 0.95
-"""Share of the variance that lies before such a gap; in footage mere brightness makes an early one."""
+"""Share of the variance before such a gap; in footage, brightness alone makes an earlier one."""
 EXPLAINED = 0.98
-"""Share of the variance that is kept where there is no gap."""
+"""Share of the variance kept where there is no gap."""
 _BLOCK = 4096
 
 
 @dataclass(frozen=True)
 class _Layout:
-    """How a frame is cut into patches of P = patch_height * patch_width * 3 numbers, (row, column, rgb)."""
+    """How frames are cut into patches of P = patch_height * patch_width * 3 numbers, (row, column, rgb)."""
 
     height: int
     width: int
@@ -36,14 +37,13 @@ class _Layout:
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Rows and columns of patches."""
         return self.height // self.patch_height, self.width // self.patch_width
 
     def of(self, height: int, width: int) -> "_Layout":
         """The same patches on frames of another size.
 
         Raises:
-            ConfigError: they do not tile it.
+            ConfigError: they do not tile such frames.
         """
         if height % self.patch_height or width % self.patch_width:
             raise ConfigError(
@@ -67,14 +67,15 @@ class _Layout:
 
 
 class PcaAutoencoder:
-    """A linear code: pixels / 255 = mean + (z * scale) @ basis, for the whole frame or for each square of it.
+    """A linear code, pixels / 255 = mean + (z * scale) @ basis, of whole frames or of each of their patches.
 
     Attributes:
-        mean: float32 [P], P = patch height * patch width * 3 in (row, column, rgb) order.
+        mean: float32 [P].
         basis: float32 [K, P], orthonormal rows, the strongest first.
-        scale: float32 [K], standard deviation of each coefficient on the fitting sample, so that z has unit
+        scale: float32 [K], standard deviations of the coefficients on the fitting sample, so that z has unit
             variance.
-        eigenvalues: variances that were looked at when K was chosen, the largest first.
+        grid: latent rows h and columns w of the frames it was fitted on; (1, 1) for whole frames.
+        eigenvalues: the largest variances, among which K was chosen.
     """
 
     temporal_factor = PcaKind.temporal_factor
@@ -90,6 +91,7 @@ class PcaAutoencoder:
         eigenvalues: Sequence[float],
     ) -> None:
         self._layout = layout
+        self.grid = layout.grid
         self.mean, self.basis, self.scale = mean, basis, scale
         self.channels = len(basis)
         self.reconstruction_error = reconstruction_error
@@ -97,26 +99,11 @@ class PcaAutoencoder:
         self._to_latents = (basis / (255.0 * scale[:, None])).T.contiguous()
         self._to_pixels = basis * (255.0 * scale[:, None])
 
-    @property
-    def height(self) -> int:
-        """Pixels of what it was fitted on."""
-        return self._layout.height
-
-    @property
-    def width(self) -> int:
-        """Pixels of what it was fitted on."""
-        return self._layout.width
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Latent rows h and columns w of that size; (1, 1) for a code of the whole frame."""
-        return self._layout.grid
-
     def encode(self, frames: Tensor) -> Tensor:
         """Uint8 [B, F, H, W, 3] to float32 [B, F, K, h, w], of any size that the patches tile.
 
         Raises:
-            ConfigError: they do not.
+            ConfigError: they do not tile it.
         """
         batch, count, height, width = frames.shape[:4]
         layout = self._layout.of(height, width)
@@ -138,19 +125,15 @@ class PcaAutoencoder:
     ) -> "PcaAutoencoder":
         """Fit the code on decoded frames [N, H, W, 3]; the same frames give the same code.
 
-        Products of pixels are taken in float32 over blocks and summed in float64, on whichever side is
-        smaller: frames by frames (Gram) or pixels by pixels (covariance).
-
         Raises:
-            ConfigError: the patch does not tile the frame, or more components are asked for than the sample
-                has.
-            DataError: no frames, or all of them equal.
+            ConfigError: the patch does not tile the frame, or the sample has fewer components than asked for.
+            DataError: fewer than two frames, or all equal.
         """
         PcaKind(config).check_sizes([(height, width)])
         layout = _Layout(height, width, config.patch_size or height, config.patch_size or width)
         if len(frames) < 2:
             raise DataError(
-                f"{len(frames)} frames to fit the autoencoder on", "Give videos that can be decoded"
+                f"{len(frames)} frames are too few to fit the autoencoder", "Give videos that can be decoded"
             )
         samples = layout.cut(torch.from_numpy(np.ascontiguousarray(frames))).flatten(0, 2).numpy()
         mean = samples.mean(axis=0, dtype=np.float64)
@@ -158,7 +141,7 @@ class PcaAutoencoder:
         values, vectors = np.linalg.eigh(gram)
         values, vectors = values[::-1] / len(samples), vectors[:, ::-1]
         if values[0] <= 0:
-            raise DataError("All frames of the fitting sample are equal", "Give videos that show something")
+            raise DataError("All frames of the fitting sample are equal", "Give videos with some content")
         shown = values[: config.max_components + 1]
         count = _count(config, values)
         basis = _basis(samples, mean.astype(np.float32), vectors[:, :count], by_frames)
@@ -173,15 +156,12 @@ class PcaAutoencoder:
         )
 
     def save(self, folder: str | Path) -> None:
-        """Write config.json and weights.safetensors into a local folder, which is made."""
+        """Write config.json and weights.safetensors into a local folder, creating it."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         config = {
             "kind": "pca",
-            "height": self.height,
-            "width": self.width,
-            "patch_height": self._layout.patch_height,
-            "patch_width": self._layout.patch_width,
+            **asdict(self._layout),
             "components": self.channels,
             "reconstruction_error": self.reconstruction_error,
             "eigenvalues": self.eigenvalues,
@@ -197,11 +177,10 @@ class PcaAutoencoder:
         Raises:
             CheckpointError: a file is missing, damaged, or disagrees with the other.
         """
-        config = read_config(Path(folder))
+        config = read_config(Path(folder), "autoencoder", "Ingest again")
         tensors = load_tensors(Path(folder) / WEIGHTS_FILE)
         try:
-            sizes = [int(config[k]) for k in ("height", "width", "patch_height", "patch_width")]
-            layout = _Layout(*sizes)
+            layout = _Layout(**{field.name: int(config[field.name]) for field in fields(_Layout)})
             mean, basis, scale = (tensors[k].clone() for k in ("mean", "basis", "scale"))
             pixels = layout.patch_height * layout.patch_width * 3
             agrees = basis.shape == (len(scale), pixels) and mean.shape == (pixels,)
@@ -218,7 +197,10 @@ def _blocks(length: int) -> list[slice]:
 
 
 def _products(samples: NDArray[np.uint8], mean: NDArray[np.float32]) -> tuple[NDArray[np.float64], bool]:
-    """X X^T of the centred samples if there are fewer of them than pixels (True), else X^T X."""
+    """X X^T (Gram, True) or X^T X (covariance, False) of the centred samples [N, P], whichever is smaller.
+
+    Products are taken in float32 over blocks and summed in float64.
+    """
     count, pixels = samples.shape
     by_frames = count <= pixels
     total = np.zeros((min(count, pixels),) * 2)
@@ -232,7 +214,7 @@ def _products(samples: NDArray[np.uint8], mean: NDArray[np.float32]) -> tuple[ND
 def _basis(
     samples: NDArray[np.uint8], mean: NDArray[np.float32], vectors: NDArray[np.float64], by_frames: bool
 ) -> NDArray[np.float32]:
-    """Orthonormal rows [K, P] in pixel space; of each, the entry of largest size is positive."""
+    """Orthonormal rows [K, P] in pixel space, the largest entry of each positive."""
     rows = vectors.T
     if by_frames:
         weights = rows.astype(np.float32)
@@ -245,11 +227,8 @@ def _basis(
 
 
 def _count(config: AutoencoderConfig, values: NDArray[np.float64]) -> int:
-    """How many components to keep.
-
-    As configured; else up to the clearest gap of the spectrum, beyond which there is the codec's noise; in
-    footage, whose spectrum has none, as many as explain EXPLAINED of the variance, max_components at most.
-    """
+    """How many components to keep: as configured, else up to the clearest gap of the spectrum, beyond which
+    the codec's noise lies, else (footage has no gap) as many as explain EXPLAINED of the variance."""
     floor = max(values[0] * 1e-9, 1e-6)
     rank = int((values > floor).sum())
     if config.components is not None:

@@ -1,6 +1,8 @@
-"""Wan 2.1's causal video autoencoder through diffusers' class: any length in the memory of 4 frames."""
+"""Wan 2.1's causal video autoencoder by diffusers' class, streaming: any length in the memory of 4 frames.
 
-import json
+B batch, F pixel frames, T latent frames, C latent channels, H, W pixels, h, w latent rows and columns.
+"""
+
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,10 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.autoencoders.kinds import CONFIG_FILE
+from models.autoencoders.kinds import WanKind
 from models.config import UnevenFrames
+from models.device import compute_device
 from models.errors import CheckpointError, ConfigError
-from models.weights import copy_into, load_tensors
+from models.folders import CONFIG_FILE, read_config, weight_files
+from models.weights import TensorFiles
 
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 CLASS = "AutoencoderKLWan"
@@ -21,17 +25,17 @@ _REMEDY = "Give the folder of Wan 2.1's AutoencoderKLWan in the diffusers layout
 class WanAutoencoder:
     """4k+1 frames to k+1 latents of 16 channels, 1/8 in size, normalised by the model's own config.
 
-    The first frame is a latent of its own; every latent after it stands for 4 frames and sees those before.
-    Clips go through in such pieces, with what the convolutions remember of the piece before, so that only the
-    input and the output grow with the length. bfloat16 on a GPU, float32 on the CPU.
+    The first frame is a latent of its own; every later latent stands for 4 frames and sees those before.
+    Clips go through in such pieces, with the convolutions' memory of the piece before, so that only input
+    and output grow with the length. bfloat16 on a GPU, float32 on the CPU.
 
     Args:
         model: diffusers' AutoencoderKLWan with its weights; it is moved and changed.
-        device: where it works; results are where the input was.
+        device: where it computes; results are where the input was.
         uneven_frames: what happens to clips that are not 4k+1 frames.
     """
 
-    crop_safe = False
+    crop_safe = WanKind.crop_safe
     reconstruction_error = float("nan")
 
     def __init__(
@@ -58,28 +62,44 @@ class WanAutoencoder:
         device: torch.device | str = "cpu",
         uneven_frames: UnevenFrames = "refuse",
     ) -> "WanAutoencoder":
-        """Load from a local folder in the diffusers layout; nothing is downloaded, and no code is run.
+        """Load from a local folder in the diffusers layout; nothing is downloaded, no code of it is run.
 
         Raises:
-            ConfigError: diffusers or the GPU that is asked for is not there.
+            ConfigError: diffusers or the GPU is missing.
             CheckpointError: the folder holds no AutoencoderKLWan in safetensors, or a damaged one.
         """
-        if torch.device(device).type == "cuda" and not torch.cuda.is_available():
-            raise ConfigError(
-                "The autoencoder was sent to a GPU, and none is seen", "Set cluster.use_gpu=false"
-            )
+        compute_device(torch.device(device).type == "cuda")
         folder = Path(folder)
-        config = _config(folder)
-        model = _empty(config, folder)
-        copy_into(model, load_tensors(_weights(folder)), str(folder / WEIGHTS_FILE))
+        config = read_config(folder, CLASS, _REMEDY)
+        if config.get("_class_name") != CLASS:
+            raise CheckpointError(f"{folder} holds a {config.get('_class_name')}, no {CLASS}", _REMEDY)
+        if config.get("patch_size") is not None or config.get("is_residual"):
+            raise CheckpointError(f"{folder} holds the autoencoder of Wan 2.2, not of Wan 2.1", _REMEDY)
+        try:
+            from diffusers import AutoencoderKLWan
+        except ImportError as error:
+            raise ConfigError(
+                "autoencoder.kind = wan needs diffusers", "Install the project with its extra `wan`"
+            ) from error
+        try:
+            with torch.device("meta"):
+                model: nn.Module = AutoencoderKLWan.from_config(config)
+        except (TypeError, ValueError, IndexError) as error:
+            raise CheckpointError(f"{folder}/{CONFIG_FILE} describes no {CLASS}: {error}", _REMEDY) from error
+        model.to_empty(device="cpu")
+        with TensorFiles(weight_files(folder, WEIGHTS_FILE)) as files:
+            files.copy_into(model)
         return cls(model, device, uneven_frames)
 
     def check(self, num_frames: int, height: int, width: int) -> int:
-        """How many frames the last one is repeated to fill 4k+1, after refusing what would be cut.
+        """Check the shape of a clip.
+
+        Returns:
+            How many times its last frame is repeated to make 4k+1.
 
         Raises:
-            ConfigError: the number of frames is not 4k+1 and they are not padded, or 8 does not divide the
-                height and the width.
+            ConfigError: the number of frames is not 4k+1 and is not padded, or 8 does not divide the height
+                and the width.
         """
         factor, size = self.temporal_factor, self.spatial_factor
         missing = -(num_frames - 1) % factor
@@ -109,13 +129,14 @@ class WanAutoencoder:
 
     def _encoded(self, frames: Tensor) -> Iterator[Tensor]:
         """Normalised latents [B, 1, 16, h, w], one after the other."""
-        cache = _memory(self._model.encoder)
-        for start in range(1 - self.temporal_factor, frames.shape[1], self.temporal_factor):
-            pixels = _filled(
-                frames[:, max(0, start) : start + self.temporal_factor], start, self.temporal_factor
-            )
+        memory, factor = _memory(self._model.encoder), self.temporal_factor
+        for start in range(1 - factor, frames.shape[1], factor):
+            pixels = frames[:, max(0, start) : start + factor]
+            missing = (1 if start < 0 else factor) - pixels.shape[1]
+            if missing:
+                pixels = torch.cat([pixels, pixels[:, -1:].expand(-1, missing, -1, -1, -1)], dim=1)
             signal = pixels.to(self._device).movedim(-1, 1).to(self._dtype).div_(127.5).sub_(1)
-            hidden = self._model.encoder(signal, feat_cache=cache, feat_idx=[0])
+            hidden = self._model.encoder(signal, feat_cache=memory, feat_idx=[0])
             mode = self._model.quant_conv(hidden)[:, : self.channels].float()
             yield ((mode - self._mean) / self._std).movedim(2, 1)
 
@@ -134,67 +155,18 @@ class WanAutoencoder:
         return video
 
     def _decoded(self, latents: Tensor) -> Iterator[Tensor]:
-        """Uint8 frames of each latent in turn, [B, 1 or 4, H, W, 3]."""
-        cache = _memory(self._model.decoder)
+        """Uint8 frames [B, 1 or 4, H, W, 3] of each latent in turn."""
+        memory = _memory(self._model.decoder)
         for index, latent in enumerate(latents.split(1, dim=1)):
             codes = latent.to(self._device).float().movedim(1, 2) * self._std + self._mean
             hidden = self._model.post_quant_conv(codes.to(self._dtype))
-            signal = self._model.decoder(hidden, feat_cache=cache, feat_idx=[0], first_chunk=index == 0)
+            signal = self._model.decoder(hidden, feat_cache=memory, feat_idx=[0], first_chunk=index == 0)
             pixels = signal.float().clamp_(-1, 1).add_(1).mul_(127.5).round_()
             yield pixels.to(torch.uint8).movedim(1, -1)
 
 
 def _memory(part: nn.Module) -> list[Any]:
-    """A place for each causal convolution to keep the last frames it saw."""
+    """A slot per causal convolution for the last frames that it saw."""
     from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d
 
     return [None] * sum(isinstance(module, WanCausalConv3d) for module in part.modules())
-
-
-def _filled(frames: Tensor, start: int, factor: int) -> Tensor:
-    """The piece that begins at `start`, its last frame repeated where the clip ends within it."""
-    missing = (1 if start < 0 else factor) - frames.shape[1]
-    return torch.cat([frames, frames[:, -1:].expand(-1, missing, -1, -1, -1)], dim=1) if missing else frames
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    try:
-        config = dict(json.loads((folder / CONFIG_FILE).read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{folder} holds no {CLASS}: no readable {CONFIG_FILE}", _REMEDY) from error
-    if config.get("_class_name") != CLASS:
-        raise CheckpointError(f"{folder} holds a {config.get('_class_name')}, no {CLASS}", _REMEDY)
-    if config.get("patch_size") is not None or config.get("is_residual"):
-        raise CheckpointError(f"{folder} holds the autoencoder of Wan 2.2, which is another one", _REMEDY)
-    return config
-
-
-def _weights(folder: Path) -> Path:
-    """The one file that weights are read from.
-
-    Raises:
-        CheckpointError: it is not there; pickles are named, never opened.
-    """
-    if (folder / WEIGHTS_FILE).is_file():
-        return folder / WEIGHTS_FILE
-    pickles = sorted(
-        path.name for path in folder.glob("*") if path.suffix in {".bin", ".pt", ".pth", ".ckpt"}
-    )
-    found = f", only {pickles[0]}, a pickle, which could run code" if pickles else ""
-    raise CheckpointError(f"{folder} holds no {WEIGHTS_FILE}{found}", "Give the weights as safetensors")
-
-
-def _empty(config: dict[str, Any], folder: Path) -> nn.Module:
-    """The model that a config describes, its weights unset."""
-    try:
-        from diffusers import AutoencoderKLWan
-    except ImportError as error:
-        raise ConfigError(
-            "autoencoder.kind = wan needs diffusers", "Install the project with its extra `wan`"
-        ) from error
-    try:
-        with torch.device("meta"):
-            model: nn.Module = AutoencoderKLWan.from_config(config)
-    except (TypeError, ValueError, IndexError) as error:
-        raise CheckpointError(f"{folder}/{CONFIG_FILE} describes no {CLASS}: {error}", _REMEDY) from error
-    return model.to_empty(device="cpu")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Embedder(Protocol):
-    """Captions to token embeddings, at ingest."""
+    """Embeds captions at ingest."""
 
     def embed(self, captions: Sequence[str]) -> "list[Tensor]":
         """Tokens of each caption without padding, float16 [n, dim] on the CPU."""
@@ -37,7 +37,7 @@ class TextKind:
         self.config = config
 
     def check_settings(self) -> None:
-        """Raises ConfigError where a setting is missing."""
+        """Raises ConfigError if a setting is missing."""
         return
 
     def check_files(self) -> None:

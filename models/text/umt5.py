@@ -1,8 +1,7 @@
-"""The text encoder of Wan 2.1, UMT5, from a local folder: captions to tokens, outside training only."""
+"""UMT5, the text encoder of Wan 2.1, from a local folder: captions to token embeddings, at ingest only."""
 
 import hashlib
 import html
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,12 +11,13 @@ import torch
 from torch import Tensor
 
 from models.config import TextConfig
+from models.device import compute_device
 from models.errors import CheckpointError, ConfigError, DataError
+from models.folders import CONFIG_FILE, read_config, weight_files
 
 BATCH = 8
 """Captions that go through the encoder together."""
 WEIGHTS = "model.safetensors"
-INDEX = f"{WEIGHTS}.index.json"
 _TOKENIZERS = ("tokenizer.json", "spiece.model")
 _REMEDY = (
     "Set text.pretrained to a folder with text_encoder/ and tokenizer/, as a diffusers pipeline has them"
@@ -25,13 +25,13 @@ _REMEDY = (
 
 
 class Umt5Encoder:
-    """Encoder and tokenizer, float32 on the CPU, bfloat16 on a GPU.
+    """Encoder and tokenizer; float32 on the CPU, bfloat16 on a GPU.
 
     Args:
         model: transformers' UMT5EncoderModel.
         tokenizer: its tokenizer.
         max_tokens: longer captions are cut.
-        device: where it works.
+        device: where it computes.
     """
 
     def __init__(
@@ -44,23 +44,19 @@ class Umt5Encoder:
 
     @classmethod
     def load(cls, config: TextConfig, device: torch.device | str = "cpu") -> "Umt5Encoder":
-        """Read `text.pretrained`; nothing is downloaded, and no code of the folder is run.
+        """Load `text.pretrained`; nothing is downloaded, no code of it is run.
 
         Raises:
-            ConfigError: transformers or the GPU is not there, or `text.dim` is not the encoder's.
+            ConfigError: transformers or the GPU is missing, or `text.dim` is not the encoder's.
             CheckpointError: the folder holds no encoder in safetensors or no tokenizer, or a damaged one.
         """
-        if torch.device(device).type == "cuda" and not torch.cuda.is_available():
-            raise ConfigError(
-                "The text encoder was sent to a GPU, and none is seen", "Set cluster.use_gpu=false"
-            )
-        encoder, tokenizer = _folders(config)
+        compute_device(torch.device(device).type == "cuda")
         check_files(config)
-        loaded = load_tokenizer(tokenizer)
-        return cls(_load_model(encoder, device), loaded, config.max_tokens, device)
+        encoder, tokenizer = _folders(config)
+        return cls(_load_model(encoder, device), _load_tokenizer(tokenizer), config.max_tokens, device)
 
     def embed(self, captions: Sequence[str]) -> list[Tensor]:
-        """Tokens of each caption and no padding, float16 [n, dim] on the CPU.
+        """Tokens of each caption without padding, float16 [n, dim] on the CPU.
 
         float16 holds every value of a bfloat16 encoder between 6e-5 and 65504 exactly.
 
@@ -73,7 +69,7 @@ class Umt5Encoder:
         for caption, row in zip(captions, rows, strict=True):
             if not bool(row.isfinite().all()):
                 raise DataError(
-                    f"the text encoder gives numbers that are not finite for the caption {caption[:60]!r}",
+                    f"the text encoder returns values that are not finite for the caption {caption[:60]!r}",
                     "Check the files of text.pretrained",
                 )
         return rows
@@ -95,14 +91,14 @@ class Umt5Encoder:
 
 
 def cleaned(caption: str) -> str:
-    """A caption as Wan's own tokenizer is given it: mended Unicode, no HTML entities, single spaces."""
+    """A caption as Wan cleans it for its tokenizer: mended Unicode, no HTML entities, single spaces."""
     import ftfy
 
     return re.sub(r"\s+", " ", html.unescape(html.unescape(ftfy.fix_text(caption)))).strip()
 
 
 def check_files(config: TextConfig) -> None:
-    """Refuse what cannot be an encoder and its tokenizer, without reading the weights.
+    """Check that the folder holds an encoder and its tokenizer, without reading the weights.
 
     Raises:
         ConfigError: a library or the setting is missing, or `text.dim` is not the encoder's.
@@ -116,78 +112,43 @@ def check_files(config: TextConfig) -> None:
             f"text.kind = umt5 needs {error.name}", "Install the project with its extra `wan`"
         ) from error
     encoder, tokenizer = _folders(config)
-    dim = _read_config(encoder).get("d_model")
+    fields = read_config(encoder, "UMT5", _REMEDY)
+    if fields.get("model_type") != "umt5":
+        raise CheckpointError(
+            f"{encoder} holds a model of type {fields.get('model_type')}, not umt5", _REMEDY
+        )
+    dim = fields.get("d_model")
     if dim != config.dim:
         raise ConfigError(f"text.dim is {config.dim}, but {encoder} gives {dim}", f"Set text.dim={dim}")
-    _check_weights(encoder)
+    weight_files(encoder, WEIGHTS)
     if not any((tokenizer / name).is_file() for name in _TOKENIZERS):
         raise CheckpointError(f"{tokenizer} holds no tokenizer ({' or '.join(_TOKENIZERS)})", _REMEDY)
 
 
 def fingerprint(config: TextConfig) -> str:
-    """20 hex digits of what decides the embeddings: the configs, the tokenizer, and the weights by name and
-    size."""
+    """20 hex digits of what decides the embeddings: `text.max_tokens`, the configs, the tokenizer, and the
+    weights by name and size."""
     encoder, tokenizer = _folders(config)
-    names = ["config.json", INDEX]
-    files = [encoder / name for name in names] + [tokenizer / name for name in _TOKENIZERS]
+    files = [encoder / CONFIG_FILE, encoder / f"{WEIGHTS}.index.json"]
     found = hashlib.sha256(str(config.max_tokens).encode())
-    for path in files:
+    for path in [*files, *(tokenizer / name for name in _TOKENIZERS)]:
         if path.is_file():
             found.update(hashlib.sha256(path.read_bytes()).digest())
-    for path in weight_files(encoder):
+    for path in weight_files(encoder, WEIGHTS):
         found.update(f"{path.name} {path.stat().st_size}".encode())
     return found.hexdigest()[:20]
 
 
 def _folders(config: TextConfig) -> tuple[Path, Path]:
     """Of the encoder and of the tokenizer."""
-    if not config.pretrained:
-        raise ConfigError("text.kind = umt5 without a folder", _REMEDY)
-    whole = Path(config.pretrained)
-    if not whole.is_dir():
-        raise CheckpointError(f"{whole} is no folder", _REMEDY)
+    whole = Path(config.pretrained or "")
+    if not config.pretrained or not whole.is_dir():
+        raise CheckpointError(f"text.pretrained is {config.pretrained}, which is no folder", _REMEDY)
     encoder, tokenizer = whole / "text_encoder", whole / "tokenizer"
-    return encoder if encoder.is_dir() else whole, tokenizer if encoder.is_dir() else whole
+    return (encoder, tokenizer) if encoder.is_dir() else (whole, whole)
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    try:
-        config = dict(json.loads((folder / "config.json").read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{folder} holds no readable config.json of UMT5", _REMEDY) from error
-    if config.get("model_type") != "umt5":
-        raise CheckpointError(f"{folder} holds a model of type {config.get('model_type')}, not umt5", _REMEDY)
-    return config
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that weights are read from: one, or those that the index names."""
-    if (folder / WEIGHTS).is_file():
-        return [folder / WEIGHTS]
-    try:
-        named = set(json.loads((folder / INDEX).read_text())["weight_map"].values())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return []
-    return [folder / name for name in sorted(named)]
-
-
-def _check_weights(folder: Path) -> None:
-    files = weight_files(folder)
-    lost = [path for path in files if not path.is_file()]
-    if lost:
-        raise CheckpointError(f"{lost[0]} is missing, which {INDEX} names", "Copy the folder again, whole")
-    if not files:
-        pickles = sorted(path.name for path in folder.glob("*") if path.suffix in {".bin", ".pt", ".pth"})
-        found = f", only {pickles[0]}, a pickle, which could run code" if pickles else ""
-        raise CheckpointError(f"{folder} holds no {WEIGHTS}{found}", "Give the weights as safetensors")
-
-
-def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer in a local folder.
-
-    Raises:
-        CheckpointError: it cannot be read.
-    """
+def _load_tokenizer(folder: Path) -> Any:
     from transformers import T5TokenizerFast
 
     try:

@@ -1,4 +1,4 @@
-"""Wan 2.1 transformers on disk: two spellings of tensor names and of config.json, and which files count."""
+"""Wan 2.1 transformers on disk: config.json and tensor names as diffusers and the original spell them."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -6,20 +6,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from models import folders
 from models.config import ModelConfig
 from models.errors import CheckpointError, ConfigError
 
 Layout = Literal["diffusers", "original"]
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-INDEX = f"{WEIGHTS}.index.json"
 CLASSES = {"WanTransformer3DModel": "diffusers", "WanModel": "original"}
-"""`_class_name` of config.json to the spelling of its fields."""
-PICKLES = frozenset({".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"})
+"""From `_class_name` in config.json to the spelling of its fields."""
 NEIGHBOURS = frozenset({"Wan2.1_VAE.pth", "models_t5_umt5-xxl-enc-bf16.pth"})
-"""Pickles that lie beside the transformer in the original release. They are never opened."""
+"""Pickles beside the transformer in the original release; they are never opened."""
 ROPE_THETA = 10000.0
-"""Base of Wan's rotary frequencies; its config.json does not name it."""
+"""Base of Wan's rotary frequencies, which its config.json omits."""
 
 _ORIGINAL = (
     ("condition_embedder.time_embedder.linear_1.", "time_embedding.0."),
@@ -53,12 +52,12 @@ _IMAGE = ("image_dim", "added_kv_proj_dim", "pos_embed_seq_len")
 
 
 def diffusers_name(own: str) -> str:
-    """Our DiT's name of a tensor as diffusers' WanTransformer3DModel spells it."""
+    """A tensor's name in diffusers' WanTransformer3DModel, from its name in our DiT."""
     return own.split(".", 1)[1]
 
 
 def original_name(diffusers: str) -> str:
-    """A tensor's name in the original release from the one in diffusers."""
+    """A tensor's name in the original release, from its name in diffusers."""
     if diffusers == "scale_shift_table":
         return "head.modulation"
     for theirs, original in _ORIGINAL:
@@ -67,41 +66,37 @@ def original_name(diffusers: str) -> str:
 
 
 def layout_of(names: Iterable[str]) -> Layout | None:
-    """Which spelling tensor names have; None is neither."""
+    """The spelling of tensor names; None for neither."""
     starts = [name for name in names if name.startswith("blocks.0.")]
     return next((layout for layout, mark in _MARKS.items() if any(mark in name for name in starts)), None)
 
 
 def spelling(own: Iterable[str], layout: Layout) -> dict[str, str]:
-    """Names in the files to our own."""
+    """From names in files of a layout to our own."""
     plain = {diffusers_name(name): name for name in own}
     return plain if layout == "diffusers" else {original_name(name): ours for name, ours in plain.items()}
 
 
 @dataclass(frozen=True)
 class WanConfig:
-    """A folder's config.json in diffusers' spelling.
-
-    Args:
-        path: the file.
-        fields: its fields.
-    """
+    """A folder's config.json; `fields` in diffusers' spelling."""
 
     path: Path
     fields: Mapping[str, Any]
 
     def require(self, config: ModelConfig, channels: int, text_dim: int) -> None:
-        """Refuses a run whose settings describe another network.
+        """Check that a run's settings describe this network.
 
         Raises:
-            ConfigError: with every setting that has to change.
+            ConfigError: names every setting that has to change.
         """
-        given = {own: self._value(name) for name, own in _FIELDS.items()}
+        given = {own: self.fields.get(name) for name, own in _FIELDS.items()}
+        given = {own: tuple(value) if isinstance(value, list) else value for own, value in given.items()}
         wrong = [name for name, value in given.items() if value != getattr(config, name)]
         if wrong:
-            told = ", ".join(f"{name} {given[name]} (here {getattr(config, name)})" for name in wrong)
+            differs = ", ".join(f"{name} {given[name]} (here {getattr(config, name)})" for name in wrong)
             settings = " ".join(f"model.{name}={_plain(given[name])}" for name in wrong)
-            raise ConfigError(f"the transformer of {self.path} has {told}", f"Set {settings}")
+            raise ConfigError(f"the transformer of {self.path} has {differs}", f"Set {settings}")
         for name, value in (("in_channels", channels), ("out_channels", channels), ("text_dim", text_dim)):
             found = self.fields.get(name)
             if found != value:
@@ -110,14 +105,6 @@ class WanConfig:
                     "Use the autoencoder and the text encoder that it was trained with",
                 )
         require_plain(config)
-        self._require_attention(config)
-
-    def _value(self, name: str) -> Any:
-        value = self.fields.get(name)
-        return tuple(value) if isinstance(value, list) else value
-
-    def _require_attention(self, config: ModelConfig) -> None:
-        """An exported student's attention pattern is part of what it is."""
         own = self.fields.get("sostenuto_attention")
         if own is not None and own != attention_fields(config):
             raise ConfigError(
@@ -127,7 +114,7 @@ class WanConfig:
 
 
 def attention_fields(config: ModelConfig) -> dict[str, Any]:
-    """What config.json says of a student with windowed blocks."""
+    """What the config.json of an exported student says of its attention."""
     return {"pattern": config.attention_pattern, "window": config.window}
 
 
@@ -141,10 +128,10 @@ def is_windowed(config: ModelConfig, frames: int) -> bool:
 
 
 def require_plain(config: ModelConfig) -> None:
-    """Refuses settings under which our blocks are not Wan's.
+    """Check that our blocks are Wan's under these settings.
 
     Raises:
-        ConfigError: with the setting to change.
+        ConfigError: names the setting to change.
     """
     if config.precondition:
         raise ConfigError(
@@ -159,21 +146,15 @@ def require_plain(config: ModelConfig) -> None:
 
 
 def read_config(folder: Path) -> WanConfig:
-    """config.json of a transformer, in either spelling.
+    """Read the config.json of a transformer, in either spelling.
 
     Raises:
-        CheckpointError: there is none, it cannot be read, or it is of a class that we do not build.
+        CheckpointError: it is missing, unreadable, or of a class that we do not build.
     """
-    path = folder / "config.json"
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-        name = fields.get("_class_name")
-    except (OSError, ValueError, AttributeError) as error:
-        inner = folder / "transformer"
-        remedy = f"{inner}" if (inner / "config.json").is_file() else "a folder with config.json"
-        raise CheckpointError(
-            f"{folder} holds no transformer: {error}", f"Set model.pretrained to {remedy}"
-        ) from error
+    path, inner = folder / folders.CONFIG_FILE, folder / "transformer"
+    better = inner if inner.is_dir() else f"a folder with {folders.CONFIG_FILE}"
+    fields = folders.read_config(folder, "transformer", f"Set model.pretrained to {better}")
+    name = fields.get("_class_name")
     if name not in CLASSES:
         raise CheckpointError(
             f"{path} is of class {name}, not one of {', '.join(CLASSES)}",
@@ -185,7 +166,7 @@ def read_config(folder: Path) -> WanConfig:
 
 
 def _from_original(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The original release's fields in diffusers' spelling; what it leaves out has its class's value."""
+    """The original release's fields in diffusers' spelling, with its class's defaults for those omitted."""
     heads = fields.get("num_heads")
     return {
         "num_layers": fields.get("num_layers"),
@@ -205,16 +186,16 @@ def _from_original(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _require_text_to_video(path: Path, fields: Mapping[str, Any]) -> None:
-    """Refuses image-to-video variants by the field that tells, and blocks that are not Wan 2.1's."""
+    """Refuse image-to-video variants, and blocks that are not Wan 2.1's."""
     image = {name: fields[name] for name in _IMAGE if fields.get(name) is not None}
     if fields.get("model_type", "t2v") != "t2v":
         image["model_type"] = fields["model_type"]
     if fields.get("in_channels") != fields.get("out_channels"):
         image["in_channels"] = fields.get("in_channels")
     if image:
-        told = ", ".join(f"{name} {value}" for name, value in image.items())
+        found = ", ".join(f"{name} {value}" for name, value in image.items())
         raise CheckpointError(
-            f"{path} is of an image-to-video transformer ({told}), which takes an image beside the text",
+            f"{path} is of an image-to-video transformer ({found}), which takes an image beside the text",
             "Set model.pretrained to the text-to-video variant of the same size",
         )
     for name, value in _FIXED.items():
@@ -226,40 +207,15 @@ def _require_text_to_video(path: Path, fields: Mapping[str, Any]) -> None:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a transformer, those that its index names if it has one.
+    """The safetensors files of a transformer.
 
     Raises:
-        CheckpointError: a file is missing, lies outside, or is a pickle.
+        CheckpointError: as `folders.weight_files`, or a pickle lies among them.
     """
     for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in PICKLES and path.name not in NEIGHBOURS:
+        if path.suffix.lower() in folders.PICKLES and path.name not in NEIGHBOURS:
             raise CheckpointError(
                 f"{path} is a pickle, which can run code when it is read",
                 "Move it out of the folder, and use the same weights as safetensors",
             )
-    if (folder / INDEX).is_file():
-        return [_shard(folder, name) for name in _shard_names(folder / INDEX)]
-    if (folder / WEIGHTS).is_file():
-        return [folder / WEIGHTS]
-    there = ", ".join(path.name for path in sorted(folder.glob("*.safetensors"))) or "no safetensors file"
-    raise CheckpointError(
-        f"{folder} holds neither {WEIGHTS} nor {INDEX}, but {there}",
-        "Restore the file, or copy the folder again",
-    )
-
-
-def _shard_names(index: Path) -> list[str]:
-    try:
-        return sorted({str(name) for name in json.loads(index.read_text())["weight_map"].values()})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{index} is damaged: {error!r}", "Copy it again") from error
-
-
-def _shard(folder: Path, name: str) -> Path:
-    if Path(name).name != name:
-        raise CheckpointError(
-            f"{folder / INDEX} names a file outside its folder: {name}", "Restore the folder"
-        )
-    if not (folder / name).is_file():
-        raise CheckpointError(f"{folder / name} is missing, but {INDEX} names it", "Copy the shard again")
-    return folder / name
+    return folders.weight_files(folder, WEIGHTS)

@@ -1,4 +1,4 @@
-"""Wan 2.1 transformers from and to folders: config.json and safetensors files, as diffusers writes them."""
+"""Wan 2.1 transformers read from folders, and written as diffusers writes them."""
 
 import json
 from pathlib import Path
@@ -24,19 +24,19 @@ from models.wan.layout import (
 from models.weights import TensorFiles, some
 
 ROPE_FRAMES = 1024
-"""Positions an axis that diffusers' class prepares unless its config asks for more."""
+"""Rotary positions per axis that diffusers' class prepares by default."""
 SHARD = "5GB"
-"""Most that one exported file holds."""
+"""Largest size of one exported file."""
 
 
 def read_transformer(folder: Path, config: ModelConfig, channels: int, text_dim: int) -> DiT:
-    """A DiT with the weights of a folder, in float32 whatever the files hold; each file is read once.
+    """Read a DiT in float32, whatever the files hold; each file is read once.
 
     Args:
-        folder: holds config.json and one safetensors file, or several and their index, with the names of
-            diffusers or of the original release.
+        folder: with config.json and safetensors, named as in diffusers or in the original release.
         config: the shape that the run expects.
-        channels, text_dim: latent channels and numbers a text token.
+        channels: latent channels.
+        text_dim: numbers per text token.
 
     Raises:
         CheckpointError: files are missing or damaged, or tensors do not fit.
@@ -60,17 +60,17 @@ def read_transformer(folder: Path, config: ModelConfig, channels: int, text_dim:
 def write_transformer(
     student: Student, head: HeadName, frames: int, folder: Path, shard: str = SHARD
 ) -> None:
-    """Encoder and one head as a folder of diffusers' WanTransformer3DModel, in the student's number format.
+    """Write the encoder and one head as diffusers' WanTransformer3DModel, in the student's number format.
 
     Args:
-        student: what is written.
-        head: the head that stays.
+        student: the network.
+        head: the head to keep.
         frames: latent frames of the clips it was trained on.
         folder: gets config.json and the weights.
-        shard: most that one file holds.
+        shard: largest size of one file.
 
     Raises:
-        ConfigError: diffusers' class cannot stand for this student, or huggingface_hub is missing.
+        ConfigError: diffusers' class cannot represent this student, or huggingface_hub is missing.
     """
     require_exportable(student.config)
     try:
@@ -87,10 +87,10 @@ def write_transformer(
 
 
 def require_exportable(config: ModelConfig) -> None:
-    """Refuses students that diffusers' class cannot stand for.
+    """Check that diffusers' class can represent a student.
 
     Raises:
-        ConfigError: with the setting that would have made it exportable.
+        ConfigError: names the setting that would have made it exportable.
     """
     if config.precondition:
         raise ConfigError(
@@ -106,19 +106,20 @@ def require_exportable(config: ModelConfig) -> None:
 
 
 def plain_stack(student: Student, head: HeadName) -> dict[str, Tensor]:
-    """Weights of the encoder and one head by diffusers' names."""
+    """Weights of the encoder and one head, by diffusers' names."""
     module = student.heads[head if student.config.heads == "decoupled" else "flow_matching"]
     split = len(student.encoder.blocks)
     stack = dict(student.encoder.state_dict())
     for name, tensor in module.state_dict().items():
-        room, _, rest = name.partition(".")
-        number, _, leaf = rest.partition(".")
-        stack[f"blocks.{split + int(number)}.{leaf}" if room == "blocks" else name] = tensor
+        if name.startswith("blocks."):
+            _, number, leaf = name.split(".", 2)
+            name = f"blocks.{split + int(number)}.{leaf}"
+        stack[name] = tensor
     return stack
 
 
 def _fields(student: Student, frames: int) -> dict[str, Any]:
-    """config.json in diffusers' spelling; windowed students say so in a field of their own."""
+    """config.json in diffusers' spelling, with a field of our own for windowed students."""
     config, embedder = student.config, student.encoder.condition_embedder
     channels = student.encoder.patch_embedding.in_channels
     own = {"sostenuto_attention": attention_fields(config)} if is_windowed(config, frames) else {}

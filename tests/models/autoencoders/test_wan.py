@@ -15,8 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from models.autoencoders.kinds import load_autoencoder
-from models.autoencoders.wan import CONFIG_FILE, WEIGHTS_FILE, WanAutoencoder
+from models.autoencoders.wan import WEIGHTS_FILE, WanAutoencoder
 from models.errors import CheckpointError, ConfigError
+from models.folders import CONFIG_FILE
 
 
 def video(frames: int, size: int = 16) -> Tensor:
@@ -177,7 +178,7 @@ def test_sizes_that_do_not_divide_are_refused(code: WanAutoencoder) -> None:
 
 def test_a_gpu_that_is_not_there_is_refused(wan_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ConfigError, match="none is seen"):
+    with pytest.raises(ConfigError, match="sees no GPU"):
         WanAutoencoder.load(wan_folder, "cuda")
 
 
@@ -211,8 +212,11 @@ SPOILED = {
     ),
     "Wan 2.2": (lambda f: _set(f, patch_size=2), "Wan 2.2"),
     "another shape": (lambda f: _set(f, base_dim=12), "the network has"),
-    "more blocks": (lambda f: _set(f, num_res_blocks=2), "names differ"),
-    "no weights": (lambda f: (f / WEIGHTS_FILE).unlink(), f"no {WEIGHTS_FILE}. Give the weights"),
+    "more blocks": (lambda f: _set(f, num_res_blocks=2), "does not fit the network: left over"),
+    "no weights": (
+        lambda f: (f / WEIGHTS_FILE).unlink(),
+        f"neither {WEIGHTS_FILE} nor its index. Give the weights",
+    ),
     "a pickle": (_pickled, "only diffusion_pytorch_model.bin, a pickle"),
     "a cut file": (_cut, "cannot be read"),
     "nonsense": (lambda f: _set(f, dim_mult="x"), "describes no AutoencoderKLWan"),

@@ -72,7 +72,7 @@ def test_numbers_beyond_half_precision_are_refused(copied: Path) -> None:
 
 def test_a_gpu_that_is_not_there_is_refused(umt5_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ConfigError, match="none is seen"):
+    with pytest.raises(ConfigError, match="sees no GPU"):
         Umt5Encoder.load(config(umt5_folder), "cuda")
 
 
@@ -86,7 +86,7 @@ def test_the_fingerprint_changes_with_all_that_decides_the_tokens(copied: Path) 
 
 
 def test_no_folder_and_another_width_are_refused(umt5_folder: Path) -> None:
-    with pytest.raises(ConfigError, match=r"without a folder.*text_encoder/ and tokenizer/"):
+    with pytest.raises(CheckpointError, match=r"text.pretrained is None.*text_encoder/ and tokenizer/"):
         check_files(TextConfig(kind="umt5"))
     with pytest.raises(ConfigError, match=rf"text.dim is 64.*gives {TEXT_DIM}.*Set text.dim={TEXT_DIM}"):
         check_files(config(umt5_folder, dim=64))
@@ -123,7 +123,11 @@ SPOILED = {
         "of type t5, not umt5",
         "text_encoder",
     ),
-    "no weights": (lambda f: (f / "text_encoder" / WEIGHTS).unlink(), f"no {WEIGHTS}. Give", "text_encoder"),
+    "no weights": (
+        lambda f: (f / "text_encoder" / WEIGHTS).unlink(),
+        f"neither {WEIGHTS} nor its index. Give",
+        "text_encoder",
+    ),
     "a pickle": (
         lambda f: (f / "text_encoder" / WEIGHTS).rename(f / "text_encoder/pytorch_model.bin"),
         "only pytorch_model.bin, a pickle",

@@ -109,7 +109,7 @@ SPOILED: list[tuple[Callable[[Path], None], list[str]]] = [
     (escaping_index, [INDEX, "outside its folder", "secret"]),
     (doubled_shard, ["twice.safetensors", "both hold"]),
     (truncated, [WEIGHTS, "cannot be read", "copy it again"]),
-    (no_weights, ["neither", "no safetensors file"]),
+    (no_weights, ["neither", "Give the weights as safetensors"]),
     (left_over, ["diffusers layout", "missing 1 (blocks.1.attn1.to_q.bias)", "left over 5 (blocks.0.extra, ",
                  "and 2 more"]),
     (other_names, ["neither layout", "model."]),
