@@ -4,54 +4,54 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 UnevenFrames: TypeAlias = Literal["refuse", "pad"]
-"""What happens to a window whose frames a causal autoencoder does not take."""
+"""What happens to a window of a length that a causal autoencoder does not take."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AutoencoderConfig:
-    """How pixels become latents (models/autoencoders/pca.py)."""
+    """How pixels become latents (models/autoencoders/)."""
 
     kind: Literal["pca", "wan"] = "pca"
     """`pca`: a linear code fitted at ingest; `wan`: the Wan 2.1 video autoencoder from `pretrained`."""
     patch_size: int = 0
-    """Pixels on a side of the square that one code describes; 0 is the whole frame."""
+    """Side in pixels of the square patch that a latent describes (`pca`); 0 is the whole frame."""
     components: int | None = None
-    """Numbers a patch; None takes those before a gap of the spectrum of 20x or more that lies after 95 % of
-    the variance (the codec's noise begins there), and where there is none as many as explain 98 %."""
+    """Components per patch (`pca`). None keeps those before a gap of 20x in the spectrum after 95 % of
+    the variance, where the codec's noise begins; without such a gap, as many as explain 98 %."""
     max_components: int = 64
-    """Most components that are looked at when `components` is None."""
+    """Largest number of components when `components` is None."""
     fit_frames: int = 2500
-    """Frames, drawn from both corpora, that the code is fitted on."""
+    """Frames that the code is fitted on, drawn from both corpora."""
     pretrained: str | None = None
-    """Folder of a pretrained autoencoder (`wan` only)."""
+    """Folder of a pretrained autoencoder (`wan`)."""
     uneven_frames: UnevenFrames = "refuse"
-    """A window that is not 4k+1 frames long (`wan` only): `refuse` it, or `pad` it by repeating its last
-    frame, which dataset.json then tells as `padded_frames`."""
+    """A window that is not 4k+1 frames long (`wan`): `refuse` it, or `pad` it by repeating its last frame,
+    which dataset.json counts as `padded_frames`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextConfig:
-    """How captions become conditioning (models/text/conditioning.py)."""
+    """How captions become conditioning (models/text/)."""
 
     kind: Literal["ngram", "umt5"] = "ngram"
-    """`ngram`: hashed character n-grams, no weights; `umt5`: embeddings that ingest computes by UMT5."""
+    """`ngram`: hashed character n-grams, without weights; `umt5`: UMT5 embeddings, computed at ingest."""
     pretrained: str | None = None
-    """Folder with the encoder in text_encoder/ and the tokenizer in tokenizer/, or with both (`umt5`)."""
+    """Folder with text_encoder/ and tokenizer/, or with the files of both (`umt5`)."""
     dim: int = 64
-    """Numbers a text token."""
+    """Numbers per text token."""
     max_tokens: int = 8
-    """Text tokens a caption; `ngram` makes one of each comma-separated phrase."""
+    """Largest number of text tokens per caption; `ngram` makes one of each comma-separated phrase."""
     padding: Literal["mask", "zeros"] = "mask"
-    """Captions shorter than others of their batch are filled up and `mask`ed; `zeros` fills all up to
+    """`mask`: captions are padded to the longest of their batch, and the padding is masked; `zeros`: to
     `max_tokens` with zeros that are attended to, as Wan 2.1 was trained."""
     negative_caption: str = ""
-    """What guidance leads away from: the caption of the unconditional branch."""
+    """Caption of the unconditional branch, which guidance leads away from."""
     dropout: float = 0.1
-    """Share of captions replaced by the empty caption in supervised training."""
+    """Share of captions emptied in supervised training."""
     withheld_words: tuple[str, ...] = ()
-    """Words that are left out of a caption with `withhold_probability`, all of them together."""
+    """Words left out of a caption, all together, with `withhold_probability`."""
     withhold_probability: float = 0.0
-    """Share of captions that lose their `withheld_words`, in every stage and in rollouts."""
+    """Share of captions without their `withheld_words`, in every stage and in rollouts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,15 +65,15 @@ class ModelConfig:
     num_heads: int = 4
     """Attention heads; the width is `num_heads * head_dim`."""
     head_dim: int = 24
-    """Channels an attention head, split over time, height and width for the rotary positions."""
+    """Channels per attention head, split over time, height and width for the rotary positions."""
     ffn_dim: int = 288
     """Hidden width of the feed-forward layers."""
     freq_dim: int = 256
     """Sinusoids of the timestep embedding."""
     patch_size: tuple[int, int, int] = (1, 1, 1)
-    """Latent frames, rows and columns a token."""
+    """Latent frames, rows and columns per token."""
     attention_pattern: str = "WGWG"
-    """One letter a block: W sees `window` frames to each side, G sees the whole clip."""
+    """One letter per block: W sees `window` frames to each side, G sees the whole clip."""
     window: int = 8
     """Frames to each side that a W block sees."""
     rope_theta_windowed: float = 100.0
@@ -97,7 +97,7 @@ class ModelConfig:
 
 
 AdapterTarget = Literal["to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2"]
-"""Linear layers of a block, of both attentions where there are two, that an adapter can be put on."""
+"""Linear layers of a block that can have an adapter; the names stand for both attentions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,15 +105,15 @@ class LoraConfig:
     """Low-rank adapters in place of full training (models/lora.py)."""
 
     rank: int = 0
-    """Rank of the adapters of the student's and the critic's encoder; 0 trains all weights."""
+    """Rank of the adapters on the encoders of the student and the critic; 0 trains all weights."""
     alpha: float = 32.0
-    """An adapter's product is scaled by `alpha / rank`."""
+    """Adapters are scaled by `alpha / rank`."""
     targets: tuple[AdapterTarget, ...] = ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2")
     """Layers of each block that get an adapter."""
     stages: tuple[Literal["sft", "mixed", "warmup", "distill"], ...] = ("sft", "mixed", "warmup", "distill")
-    """Stages that train so; the others train all weights. What a stage has learned is merged at its end."""
+    """Stages that train adapters, merged at their end; the others train all weights."""
     heads: Literal["full", "adapters"] = "full"
-    """Whether the heads are trained in full, or by adapters as the encoder is."""
+    """Train the heads in full, or by adapters like the encoder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,9 +137,9 @@ class LossConfig:
     anchor_weight: float = 0.5
     """Weight of the pull towards the frozen long-SFT network at t = 1, when the exit step is the first."""
     normalizer: Literal["window", "sample", "block"] = "window"
-    """Over what mean|x - x0_teacher| is taken: a window, the unfolded video, or `normalizer_block` frames."""
+    """Extent of mean|x - x0_teacher|: a window, the unfolded video, or `normalizer_block` frames."""
     normalizer_block: int = 1
-    """Latent frames a block when `normalizer` is `block`."""
+    """Latent frames per block when `normalizer` is `block`."""
     normalizer_floor: float = 1e-4
     """Smallest normaliser."""
     guidance_scale: float = 1.0
@@ -161,4 +161,4 @@ class SamplingConfig:
     guidance_scale: float = 1.0
     """Guidance of the ODE sampler; 1 is none."""
     rollout_steps: int = 25
-    """Euler steps a window when the teacher is rolled out window by window."""
+    """Euler steps per window when the teacher is rolled out window by window."""

@@ -1,14 +1,13 @@
-"""The transformer against diffusers' class, and the student against its teacher."""
+"""What each frame and token sees, and the student against its teacher."""
 
 import dataclasses
 
 import pytest
 import torch
-from diffusers import WanTransformer3DModel
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from models.blocks import axis_channels, checkpoint_blocks, frequencies, rotate, rotations
+from models.blocks import TokenGrid, axis_channels, checkpoint_blocks, frequencies, rotate, rotations
 from models.config import ModelConfig
 from models.ddt import HeadName, Student
 from models.dit import DiT, clip_positions, token_grid
@@ -17,54 +16,9 @@ from models.rng import Key
 from models.text.conditioning import Conditioning
 from tests.models.builders import TINY, captions, latents, randomize
 
-WAN = dataclasses.replace(
-    TINY,
-    num_layers=2,
-    head_layers=1,
-    patch_size=(1, 2, 2),
-    attention_pattern="GG",
-    rope_theta_global=10000.0,
-    precondition=False,
-    freq_dim=256,
-)
 
-
-def _diffusers_twin() -> tuple[nn.Module, DiT]:
-    theirs = WanTransformer3DModel(
-        patch_size=(1, 2, 2),
-        num_attention_heads=2,
-        attention_head_dim=12,
-        in_channels=4,
-        out_channels=4,
-        text_dim=10,
-        freq_dim=256,
-        ffn_dim=32,
-        num_layers=2,
-        cross_attn_norm=True,
-    )
-    randomize(theirs)
-    ours = DiT(WAN, 4, 10)
-    in_head = ("scale_shift_table", "proj_out")
-    renamed = {
-        ("head." if name.startswith(in_head) else "encoder.") + name: tensor
-        for name, tensor in theirs.state_dict().items()
-    }
-    ours.load_state_dict(renamed)
-    return theirs, ours
-
-
-def test_equal_to_diffusers_on_the_same_weights() -> None:
-    theirs, ours = _diffusers_twin()
-    x, t, text = latents(2, 3, 4).expand(2, 3, 4, 8, 6).contiguous(), torch.tensor([0.3, 0.9]), captions()
-    x = x + 0.5 * torch.randn(x.shape, generator=torch.Generator().manual_seed(5))
-    with torch.no_grad():
-        expected = theirs(x.transpose(1, 2), 1000 * t, text.text).sample.transpose(1, 2)
-        assert torch.allclose(ours(x, t, text), expected, atol=2e-5)
-        assert torch.allclose(ours(x, t[:, None].expand(2, 3), text), expected, atol=2e-5)
-
-
-def test_a_time_a_frame_reaches_only_what_it_should() -> None:
-    """One frame's time changed, and attention off: the other frames do not move."""
+def test_the_time_of_a_frame_reaches_only_that_frame() -> None:
+    """With attention windows of one frame, changing one frame's time moves no other frame."""
     model = DiT(dataclasses.replace(TINY, window=0, attention_pattern="WWWW"), 4, 10)
     randomize(model)
     t = torch.full((2, 8), 0.4)
@@ -114,7 +68,7 @@ def test_the_first_head_can_be_copied_to_the_second() -> None:
         assert torch.equal(after, student.flow_matching(latents(), t, captions()))
 
 
-def test_clip_positions_tell_ends_apart_and_do_not_grow_with_the_clip() -> None:
+def test_clip_positions_distinguish_the_ends_and_scale_with_the_clip() -> None:
     short, long = clip_positions(9, torch.device("cpu")), clip_positions(17, torch.device("cpu"))
     assert short.shape == (9, 16)
     assert torch.allclose(short, long[::2], atol=1e-6)
@@ -157,7 +111,7 @@ def test_rotary_channels_and_relative_positions() -> None:
     q, k = torch.randn(2, 1, 24, generator=torch.Generator().manual_seed(0)).unbind(0)
 
     def logit(i: int, j: int) -> Tensor:
-        cos, sin = rotations((20, 1, 1), 24, 100.0, torch.device("cpu"))
+        cos, sin = rotations(TokenGrid(20, 1, 1), 24, 100.0, torch.device("cpu"))
         return (rotate(q, cos[i : i + 1], sin[i : i + 1]) * rotate(k, cos[j : j + 1], sin[j : j + 1])).sum()
 
     assert torch.allclose(logit(3, 7), logit(13, 17), atol=1e-5)
@@ -170,7 +124,7 @@ def _first_attention(model: DiT, frames: int) -> Tensor:
     q, k, _ = attention.project(
         *(2 * [torch.randn(64, frames, 96, generator=torch.Generator().manual_seed(3))])
     )
-    cos, sin = rotations((frames, 1, 1), 24, attention.theta, torch.device("cpu"))
+    cos, sin = rotations(TokenGrid(frames, 1, 1), 24, attention.theta, torch.device("cpu"))
     logits = rotate(q, cos, sin) @ rotate(k, cos, sin).transpose(-1, -2) / 24**0.5
     return logits.softmax(-1).mean(0)
 

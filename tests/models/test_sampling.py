@@ -96,8 +96,8 @@ def test_guidance_extrapolates_from_the_null_caption() -> None:
 
 def _leaning(x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
     """Leans on x, the time and the caption, so that a wrong time or guidance shows."""
-    told = conditioning.text.sum(dim=(1, 2)).view(-1, 1, 1, 1, 1)
-    return x_t * t.view(-1, 1, 1, 1, 1) + told
+    caption_shift = conditioning.text.sum(dim=(1, 2)).view(-1, 1, 1, 1, 1)
+    return x_t * t.view(-1, 1, 1, 1, 1) + caption_shift
 
 
 @pytest.mark.parametrize(("shift", "guidance"), [(1.0, 1.0), (5.0, 1.0), (1.0, 3.0), (5.0, 3.0)])

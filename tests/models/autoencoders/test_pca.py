@@ -1,4 +1,4 @@
-"""The linear code is exact on what is linear, finds its own size, and comes back from disk bit for bit."""
+"""The linear code is exact on linear data, chooses its own size, and survives the disk bit for bit."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ from models.errors import CheckpointError, ConfigError, DataError
 
 
 def low_rank(count: int, rank: int, height: int, width: int, noise: float = 0.0) -> NDArray[np.uint8]:
-    """Frames that lie, but for rounding and noise, in `rank` directions around grey."""
+    """Frames that span, up to rounding and noise, `rank` directions around grey."""
     rng = np.random.default_rng(5)
     directions, _ = np.linalg.qr(rng.normal(size=(height * width * 3, rank)))
     strength = np.geomspace(900.0, 300.0, rank) * np.sqrt(height * width / 1024)
@@ -74,7 +74,7 @@ def footage(count: int) -> NDArray[np.uint8]:
 
 
 def test_brightness_alone_is_no_gap() -> None:
-    """The first eigenvalue of footage towers over the second; one number a patch would be nothing."""
+    """The first eigenvalue of footage towers over the second; one component per patch would be useless."""
     frames = footage(600)
     wide = PcaAutoencoder.fit(frames, AutoencoderConfig(patch_size=8), 16, 16)
     ratios = [a / b for a, b in zip(wide.eigenvalues, wide.eigenvalues[1:], strict=False)]

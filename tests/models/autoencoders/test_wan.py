@@ -225,11 +225,11 @@ SPOILED = {
 
 @pytest.mark.parametrize("fault", SPOILED)
 def test_a_folder_that_cannot_be_used_is_named_in_one_line(copied: Path, fault: str) -> None:
-    spoil, told = SPOILED[fault]
+    spoil, problem = SPOILED[fault]
     spoil(copied)
     with pytest.raises(CheckpointError) as caught:
         WanAutoencoder.load(copied)
     message = str(caught.value)
-    assert told in message
+    assert problem in message
     assert str(copied) in message
     assert "\n" not in message

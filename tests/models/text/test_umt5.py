@@ -141,11 +141,11 @@ SPOILED = {
 
 @pytest.mark.parametrize("fault", SPOILED)
 def test_a_folder_that_cannot_be_used_is_named_in_one_line(copied: Path, fault: str) -> None:
-    spoil, told, part = SPOILED[fault]
+    spoil, problem, part = SPOILED[fault]
     spoil(copied)
     with pytest.raises(CheckpointError) as caught:
         Umt5Encoder.load(config(copied))
     message = str(caught.value)
-    assert told in message
+    assert problem in message
     assert str(copied / part) in message
     assert "\n" not in message

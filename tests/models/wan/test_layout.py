@@ -123,8 +123,8 @@ SPOILED: list[tuple[Callable[[Path], None], list[str]]] = [
         for name in ("diffusion_pytorch_model.bin", "model.pt", "weights.PTH", "a.ckpt", "b.pkl", "c.pickle")
     ],
     *[
-        (lambda folder, fields=fields: wan_folders.set_fields(folder, **fields), told)
-        for fields, told in [
+        (lambda folder, fields=fields: wan_folders.set_fields(folder, **fields), words)
+        for fields, words in [
             ({"_class_name": "CogVideoXTransformer3DModel"}, ["CogVideoXTransformer3DModel", "WanModel"]),
             ({"image_dim": 1280, "added_kv_proj_dim": 24}, ["image-to-video", "image_dim 1280"]),
             ({"in_channels": 36}, ["image-to-video", "in_channels 36"]),
@@ -142,9 +142,9 @@ SPOILED: list[tuple[Callable[[Path], None], list[str]]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("spoil", "told"), SPOILED, ids=lambda value: getattr(value, "__name__", "")[:20])
+@pytest.mark.parametrize(("spoil", "words"), SPOILED, ids=lambda value: getattr(value, "__name__", "")[:20])
 def test_a_folder_that_cannot_be_used(
-    tmp_path: Path, spoil: Callable[[Path], object], told: list[str]
+    tmp_path: Path, spoil: Callable[[Path], object], words: list[str]
 ) -> None:
     wan_folders.write(tmp_path)
     read(tmp_path)
@@ -154,11 +154,11 @@ def test_a_folder_that_cannot_be_used(
     message = str(caught.value)
     assert "\n" not in message
     assert str(tmp_path) in message
-    assert all(word in message for word in told), message
+    assert all(word in message for word in words), message
 
 
 @pytest.mark.parametrize(
-    ("setting", "told"),
+    ("setting", "words"),
     [
         ({"precondition": True}, "model.precondition=false"),
         ({"rope_theta_global": 100.0}, "model.rope_theta_global=10000"),
@@ -167,10 +167,10 @@ def test_a_folder_that_cannot_be_used(
     ],
 )
 def test_a_run_of_another_network_is_told_its_settings(
-    tmp_path: Path, setting: dict[str, object], told: str
+    tmp_path: Path, setting: dict[str, object], words: str
 ) -> None:
     wan_folders.write(tmp_path)
-    with pytest.raises(ConfigError, match=told):
+    with pytest.raises(ConfigError, match=words):
         read_transformer(tmp_path, dataclasses.replace(SHAPE, **setting), CHANNELS, TEXT_DIM)
 
 

@@ -1,4 +1,4 @@
-"""Folders of Wan transformers become our teacher, number for number."""
+"""Wan transformers loaded from folders equal diffusers' class."""
 
 import dataclasses
 import json
@@ -183,10 +183,10 @@ def test_loading_keeps_one_copy_and_reads_each_byte_once(tmp_path: Path, shard: 
         [sys.executable, "-c", LOADER, str(tmp_path), str(layers)],
         cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=True,
     )  # fmt: skip
-    told = json.loads(done.stdout.splitlines()[-1])
-    assert 4 * told["numbers"] > 0.99 * size
-    assert 0.9 * size < told["peak"] <= 1.2 * size
-    assert 4 * told["numbers"] <= told["read"] < 1.01 * size
+    measured = json.loads(done.stdout.splitlines()[-1])
+    assert 4 * measured["numbers"] > 0.99 * size
+    assert 0.9 * size < measured["peak"] <= 1.2 * size
+    assert 4 * measured["numbers"] <= measured["read"] < 1.01 * size
 
 
 def test_each_file_is_opened_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

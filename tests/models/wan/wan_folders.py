@@ -1,4 +1,4 @@
-"""Tiny random Wan transformers of diffusers' class, as folders in both layouts."""
+"""Folders of tiny random Wan transformers, in both layouts."""
 
 import json
 from pathlib import Path
@@ -28,7 +28,7 @@ SHAPE = ModelConfig(
 )
 CHANNELS, TEXT_DIM = 4, 10
 
-# Facts of the original release's module names, written down independently of models/wan/layout.py.
+# Module names of the original release, listed independently of models/wan/layout.py.
 BLOCK_LEAVES = {
     "attn1.to_q": "self_attn.q",
     "attn1.to_k": "self_attn.k",
@@ -142,7 +142,7 @@ def set_fields(folder: Path, **fields: Any) -> None:
 
 
 def velocity(theirs: WanTransformer3DModel, x: Tensor, t: Tensor, text: Tensor) -> Tensor:
-    """Diffusers' output for our latents [B, T, C, h, w] and times, [B] or one a frame [B, T]."""
+    """Diffusers' output for our latents [B, T, C, h, w] and times, [B] or one per frame [B, T]."""
     if t.ndim == 2:
         t = t.repeat_interleave(x.shape[3] * x.shape[4] // 4, dim=1)
     out: Tensor = theirs(x.transpose(1, 2), 1000 * t, text).sample
@@ -155,7 +155,7 @@ def relative(ours: Tensor, theirs: Tensor) -> float:
 
 
 def inputs(frames: int = 3, rows: int = 8, columns: int = 6) -> tuple[Tensor, Tensor, Tensor]:
-    """Latents [2, frames, 4, rows, columns], times a frame [2, frames] and text [2, 5, 10]."""
+    """Latents [2, frames, 4, rows, columns], times per frame [2, frames] and text [2, 5, 10]."""
     generator = torch.Generator().manual_seed(11)
     x = torch.randn(2, frames, CHANNELS, rows, columns, generator=generator)
     t = torch.rand(2, frames, generator=generator)
