@@ -62,15 +62,6 @@ def few_step(
     return velocity_to_x0(x, model(x, t, conditioning), t)
 
 
-def _velocity(model: VelocityModel, x: Tensor, t: Tensor, conditioning: Conditioning, scale: float) -> Tensor:
-    """Guided velocity u + s (c - u); a single evaluation when s = 1."""
-    conditional = model(x, t, conditioning)
-    if scale == 1:
-        return conditional
-    unconditional = model(x, t, conditioning.null())
-    return unconditional + scale * (conditional - unconditional)
-
-
 @torch.no_grad()
 def ode(
     model: VelocityModel,
@@ -81,14 +72,32 @@ def ode(
     key: Key,
     samples: Sequence[int],
     guidance_scale: float = 1.0,
+    known: Tensor | None = None,
 ) -> Tensor:
-    """Euler steps of dx/dt = v from noise at t = 1 to data at t = 0; latents [B, T, C, h, w]."""
+    """Euler steps of dx/dt = v from noise at t = 1 to data at t = 0; latents [B, T, C, h, w].
+
+    Args:
+        model: the FM head or the teacher.
+        shape: [T, C, h, w] of one video.
+        steps: Euler steps.
+        shift: of their times.
+        conditioning: one caption per sample.
+        key, samples: name the noise.
+        guidance_scale: s of the guided velocity u + s (c - u).
+        known: clean first frames [B, K, C, h, w], which replace x at every step, re-noised to its time.
+    """
     device = conditioning.text.device
     x = normal(shape, key.at(purpose="noise-0"), samples, device)
-    times = ode_times(steps, shift)
-    for t, following in zip(times[:-1].tolist(), times[1:].tolist(), strict=True):
-        v = _velocity(model, x, _times(t, len(x), device), conditioning, guidance_scale)
-        x = x + (following - t) * v
+    for step, (t, following) in enumerate(pairwise(ode_times(steps, shift).tolist())):
+        at = _times(t, len(x), device)
+        if known is not None:
+            noise = normal(known.shape[1:], key.at(purpose=f"known-{step}"), samples, device)
+            x[:, : known.shape[1]] = interpolate(known, noise, at)
+        velocity = model(x, at, conditioning)
+        if guidance_scale != 1:
+            unconditional = model(x, at, conditioning.null())
+            velocity = unconditional + guidance_scale * (velocity - unconditional)
+        x = x + (following - t) * velocity
     return x
 
 
@@ -106,9 +115,7 @@ def roll_out_by_windows(
     samples: Sequence[int],
     guidance_scale: float = 1.0,
 ) -> Tensor:
-    """A long video from a short model, window after window, each starting with the last `overlap` frames.
-
-    At every step these known frames are replaced by their clean values, re-noised to the step's time.
+    """A long video from a short model, window after window, each knowing the last `overlap` frames.
 
     Args:
         teacher: a model of `window` frames.
@@ -117,35 +124,14 @@ def roll_out_by_windows(
         shape: [C, h, w] of one frame.
         shift, conditioning, key, samples, guidance_scale: as in `ode`, for each window.
     """
-    first = key.at(purpose="window-0")
-    video = ode(teacher, (window, *shape), steps, shift, conditioning, first, samples, guidance_scale)
-    times = ode_times(steps, shift).tolist()
-    number = 0
+
+    def sample(number: int, known: Tensor | None = None) -> Tensor:
+        named = key.at(purpose=f"window-{number}")
+        given = (conditioning, named, samples, guidance_scale, known)
+        return ode(teacher, (window, *shape), steps, shift, *given)
+
+    video, number = sample(0), 0
     while video.shape[1] < num_frames:
         number += 1
-        known = video[:, -overlap:]
-        name = key.at(purpose=f"window-{number}")
-        new = _continue(teacher, known, window, times, conditioning, name, samples, guidance_scale)
-        video = torch.cat((video, new), dim=1)
+        video = torch.cat((video, sample(number, video[:, -overlap:])[:, overlap:]), dim=1)
     return video[:, :num_frames]
-
-
-def _continue(
-    teacher: VelocityModel,
-    known: Tensor,
-    window: int,
-    times: Sequence[float],
-    conditioning: Conditioning,
-    key: Key,
-    samples: Sequence[int],
-    guidance_scale: float,
-) -> Tensor:
-    """The frames of a window after its `known` first ones."""
-    overlap, frame = known.shape[1], known.shape[2:]
-    x = normal((window, *frame), key.at(purpose="noise-0"), samples, known.device)
-    for step, (t, following) in enumerate(pairwise(times)):
-        at = _times(t, len(x), x.device)
-        noise = normal((overlap, *frame), key.at(purpose=f"known-{step}"), samples, x.device)
-        x[:, :overlap] = interpolate(known, noise, at)
-        x = x + (following - t) * _velocity(teacher, x, at, conditioning, guidance_scale)
-    return x[:, overlap:]
