@@ -212,7 +212,7 @@ SPOILED = {
     ),
     "Wan 2.2": (lambda f: _set(f, patch_size=2), "Wan 2.2"),
     "another shape": (lambda f: _set(f, base_dim=12), "the network has"),
-    "more blocks": (lambda f: _set(f, num_res_blocks=2), "does not fit the network: left over"),
+    "more blocks": (lambda f: _set(f, num_res_blocks=2), "does not fit the network: missing"),
     "no weights": (
         lambda f: (f / WEIGHTS_FILE).unlink(),
         f"neither {WEIGHTS_FILE} nor its index. Give the weights",
