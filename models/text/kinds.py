@@ -50,9 +50,11 @@ class TextKind:
         return
 
     def encoder(self) -> "TextEncoder":
+        """The encoder of a kind that is not `stored`."""
         raise NotImplementedError(f"text.kind={self.config.kind} is stored at ingest")
 
     def embedder(self, device: str) -> Embedder:
+        """The encoder of a `stored` kind, its weights loaded."""
         raise NotImplementedError(f"text.kind={self.config.kind} has no weights")
 
     def fingerprint(self) -> str:

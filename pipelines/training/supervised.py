@@ -18,7 +18,8 @@ from models.init import initialize
 from models.lora import add_adapters, start_adapters
 from models.losses import Loss, flow_matching_loss
 from models.rng import Key, normal
-from models.text.conditioning import Conditioning, NgramEncoder, TextEncoder, drop_some, withhold_some
+from models.text.conditioning import Conditioning, TextEncoder, drop_some, withhold_some
+from models.text.kinds import text_kind
 from models.weights import copy_into
 from pipelines.checkpoints import NetworkSpec, Role, load_network
 from pipelines.training.collectives import ALONE, Workers
@@ -106,7 +107,7 @@ class Captions:
 
     def __init__(self, config: TextConfig, encoder: TextEncoder | None = None) -> None:
         self.config = config
-        self.encoder = encoder or NgramEncoder(config)
+        self.encoder = encoder or text_kind(config).encoder()
 
     def encode(self, captions: Sequence[str], device: torch.device) -> Conditioning:
         """Conditioning of captions as they are."""
