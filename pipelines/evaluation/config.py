@@ -8,7 +8,7 @@ class EvaluationConfig:
     """How many videos are generated and compared, and by how many actors (pipelines/evaluation)."""
 
     videos: int = 300
-    """Videos a system and draw."""
+    """Videos per system and draw."""
     draws: int = 5
     """Independent draws of the few-step systems, averaged; systems of more steps get one."""
     reference_videos: int = 600
@@ -22,10 +22,10 @@ class EvaluationConfig:
     max_actors: int = 2
     """Actors at most; Ray adds them while work is waiting."""
     showcase: int = 6
-    """Videos a system written as MP4 beside each other."""
+    """Videos per system written as MP4 and shown beside each other."""
     unseen_videos: int = 300
-    """Videos of the textures that LONG never shows, a system and draw; at most `videos`."""
+    """Videos of the textures that LONG never shows, per system and draw; at most `videos`."""
     withheld_videos: int = 100
     """Videos with the withheld words left out of the caption, where training withholds words."""
     temporal_videos: int = 60
-    """Videos a system whose temporal numbers (similarity over lags, drift) are taken from pixels."""
+    """Videos per system whose temporal metrics (similarity over lags, drift) are taken from pixels."""

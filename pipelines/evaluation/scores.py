@@ -1,148 +1,183 @@
 """From measurements to the rows of the table.
 
 Distances of several draws are averaged, never pooled: all rows then have one n. The floor of a distance is
-that of a second clean draw (`ideal`), or of one half of the corpus to the other where there is no world.
+that of a second clean draw (`ideal`), or of one half of the corpus to the other where there is no world. Each
+distance is reported with its n and its floor, and never compared with one of another n.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.distances import Distance, FactorFeatures, Moments
-from pipelines.evaluation.features.extractors import FACTOR_SCALE, factor_story, factor_windows
-from pipelines.evaluation.measure import Measured
-from pipelines.evaluation.pixels import PixelReference
+from pipelines.distances import Distance, FactorFeatures, Moments, kernel_distance, standardise
+from pipelines.evaluation.features.extractors import (
+    EXTRACTORS,
+    FACTOR_SCALE,
+    factor_story,
+    factor_videos,
+    factor_windows,
+)
+from pipelines.evaluation.measure import Measurements, SystemMeasurements
 from pipelines.world.captions import parse
 from pipelines.world.measures import measure_all, same_colour, sharpness
 
 Value = float | list[float] | None
+Table = NDArray[Any]
 
 HEADLINE = "fvd.rand3d-diff"
 """The distance that summary.json calls `pixel_window_frechet`."""
+KERNEL_ROWS = 1000
+"""Most vectors per side of a kernel distance; it has no bias, so fewer only widen its variance."""
 
 
 @dataclass(frozen=True)
-class Row:
+class Scores:
     """One system's figures of one seed."""
 
     metrics: Mapping[str, Value]
-    """By the names of summary.json, pixel and temporal numbers by theirs; None where there is none."""
+    """By the names of summary.json; None where there is none."""
     distances: Mapping[str, Distance] = field(default_factory=dict)
     """Every distance with its n and floor."""
-
-
-@dataclass(frozen=True)
-class Made:
-    """All videos of one system."""
-
-    seen: Sequence[Measured]
-    """A set a draw, on captions of LONG."""
-    unseen: Sequence[Measured] = ()
-    """A set a draw, on textures that LONG never shows."""
-    withheld: Measured | None = None
-    """Captions without the withheld words."""
-    nfe: int = 0
-    """Network evaluations a video; 0 for real videos."""
-    clip_seconds: float = 1.0
-    """Length of a video."""
-
-    @property
-    def seconds_per_video_second(self) -> float:
-        """Seconds of sampling a second of video; decoding is not in it."""
-        return self.seen[0].seconds.get("sampling", 0.0) / self.clip_seconds
-
-    @property
-    def decoding_per_video_second(self) -> float:
-        """Seconds of decoding a second of video."""
-        return self.seen[0].seconds.get("decoding", 0.0) / self.clip_seconds
 
 
 class FactorReference:
     """Frechet distances on `factors-32` to a set of clean videos, times 100.
 
     Args:
+        rows: what of the factors [N, T, 13] is compared, [n, d].
         clean: the set.
         ideal: a second draw, for the floor; None takes the distance between the halves of `clean`.
-        window_frames, windows: frames a window and windows a video.
     """
 
-    def __init__(self, clean: Measured, ideal: Measured | None, window_frames: int, windows: int) -> None:
-        self._tables: dict[str, Callable[[NDArray[Any]], NDArray[np.float64]]] = {
-            "window_frechet": lambda factors: factor_windows(factors, window_frames, windows),
-            "video_frechet": lambda factors: factors.reshape(len(factors), -1).astype(np.float64),
-            "story_frechet": factor_story,
-        }
-        self._nets = {
-            name: FactorFeatures(table(clean.factors[:1]).shape[1]) for name, table in self._tables.items()
-        }
-        self._moments = {name: self._of(name, clean) for name in self._tables}
-        self._floors = {name: self._floor(name, clean, ideal) for name in self._tables}
-
-    def compare(self, name: str, draws: Sequence[Measured]) -> Distance:
-        """`window_frechet`, `video_frechet` or `story_frechet` of a system."""
-        moments = [self._of(name, draw) for draw in draws]
-        net, n = self._nets[name], self._moments[name].count
-        return Distance(
-            self._value(name, moments), moments[0].count, n, self._floors[name], net.dim, net.identity
-        )
-
-    def _floor(self, name: str, clean: Measured, ideal: Measured | None) -> float:
+    def __init__(
+        self, rows: Callable[[Table], Table], clean: Measurements, ideal: Measurements | None
+    ) -> None:
+        self._rows = rows
+        self._features = FactorFeatures(rows(clean.factors[:1]).shape[1])
+        self._moments = self._moments_of(clean.factors)
         if ideal is not None:
-            return self._value(name, [self._of(name, ideal)])
-        first, second = np.array_split(self._nets[name](self._tables[name](clean.factors)), 2)
-        return FACTOR_SCALE * Moments.of(first).distance(Moments.of(second))
+            self._floor = FACTOR_SCALE * self._moments_of(ideal.factors).distance(self._moments)
+        else:
+            first, second = np.array_split(self._features(rows(clean.factors)), 2)
+            self._floor = FACTOR_SCALE * Moments.of(first).distance(Moments.of(second))
 
-    def _of(self, name: str, videos: Measured) -> Moments:
-        return Moments.of(self._nets[name](self._tables[name](videos.factors)))
+    def compare(self, draws: Sequence[Measurements]) -> Distance:
+        """The distance of a system, averaged over its draws."""
+        moments = [self._moments_of(draw.factors) for draw in draws]
+        value = FACTOR_SCALE * float(np.mean([draw.distance(self._moments) for draw in moments]))
+        features, n = self._features, self._moments.count
+        return Distance(value, moments[0].count, n, self._floor, features.dim, features.identity)
 
-    def _value(self, name: str, draws: Sequence[Moments]) -> float:
-        return FACTOR_SCALE * float(np.mean([draw.distance(self._moments[name]) for draw in draws]))
+    def _moments_of(self, factors: Table) -> Moments:
+        return Moments.of(self._features(self._rows(factors)))
 
 
-class WorldScores:
+class PixelReference:
+    """Distances of the window features of pixels to real videos.
+
+    Args:
+        reference: real videos.
+        real: other real videos, for the floor; None splits the reference in two halves.
+    """
+
+    def __init__(self, reference: Measurements, real: Measurements | None) -> None:
+        self._tables = {name: reference.windows(name) for name in EXTRACTORS}
+        self._moments = {name: Moments.of(table) for name, table in self._tables.items()}
+        self.floors: dict[str, float] = {}
+        for name, table in self._tables.items():
+            if real is not None:
+                windows = real.windows(name)
+                self.floors[f"fvd.{name}"] = self._frechet(name, windows)
+                self.floors[f"kvd.{name}"] = _kernel(windows, table)
+            else:
+                first, second = np.array_split(table, 2)
+                unit = [Moments.of(half).standardised(self._moments[name]) for half in (first, second)]
+                self.floors[f"fvd.{name}"] = unit[0].distance(unit[1])
+                self.floors[f"kvd.{name}"] = _kernel(first, second)
+
+    def compare(self, draws: Sequence[Measurements]) -> dict[str, Distance]:
+        """`fvd.<extractor>`, averaged over the draws, and `kvd.<extractor>`, of the first."""
+        found = {}
+        for name, reference in self._tables.items():
+            tables = [table for table in (draw.windows(name) for draw in draws) if len(table)]
+            frechet = float(np.mean([self._frechet(name, table) for table in tables]))
+            kernel, first = _kernel(tables[0], reference), tables[0]
+            for metric, value, sizes in (
+                (f"fvd.{name}", frechet, (len(first), len(reference))),
+                (f"kvd.{name}", kernel, (len(_thinned(first)), len(_thinned(reference)))),
+            ):
+                extractor = EXTRACTORS[name]
+                found[metric] = Distance(
+                    value, *sizes, self.floors[metric], extractor.dim, extractor.identity
+                )
+        return found
+
+    def diversity(self, videos: Measurements) -> float:
+        """Mean distance between the window features of two videos, 1 for the reference itself.
+
+        On the headline's extractor, standardised by the reference and averaged over the windows of a video.
+        Under 1: the videos are more alike than real ones (fewer modes); over 1: some may be broken.
+        """
+        name = next(iter(EXTRACTORS))
+        reference = np.asarray(self._tables[name], dtype=np.float64)
+        videos_nwd = np.asarray(videos.columns[name], dtype=np.float64)
+        windows = videos_nwd.shape[1]
+        whole = reference[: len(reference) // windows * windows].reshape(-1, windows, reference.shape[1])
+        own, real = np.nanmean(videos_nwd, axis=1), whole.mean(axis=1)
+        return _mean_distance(standardise(own, reference)) / _mean_distance(standardise(real, reference))
+
+    def _frechet(self, name: str, table: Table) -> float:
+        reference = self._moments[name]
+        unit = reference.standardised(reference)
+        return Moments.of(table).standardised(reference).distance(unit)
+
+
+class WorldScorer:
     """Rows of systems on the built-in world.
 
     Args:
         real: real videos: `clean` and `unseen` LONG, `ideal` and `unseen_ideal` for their floors, and `long`,
             the low-grade corpus.
-        window_frames, windows: frames a window and windows a video.
+        window_frames, windows: frames per window and windows per video.
     """
 
-    def __init__(self, real: Mapping[str, Measured], window_frames: int, windows: int) -> None:
-        self._seen = FactorReference(real["clean"], real["ideal"], window_frames, windows)
-        self._unseen = FactorReference(real["unseen"], real["unseen_ideal"], window_frames, windows)
-        self._corpus = FactorReference(real["long"], None, window_frames, windows)
-        self._pixels = PixelReference(real["clean"], real["ideal"])
-        self._sharpness = float(sharpness(real["clean"].factors).mean())
+    def __init__(self, real: Mapping[str, Measurements], window_frames: int, windows: int) -> None:
+        clean, ideal = real["clean"], real["ideal"]
+        cut = partial(factor_windows, length=window_frames, count=windows)
+        self._seen = {
+            "window_frechet": FactorReference(cut, clean, ideal),
+            "video_frechet": FactorReference(factor_videos, clean, ideal),
+            "story_frechet": FactorReference(factor_story, clean, ideal),
+            "corpus_window_frechet": FactorReference(cut, real["long"], None),
+        }
+        self._unseen = FactorReference(cut, real["unseen"], real["unseen_ideal"])
+        self._pixels = PixelReference(clean, ideal)
+        self._sharpness = float(sharpness(clean.factors).mean())
 
-    def row(self, made: Made) -> Row:
+    def score(self, system: SystemMeasurements) -> Scores:
         """All figures of one system."""
-        exact, unseen = self._exact(made.seen), self._exact(made.unseen) if made.unseen else {}
-        distances = {
-            name: self._seen.compare(name, made.seen) for name in ("window_frechet", "video_frechet")
-        }
-        distances["story_frechet"] = self._seen.compare("story_frechet", made.seen)
-        distances["corpus_window_frechet"] = self._corpus.compare("window_frechet", made.seen)
-        distances |= self._pixels.compare(made.seen)
+        distances = {name: reference.compare(system.seen) for name, reference in self._seen.items()}
+        distances |= self._pixels.compare(system.seen)
         distances["pixel_window_frechet"] = distances[HEADLINE]
-        if made.unseen:
-            distances["unseen_window_frechet"] = self._unseen.compare("window_frechet", made.unseen)
         metrics: dict[str, Value] = {
-            **exact,
-            **{name: distance.value for name, distance in distances.items()},
-            "unseen_window_frechet": distances["unseen_window_frechet"].value if made.unseen else None,
-            "unseen_rule": unseen.get("rule"),
-            "unseen_texture_error": unseen.get("texture_error"),
-            "same_colour_withheld": _same_colour(made.withheld),
-            **cost(made),
-            **made.seen[0].temporal(),
+            **self._exact(system.seen),
+            **dict.fromkeys(("unseen_window_frechet", "unseen_rule", "unseen_texture_error")),
+            "same_colour_withheld": None,
         }
-        return Row(metrics, distances)
+        if system.unseen:
+            distances["unseen_window_frechet"] = self._unseen.compare(system.unseen)
+            exact = self._exact(system.unseen)
+            metrics |= {f"unseen_{name}": exact[name] for name in ("rule", "texture_error")}
+        if system.withheld is not None:
+            metrics["same_colour_withheld"] = float(same_colour(system.withheld.factors).mean())
+        metrics |= {name: distance.value for name, distance in distances.items()}
+        return Scores(metrics | cost(system) | system.seen[0].temporal(), distances)
 
-    def _exact(self, draws: Sequence[Measured]) -> dict[str, Value]:
+    def _exact(self, draws: Sequence[Measurements]) -> dict[str, Value]:
         measures = [measure_all(draw.factors, labels(draw.captions)) for draw in draws]
         means = {name: float(np.mean([measure[name] for measure in measures])) for name in measures[0]}
         eighths: list[float] = [means.pop(f"texture_error_eighth_{i}") for i in range(1, 9)]
@@ -150,33 +185,35 @@ class WorldScores:
         return {**means, "texture_error_by_eighth": eighths}
 
 
-class ClipScores:
+class ClipScorer:
     """Rows of systems on a user's clips, where only pixels can be judged.
 
     Args:
-        long: windows of LONG videos.
-        short: windows of SHORT clips.
+        real: the corpora: `long` videos and `short` clips.
     """
 
-    def __init__(self, long: Measured, short: Measured) -> None:
-        self._long, self._short = PixelReference(long, None), PixelReference(short, None)
+    def __init__(self, real: Mapping[str, Measurements]) -> None:
+        self._long, self._short = PixelReference(real["long"], None), PixelReference(real["short"], None)
 
-    def row(self, made: Made) -> Row:
-        """Distances to LONG windows, and to SHORT as `<name>.short`; temporal numbers, diversity, cost."""
-        distances = self._long.compare(made.seen)
-        distances |= {f"{name}.short": distance for name, distance in self._short.compare(made.seen).items()}
+    def score(self, system: SystemMeasurements) -> Scores:
+        """Distances to LONG windows, and to SHORT as `<name>.short`; temporal metrics, diversity, cost."""
+        distances = self._long.compare(system.seen)
+        distances |= {
+            f"{name}.short": distance for name, distance in self._short.compare(system.seen).items()
+        }
         distances["pixel_window_frechet"] = distances[HEADLINE]
         metrics: dict[str, Value] = {name: distance.value for name, distance in distances.items()}
-        metrics["diversity"] = self._long.spread(made.seen[0])
-        return Row(metrics | cost(made) | made.seen[0].temporal(), distances)
+        metrics["diversity"] = self._long.diversity(system.seen[0])
+        return Scores(metrics | cost(system) | system.seen[0].temporal(), distances)
 
 
-def cost(made: Made) -> dict[str, Value]:
-    """Network evaluations and seconds a second of video."""
+def cost(system: SystemMeasurements) -> dict[str, Value]:
+    """Network evaluations, and seconds of sampling and of decoding per second of video."""
+    seconds = system.seen[0].seconds
     return {
-        "nfe": float(made.nfe),
-        "seconds_per_video_second": made.seconds_per_video_second,
-        "decoding_seconds_per_video_second": made.decoding_per_video_second,
+        "nfe": float(system.nfe),
+        "seconds_per_video_second": seconds.get("sampling", 0.0) / system.clip_seconds,
+        "decoding_seconds_per_video_second": seconds.get("decoding", 0.0) / system.clip_seconds,
     }
 
 
@@ -186,11 +223,7 @@ def labels(captions: Sequence[str]) -> NDArray[np.int64]:
     return np.array([(texture, -1 if colour is None else colour, speed) for texture, colour, speed in parsed])
 
 
-def _same_colour(videos: Measured | None) -> float | None:
-    return None if videos is None else float(same_colour(videos.factors).mean())
-
-
-def notes(rows: Mapping[str, Row]) -> list[str]:
+def notes(rows: Mapping[str, Scores]) -> list[str]:
     """What must be said beside the table: distances of too few vectors, by name."""
     few = {
         (name, distance.n, distance.reference, distance.dim)
@@ -203,3 +236,21 @@ def notes(rows: Mapping[str, Row]) -> list[str]:
         "it is mostly bias. Read kvd instead, or evaluate more videos."
         for name, n, reference, dim in sorted(few)
     ]
+
+
+def _thinned(table: Table) -> Table:
+    """At most KERNEL_ROWS rows, evenly spaced."""
+    return np.asarray(table[:: -(-len(table) // KERNEL_ROWS)])
+
+
+def _kernel(table: Table, reference: Table) -> float:
+    return kernel_distance(
+        standardise(_thinned(table), reference), standardise(_thinned(reference), reference)
+    )
+
+
+def _mean_distance(rows: NDArray[np.float64]) -> float:
+    """Mean Euclidean distance over all pairs of rows [N, d]."""
+    squares = (rows**2).sum(axis=1)
+    gaps = np.sqrt(np.maximum(squares[:, None] + squares[None] - 2 * rows @ rows.T, 0.0))
+    return float(gaps.sum() / max(1, len(rows) * (len(rows) - 1)))

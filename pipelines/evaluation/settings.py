@@ -1,4 +1,4 @@
-"""What an evaluation is told: the systems to compare, the settings, and where things are."""
+"""What an evaluation compares: the systems, the shape of their videos, and where everything is."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,13 +8,17 @@ import torch
 
 from models.config import FlowConfig, SamplingConfig, TextConfig
 from models.device import compute_device
+from models.errors import ConfigError
+from models.windows import even_spans
+from pipelines.data.store.info import read_info
 from pipelines.evaluation.config import EvaluationConfig
 from pipelines.generation import Head, Method, Sampler
 from pipelines.world.config import WorldConfig
 
-Group = Literal["seen", "unseen", "withheld"]
 Progress = Callable[[str, int, int], None]
 """Called with the name of a phase, what is done of it, and its whole."""
+Group = Literal["seen", "unseen", "withheld"]
+"""Captions of LONG, of textures that LONG never shows, or with the withheld words left out."""
 
 
 @dataclass(frozen=True)
@@ -28,9 +32,9 @@ class System:
     head: Head
     """Which velocity of the network is sampled; `teacher` is a plain stack."""
     sampler: Sampler
-    """`few_step`: stochastic; `ode`: Euler; `windows`: a short model rolled out window after window."""
+    """`few_step`: stochastic; `ode`: Euler; `windows`: a short model rolled out window by window."""
     nfe: int
-    """Steps of the sampler; for `windows`, steps a window. With guidance each is two evaluations."""
+    """Steps of the sampler; for `windows`, steps per window. With guidance each is two evaluations."""
     draws: int = 1
     """Independent sets of videos whose distances are averaged."""
 
@@ -61,7 +65,7 @@ class EvaluationSettings:
     text: TextConfig = TextConfig()
     """How captions are encoded; those without `withheld_words` are evaluated too."""
     use_gpu: bool = False
-    """One GPU a worker."""
+    """One GPU per worker."""
 
     def start_worker(self) -> torch.device:
         """Where this worker computes; on the CPU with one thread.
@@ -72,3 +76,48 @@ class EvaluationSettings:
         if not self.use_gpu:
             torch.set_num_threads(1)
         return compute_device(self.use_gpu)
+
+
+@dataclass(frozen=True)
+class VideoShape:
+    """The shape of a dataset's LONG videos, which the systems make, and of the windows they are judged by."""
+
+    latents: tuple[int, int, int, int]
+    """[T, C, h, w] of a LONG video."""
+    frames: int
+    """Frames of a LONG video."""
+    fps: float
+    """Frames per second."""
+    window_latents: int
+    """Latent frames of a SHORT window."""
+    window_frames: int
+    """Frames of a SHORT window."""
+
+    @property
+    def seconds(self) -> float:
+        """Length of a LONG video."""
+        return self.frames / self.fps
+
+    def evaluations(self, system: System, guidance_scale: float) -> int:
+        """Network evaluations per video."""
+        return system.method.evaluations(self.latents[0], self.window_latents, guidance_scale)
+
+
+def video_shape(settings: EvaluationSettings) -> VideoShape:
+    """The shape of the videos of the settings' dataset.
+
+    Raises:
+        ConfigError: a LONG video holds no window.
+    """
+    info = read_info(settings.dataset)
+    short, long = info.short, info.long
+    try:
+        even_spans(long.window_frames, short.window_frames, settings.evaluation.windows_per_video)
+    except ValueError as error:
+        raise ConfigError(
+            f"LONG videos of {long.window_frames} frames hold no SHORT window of {short.window_frames}",
+            "Make data.short_frames smaller than data.long_frames, and ingest again",
+        ) from error
+    return VideoShape(
+        long.latent_shape, long.window_frames, long.fps, short.latent_shape[0], short.window_frames
+    )

@@ -27,7 +27,7 @@ from models.wan.transformer import read_transformer, write_transformer
 from pipelines.checkpoints import NetworkSpec
 from pipelines.data.store.info import CorpusInfo, DatasetInfo, write_sealed
 from pipelines.evaluation.run import Evaluation
-from pipelines.evaluation.scores import Row
+from pipelines.evaluation.scores import Scores
 from pipelines.generation import few_step_times
 from pipelines.storage import Storage
 from pipelines.training.checkpoint import save_state
@@ -243,7 +243,9 @@ def test_the_card_counts_the_data_and_gives_this_checkpoints_figures(tmp_path: P
     )  # fmt: skip
     paths = RunPaths.of(config)
     write_sealed(Storage(paths.dataset), info.to_json())
-    rows = {name: Row({"fvd": value, "nfe": 4}) for name, value in (("mmm_4", 12.34), ("mmm_fm_50", 56.78))}
+    rows = {
+        name: Scores({"fvd": value, "nfe": 4}) for name, value in (("mmm_4", 12.34), ("mmm_fm_50", 56.78))
+    }
     measured = Storage(paths.evaluation(0))
     measured.write_json("evaluation.json", Evaluation(0, rows, {}, (), (), 1.0).to_json())
     measured.write_json("inputs.json", {"mmm_4": str(folder), "mmm_fm_50": str(folder)})

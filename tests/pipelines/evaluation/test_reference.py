@@ -8,10 +8,10 @@ import torch
 
 from pipelines.data.store.dataset import ShardDataset
 from pipelines.data.store.info import dataset_autoencoder
-from pipelines.evaluation import reference
-from pipelines.evaluation.measure import EVERY
-from pipelines.evaluation.reference import CleanSpec, Part, corpus_spec, measure_part, measure_real
-from pipelines.evaluation.run import clip_of
+from pipelines.evaluation import reference, temporal
+from pipelines.evaluation.features.extractors import EXTRACTORS
+from pipelines.evaluation.reference import CleanSpec, Part, corpus_spec, kept_file, measure_part, measure_real
+from pipelines.evaluation.settings import video_shape
 from pipelines.media.video import read_back
 from pipelines.ray_map import Tasks
 from pipelines.world.captions import caption
@@ -53,8 +53,8 @@ def spec(**changes):
     ids=str,
 )
 def test_a_kept_set_is_named_by_everything_that_decides_it(changes):
-    assert spec(**changes).file != spec().file
-    assert spec().file == spec().file
+    assert kept_file(spec(**changes)) != kept_file(spec())
+    assert kept_file(spec()) == kept_file(spec())
 
 
 def test_captions_are_those_of_the_labels():
@@ -62,7 +62,7 @@ def test_captions_are_those_of_the_labels():
 
 
 def corpus(name, settings, shown=()):
-    return corpus_spec(name, settings, clip_of(settings), shown)
+    return corpus_spec(name, settings, video_shape(settings), shown)
 
 
 @pytest.mark.parametrize(
@@ -79,24 +79,24 @@ def corpus(name, settings, shown=()):
 )
 def test_a_kept_corpus_is_named_by_everything_that_decides_it(settings, change):
     own = corpus("long", settings)
-    assert corpus("long", settings).file == own.file
-    assert corpus("long", change(settings)).file != own.file
-    assert corpus("long", settings, own.captions[3:4]).file != own.file
-    assert dataclasses.replace(own, dataset="other").file != own.file
+    assert kept_file(corpus("long", settings)) == kept_file(own)
+    assert kept_file(corpus("long", change(settings))) != kept_file(own)
+    assert kept_file(corpus("long", settings, own.captions[3:4])) != kept_file(own)
+    assert kept_file(dataclasses.replace(own, dataset="other")) != kept_file(own)
     slower = dataclasses.replace(own.clip, fps=1.0)
-    assert dataclasses.replace(own, clip=slower).file != own.file
+    assert kept_file(dataclasses.replace(own, clip=slower)) != kept_file(own)
 
 
 def test_how_the_work_is_done_does_not_decide_it(settings):
     more = dataclasses.replace(settings.evaluation, max_actors=9, batch_size=1, draws=7)
     other = dataclasses.replace(settings, evaluation=more, seed=5, references="elsewhere")
-    assert corpus("long", other).file == corpus("long", settings).file
+    assert kept_file(corpus("long", other)) == kept_file(corpus("long", settings))
 
 
 def test_clean_videos_have_the_labels_and_do_not_depend_on_how_they_are_cut(settings):
     whole = measure_part(settings, Part(spec(), range(6)))
-    apart = [measure_part(settings, Part(spec(), videos)) for videos in (range(4), range(4, 6))]
-    for name in ("factors", *EVERY):
+    apart = [measure_part(settings, Part(spec(), indices)) for indices in (range(4), range(4, 6))]
+    for name in ("factors", *EXTRACTORS):
         joined = np.concatenate([piece[name] for piece in apart])
         np.testing.assert_allclose(joined, whole[name], rtol=1e-5, atol=1e-5)
     exact = measure_all(whole["factors"], np.array(LABELS))
@@ -190,3 +190,19 @@ def test_a_task_with_a_gpu_has_its_autoencoder_there(settings, tmp_path, monkeyp
     monkeypatch.setattr(reference, "dataset_autoencoder", autoencoder)
     measure_part(here, Part(spec() if made == "ideal" else corpus(made, here), range(1)))
     assert places == ["cuda"]
+
+
+def test_a_kept_set_without_a_metric_is_measured_again(settings, tmp_path, monkeypatch):
+    here, one = dataclasses.replace(settings, references=str(tmp_path)), spec(labels=LABELS[:1])
+    measured = []
+
+    def run(work, parts, workers, progress):
+        measured.extend(parts)
+        return [work(part) for part in parts]
+
+    monkeypatch.setattr(reference, "ray_map_all", run)
+    measure_real([one], here, lambda *_: None)
+    monkeypatch.setitem(temporal.METRICS, "length", lambda video: float(len(video)))
+    assert measure_real([one], here, lambda *_: None)["ideal"].temporal()["length"] == 32
+    assert measure_real([one], here, lambda *_: None)["ideal"].temporal()["length"] == 32
+    assert len(measured) == 2

@@ -5,14 +5,11 @@ import io
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 from rich.console import Console
 
 from models.config import SamplingConfig, TextConfig
 from models.errors import CheckpointError, ConfigError
-from pipelines.evaluation.measure import Measured
-from pipelines.evaluation.reference import from_bytes, to_bytes
 from pipelines.evaluation.report.page import write_report
 from pipelines.evaluation.report.summary import MINUTE_KEYS, WORLD_KEYS, cell, remarks, table, write_summary
 from pipelines.evaluation.run import RESULT, Evaluation, evaluate
@@ -214,13 +211,6 @@ def test_cells():
     assert cell([None]) == "-"
     assert cell([0.12345]) == "0.123"
     assert cell([1.0, 3.0]) == "2 +-1.4"
-
-
-def test_measurements_survive_the_disk():
-    table = Measured(("a", "b, c"), {"factors": np.arange(6, dtype=np.float32).reshape(2, 3)})
-    again = from_bytes(to_bytes(table))
-    assert again.captions == table.captions
-    np.testing.assert_array_equal(again.factors, table.factors)
 
 
 def test_the_table_counts_guidance(ray_local, settings, networks, folder):

@@ -30,19 +30,19 @@ from pipelines.evaluation.report.summary import (
     write_summary,
 )
 from pipelines.evaluation.run import Evaluation
-from pipelines.evaluation.scores import Row
-from pipelines.evaluation.temporal import TEMPORAL_NAMES
+from pipelines.evaluation.scores import Scores
+from pipelines.evaluation.temporal import METRICS
 from pipelines.media.video import read_back, write_mp4
 
 DISTANCES = ("window_frechet", "video_frechet", "pixel_window_frechet", "unseen_window_frechet")
 
 
 def row(level, *, withheld=None):
-    metrics = dict.fromkeys((*WORLD_KEYS, *TEMPORAL_NAMES, "rise", "story_frechet", "rule_strict"), level)
+    metrics = dict.fromkeys((*WORLD_KEYS, *METRICS, "rise", "story_frechet", "rule_strict"), level)
     metrics |= {"corpus_window_frechet": 100 - level, "same_colour_withheld": withheld}
     metrics["texture_error_by_eighth"] = [level + i / 10 for i in range(8)]
     distances = {name: Distance(level, 1500, 3000, 0.5, 32, "factors-32/1 of 104") for name in DISTANCES}
-    return Row(metrics, distances)
+    return Scores(metrics, distances)
 
 
 def evaluation(seed=0, *, withheld=None, clips=None, notes=(), rows=("mmm_4", "sft_50", "ideal")):
@@ -51,8 +51,8 @@ def evaluation(seed=0, *, withheld=None, clips=None, notes=(), rows=("mmm_4", "s
 
 
 def clip_evaluation():
-    names = [*CLIP_COLUMNS.values(), *TEMPORAL_NAMES]
-    rows = {name: Row(dict.fromkeys(names, 0.5)) for name in ("mmm_4", "corpus_long")}
+    names = [*CLIP_COLUMNS.values(), *METRICS]
+    rows = {name: Scores(dict.fromkeys(names, 0.5)) for name in ("mmm_4", "corpus_long")}
     return Evaluation(0, rows, {}, (), (), 1.0)
 
 
@@ -61,7 +61,7 @@ def clip_evaluation():
     [
         (evaluation(), WORLD_COLUMNS, set(WORLD_KEYS)),
         (evaluation(withheld=0.9), WORLD_COLUMNS | MINUTE_COLUMNS, {*WORLD_KEYS, *MINUTE_KEYS}),
-        (clip_evaluation(), CLIP_COLUMNS, {*CLIP_COLUMNS.values(), *TEMPORAL_NAMES}),
+        (clip_evaluation(), CLIP_COLUMNS, {*CLIP_COLUMNS.values(), *METRICS}),
     ],
     ids=["world", "minute", "clips"],
 )
