@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from pipelines.distances import Distance, FactorFeatures, Moments, kernel_distance, standardise
 from pipelines.evaluation.features.extractors import (
     EXTRACTORS,
-    FACTOR_SCALE,
     factor_story,
     factor_videos,
     factor_windows,
@@ -30,6 +29,8 @@ Table = NDArray[Any]
 
 HEADLINE = "fvd.rand3d-diff"
 """The distance that summary.json calls `pixel_window_frechet`."""
+FACTOR_SCALE = 100.0
+"""Distances on `factors-32` are reported times this."""
 KERNEL_ROWS = 1000
 """Most vectors per side of a kernel distance; it has no bias, so fewer only widen its variance."""
 

@@ -29,8 +29,6 @@ DIFFERENCE_GAIN = 4.0
 """Weight of the frame difference beside the colours; without it shuffled frames go unnoticed."""
 LOG_FLOOR = 1e-4
 """Added to energies before their logarithm, so that still pictures do not rule the distance."""
-FACTOR_SCALE = 100.0
-"""Distances on `factors-32` are reported times this."""
 STORY_FRAMES = 32
 """Evenly spaced frames that the story features see."""
 STORY_FACTORS = 9
