@@ -6,13 +6,17 @@ store it is written to a local temporary file and uploaded in one piece.
 """
 
 import errno
+import fcntl
+import hashlib
 import json
 import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from io import BufferedIOBase
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,10 +24,13 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from models.errors import ClusterError, SostenutoError
-from pipelines.temporary import temporary_file
 
 ASIDE = ".aside-"
-"""Start of the names of files that are not finished; they may be deleted when nothing is being written."""
+"""Prefix of unfinished files; they may be deleted when nothing is being written."""
+TEMPORARY = "sostenuto-file-"
+"""Prefix of temporary files."""
+YOUNG_S = 60.0
+"""A temporary file younger than this may belong to an owner that has not locked it yet."""
 Names = list[str]
 
 
@@ -34,23 +41,19 @@ class Pending:
         self._storage = storage
         self._name = name
         self._copy: IO[bytes] | None = None
-        with storage.explained(name):
-            self.path = self._start()
-        """Local file to write to."""
-
-    def _start(self) -> str:
-        if not self._storage.is_local:
-            self._copy = temporary_file()
-            return self._copy.name
-        target = Path(self._storage.local(self._name))
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, path = tempfile.mkstemp(prefix=f"{ASIDE}{target.name}-", dir=target.parent)
-        os.close(handle)
-        return path
+        with storage.errors_about(name):
+            if storage.is_local:
+                target = Path(storage.local(name))
+                target.parent.mkdir(parents=True, exist_ok=True)
+                handle, self.path = tempfile.mkstemp(prefix=f"{ASIDE}{target.name}-", dir=target.parent)
+                os.close(handle)
+            else:
+                self._copy = temporary_file()
+                self.path = self._copy.name
 
     def commit(self) -> None:
         """Make the file appear under its name, replacing what was there."""
-        with self._storage.explained(self._name):
+        with self._storage.errors_about(self._name):
             if self._copy is not None:
                 self._storage.upload(self.path, self._name)
                 self._copy.close()
@@ -62,11 +65,11 @@ class Pending:
             _sync(os.path.dirname(target))
 
     def abort(self) -> None:
-        """Forget the file."""
+        """Discard the file."""
         if self._copy is not None:
             self._copy.close()
-            return
-        Path(self.path).unlink(missing_ok=True)
+        else:
+            Path(self.path).unlink(missing_ok=True)
 
 
 class Storage:
@@ -77,7 +80,7 @@ class Storage:
 
     Raises:
         ClusterError: the URI's file system is unknown or not installed. Every method raises it, with the
-            remedy, when the disk is full, a file is missing, or permission is refused.
+            remedy, when the disk is full, a file is missing, or permission is denied.
     """
 
     def __init__(self, root: str | Path) -> None:
@@ -120,35 +123,33 @@ class Storage:
         return f"{self._root}/{path}".rstrip("/") if path else self._root
 
     @contextmanager
-    def explained(self, path: str) -> Iterator[None]:
+    def errors_about(self, path: str) -> Iterator[None]:
         """Turn what a disk or a store raises about `path` into a ClusterError with its remedy."""
         try:
-            with translated():
+            with os_errors():
                 yield
         except OSError as error:
-            number = error.errno or _errno_in(str(error))
+            # Arrow and shutil.copytree give the number in their text only
+            found = re.search(r"\[errno (\d+)\]", str(error), re.IGNORECASE)
+            number = error.errno or (int(found[1]) if found else None)
             reason = os.strerror(number) if number else one_line(error)
             raise ClusterError(f"{self._text}/{path}: {reason}", _remedy(number, self._text)) from error
 
     @contextmanager
-    def open(self, path: str, mode: str = "rb") -> Iterator[IO[Any]]:
-        """A file as a context. Writing is for logs and streams: use `pending` or `write_bytes` for whole
-        files."""
-        with self.explained(path):
-            if "r" not in mode:
-                self._fs.makedirs(_parent(self._at(path)), exist_ok=True)
-            with self._fs.open(self._at(path), mode) as file:
-                yield file
+    def open(self, path: str) -> Iterator[BufferedIOBase]:
+        """A file to read, as a context."""
+        with self.errors_about(path), self._fs.open(self._at(path), "rb") as file:
+            yield file
 
     def pending(self, path: str) -> Pending:
         """Start a file that appears when it is committed."""
         return Pending(self, path)
 
     def write_bytes(self, path: str, data: bytes) -> None:
-        """Write a whole file at once, atomically."""
+        """Write a whole file, atomically."""
         pending = self.pending(path)
         try:
-            with self.explained(path), open(pending.path, "wb") as file:
+            with self.errors_about(path), open(pending.path, "wb") as file:
                 file.write(data)
             pending.commit()
         except ClusterError:
@@ -156,9 +157,13 @@ class Storage:
             raise
 
     def read_bytes(self, path: str) -> bytes:
-        """The whole of a file."""
-        with self.explained(path):
+        with self.errors_about(path):
             return bytes(self._fs.cat_file(self._at(path)))
+
+    def sha256(self, path: str) -> str:
+        """sha256 of a file, as 64 hex digits."""
+        with self.open(path) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
     def write_json(self, path: str, value: object) -> None:
         """Write a value as JSON, keys in their given order, atomically."""
@@ -168,7 +173,7 @@ class Storage:
         """A JSON file's value.
 
         Raises:
-            ClusterError: also when the file is no JSON.
+            ClusterError: also when the file is not JSON.
         """
         try:
             return json.loads(self.read_bytes(path))
@@ -177,24 +182,18 @@ class Storage:
 
     def exists(self, path: str = "") -> bool:
         """Whether there is a file or folder."""
-        with self.explained(path):
+        with self.errors_about(path):
             return bool(self._fs.exists(self._at(path)))
 
     def list(self, path: str = "") -> Names:
         """Names in a folder, sorted, without unfinished files; a folder that does not exist is empty."""
-        with self.explained(path):
+        with self.errors_about(path):
             self._fs.invalidate_cache()
             if not self._fs.isdir(self._at(path)):
                 return []
-            names = [
-                str(entry).rstrip("/").rsplit("/", 1)[-1] for entry in self._fs.ls(self._at(path), False)
-            ]
+            entries = self._fs.ls(self._at(path), False)
+        names = (str(entry).rstrip("/").rsplit("/", 1)[-1] for entry in entries)
         return sorted(name for name in names if not name.startswith(ASIDE))
-
-    def size(self, path: str) -> int:
-        """Bytes of a file."""
-        with self.explained(path):
-            return int(self._fs.size(self._at(path)))
 
     @contextmanager
     def on_disk(self, path: str = "", only: Sequence[str] | None = None) -> Iterator[Path]:
@@ -202,7 +201,7 @@ class Storage:
 
         Args:
             path: the folder.
-            only: names in it that are wanted; a copy holds those of them that are there. None is all.
+            only: names to copy, those that are not there left out; None copies all.
         """
         if self.is_local:
             yield Path(self.local(path))
@@ -212,14 +211,13 @@ class Storage:
             yield Path(copy)
 
     def delete(self, path: str) -> None:
-        """Delete a file, or a folder with all in it; nothing there is fine."""
-        with self.explained(path):
+        """Delete a file or a folder, if it is there."""
+        with self.errors_about(path):
             if self._fs.exists(self._at(path)):
                 self._fs.rm(self._at(path), recursive=True)
 
     def delete_unfinished(self, path: str) -> None:
-        """Delete what writers that were killed left in a local folder; call it when nothing is being
-        written."""
+        """Delete what killed writers left in a local folder; call it when nothing is being written."""
         if not self.is_local:
             return
         for leftover in Path(self.local(path)).glob(f"{ASIDE}*"):
@@ -230,9 +228,10 @@ class Storage:
 
     def upload(self, local: str, path: str) -> None:
         """Copy one local file here."""
-        with self.explained(path):
-            self._fs.makedirs(_parent(self._at(path)), exist_ok=True)
-            self._fs.put_file(local, self._at(path))
+        with self.errors_about(path):
+            target = self._at(path)
+            self._fs.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
+            self._fs.put_file(local, target)
 
     def put_folder(self, local: str | Path, path: str, last: str = "") -> None:
         """Copy a local folder here, replacing `path`; on a local disk it appears whole.
@@ -240,7 +239,7 @@ class Storage:
         On an object store the files arrive one by one in the order of their names.
 
         Args:
-            last: name of the file that is to arrive after all others, by which readers know that it is whole.
+            last: the file to upload after all others, by which readers know that the folder is whole.
         """
         if not self.is_local:
             files = [file for file in Path(local).rglob("*") if file.is_file()]
@@ -248,12 +247,14 @@ class Storage:
                 self.upload(str(file), f"{path}/{file.relative_to(local).as_posix()}")
             return
         target = Path(self.local(path))
-        with self.explained(path):
+        with self.errors_about(path):
             target.parent.mkdir(parents=True, exist_ok=True)
             aside = Path(tempfile.mkdtemp(prefix=f"{ASIDE}{target.name}-", dir=target.parent))
             try:
                 shutil.copytree(local, aside, dirs_exist_ok=True)
-                _sync_tree(aside)
+                aside.chmod(0o755)
+                for copied in [aside, *aside.rglob("*")]:
+                    _sync(str(copied))
                 self.delete(path)
                 os.replace(aside, target)
                 _sync(str(target.parent))
@@ -262,20 +263,19 @@ class Storage:
 
     def get_folder(self, path: str, local: str | Path, only: Sequence[str] | None = None) -> None:
         """Copy a folder from here into a local folder, which is made: all of it, or `only` some names."""
-        with self.explained(path):
+        with self.errors_about(path):
             if not self._fs.isdir(self._at(path)):
                 raise FileNotFoundError(errno.ENOENT, "no such folder")
             for file in self._fs.find(self._at(path)):
                 name = str(file)[len(self._at(path)) :].lstrip("/")
-                if only is not None and name not in only:
-                    continue
-                target = Path(local) / name
-                target.parent.mkdir(parents=True, exist_ok=True)
-                self._fs.get_file(file, str(target))
+                if only is None or name in only:
+                    target = Path(local) / name
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    self._fs.get_file(file, str(target))
 
 
 @contextmanager
-def translated() -> Iterator[None]:
+def os_errors() -> Iterator[None]:
     """Turn a store's own errors, which have no type in common, into OSError; this program's own pass."""
     try:
         yield
@@ -286,18 +286,42 @@ def translated() -> Iterator[None]:
 
 
 def one_line(error: BaseException) -> str:
-    """What an error says in one line; its type where it says nothing."""
+    """An error's message on one line; its type where it has none."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _parent(path: str) -> str:
-    return path.rsplit("/", 1)[0]
+def hash_of(value: object) -> str:
+    """sha256 of a plain value's JSON, as 64 hex digits."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def _errno_in(message: str) -> int | None:
-    """Errors of Arrow and of a copied folder carry the number in their text only."""
-    found = re.search(r"\[errno (\d+)\]", message, re.IGNORECASE)
-    return int(found[1]) if found else None
+def temporary_file(suffix: str = "") -> IO[bytes]:
+    """An open file with a name on the local disk, private; it is gone when it is closed.
+
+    Not even a killed process leaves one behind: the owner holds a lock, which ends with its process, and
+    whoever makes the next file deletes those that nobody holds.
+
+    Raises:
+        OSError: the disk for temporary files cannot take it.
+    """
+    for path in Path(tempfile.gettempdir()).glob(f"{TEMPORARY}*"):
+        with suppress(OSError):
+            if time.time() - path.stat().st_mtime > YOUNG_S:
+                _delete_if_free(path)
+    file = tempfile.NamedTemporaryFile(prefix=TEMPORARY, suffix=suffix)  # noqa: SIM115  it outlives this call
+    with suppress(OSError):  # a disk without locks: orphans there cannot be told from files in use, and stay
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return file
+
+
+def _delete_if_free(path: Path) -> None:
+    """Delete a file that nobody has locked; raises OSError where somebody has."""
+    handle = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path.unlink()
+    finally:
+        os.close(handle)
 
 
 def _remedy(number: int | None, root: str) -> str:
@@ -318,9 +342,3 @@ def _sync(path: str) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _sync_tree(folder: Path) -> None:
-    folder.chmod(0o755)
-    for path in [folder, *folder.rglob("*")]:
-        _sync(str(path))

@@ -18,10 +18,10 @@ from pipelines.data.ingest.pipeline import check
 from pipelines.data.ingest.pipeline import ingest as run_ingest
 from pipelines.data.source.corpus import locate
 from pipelines.data.store.caption_embeddings import embed_captions
-from pipelines.data.store.info import MANIFEST_FILE, DatasetInfo, told_error
+from pipelines.data.store.info import MANIFEST_FILE, DatasetInfo, reconstruction_error
 from pipelines.data.store.ledger import Status
-from pipelines.data.store.shards import CORPORA
-from pipelines.data.store.tables import read_table
+from pipelines.data.tables import read_table
+from pipelines.data.types import CORPORA
 from pipelines.ray_map import Pool
 from pipelines.storage import Storage
 
@@ -183,8 +183,8 @@ def _print(dataset: str, done: Ingested) -> None:
             f"{corpus.upper()}: {own.windows} windows{shape} from {own.videos} videos, {own.rejects} rejected"
         )
         for bucket in own.buckets if not shape else ():
-            print_line(f"  {bucket.told}")
-    print_line(f"reconstruction error {told_error(info.autoencoder)}; dataset: {dataset}")
+            print_line(f"  {bucket}")
+    print_line(f"reconstruction error {reconstruction_error(info.autoencoder)}; dataset: {dataset}")
     if not work.windows:
         print_line("nothing was left to do")
         return

@@ -10,14 +10,14 @@ from models.errors import DataError
 from pipelines.data.report.inspection import Summary
 from pipelines.data.report.page import (
     BUCKET_HEAD,
-    CORPORA,
     Inspection,
     bucket_rows,
     count_rows,
     inspect_dataset,
     tally_rows,
 )
-from pipelines.data.store.info import INFO_FILE, read_info, told_error
+from pipelines.data.store.info import INFO_FILE, read_info, reconstruction_error
+from pipelines.data.types import CORPORA
 from pipelines.storage import Storage
 
 
@@ -119,6 +119,6 @@ def _print(seen: Inspection) -> None:
         rows = tally_rows(summary, name, examples=1)
         if rows:
             print_table(tally_table(heading, columns, rows))
-    print_line(f"\nreconstruction error {told_error(summary.autoencoder)}")
+    print_line(f"\nreconstruction error {reconstruction_error(summary.autoencoder)}")
     print_line(f"report: {seen.folder}/{seen.files[0]}")
     print_line(f"pictures: {', '.join(seen.files[1:])} beside it")

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from jobs.config.schema import RunConfig
 from models.errors import ConfigError
-from pipelines.data.store.version import dataset_version
+from pipelines.data.store.info import dataset_version
 
 
 def is_remote(root: str) -> bool:

@@ -1,9 +1,13 @@
-"""Why a video is not in the dataset."""
+"""Words that every room of the data uses: the two corpora, and why a video is not in the dataset."""
 
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+CorpusName: TypeAlias = Literal["short", "long"]
+CORPORA: tuple[CorpusName, ...] = ("short", "long")
 
 SAME_BYTES = "the same bytes as "
-"""How the reason of a video begins that is there twice; the path of the other follows."""
+"""Start of the reason of a video that is there twice; the path of the other follows."""
 
 
 @dataclass(frozen=True)

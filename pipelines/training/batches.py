@@ -9,7 +9,8 @@ import torch
 from numpy.typing import NDArray
 
 from pipelines.data.store.batch_plan import BucketPlan
-from pipelines.data.store.dataset import CorpusName, ShardDataset
+from pipelines.data.store.dataset import ShardDataset
+from pipelines.data.types import CorpusName
 from pipelines.training.collectives import Workers
 from pipelines.training.config import StageConfig
 from pipelines.training.supervised import Batch, Batches

@@ -17,7 +17,8 @@ from models.device import half_precision
 from models.errors import SostenutoError, TrainingDiverged
 from models.rng import Key
 from pipelines.data.store.caption_embeddings import text_encoder
-from pipelines.data.store.dataset import CorpusName, ShardDataset
+from pipelines.data.store.dataset import ShardDataset
+from pipelines.data.types import CorpusName
 from pipelines.tracking import NullTracker, Tracker, TrackerFactory
 from pipelines.training.batches import BatchSource
 from pipelines.training.checkpoint import load_state, save_state

@@ -11,8 +11,9 @@ from models.ddt import Student
 from models.dit import DiT
 from models.rng import Key
 from pipelines.checkpoints import Network, NetworkSpec
-from pipelines.data.store.dataset import CorpusName, ShardDataset
+from pipelines.data.store.dataset import ShardDataset
 from pipelines.data.store.info import dataset_autoencoder, read_info
+from pipelines.data.types import CorpusName
 from pipelines.generation import Method, generate_latents
 from pipelines.media.video import contact_sheet, write_mp4
 from pipelines.tracking import Tracker

@@ -1,8 +1,16 @@
-"""Storage: a file is whole or absent, wherever it lies, and what fails says what to do."""
+"""Storage: a file is whole or absent, wherever it lies, and what fails says what to do.
+
+Temporary files are private, gone when closed, and outlive a killed owner only until the next is made.
+"""
 
 import errno
+import hashlib
 import os
 import shutil
+import signal
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import fsspec
@@ -10,9 +18,8 @@ import pytest
 
 from models.errors import ClusterError, DataError
 from pipelines import storage as module
-from pipelines.storage import ASIDE, Storage, one_line, translated
-from pipelines.temporary import PREFIX
-from tests.command import sent
+from pipelines.storage import ASIDE, TEMPORARY, Storage, hash_of, one_line, os_errors, temporary_file
+from tests.command import REPOSITORY, sent
 
 
 @pytest.fixture(params=["folder", "file-uri", "memory", "s3"])
@@ -34,7 +41,6 @@ def test_bytes_and_json_come_back(storage: Storage) -> None:
     assert storage.read_bytes("a/b.bin") == b"\x00\xff"
     assert storage.read_json("a/c.json") == {"z": 1, "a": [1.5, None]}
     assert list(storage.read_json("a/c.json")) == ["z", "a"]
-    assert storage.size("a/b.bin") == 2
 
 
 def test_a_file_is_replaced(storage: Storage) -> None:
@@ -120,7 +126,7 @@ def test_an_aborted_file_leaves_nothing(storage: Storage) -> None:
 def test_a_pending_file_of_a_store_outlives_nobody(tmp_path: Path) -> None:
     """It lies where the next writer clears up after those that were killed."""
     pending = Storage(f"memory://{tmp_path.name}").pending("d/a")
-    assert Path(pending.path).name.startswith(PREFIX)
+    assert Path(pending.path).name.startswith(TEMPORARY)
     pending.abort()
 
 
@@ -152,11 +158,16 @@ def test_a_relative_root_is_made_absolute(tmp_path: Path, monkeypatch: pytest.Mo
     assert str(Storage("runs")) == str(tmp_path / "runs")
 
 
-def test_streams_are_written_and_read(storage: Storage) -> None:
-    with storage.open("log/a.txt", "wb") as file:
-        file.write(b"one")
+def test_a_file_is_read_and_hashed_as_a_stream(storage: Storage) -> None:
+    storage.write_bytes("log/a.txt", b"one")
     with storage.open("log/a.txt") as file:
         assert file.read() == b"one"
+    assert storage.sha256("log/a.txt") == hashlib.sha256(b"one").hexdigest()
+
+
+def test_a_hash_is_of_the_values_not_of_their_order() -> None:
+    assert hash_of({"b": (1, 2), "a": None}) == hash_of({"a": None, "b": [1, 2]})
+    assert hash_of([1, 2]) != hash_of([2, 1])
 
 
 @pytest.mark.parametrize(
@@ -185,17 +196,17 @@ def test_a_failed_write_names_the_remedy_and_leaves_nothing(
 
 
 def test_arrow_errors_carry_their_number_in_the_text(tmp_path: Path) -> None:
-    with pytest.raises(ClusterError) as caught, Storage(tmp_path).explained("a.parquet"):
+    with pytest.raises(ClusterError) as caught, Storage(tmp_path).errors_about("a.parquet"):
         raise OSError("Error writing bytes to file. Detail: [errno 28] No space left on device")
     assert "Free space" in caught.value.remedy
 
 
 def test_errors_of_any_library_become_one_kind() -> None:
-    with pytest.raises(OSError, match="RuntimeError: no route"), translated():
+    with pytest.raises(OSError, match="RuntimeError: no route"), os_errors():
         raise RuntimeError("no route")
-    with pytest.raises(FileNotFoundError), translated():
+    with pytest.raises(FileNotFoundError), os_errors():
         raise FileNotFoundError
-    with pytest.raises(DataError), translated():
+    with pytest.raises(DataError), os_errors():
         raise DataError("its own", "Pass it on")
 
 
@@ -206,7 +217,7 @@ def test_an_error_is_one_line_and_never_empty() -> None:
 
 def test_a_stores_own_error_names_the_remedy(tmp_path: Path) -> None:
     for error in (RuntimeError("no route\nto host"), TimeoutError()):
-        with pytest.raises(ClusterError) as caught, Storage(tmp_path).explained("a"):
+        with pytest.raises(ClusterError) as caught, Storage(tmp_path).errors_about("a"):
             raise error
         assert "can be reached" in caught.value.remedy
         assert "\n" not in str(caught.value)
@@ -297,3 +308,56 @@ def test_an_unknown_scheme_is_refused() -> None:
 def test_only_a_folder_has_local_paths() -> None:
     with pytest.raises(ClusterError, match="not on this machine"):
         Storage("memory://somewhere").local("a")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder for temporary files, empty; whatever lies there is old enough."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(module, "YOUNG_S", -1.0)
+    return tmp_path
+
+
+def test_a_file_is_private_and_gone_when_it_is_closed(folder: Path) -> None:
+    with temporary_file(".mp4") as file:
+        path = Path(file.name)
+        assert path.parent == folder
+        assert path.suffix == ".mp4"
+        assert path.stat().st_mode & 0o077 == 0
+    assert os.listdir(folder) == []
+
+
+OWNER = "import sys, time; from pipelines.storage import temporary_file; file = temporary_file(); "
+OWNER += "print(file.name, flush=True); time.sleep(60)"
+
+
+def test_what_a_killed_process_left_goes_and_what_a_living_one_has_stays(folder: Path) -> None:
+    environment = {**os.environ, "TMPDIR": str(folder)}
+    command = [sys.executable, "-c", OWNER]
+    with subprocess.Popen(
+        command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, text=True
+    ) as owner:
+        assert owner.stdout is not None
+        held = Path(owner.stdout.readline().strip())
+        with temporary_file():
+            assert held.exists(), "its owner lives"
+        owner.send_signal(signal.SIGKILL)
+    assert held.exists(), "nobody has cleared up yet"
+    with temporary_file() as file:
+        assert os.listdir(folder) == [Path(file.name).name]
+
+
+def test_a_young_file_stays(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its owner may not have come to lock it."""
+    monkeypatch.setattr(module, "YOUNG_S", 60.0)
+    (folder / f"{TEMPORARY}new").touch()
+    with temporary_file():
+        assert (folder / f"{TEMPORARY}new").exists()
+
+
+def test_other_files_and_what_links_point_at_stay(folder: Path) -> None:
+    (folder / "sostenuto-ray").touch()
+    (folder / f"{TEMPORARY}link").symlink_to(folder / "sostenuto-ray")
+    os.mkfifo(folder / f"{TEMPORARY}pipe")
+    with temporary_file():
+        assert (folder / "sostenuto-ray").exists()

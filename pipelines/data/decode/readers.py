@@ -19,7 +19,6 @@ from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from pipelines.data.config import LimitsConfig
-from pipelines.data.source.containers import container_of, read_head
 
 Frame = NDArray[np.uint8]
 Timed = tuple[float, Frame]
@@ -30,6 +29,8 @@ AHEAD_BYTES = 256 << 20
 """Largest video, as pixels, that decord reads: on a busy machine it decodes ahead without a bound."""
 DEFAULT_RATE = 25.0
 """Frames a second of a file that says nothing about time."""
+MOV_ATOMS = frozenset({b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot", b"styp"})
+HEAD_BYTES = 188 * 3 + 5
 
 decord.logging.set_level(decord.logging.QUIET)
 av.logging.set_level(None)
@@ -116,14 +117,39 @@ def inspect(path: str, limits: LimitsConfig) -> Header:
         raise Refused("bytes", "the file is empty")
     if size > limits.max_bytes:
         raise Refused("limits", f"{size} bytes, more than data.limits.max_bytes = {limits.max_bytes}")
-    container = container_of(read_head(path))
+    with open(path, "rb") as file:
+        container = container_of(file.read(HEAD_BYTES))
     if container is None:
         raise Refused("bytes", "the first bytes are of no known video container")
     try:
-        with _open(path, container) as file:
-            return _inspect_packets(file, container, limits)
+        with _open(path, container) as video:
+            return _inspect_packets(video, container, limits)
     except av.FFmpegError as error:
         raise Refused("open", _plain(error)) from error
+
+
+def container_of(head: bytes) -> str | None:
+    """FFmpeg's name of the container that starts with `head` (HEAD_BYTES of it, or the whole of a smaller
+    file).
+
+    Playlists, concat scripts and every other text can name further files, local or remote, and a decoder that
+    guesses by content follows them. Each container here is binary and holds its own frames.
+
+    Returns: `mov`, `matroska`, `avi`, `ogg`, `mpegts`, `mpeg`, or None for everything else.
+    """
+    if head[4:8] in MOV_ATOMS:
+        return "mov"
+    if head[:4] == b"\x1a\x45\xdf\xa3":
+        return "matroska"
+    if head[:4] == b"RIFF" and head[8:12] in (b"AVI ", b"AVIX"):
+        return "avi"
+    if head[:4] == b"OggS":
+        return "ogg"
+    if head[:4] == b"\x00\x00\x01\xba":
+        return "mpeg"
+    # three sync bytes, 188 bytes apart, or 192 with time codes before each packet
+    plain, timed = head[0 : 188 * 3 : 188], head[4 : 192 * 3 : 192]
+    return "mpegts" if b"GGG" in (plain, timed) else None
 
 
 def _open(path: str, container: str) -> "av.container.InputContainer":

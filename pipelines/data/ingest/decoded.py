@@ -12,8 +12,7 @@ from pipelines.data.curate.quality import video_refusal
 from pipelines.data.decode.decoder import Decoder, Probe, VideoStream
 from pipelines.data.decode.transforms import Size
 from pipelines.data.ingest.groups import Group, Task
-from pipelines.data.source.fetch import local_copy
-from pipelines.data.source.manifest import Source
+from pipelines.data.source.manifest import Source, local_copy
 from pipelines.data.types import Reject, Rejected
 
 Frames = NDArray[np.uint8]

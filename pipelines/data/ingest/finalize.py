@@ -22,12 +22,11 @@ from pipelines.data.store.info import (
     dataset_autoencoder,
     write_sealed,
 )
-from pipelines.data.store.ledger import Ledger, Moments, ShardFile, Status, merged, read_ledgers, table_of
-from pipelines.data.store.shards import CORPORA, open_shard
-from pipelines.data.store.tables import write_table
-from pipelines.data.store.version import hash_of
-from pipelines.data.types import SAME_BYTES
-from pipelines.storage import Storage
+from pipelines.data.store.ledger import Ledger, Moments, ShardFile, Status, merge_moments, read_ledgers
+from pipelines.data.store.shards import open_shard
+from pipelines.data.tables import table_of, write_table
+from pipelines.data.types import CORPORA, SAME_BYTES
+from pipelines.storage import Storage, hash_of
 
 NAMED_REJECTS = 5
 """Rejects that an error message lists."""
@@ -57,7 +56,7 @@ def finish(
     """
     statuses = sorted(ends, key=lambda s: (s.corpus, s.source))
     judge(storage, task, statuses)
-    ledgers = {corpus: _live(storage, corpus, videos[corpus]) for corpus in CORPORA}
+    ledgers: dict[str, list[Ledger]] = {corpus: _live(storage, corpus, videos[corpus]) for corpus in CORPORA}
     index = build_index(ledgers, videos, task.data.holdout, task.data.curation)
     autoencoder = dataset_autoencoder(storage)
     error = autoencoder.reconstruction_error
@@ -227,7 +226,7 @@ def _statistics(parts: Sequence[Moments | None]) -> tuple[tuple[float, ...], tup
     """Mean and standard deviation of each channel."""
     whole: Moments | None = None
     for part in parts:
-        whole = merged(whole, part)
+        whole = merge_moments(whole, part)
     assert whole is not None
     mean = [total / whole.positions for total in whole.total]
     square = [total / whole.positions for total in whole.squares]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from pipelines.data.config import DataConfig
 from pipelines.data.source.manifest import Source
-from pipelines.data.store.version import hash_of
+from pipelines.storage import hash_of
 
 
 @dataclass(frozen=True, kw_only=True)

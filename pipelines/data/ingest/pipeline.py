@@ -22,24 +22,22 @@ from pipelines.data.ingest.groups import Group, Task, group_by_bytes
 from pipelines.data.ingest.lease import CLAIM_FILE, claimed
 from pipelines.data.ingest.video import new_status, rejected_status
 from pipelines.data.ingest.worker import write_group
-from pipelines.data.source.listing import SOURCES_FILE, keep_list, list_corpora
-from pipelines.data.source.manifest import Listing, Source
+from pipelines.data.source.manifest import SOURCES_FILE, Listing, Source, list_corpora, save_hashes
 from pipelines.data.store.info import (
     AUTOENCODER_FOLDER,
     INFO_FILE,
     MANIFEST_FILE,
     DatasetInfo,
+    dataset_version,
     read_info,
     read_sealed,
     write_sealed,
 )
 from pipelines.data.store.ledger import Status, read_ledgers
-from pipelines.data.store.shards import CORPORA
-from pipelines.data.store.tables import read_table
-from pipelines.data.store.version import dataset_version, hash_of
-from pipelines.data.types import Reject
+from pipelines.data.tables import read_table
+from pipelines.data.types import CORPORA, Reject
 from pipelines.ray_map import Pool, ray_map
-from pipelines.storage import Storage
+from pipelines.storage import Storage, hash_of
 
 GROUP_VIDEOS = 512
 """Most videos a task reads."""
@@ -91,10 +89,10 @@ def ingest(
     storage = Storage(out)
     version = dataset_version(data, autoencoder, seed)
     complete = not fresh and _is_complete(storage, version)
-    listings = list_corpora(storage, {"short": short, "long": long}, anew=fresh)
+    listings = list_corpora(storage, {"short": short, "long": long}, rehash=fresh)
     made_from = _made_from(listings, data)
     if complete and (info := _unchanged(storage, made_from)):
-        keep_list(storage, listings)
+        save_hashes(storage, listings)
         return info
     folders = {corpus: listing.root for corpus, listing in listings.items()}
     device = "cuda" if use_gpu and kind.neural else "cpu"
@@ -125,7 +123,7 @@ def _begin(storage: Storage, task: Task, listings: Mapping[str, Listing], fresh:
         write_sealed(storage, {"complete": False, "version": task.version})
     if fresh:
         storage.delete(SOURCES_FILE)
-    keep_list(storage, listings)
+    save_hashes(storage, listings)
     unread = [s for corpus, listing in listings.items() for s in refused(corpus, listing)]
     waiting = [new_status(corpus, s) for corpus, listing in listings.items() for s in listing.sources]
     judge(storage, task, [*unread, *waiting])

@@ -11,10 +11,11 @@ from pipelines.data.ingest.groups import Task
 from pipelines.data.ingest.pipeline import Statuses, check, refused, write_all
 from pipelines.data.ingest.worker import judge_group
 from pipelines.data.report.inspection import Tally, drops_of, kept, rejects_of, written
-from pipelines.data.source.listing import list_corpora
+from pipelines.data.source.manifest import list_corpora
 from pipelines.data.store.index import build_index
-from pipelines.data.store.ledger import Status, read_ledgers, table_of
-from pipelines.data.store.shards import CORPORA
+from pipelines.data.store.ledger import Ledger, Status, read_ledgers
+from pipelines.data.tables import table_of
+from pipelines.data.types import CORPORA
 from pipelines.storage import Storage
 
 
@@ -58,7 +59,7 @@ def preview(
     ends: Statuses = {}
     try:
         write_all(task, videos, ends, judge_group, progress)
-        ledgers = {corpus: read_ledgers(scratch, corpus) for corpus in CORPORA}
+        ledgers: dict[str, list[Ledger]] = {corpus: read_ledgers(scratch, corpus) for corpus in CORPORA}
         index = build_index(ledgers, videos, data.holdout, data.curation)
     finally:
         scratch.delete("")

@@ -21,7 +21,7 @@ from pipelines.data.ingest.read_ahead import read_ahead
 from pipelines.data.ingest.video import Video, read_video
 from pipelines.data.source.manifest import Source
 from pipelines.data.store.info import dataset_autoencoder
-from pipelines.data.store.ledger import Moments, ShardFile, Status, Window, merged, write_ledger
+from pipelines.data.store.ledger import Moments, ShardFile, Status, Window, merge_moments, write_ledger
 from pipelines.data.store.shards import BucketWriter
 from pipelines.storage import Storage
 
@@ -59,7 +59,7 @@ class VideoWriter:
     def add(self, window: Window, latents: Latents, pixels: Pixels) -> None:
         """Take one window; `pixels` as BucketWriter does."""
         self._hash.update(latents.tobytes())
-        self._moments = merged(self._moments, _moments(latents))
+        self._moments = merge_moments(self._moments, _moments(latents))
         if self._spilled:
             self._placed.append(self._own.add(window, latents, pixels))
             return
@@ -83,7 +83,7 @@ class VideoWriter:
         self._empty_into(self._own if self._spilled else self._shard)
         record.files += self._own.commit()
         record.windows += self._placed
-        record.moments = merged(record.moments, self._moments)
+        record.moments = merge_moments(record.moments, self._moments)
 
     def abort(self) -> None:
         """The video is rejected."""

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from models.autoencoders.kinds import Autoencoder
 from pipelines.data.report.inspection import Tables, kept, of_corpus
-from pipelines.data.store.dataset import CorpusName, ShardDataset
-from pipelines.data.store.tables import sort
+from pipelines.data.store.dataset import ShardDataset
+from pipelines.data.tables import sort
+from pipelines.data.types import CorpusName
 from pipelines.media.video import FAINT, INK, PAPER
 from pipelines.storage import Storage
 

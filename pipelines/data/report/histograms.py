@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from numpy.typing import NDArray
 
 from pipelines.data.report.inspection import Tables, kept, of_corpus, written
-from pipelines.data.store.shards import CORPORA
+from pipelines.data.types import CORPORA
 from pipelines.media.html import blank_figure, png
 
 COLOURS = {"short": "#7a8aa0", "long": "#c85a3c"}

@@ -12,8 +12,8 @@ import pyarrow.compute as pc
 
 from pipelines.data.store.index import read_index
 from pipelines.data.store.info import MANIFEST_FILE, Bucket, CorpusInfo, DatasetInfo, read_info
-from pipelines.data.store.shards import CORPORA
-from pipelines.data.store.tables import read_table
+from pipelines.data.tables import read_table
+from pipelines.data.types import CORPORA
 from pipelines.storage import Storage
 
 MANIFEST_COLUMNS = (

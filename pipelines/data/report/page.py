@@ -10,13 +10,12 @@ from PIL import Image
 from pipelines.data.report.contact_sheets import Shown, contact_sheet, shown_windows
 from pipelines.data.report.histograms import histograms
 from pipelines.data.report.inspection import CorpusSummary, Summary, Tables, Tally, read_tables, summarise
-from pipelines.data.store.dataset import CorpusName
-from pipelines.data.store.info import DatasetInfo, dataset_autoencoder, told_error
+from pipelines.data.store.info import DatasetInfo, dataset_autoencoder, reconstruction_error
+from pipelines.data.types import CORPORA
 from pipelines.media.html import page, picture, table
 from pipelines.storage import Storage
 
 REPORT = "report.html"
-CORPORA: tuple[CorpusName, ...] = ("short", "long")
 FILES = 40
 """Shards that are listed; of more, the first."""
 BUCKET_HEAD = ["corpus", "frames", "picture", "latents", "windows"]
@@ -108,7 +107,7 @@ def _about(summary: Summary) -> str:
     return (
         f"{summary.width}x{summary.height} pixels; "
         f"autoencoder {code['kind']} of {code['channels']} channels, "
-        f"reconstruction error {told_error(code)} (root mean square, pixels in 0 to 1); "
+        f"reconstruction error {reconstruction_error(code)} (root mean square, pixels in 0 to 1); "
         f"version {summary.version}, data hash {summary.data_hash}"
     )
 
@@ -138,7 +137,7 @@ def bucket_rows(summary: Summary) -> list[tuple[str, int, str, str, int]]:
     """(corpus, frames, picture size, latents, windows) of each bucket; none where a corpus has one only."""
     several = [corpus for corpus in CORPORA if len(summary.corpus(corpus).buckets) > 1]
     return [
-        (corpus.upper(), bucket.frames, bucket.picture, str(list(bucket.latent_shape)), bucket.windows)
+        (corpus.upper(), bucket.frames, bucket.size, str(list(bucket.latent_shape)), bucket.windows)
         for corpus in several
         for bucket in summary.corpus(corpus).buckets
     ]

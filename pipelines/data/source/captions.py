@@ -5,7 +5,7 @@
 | `metadata.jsonl`, `.csv`, `.parquet` | `file_name`, `caption` (or `text`), and any other column |
 | `prompts.txt` with `videos.txt` | line i of one is the caption of the file that line i of the other names |
 
-They may stand in any folder of a corpus and speak of files relative to it. A manifest is a file of the first
+They may stand in any folder of a corpus; file names are relative to it. A manifest is a file of the first
 kind by any name.
 """
 
@@ -17,17 +17,19 @@ from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from models.errors import DataError
-from pipelines.data.source.corpus import MISSING, REMEDY, Corpus, leaves, why
+from pipelines.data.source.corpus import MISSING, REMEDY, Corpus, escapes, reason_of
+from pipelines.data.tables import open_parquet
 from pipelines.data.types import Reject
+from pipelines.storage import one_line
 
 METADATA_FILES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 PROMPTS, VIDEOS = "prompts.txt", "videos.txt"
 CAPTION_COLUMNS = ("caption", "text")
+SAVE_AS_UTF8 = "Save it as UTF-8 text"
 
-TWICE = Reject("manifest", "its metadata gives it two different captions")
+CONFLICT = Reject("manifest", "its metadata gives it two different captions")
 
 Rows = Iterator[tuple[str, dict[str, Any]]]
 """(`line 3`, its columns)."""
@@ -43,7 +45,7 @@ class Caption(NamedTuple):
 
 
 def metadata_files(names: Iterable[str]) -> list[str]:
-    """Those of a corpus' files that speak of others; `prompts.txt` and `videos.txt` count once."""
+    """The metadata files of a corpus; `prompts.txt` and `videos.txt` count once."""
     found = set()
     for path in map(PurePosixPath, names):
         if path.name in METADATA_FILES:
@@ -54,7 +56,7 @@ def metadata_files(names: Iterable[str]) -> list[str]:
 
 
 def read_captions(corpus: Corpus, names: Iterable[str]) -> dict[str, Caption | Reject]:
-    """What all these files say: path relative to the corpus -> caption. One that has two is refused.
+    """Captions by path, relative to the corpus, of all these files; a video with two of them is refused.
 
     Raises:
         DataError: a file cannot be read or is malformed, with its line.
@@ -67,11 +69,12 @@ def read_captions(corpus: Corpus, names: Iterable[str]) -> dict[str, Caption | R
                 caption = caption_of(row)
             except ValueError as error:
                 raise DataError(
-                    f"{corpus.at(name)}, {where}: {error}", 'Each line needs "file_name" and "caption"'
+                    f"{corpus.address(name)}, {where}: {error}",
+                    'Each line needs "file_name" and "caption"',
                 ) from error
             before = captions.setdefault(path, caption)
             if isinstance(before, Caption) and before.text != caption.text:
-                captions[path] = TWICE
+                captions[path] = CONFLICT
     return captions
 
 
@@ -79,13 +82,13 @@ def caption_of(row: Mapping[str, Any]) -> Caption:
     """The caption in a row and the rest of it.
 
     Raises:
-        ValueError: what stands there is no text.
+        ValueError: what stands there is not text.
     """
-    given = [row.get(column) for column in CAPTION_COLUMNS]
-    for column, value in zip(CAPTION_COLUMNS, given, strict=True):
-        if not isinstance(value, str | None):
-            raise ValueError(f"{column} is {type(value).__name__}, not text")
-    text = next((value.strip() for value in given if value and value.strip()), "")
+    for column in CAPTION_COLUMNS:
+        if not isinstance(row.get(column), str | None):
+            raise ValueError(f"{column} is {type(row[column]).__name__}, not text")
+    given = ((row.get(column) or "").strip() for column in CAPTION_COLUMNS)
+    text = next(filter(None, given), "")
     if not is_text(text):
         raise ValueError("the caption holds half a character (a lone surrogate)")
     return Caption(text, {name: value for name, value in row.items() if name not in CAPTION_COLUMNS})
@@ -100,11 +103,11 @@ def is_text(text: str) -> bool:
     return True
 
 
-def object_of(text: str | bytes) -> dict[str, Any]:
+def json_object(text: str | bytes) -> dict[str, Any]:
     """A JSON object.
 
     Raises:
-        ValueError: it is no JSON, or no object.
+        ValueError: it is not JSON, or not an object.
     """
     try:
         value = json.loads(text)
@@ -121,37 +124,34 @@ def _path(metadata: str, name: object) -> str:
         raise ValueError("no file_name")
     if not is_text(name):
         raise ValueError("file_name holds half a character (a lone surrogate)")
-    return name if leaves(name) else str(PurePosixPath(metadata).parent / name)
+    return name if escapes(name) else str(PurePosixPath(metadata).parent / name)
 
 
 def _rows(corpus: Corpus, name: str) -> Rows:
     if PurePosixPath(name).name == VIDEOS:
-        yield from _pairs(corpus, name)
+        yield from _paired_rows(corpus, name)
         return
-    data = _read(corpus, name)
     suffix = PurePosixPath(name).suffix.lower()
     read = {".csv": _csv_rows, ".jsonl": _json_rows, ".parquet": _parquet_rows}[suffix]
-    remedy = "Write it again" if suffix == ".parquet" else "Save it as UTF-8 text"
+    data = _read(corpus, name)
     try:
         yield from read(data)
     except _Malformed as error:
-        raise DataError(f"{corpus.at(name)}, {error.where}: {error.problem}", error.remedy) from error
+        raise DataError(f"{corpus.address(name)}, {error.where}: {error.problem}", error.remedy) from error
     except (ValueError, OSError, csv.Error, pa.ArrowException) as error:
-        raise DataError(f"{corpus.at(name)} cannot be read: {_line(error)}", remedy) from error
+        remedy = "Write it again" if suffix == ".parquet" else SAVE_AS_UTF8
+        raise DataError(f"{corpus.address(name)} cannot be read: {one_line(error)}", remedy) from error
 
 
 class _Malformed(Exception):
-    """A place, what is wrong there, and the remedy."""
-
     def __init__(self, where: str, problem: str, remedy: str) -> None:
         super().__init__(where, problem, remedy)
-        self.where = where
-        self.problem = problem
-        self.remedy = remedy
+        self.where, self.problem, self.remedy = where, problem, remedy
 
 
 def _csv_rows(data: bytes) -> Rows:
-    reader = csv.DictReader(_text(data), restkey="", strict=True)
+    text = io.TextIOWrapper(io.BytesIO(data), encoding="utf-8-sig", newline="")
+    reader = csv.DictReader(text, restkey="", strict=True)
     for row in reader:
         where = f"line {reader.line_num}"
         if "" in row and isinstance(row[""], list):
@@ -160,69 +160,59 @@ def _csv_rows(data: bytes) -> Rows:
 
 
 def _json_rows(data: bytes) -> Rows:
-    for number, line in enumerate(_text(data), start=1):
+    text = io.TextIOWrapper(io.BytesIO(data), encoding="utf-8-sig", newline="")
+    for number, line in enumerate(text, start=1):
         if line.strip():
             try:
-                yield f"line {number}", object_of(line)
+                yield f"line {number}", json_object(line)
             except ValueError as error:
                 raise _Malformed(f"line {number}", str(error), "Each line is one JSON object") from error
 
 
 def _parquet_rows(data: bytes) -> Rows:
-    with pq.ParquetFile(io.BytesIO(data)) as table:
+    with open_parquet(data) as table:
         schema = table.schema_arrow
         if "file_name" not in schema.names:
             raise _Malformed("its schema", "no file_name", 'It needs the columns "file_name" and "caption"')
         for field in (field for field in schema if field.name in ("file_name", *CAPTION_COLUMNS)):
-            if not _holds_text(field.type):
+            kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+            if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)):
                 problem = f"column {field.name} is {field.type}, not text"
                 raise _Malformed("its schema", problem, f"Write {field.name} as a column of strings")
         number = 0
-        for batch in table.iter_batches():
+        for batch in table.iter_batches(use_threads=False):
             for row in batch.to_pylist():
                 number += 1
                 yield f"row {number}", row
 
 
-def _holds_text(kind: pa.DataType) -> bool:
-    values = kind.value_type if pa.types.is_dictionary(kind) else kind
-    return bool(pa.types.is_string(values) or pa.types.is_large_string(values) or pa.types.is_null(values))
-
-
-def _pairs(corpus: Corpus, name: str) -> Rows:
-    prompts, videos = str(PurePosixPath(name).with_name(PROMPTS)), name
-    lines = [_lines(corpus, file) for file in (videos, prompts)]
+def _paired_rows(corpus: Corpus, videos: str) -> Rows:
+    prompts = str(PurePosixPath(videos).with_name(PROMPTS))
+    lines = []
+    for name in (videos, prompts):
+        try:
+            text = _read(corpus, name).decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise DataError(f"{corpus.address(name)} cannot be read: {error}", SAVE_AS_UTF8) from error
+        lines.append([line.rstrip("\n") for line in io.StringIO(text, None)])
     if len(lines[0]) != len(lines[1]):
         raise DataError(
-            f"{corpus.at(videos)} has {len(lines[0])} lines, {PROMPTS} beside it {len(lines[1])}",
+            f"{corpus.address(videos)} has {len(lines[0])} lines, {PROMPTS} beside it {len(lines[1])}",
             f"Give them as many lines: line i of {PROMPTS} captions the file in line i of {VIDEOS}",
         )
     for number, (file, prompt) in enumerate(zip(*lines, strict=True), start=1):
         yield f"line {number}", {"file_name": file.strip(), "caption": prompt}
 
 
-def _lines(corpus: Corpus, name: str) -> list[str]:
-    try:
-        return [line.rstrip("\n") for line in io.StringIO(_read(corpus, name).decode("utf-8-sig"), None)]
-    except UnicodeDecodeError as error:
-        raise DataError(f"{corpus.at(name)} cannot be read: {error}", "Save it as UTF-8 text") from error
-
-
-def _text(data: bytes) -> io.TextIOWrapper:
-    return io.TextIOWrapper(io.BytesIO(data), encoding="utf-8-sig", newline="")
-
-
 def _read(corpus: Corpus, name: str) -> bytes:
-    file = corpus.look(name)
+    file = corpus.stat(name)
     if file == MISSING:
-        raise DataError(f"{corpus.at(name)} is missing", f"{PROMPTS} and {VIDEOS} stand side by side")
+        raise DataError(f"{corpus.address(name)} is missing", f"{PROMPTS} and {VIDEOS} stand side by side")
     if isinstance(file, Reject):
-        raise DataError(f"{corpus.at(name)}: {file.reason}", "Put the file itself into the corpus folder")
+        raise DataError(
+            f"{corpus.address(name)}: {file.reason}", "Put the file itself into the corpus folder"
+        )
     try:
         return corpus.read(name)
     except OSError as error:
-        raise DataError(f"{corpus.at(name)} cannot be read: {why(error)}", REMEDY) from error
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())
+        raise DataError(f"{corpus.address(name)} cannot be read: {reason_of(error)}", REMEDY) from error

@@ -13,16 +13,19 @@ from fsspec.implementations.local import LocalFileSystem
 
 from models.errors import DataError
 from pipelines.data.types import Reject
-from pipelines.storage import translated
+from pipelines.storage import one_line, os_errors
 
 BLOCK_BYTES = 8 << 20
 """Bytes of a video in memory at a time, and of one request to a store."""
 HEADER_BLOCK_BYTES = 64 << 10
 """Bytes of one request while the headers of a tar are read."""
+VIDEO_SUFFIXES = frozenset(
+    ".mp4 .m4v .mov .qt .3gp .3g2 .mkv .webm .avi .ogv .ogg .ogm .ts .mts .m2ts .mpg .mpeg .vob".split()
+)
 TAR_SUFFIX = ".tar"
 MANIFEST_SUFFIXES = (".parquet", ".csv", ".jsonl")
 STAMPS = ("ETag", "etag", "md5Hash", "LastModified", "last_modified", "updated", "mtime", "created")
-"""What stores call the mark that changes with a file's bytes, the surest first."""
+"""What stores call the mark that changes with a file's bytes, the most reliable first."""
 REMEDY = "Check the path or the address, the credentials, and that this machine may read there"
 
 OUTSIDE = Reject("manifest", "its path leaves the corpus folder")
@@ -39,7 +42,7 @@ class File(NamedTuple):
 
 
 class Walk(NamedTuple):
-    """What lies below a root; hidden names are passed over."""
+    """What lies below a root, without hidden names."""
 
     files: list[str]
     """Relative paths of files, and of links to files, in order."""
@@ -59,7 +62,13 @@ class Corpus:
 
     def __init__(self, root: str | Path) -> None:
         if "://" in str(root):
-            self._fs, path = _file_system(str(root))
+            try:
+                self._fs, path = fsspec.core.url_to_fs(str(root))
+            except (ImportError, ValueError) as error:
+                missing = isinstance(error, ImportError)
+                package = "Install the store's package, for s3:// sostenuto[s3]"
+                remedy = package if missing else "Give a folder or a URI such as s3://bucket/videos"
+                raise DataError(f"{root} cannot be reached: {error}", remedy) from error
         else:
             self._fs, path = LocalFileSystem(), os.path.abspath(os.path.expanduser(root))
         self._path = path.rstrip("/") or "/"
@@ -69,8 +78,8 @@ class Corpus:
         self._real = os.path.realpath(self._path) if self.is_local else ""
         self._listed: dict[str, dict[str, Any]] | None = None
 
-    def at(self, path: str) -> str:
-        """The address of a file, for a person and for the file system."""
+    def address(self, path: str) -> str:
+        """Absolute path or URI of a file."""
         return f"{self.root.rstrip('/')}/{path}"
 
     def is_folder(self) -> bool:
@@ -80,18 +89,22 @@ class Corpus:
             OSError: the store cannot be asked.
         """
         self._fs.invalidate_cache()
-        with translated():
+        with os_errors():
             return bool(self._fs.isdir(self._path))
 
     def walk(self) -> Walk:
         """Everything below the root.
 
         Raises:
-            OSError: the store cannot be listed.
+            OSError: the root cannot be listed.
         """
         if self.is_local:
             return self._walk_disk()
-        self._listed = self._list_store()
+        self._fs.invalidate_cache()
+        with os_errors():
+            found = self._fs.find(self._path, detail=True)
+        start = self._path.rstrip("/") + "/"
+        self._listed = {name[len(start) :]: info for name, info in found.items() if name.startswith(start)}
         return Walk(sorted(path for path in self._listed if not is_hidden(path)), [])
 
     def _walk_disk(self) -> Walk:
@@ -100,36 +113,28 @@ class Corpus:
         faults: list[OSError] = []
         for folder, folders, names in os.walk(self._path, onerror=faults.append):
             folders[:] = [name for name in folders if not name.startswith(".")]
-            below = os.path.relpath(folder, self._path)
-            files += [_join(below, name) for name in names if not name.startswith(".")]
-            linked = [_join(below, name) for name in folders if os.path.islink(os.path.join(folder, name))]
-            refused += [(path, cast(Reject, self.look(path))) for path in linked]
+            below = "" if folder == self._path else os.path.relpath(folder, self._path) + "/"
+            files += [below + name for name in names if not name.startswith(".")]
+            links = [below + name for name in folders if os.path.islink(os.path.join(folder, name))]
+            refused += [(path, cast(Reject, self.stat(path))) for path in links]
         for error in faults:
             if error.filename == self._path:
                 raise error
             refused.append((os.path.relpath(error.filename, self._path), unreadable(error)))
         return Walk(sorted(files), sorted(refused, key=lambda one: one[0]))
 
-    def _list_store(self) -> dict[str, dict[str, Any]]:
-        """What the store says of each file."""
-        self._fs.invalidate_cache()
-        with translated():
-            found = self._fs.find(self._path, detail=True)
-        start = self._path.rstrip("/") + "/"
-        return {name[len(start) :]: info for name, info in sorted(found.items()) if name.startswith(start)}
-
-    def look(self, path: str) -> File | Reject:
+    def stat(self, path: str) -> File | Reject:
         """The size and the stamp of a file below the root, or why it is refused."""
-        if leaves(path):
+        if escapes(path):
             return OUTSIDE
         try:
-            return self._look_on_disk(path) if self.is_local else self._look_in_store(path)
+            return self._stat_on_disk(path) if self.is_local else self._stat_in_store(path)
         except FileNotFoundError:
             return MISSING
         except OSError as error:
             return unreadable(error)
 
-    def _look_on_disk(self, path: str) -> File | Reject:
+    def _stat_on_disk(self, path: str) -> File | Reject:
         full = os.path.join(self._path, path)
         real = os.path.realpath(full)
         if os.path.commonpath((self._real, real)) != self._real:
@@ -143,16 +148,19 @@ class Corpus:
             return Reject("manifest", "it is a link to nothing")
         return Reject("manifest", "it is no plain file") if os.path.exists(full) else MISSING
 
-    def _look_in_store(self, path: str) -> File | Reject:
-        info = None
-        if self._listed is not None:
-            if path not in self._listed:
-                return MISSING
-            info = self._listed[path]
-        with translated():
+    def _stat_in_store(self, path: str) -> File | Reject:
+        if self._listed is not None and path not in self._listed:
+            return MISSING
+        info = (self._listed or {}).get(path)
+        with os_errors():
             if info is None or info.get("size") is None:
-                info = self._fs.info(self._at(path))
-            return _file(info) if info["type"] == "file" else MISSING
+                info = cast(dict[str, Any], self._fs.info(self._at(path)))
+            if info["type"] != "file":
+                return MISSING
+            if info.get("size") is None:
+                return UNSIZED
+            stamp = next((str(info[name]) for name in STAMPS if info.get(name)), "")
+            return File(int(info["size"]), stamp)
 
     def _at(self, path: str) -> str:
         return f"{self._path.rstrip('/')}/{path}"
@@ -163,7 +171,7 @@ class Corpus:
         Raises:
             OSError: it cannot be read.
         """
-        with translated():
+        with os_errors():
             return bytes(self._fs.cat_file(self._at(path)))
 
     def open(self, path: str) -> IO[bytes]:
@@ -175,7 +183,7 @@ class Corpus:
         if self.is_local:
             return open(self._at(path), "rb")
         options: dict[str, Any] = {"block_size": HEADER_BLOCK_BYTES, "cache_type": "readahead"}
-        with translated():
+        with os_errors():
             return cast(IO[bytes], self._fs.open(self._at(path), "rb", **options))
 
     def blocks(self, path: str, offset: int, length: int) -> Iterator[bytes]:
@@ -186,7 +194,7 @@ class Corpus:
         """
         for start in range(offset, offset + length, BLOCK_BYTES):
             end = min(start + BLOCK_BYTES, offset + length)
-            with translated():
+            with os_errors():
                 block = bytes(self._fs.cat_file(self._at(path), start=start, end=end))
             yield block
             if len(block) < end - start:
@@ -210,11 +218,11 @@ def locate(location: str | Path) -> tuple[Corpus, str]:
         if corpus.is_folder():
             return corpus, ""
     except OSError as error:
-        raise DataError(f"{corpus.root} cannot be read: {why(error)}", REMEDY) from error
+        raise DataError(f"{corpus.root} cannot be read: {reason_of(error)}", REMEDY) from error
     folder, _, name = corpus.root.rpartition("/")
     if folder and PurePosixPath(name).suffix.lower() in (TAR_SUFFIX, *MANIFEST_SUFFIXES):
         parent = Corpus(folder)
-        if isinstance(parent.look(name), File):
+        if isinstance(parent.stat(name), File):
             return parent, name
     raise DataError(
         f"{corpus.root} is no folder, and no tar or manifest",
@@ -222,17 +230,16 @@ def locate(location: str | Path) -> tuple[Corpus, str]:
     )
 
 
-def why(error: OSError) -> str:
-    """An error's reason in one line."""
-    return " ".join((error.strerror or str(error) or type(error).__name__).split())
+def reason_of(error: OSError) -> str:
+    """An error's reason on one line, without its number and path."""
+    return " ".join((error.strerror or one_line(error)).split())
 
 
 def unreadable(error: OSError) -> Reject:
-    """A file that the disk or the store does not give."""
-    return Reject("manifest", f"it cannot be read: {why(error)}")
+    return Reject("manifest", f"it cannot be read: {reason_of(error)}")
 
 
-def leaves(path: str) -> bool:
+def escapes(path: str) -> bool:
     """Whether a relative path could lead out of its root."""
     return path.startswith("/") or "://" in path or "\0" in path or ".." in path.split("/")
 
@@ -240,27 +247,3 @@ def leaves(path: str) -> bool:
 def is_hidden(path: str) -> bool:
     """Whether a name in the path starts with a dot."""
     return any(name.startswith(".") for name in path.split("/"))
-
-
-def _file_system(uri: str) -> tuple[Any, str]:
-    try:
-        return cast(tuple[Any, str], fsspec.core.url_to_fs(uri))
-    except ImportError as error:
-        raise DataError(
-            f"{uri} cannot be reached: {error}", "Install the store's package, for s3:// sostenuto[s3]"
-        ) from error
-    except ValueError as error:
-        raise DataError(
-            f"{uri} cannot be reached: {error}", "Give a folder or a URI such as s3://bucket/videos"
-        ) from error
-
-
-def _file(info: dict[str, Any]) -> File | Reject:
-    if info.get("size") is None:
-        return UNSIZED
-    stamp = next((str(info[name]) for name in STAMPS if info.get(name)), "")
-    return File(int(info["size"]), stamp)
-
-
-def _join(folder: str, name: str) -> str:
-    return name if folder == "." else f"{folder}/{name}"

@@ -1,31 +1,61 @@
-"""What is in a corpus: its videos, their captions, and who they are (sha256 of their bytes).
+"""What is in a corpus: its videos, their captions, and their ids (sha256 of their bytes).
 
 A corpus is a folder with everything below it, a tar, or a manifest; on a disk or in a store. Videos lie in
-it as files or as members of WebDataset tars (tars.py). Captions come from metadata (metadata.py); a video
+it as files or as members of WebDataset tars (tars.py). Captions come from metadata (captions.py); a video
 without one is captioned by the words of its name. Nothing outside the corpus folder is ever read.
+
+sources.parquet in the dataset keeps the hashes, so that the next listing reads only what is new. While a
+video is decoded it is a local file (`local_copy`).
 """
 
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
-from models.errors import DataError
+import pyarrow as pa
+
+from models.errors import ClusterError, DataError
 from pipelines.data.source.captions import Caption, is_text, metadata_files, read_captions
-from pipelines.data.source.containers import VIDEO_SUFFIXES
-from pipelines.data.source.corpus import MISSING, REMEDY, TAR_SUFFIX, Corpus, Walk, locate, unreadable, why
-from pipelines.data.source.tars import Member, list_tar
-from pipelines.data.types import SAME_BYTES, Reject
+from pipelines.data.source.corpus import (
+    MISSING,
+    OUTSIDE,
+    REMEDY,
+    TAR_SUFFIX,
+    VIDEO_SUFFIXES,
+    Corpus,
+    Walk,
+    escapes,
+    locate,
+    reason_of,
+    unreadable,
+)
+from pipelines.data.source.tars import list_tar
+from pipelines.data.tables import read_table, write_table
+from pipelines.data.types import SAME_BYTES, Reject, Rejected
+from pipelines.storage import Storage, temporary_file
 
+SOURCES_FILE = "sources.parquet"
 READERS = 4
 """Threads that list tars and hash videos."""
 
-Known = Mapping[tuple[str, int, str], str]
-"""(path, bytes, stamp) of a video -> its sha256."""
+Identity = tuple[str, int, str]
+"""(path, bytes, stamp) of a video: while they stay, so do its bytes."""
+_COLUMNS = pa.schema(
+    [
+        ("corpus", pa.string()),
+        ("path", pa.string()),
+        ("num_bytes", pa.int64()),
+        ("stamp", pa.string()),
+        ("sha256", pa.string()),
+    ]
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +76,7 @@ class Source:
     """Of its first byte in the tar."""
 
     @property
-    def key(self) -> tuple[str, int, str]:
-        """By which its sha256 is known again."""
+    def identity(self) -> Identity:
         return self.path, self.num_bytes, self.stamp
 
 
@@ -59,37 +88,83 @@ class Listing(NamedTuple):
     rejects: list[tuple[str, Reject]]
     """(path, why), in order."""
     root: str
-    """Folder or URI that the paths are relative to (fetch.py)."""
-    known: dict[tuple[str, int, str], str]
-    """The sha256 of everything hashed: given to the next listing, it reads only what has changed."""
+    """Folder or URI that the paths are relative to."""
+    hashes: dict[Identity, str]
+    """The sha256 of every video."""
     metadata: dict[str, str]
     """Path -> what its metadata says beside the caption, as JSON; nothing where that is nothing."""
 
 
-def sources(location: str | Path, known: Known | None = None) -> Listing:
+def list_corpora(
+    storage: Storage, locations: Mapping[str, str], *, rehash: bool = False
+) -> dict[str, Listing]:
+    """List each corpus. Files that are as they were when the dataset was last listed are not read.
+
+    Args:
+        storage: of the dataset.
+        locations: corpus -> where it is.
+        rehash: read every file.
+
+    Raises:
+        DataError: a corpus is missing, empty or unreadable; the earlier list is damaged.
+    """
+    hashes = {} if rehash else _read_hashes(storage)
+    return {corpus: list_corpus(location, hashes.get(corpus)) for corpus, location in locations.items()}
+
+
+def save_hashes(storage: Storage, listings: Mapping[str, Listing]) -> None:
+    """Store what was hashed, for the next listing; if nothing has changed, the file is left as it is."""
+    hashes = {corpus: listing.hashes for corpus, listing in listings.items()}
+    if storage.exists(SOURCES_FILE) and _read_hashes(storage) == hashes:
+        return
+    rows = [
+        dict(zip(_COLUMNS.names, (corpus, *identity, sha256), strict=True))
+        for corpus, entries in hashes.items()
+        for identity, sha256 in sorted(entries.items())
+    ]
+    write_table(storage, SOURCES_FILE, pa.Table.from_pylist(rows, _COLUMNS))
+
+
+def _read_hashes(storage: Storage) -> dict[str, dict[Identity, str]]:
+    hashes: dict[str, dict[Identity, str]] = {}
+    if storage.exists(SOURCES_FILE):
+        for row in read_table(storage, SOURCES_FILE).to_pylist():
+            identity = row["path"], row["num_bytes"], row["stamp"]
+            hashes.setdefault(row["corpus"], {})[identity] = row["sha256"]
+    return hashes
+
+
+def list_corpus(location: str | Path, hashes: Mapping[Identity, str] | None = None) -> Listing:
     """List a corpus.
 
     Args:
         location: path or fsspec URI of a folder, a tar or a manifest (`.parquet`, `.csv`, `.jsonl`).
-        known: of an earlier listing; what it holds is not read again. A file without a stamp always is.
+        hashes: of an earlier listing; those videos are not read again. A file without a stamp always is.
 
     Raises:
         DataError: there is no such corpus, it cannot be reached, it holds no video, its metadata is malformed
             or names no file that exists.
     """
     corpus, single = locate(location)
-    files, refused = _files(corpus, single)
-    candidates = _Candidates(corpus, refused)
+    is_tar = single.lower().endswith(TAR_SUFFIX)
+    files, refused = Walk([single], [])
+    if not single or not (corpus.is_local or is_tar):
+        # of what a manifest names, a store is asked for everything at once; a disk file by file
+        try:
+            walk = corpus.walk()
+        except OSError as error:
+            raise DataError(f"{corpus.root} cannot be read: {reason_of(error)}", REMEDY) from error
+        files, refused = walk if not single else (files, refused)
+    candidates = _Candidates(corpus)
+    for path, reject in refused:
+        candidates.refuse(path, reject)
     candidates.add_tars([path for path in files if path.lower().endswith(TAR_SUFFIX)])
-    metadata = metadata_files(files)
-    if single and not single.lower().endswith(TAR_SUFFIX):
-        metadata = [single]
-    captions = read_captions(corpus, metadata)
-    videos = {path for path in files if PurePosixPath(path).suffix.lower() in VIDEO_SUFFIXES}
+    captions = read_captions(corpus, [single] if single and not is_tar else metadata_files(files))
+    videos = {path for path in files if _is_video(path)}
     candidates.add_files(sorted({*videos, *captions}), captions)
     if not candidates.sources and not candidates.rejects:
         raise DataError(
-            f"{corpus.at(single) if single else corpus.root} holds no video",
+            f"{corpus.address(single) if single else corpus.root} holds no video",
             f"Put files there that end in one of {' '.join(sorted(VIDEO_SUFFIXES))}",
         )
     if not candidates.sources and all(reject == MISSING for _, reject in candidates.rejects):
@@ -97,115 +172,102 @@ def sources(location: str | Path, known: Known | None = None) -> Listing:
             f"{corpus.root}: the metadata names {len(captions)} videos, and none of them is there",
             "Put the videos beside their metadata file, or correct its file_name column",
         )
-    return _identify(candidates, known or {})
+    return _identify(candidates, hashes or {})
 
 
-def _files(corpus: Corpus, single: str) -> Walk:
-    """Everything below a folder, or the one file. What a manifest names in a store is listed at once; a disk
-    is asked file by file."""
-    if single and (corpus.is_local or single.lower().endswith(TAR_SUFFIX)):
-        return Walk([single], [])
-    try:
-        walk = corpus.walk()
-    except OSError as error:
-        raise DataError(f"{corpus.root} cannot be read: {why(error)}", REMEDY) from error
-    return Walk([single], []) if single else walk
+def _is_video(path: str) -> bool:
+    return PurePosixPath(path).suffix.lower() in VIDEO_SUFFIXES
 
 
 class _Candidates:
     """Everything that may be a video, by its path; not yet identified."""
 
-    def __init__(self, corpus: Corpus, refused: list[tuple[str, Reject]]) -> None:
+    def __init__(self, corpus: Corpus) -> None:
         self.corpus = corpus
         self.sources: dict[str, Source] = {}
         self.rejects: list[tuple[str, Reject]] = []
         self.metadata: dict[str, dict[str, Any]] = {}
-        for path, reject in refused:
-            self.refuse(path, reject)
 
     def refuse(self, path: str, reject: Reject) -> None:
-        """Note why a path is no source."""
         self.rejects.append((path.encode("utf-8", "backslashreplace").decode(), reject))
 
-    def add_tars(self, paths: list[str]) -> None:
-        """The members of tars."""
-        looked = {path: self.corpus.look(path) for path in paths}
-        good = {path: file for path, file in looked.items() if not isinstance(file, Reject)}
+    def add_tars(self, tars: list[str]) -> None:
+        """Add the members of tars."""
+        files = {tar: self.corpus.stat(tar) for tar in tars}
+        good = {tar: file for tar, file in files.items() if not isinstance(file, Reject)}
         with ThreadPoolExecutor(READERS) as pool:
-            listings = list(pool.map(lambda one: list_tar(self.corpus, *one), good.items()))
-        for path, file in looked.items():
+            listed = pool.map(lambda tar: list_tar(self.corpus, tar, good[tar]), good)
+            listings = dict(zip(good, listed, strict=True))
+        for tar, file in files.items():
             if isinstance(file, Reject):
-                self.refuse(path, file)
-        for (tar, file), listing in zip(good.items(), listings, strict=True):
-            for name, reject in listing.rejects:
+                self.refuse(tar, file)
+                continue
+            for name, reject in listings[tar].rejects:
                 self.refuse(f"{tar}/{name}".rstrip("/"), reject)
-            for name, member in listing.members.items():
-                self._add_member(tar, name, member, file.stamp)
-
-    def _add_member(self, tar: str, name: str, member: Member, stamp: str) -> None:
-        path = f"{tar}/{name}"
-        found = Source(
-            id="",
-            path=path,
-            caption="",
-            num_bytes=member.num_bytes,
-            stamp=stamp,
-            tar=tar,
-            offset=member.offset,
-        )
-        self._caption(found, member.caption)
+            for name, member in listings[tar].members.items():
+                source = Source(
+                    id="",
+                    path=f"{tar}/{name}",
+                    caption="",
+                    num_bytes=member.num_bytes,
+                    stamp=file.stamp,
+                    tar=tar,
+                    offset=member.offset,
+                )
+                self._add(source, member.caption)
 
     def add_files(self, paths: list[str], captions: Mapping[str, Caption | Reject]) -> None:
-        """Files, and what metadata names: it may also caption members of tars."""
+        """Add files, and what metadata names: it may also caption members of tars."""
         for path in paths:
             caption = captions.get(path, Caption("", {}))
-            member = self.sources.pop(path, None)
-            if member is not None:
-                self._caption(member, caption)
+            if path in self.sources:
+                self._add(self.sources.pop(path), caption)
                 continue
-            file = self.corpus.look(path)
+            file = self.corpus.stat(path)
             if isinstance(file, Reject):
                 self.refuse(path, file)
-            elif PurePosixPath(path).suffix.lower() not in VIDEO_SUFFIXES:
+            elif not _is_video(path):
                 self.refuse(path, Reject("manifest", "its name does not end as a video's does"))
             else:
-                found = Source(id="", path=path, caption="", num_bytes=file.num_bytes, stamp=file.stamp)
-                self._caption(found, caption)
+                source = Source(id="", path=path, caption="", num_bytes=file.num_bytes, stamp=file.stamp)
+                self._add(source, caption)
 
-    def _caption(self, source: Source, caption: Caption | Reject) -> None:
-        """Take a source with its caption, or refuse it."""
+    def _add(self, source: Source, caption: Caption | Reject) -> None:
+        """Add a source with its caption, or refuse it."""
         if isinstance(caption, Reject):
             self.refuse(source.path, caption)
         elif not is_text(source.path):
             self.refuse(source.path, Reject("manifest", "its name is not UTF-8"))
         else:
-            text = caption.text or source.caption or _words(source.path)
+            words = " ".join(re.findall(r"[^\W_]+", PurePosixPath(source.path).stem))
+            text = caption.text or source.caption or words
             self.sources[source.path] = replace(source, caption=text)
             self.metadata.setdefault(source.path, {}).update(caption.extra)
 
 
-def _identify(candidates: _Candidates, known: Known) -> Listing:
+def _identify(candidates: _Candidates, known: Mapping[Identity, str]) -> Listing:
+    """Hash what is not known, and keep the first of those with the same bytes."""
     found = [source for _, source in sorted(candidates.sources.items())]
     with ThreadPoolExecutor(READERS) as pool:
         hashes = list(pool.map(lambda source: _sha256(candidates.corpus, source, known), found))
     kept: dict[str, Source] = {}
-    hashed: dict[tuple[str, int, str], str] = {}
+    hashed: dict[Identity, str] = {}
     for source, sha256 in zip(found, hashes, strict=True):
         if isinstance(sha256, Reject):
             candidates.refuse(source.path, sha256)
             continue
-        hashed[source.key] = sha256
+        hashed[source.identity] = sha256
         first = kept.setdefault(sha256, replace(source, id=sha256))
         if first.path != source.path:
             candidates.refuse(source.path, Reject("manifest", f"{SAME_BYTES}{first.path}"))
     rejects = sorted(candidates.rejects, key=lambda one: (one[0], one[1].reason))
-    metadata = {path: json.dumps(said, default=str) for path, said in candidates.metadata.items() if said}
+    metadata = {path: json.dumps(extra, default=str) for path, extra in candidates.metadata.items() if extra}
     return Listing(list(kept.values()), rejects, candidates.corpus.root, hashed, metadata)
 
 
-def _sha256(corpus: Corpus, source: Source, known: Known) -> str | Reject:
-    if source.stamp and source.key in known:
-        return known[source.key]
+def _sha256(corpus: Corpus, source: Source, known: Mapping[Identity, str]) -> str | Reject:
+    if source.stamp and source.identity in known:
+        return known[source.identity]
     digest = hashlib.sha256()
     num_bytes = 0
     try:
@@ -219,6 +281,68 @@ def _sha256(corpus: Corpus, source: Source, known: Known) -> str | Reject:
     return digest.hexdigest()
 
 
-def _words(path: str) -> str:
-    """The words of a file's name."""
-    return " ".join(re.findall(r"[^\W_]+", PurePosixPath(path).stem))
+@contextmanager
+def local_copy(root: str, source: Source) -> Iterator[str]:
+    """The local path of a video.
+
+    A file on a local disk is its own copy. Anything else is streamed into a private temporary file, which is
+    gone when the context ends; if the process is killed, when another makes the next. A store's own client
+    retries what fails in passing.
+
+    Args:
+        root: of the listing that the source is from.
+
+    Raises:
+        Rejected: at stage `fetch`: it cannot be read, or has changed since it was listed.
+        ClusterError: the disk for temporary files cannot take it.
+    """
+    corpus = Corpus(root)
+    if escapes(source.path):
+        raise _fetch_rejected(OUTSIDE.reason)
+    if corpus.is_local:
+        file = corpus.stat(source.tar or source.path)
+        if isinstance(file, Reject):
+            raise _fetch_rejected(file.reason)
+        if not source.tar:
+            _check_size(source, file.num_bytes)
+            if source.stamp not in ("", file.stamp):
+                raise _fetch_rejected("it was written to since it was listed")
+            yield corpus.address(source.path)
+            return
+    with ExitStack() as stack:
+        try:
+            copy = stack.enter_context(temporary_file(PurePosixPath(source.path).suffix))
+            _fill(corpus, source, copy)
+        except OSError as error:
+            raise ClusterError(
+                f"No temporary copy of a video in {tempfile.gettempdir()}: {reason_of(error)}",
+                "Free space there, or set TMPDIR to a folder with more",
+            ) from error
+        yield copy.name
+
+
+def _fill(corpus: Corpus, source: Source, copy: IO[bytes]) -> None:
+    digest = hashlib.sha256()
+    blocks = corpus.blocks(source.tar or source.path, source.offset, source.num_bytes)
+    while True:
+        try:
+            block = next(blocks, b"")
+        except OSError as error:
+            raise _fetch_rejected(f"it cannot be read: {reason_of(error)}") from error
+        if not block:
+            break
+        digest.update(block)
+        copy.write(block)
+    copy.flush()
+    _check_size(source, copy.tell())
+    if digest.hexdigest() != source.id:
+        raise _fetch_rejected("its bytes have changed since it was listed")
+
+
+def _check_size(source: Source, num_bytes: int) -> None:
+    if num_bytes != source.num_bytes:
+        raise _fetch_rejected(f"it has {num_bytes} bytes, and had {source.num_bytes} when it was listed")
+
+
+def _fetch_rejected(reason: str) -> Rejected:
+    return Rejected(Reject("fetch", reason))

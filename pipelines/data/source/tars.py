@@ -11,13 +11,20 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import IO, NamedTuple, cast
 
-from pipelines.data.source.captions import Caption, caption_of, object_of
-from pipelines.data.source.containers import VIDEO_SUFFIXES
-from pipelines.data.source.corpus import OUTSIDE, Corpus, File, is_hidden, leaves, why
+from pipelines.data.source.captions import Caption, caption_of, json_object
+from pipelines.data.source.corpus import (
+    OUTSIDE,
+    VIDEO_SUFFIXES,
+    Corpus,
+    File,
+    escapes,
+    is_hidden,
+    unreadable,
+)
 from pipelines.data.types import Reject
-from pipelines.storage import translated
+from pipelines.storage import os_errors
 
-TEXT_SUFFIXES = (".json", ".txt")
+CAPTION_SUFFIXES = (".json", ".txt")
 MAX_HEADER_BYTES = 1 << 20
 """A header that claims more is damage."""
 MAX_CAPTION_BYTES = 1 << 20
@@ -51,22 +58,17 @@ class _Headers:
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
+        self.tell = file.tell
 
     def read(self, size: int) -> bytes:
-        """At most `size` bytes."""
         if not 0 <= size <= MAX_HEADER_BYTES:
             raise tarfile.ReadError(f"a header of {size} bytes")
-        with translated():
+        with os_errors():
             return self._file.read(size)
 
     def seek(self, place: int) -> int:
-        """Go to a byte."""
-        with translated():
+        with os_errors():
             return self._file.seek(place)
-
-    def tell(self) -> int:
-        """The byte that is read next."""
-        return self._file.tell()
 
 
 def list_tar(corpus: Corpus, path: str, tar: File) -> TarListing:
@@ -75,27 +77,33 @@ def list_tar(corpus: Corpus, path: str, tar: File) -> TarListing:
     Where the tar is damaged, the members before the damage are listed and the tar itself is refused.
     """
     listing = TarListing()
-    videos: dict[str, Member] = {}
-    texts: dict[str, bytes | Reject] = {}
+    videos: dict[str, tarfile.TarInfo] = {}
+    captions: dict[str, bytes | Reject] = {}
     try:
         with corpus.open(path) as opened:
             headers = _Headers(opened)
             for name, member in _members(headers, tar.num_bytes):
-                reject = _refused(name, member, known=name in videos or name in texts)
+                reject = _refused(name, member)
                 suffix = PurePosixPath(name).suffix.lower()
+                if reject is None and (name in videos or name in captions):
+                    reject = Reject("manifest", "the tar has two members of this name")
                 if reject is not None:
                     listing.rejects.append((name, reject))
                 elif is_hidden(name):
                     continue
                 elif suffix in VIDEO_SUFFIXES:
-                    videos[name] = Member(member.offset_data, member.size, Caption("", {}))
-                elif suffix in TEXT_SUFFIXES:
-                    texts[name] = _text(headers, member)
+                    videos[name] = member
+                elif suffix in CAPTION_SUFFIXES and member.size > MAX_CAPTION_BYTES:
+                    captions[name] = Reject("manifest", f"its caption {member.name} has {member.size} bytes")
+                elif suffix in CAPTION_SUFFIXES:
+                    headers.seek(member.offset_data)
+                    captions[name] = headers.read(member.size)
     except _Damaged as error:
         listing.rejects.append(("", Reject("manifest", f"the tar is damaged: {error}")))
     except OSError as error:
-        listing.rejects.append(("", Reject("manifest", f"it cannot be read: {why(error)}")))
-    listing.members.update((n, m._replace(caption=_caption(n, texts))) for n, m in sorted(videos.items()))
+        listing.rejects.append(("", unreadable(error)))
+    for name, member in sorted(videos.items()):
+        listing.members[name] = Member(member.offset_data, member.size, _caption(name, captions))
     return listing
 
 
@@ -115,8 +123,10 @@ def _members(headers: _Headers, num_bytes: int) -> Iterator[tuple[str, tarfile.T
             if member.offset_data + member.size > num_bytes:
                 raise _Damaged(f"it ends within {member.name}")
             place = archive.offset
-            if leaves(member.name) or not member.isdir():
-                yield _clean(member.name), member
+            if escapes(member.name):
+                yield member.name, member
+            elif not member.isdir():
+                yield str(PurePosixPath(member.name)), member
         headers.seek(archive.offset)
         if headers.read(tarfile.BLOCKSIZE) != END:
             raise _Damaged(f"no header and no end at byte {archive.offset}")
@@ -124,47 +134,35 @@ def _members(headers: _Headers, num_bytes: int) -> Iterator[tuple[str, tarfile.T
         raise _Damaged(f"{error or type(error).__name__} (after byte {place})") from error
 
 
-def _clean(name: str) -> str:
-    return name if leaves(name) else str(PurePosixPath(name))
-
-
-def _refused(name: str, member: tarfile.TarInfo, *, known: bool) -> Reject | None:
-    if leaves(name):
+def _refused(name: str, member: tarfile.TarInfo) -> Reject | None:
+    if escapes(name):
         return OUTSIDE
     if member.issym() or member.islnk():
         return Reject("manifest", "it is a link in a tar, which is not followed")
     if not member.isreg() or member.issparse():
         return Reject("manifest", "it is no plain file")
-    return Reject("manifest", "the tar has two members of this name") if known else None
+    return None
 
 
-def _text(headers: _Headers, member: tarfile.TarInfo) -> bytes | Reject:
-    if member.size > MAX_CAPTION_BYTES:
-        return Reject("manifest", f"its caption {member.name} has {member.size} bytes")
-    headers.seek(member.offset_data)
-    return headers.read(member.size)
-
-
-def _caption(name: str, texts: dict[str, bytes | Reject]) -> Caption | Reject:
-    """The caption of a video among the texts of its tar."""
+def _caption(name: str, captions: dict[str, bytes | Reject]) -> Caption | Reject:
+    """The caption of a video among those of its tar: of its own name, else of its key."""
     path = PurePosixPath(name)
-    key = path.name.split(".", 1)[0]
-    for base in dict.fromkeys((path.stem, key)):
-        found = {s: texts[t] for s in TEXT_SUFFIXES if (t := str(path.with_name(base + s))) in texts}
-        for text in found.values():
-            if isinstance(text, Reject):
-                return text
-        if found:
-            return _parsed(base, cast(dict[str, bytes], found))
+    for base in (path.stem, path.name.split(".", 1)[0]):
+        found = [captions.get(str(path.with_name(base + suffix))) for suffix in CAPTION_SUFFIXES]
+        for refused in (one for one in found if isinstance(one, Reject)):
+            return refused
+        if found != [None, None]:
+            try:
+                return _parsed(*cast(list[bytes | None], found))
+            except ValueError as error:
+                return Reject("manifest", f"its caption {base}.txt or .json: {error}")
     return Caption("", {})
 
 
-def _parsed(base: str, texts: dict[str, bytes]) -> Caption | Reject:
-    try:
-        row = object_of(texts[".json"].decode("utf-8-sig")) if ".json" in texts else {}
-        caption = caption_of(row)
-        if not caption.text and ".txt" in texts:
-            caption = caption_of({**caption.extra, "caption": texts[".txt"].decode("utf-8-sig")})
-    except ValueError as error:
-        return Reject("manifest", f"its caption {base}.txt or .json: {error}")
+def _parsed(as_json: bytes | None, as_text: bytes | None) -> Caption:
+    caption = Caption("", {})
+    if as_json is not None:
+        caption = caption_of(json_object(as_json.decode("utf-8-sig")))
+    if not caption.text and as_text is not None:
+        caption = caption_of({**caption.extra, "caption": as_text.decode("utf-8-sig")})
     return caption

@@ -23,10 +23,9 @@ from models.text.conditioning import Conditioning, TextEncoder, batched, withhol
 from models.text.kinds import Embedder, text_kind
 from pipelines.data.store.index import read_index
 from pipelines.data.store.info import read_info
-from pipelines.data.store.shards import digest, open_shard
-from pipelines.data.store.version import hash_of
+from pipelines.data.store.shards import open_shard
 from pipelines.ray_map import Pool, ray_map
-from pipelines.storage import Storage
+from pipelines.storage import Storage, hash_of
 
 FOLDER = "text"
 PART_CAPTIONS = 64
@@ -70,7 +69,7 @@ def text_encoder(config: TextConfig, dataset: str | Storage) -> TextEncoder:
         DataError: embeddings that are missing, damaged or of other settings; also when encoding.
     """
     kind = text_kind(config)
-    return StoredText(config, dataset) if kind.stored else kind.encoder()
+    return StoredEmbeddings(config, dataset) if kind.stored else kind.encoder()
 
 
 def dataset_captions(storage: Storage) -> set[str]:
@@ -226,7 +225,7 @@ def _check_encoder(storage: Storage, config: TextConfig) -> None:
         )
 
 
-class StoredText:
+class StoredEmbeddings:
     """Conditioning from a dataset's embeddings; those that were used last are held.
 
     Args:
@@ -279,7 +278,7 @@ class StoredText:
             )
         part, row = self._places[caption]
         if part.file not in self._verified:
-            if digest(self._storage, part.file) != part.sha256:
+            if self._storage.sha256(part.file) != part.sha256:
                 raise DataError(
                     f"{self._storage}/{part.file} is damaged: its sha256 differs",
                     f"Delete it and its .json in {FOLDER}, and ingest again: its captions are embedded anew",

@@ -1,7 +1,6 @@
 """Reading a corpus of a dataset by row number, in bounded memory, every file checked before it is used."""
 
 import hashlib
-import io
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, TypeAlias
@@ -17,16 +16,14 @@ from torch import Tensor
 from models.errors import DataError
 from pipelines.data.store.index import read_index
 from pipelines.data.store.info import read_info
-from pipelines.data.store.shards import digest, open_shard
-from pipelines.data.store.tables import REMEDY, explained, open_parquet, sort
+from pipelines.data.store.shards import open_shard
+from pipelines.data.tables import REMEDY, open_parquet, parquet_errors, sort
+from pipelines.data.types import CorpusName
 from pipelines.storage import Storage
 
 MEMORY_BYTES = 1 << 30
 Floats = NDArray[np.float32]
 Shape: TypeAlias = tuple[int, int, int, int]
-
-CorpusName: TypeAlias = Literal["short", "long"]
-"""The two corpora."""
 
 
 class Rows(NamedTuple):
@@ -130,15 +127,15 @@ class ShardDataset:
         """Read and check a whole file, once and for all."""
         data = self._storage.read_bytes(file)
         self._require(file, hashlib.sha256(data).hexdigest())
-        with explained(self._storage, file):
-            shard = open_parquet(io.BytesIO(data))
+        with parquet_errors(self._storage, file):
+            shard = open_parquet(data)
             for group in range(shard.num_row_groups):
                 self._groups[file, group] = _latents(shard, group)
 
     def _read_group(self, file: str, group: int) -> None:
         """Read a row group and forget the ones used longest ago, down to the bound."""
         if file not in self._verified:
-            self._require(file, digest(self._storage, file))
+            self._require(file, self._storage.sha256(file))
         with open_shard(self._storage, file) as shard:
             latents = _latents(shard, group)
         self._groups[file, group] = latents

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from pipelines.data.config import CurationConfig
 from pipelines.data.curate.dedup import near_duplicates
 from pipelines.data.source.manifest import Source
-from pipelines.data.store.ledger import Ledger, Window, columns_of
-from pipelines.data.store.tables import read_table, sort, write_table
+from pipelines.data.store.ledger import Ledger, Window
+from pipelines.data.tables import columns_of, read_table, sort, write_table
 from pipelines.storage import Storage
 
 INDEX_FILE = "index.parquet"

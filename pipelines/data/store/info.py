@@ -1,4 +1,7 @@
-"""dataset.json: what a dataset is, how much is in it, and the checksums of its files."""
+"""dataset.json: what a dataset is, how much is in it, and the checksums of its files.
+
+A dataset is one version: the hash of every setting that its rows depend on.
+"""
 
 import math
 from dataclasses import asdict, dataclass
@@ -7,16 +10,33 @@ from typing import Any
 import torch
 
 from models.autoencoders.kinds import Autoencoder, load_autoencoder
+from models.config import AutoencoderConfig
 from models.errors import DataError
+from pipelines.data.config import DataConfig
 from pipelines.data.store.ledger import ShardFile
-from pipelines.data.store.tables import REMEDY
-from pipelines.data.store.version import hash_of
-from pipelines.storage import Storage
+from pipelines.data.tables import REMEDY
+from pipelines.data.types import CORPORA
+from pipelines.storage import Storage, hash_of
+
+FORMAT = 2
+"""Of the dataset's layout; datasets of another number are neither read nor extended."""
 
 INFO_FILE = "dataset.json"
 MANIFEST_FILE = "manifest.parquet"
 REJECTS_FILE = "rejects.parquet"
 AUTOENCODER_FOLDER = "autoencoder"
+
+_NOT_IN_VERSION = "short long limits block_bytes max_reject_share encode_batch min_actors max_actors".split()
+_IN_VERSION_IF_SET = ("shapes", "long_lengths")
+"""Left out where they are empty, so that datasets from before these settings keep their version."""
+
+
+def dataset_version(data: DataConfig, autoencoder: AutoencoderConfig, seed: int) -> str:
+    """12 hex digits. Where the corpora lie, what is in them, the limits and the distribution of the work do
+    not count."""
+    settings = {name: value for name, value in asdict(data).items() if name not in _NOT_IN_VERSION}
+    settings = {name: value for name, value in settings.items() if value or name not in _IN_VERSION_IF_SET}
+    return hash_of([FORMAT, settings, asdict(autoencoder), seed])[:12]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,18 +52,15 @@ class Bucket:
 
     @property
     def frames(self) -> int:
-        """Of a window, as it was cut."""
         return self.pixels[0]
 
     @property
-    def picture(self) -> str:
-        """Width and height for people."""
+    def size(self) -> str:
+        """Width x height."""
         return f"{self.pixels[2]}x{self.pixels[1]}"
 
-    @property
-    def told(self) -> str:
-        """For people."""
-        return f"{self.windows} of {self.frames} frames, {self.picture}, latents {list(self.latent_shape)}"
+    def __str__(self) -> str:
+        return f"{self.windows} of {self.frames} frames, {self.size}, latents {list(self.latent_shape)}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,9 +107,22 @@ class CorpusInfo:
         return shapes[file.pixels] if file.pixels else self.latent_shape
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values; without buckets these are left out."""
+        """Plain values; without buckets, no field of that name."""
         plain = asdict(self) | {"files": [file.to_json() for file in self.files]}
-        return plain if self.buckets else {name: value for name, value in plain.items() if name != "buckets"}
+        if not self.buckets:
+            del plain["buckets"]
+        return plain
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "CorpusInfo":
+        """The inverse of `to_json`; raises KeyError or TypeError when a field is missing."""
+        tuples = {name: tuple(value[name]) for name in ("latent_shape", "latent_mean", "latent_std")}
+        buckets = tuple(
+            Bucket(**{**one, "pixels": tuple(one["pixels"]), "latent_shape": tuple(one["latent_shape"])})
+            for one in value.get("buckets", ())
+        )
+        files = tuple(ShardFile.from_json(file) for file in value["files"])
+        return cls(**{**value, **tuples, "files": files, "buckets": buckets})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,31 +154,21 @@ class DatasetInfo:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for dataset.json."""
-        corpora = {"short": self.short.to_json(), "long": self.long.to_json()}
+        corpora: dict[str, Any] = {name: self.corpus(name).to_json() for name in CORPORA}
         return {"complete": True, **asdict(self), **corpora}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "DatasetInfo":
         """The inverse of `to_json`; raises KeyError or TypeError when a field is missing."""
         plain = {k: v for k, v in value.items() if k != "complete"}
-        return cls(**{**plain, "short": _corpus(plain["short"]), "long": _corpus(plain["long"])})
+        corpora: dict[str, Any] = {name: CorpusInfo.from_json(plain[name]) for name in CORPORA}
+        return cls(**{**plain, **corpora})
 
 
-def told_error(autoencoder: dict[str, Any]) -> str:
-    """The reconstruction error for people."""
+def reconstruction_error(autoencoder: dict[str, Any]) -> str:
+    """The reconstruction error in DatasetInfo.autoencoder, for people."""
     error = autoencoder["reconstruction_error"]
     return "not measured" if error is None else f"{error:.4g}"
-
-
-def _corpus(value: dict[str, Any]) -> CorpusInfo:
-    files = tuple(ShardFile.from_json(file) for file in value["files"])
-    buckets = tuple(_bucket(bucket) for bucket in value.get("buckets", ()))
-    tuples = {name: tuple(value[name]) for name in ("latent_shape", "latent_mean", "latent_std")}
-    return CorpusInfo(**{**value, **tuples, "files": files, "buckets": buckets})
-
-
-def _bucket(value: dict[str, Any]) -> Bucket:
-    return Bucket(**{**value, "pixels": tuple(value["pixels"]), "latent_shape": tuple(value["latent_shape"])})
 
 
 def write_sealed(storage: Storage, value: dict[str, Any]) -> None:

@@ -6,14 +6,14 @@ to a writer that was killed; a video that no ledger names is still to be done.
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from typing import Any, NamedTuple, cast
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
 from models.errors import DataError
-from pipelines.data.store.tables import packed, unpacked
+from pipelines.data.tables import open_parquet, table_of, to_parquet
 from pipelines.storage import Storage, one_line
 
 SUFFIX = ".ledger"
@@ -128,29 +128,13 @@ class Ledger(NamedTuple):
     """Rows of `columns_of(Window)`."""
 
 
-def merged(one: Moments | None, two: Moments | None) -> Moments | None:
-    """Of the windows of both."""
+def merge_moments(one: Moments | None, two: Moments | None) -> Moments | None:
+    """The moments of the windows of both."""
     if one is None or two is None:
         return one or two
     total = [a + b for a, b in zip(one.total, two.total, strict=True)]
     squares = [a + b for a, b in zip(one.squares, two.squares, strict=True)]
     return Moments(one.positions + two.positions, total, squares)
-
-
-_ARROW = {str: pa.string(), int: pa.int64(), float: pa.float64(), bytes: pa.binary()}
-
-
-def columns_of(kind: type) -> pa.Schema:
-    """Arrow columns of a dataclass of plain values."""
-    return pa.schema([(f.name, _ARROW[cast(type, f.type)]) for f in fields(kind)])
-
-
-def table_of(kind: type, rows: Iterable[Any]) -> pa.Table:
-    """Dataclass instances as a table."""
-    held = list(rows)
-    columns = columns_of(kind)
-    arrays = [pa.array([getattr(row, c.name) for row in held], c.type) for c in columns]
-    return pa.Table.from_arrays(arrays, schema=columns)
 
 
 def write_ledger(
@@ -168,7 +152,7 @@ def write_ledger(
         "moments": moments and moments._asdict(),
     }
     table = table_of(Window, windows).replace_schema_metadata({_CONTENT: json.dumps(content)})
-    data = packed(table)
+    data = to_parquet(table)
     storage.write_bytes(f"{stem}{SUFFIX}", hashlib.sha256(data).digest() + data)
 
 
@@ -183,7 +167,7 @@ def read_ledger(storage: Storage, file: str) -> Ledger:
         digest, data = whole[:_DIGEST_BYTES], whole[_DIGEST_BYTES:]
         if hashlib.sha256(data).digest() != digest:
             raise ValueError("its sha256 differs")
-        table = unpacked(data)
+        table = open_parquet(data).read(use_threads=False)
         content = json.loads(table.schema.metadata[_CONTENT])
         moments = content["moments"] and Moments(**content["moments"])
         files = [ShardFile.from_json(file) for file in content["files"]]

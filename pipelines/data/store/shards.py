@@ -16,12 +16,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipelines.data.store.ledger import ShardFile, Window
-from pipelines.data.store.tables import explained, open_parquet
+from pipelines.data.tables import open_parquet, parquet_errors
 from pipelines.storage import Pending, Storage
 
 ROW_GROUP_BYTES = 4 << 20
 SHARD_BYTES = 256 << 20
-CORPORA = ("short", "long")
 _LINEAGE = b"sostenuto.lineage"
 
 
@@ -111,7 +110,7 @@ class ShardWriter:
         if not self._rows:
             return
         latents = np.stack([row for _, row in self._rows])
-        with self._storage.explained(self._file()):
+        with self._storage.errors_about(self._file()):
             writer = self._writer or self._start(latents.shape[1:])
             writer.write_table(_table([window for window, _ in self._rows], latents, writer.schema))
         self._part_bytes += latents.nbytes
@@ -135,7 +134,7 @@ class ShardWriter:
         name = self._file()
         assert self._writer is not None
         assert self._pending is not None
-        with self._storage.explained(name):
+        with self._storage.errors_about(name):
             self._writer.add_key_value_metadata({_LINEAGE: self._lineage})
             self._writer.close()
             path = Path(self._pending.path)
@@ -196,14 +195,5 @@ def open_shard(storage: Storage, file: str) -> Iterator[pq.ParquetFile]:
     Raises:
         DataError: it is damaged.
     """
-    with storage.open(file) as handle, explained(storage, file):
+    with storage.open(file) as handle, parquet_errors(storage, file):
         yield open_parquet(handle)
-
-
-def digest(storage: Storage, file: str) -> str:
-    """sha256 of a stored file."""
-    found = hashlib.sha256()
-    with storage.open(file) as handle:
-        while block := handle.read(1 << 20):
-            found.update(block)
-    return found.hexdigest()

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Literal
 
 from pipelines.data.config import DataConfig
-from pipelines.data.store.dataset import CorpusName, ShardDataset
+from pipelines.data.store.dataset import ShardDataset
+from pipelines.data.types import CORPORA
 from tests.pipelines.data.videos import low_rank, write_video
 
-CORPORA: tuple[CorpusName, ...] = ("short", "long")
 SPLITS: tuple[Literal["train", "holdout"], ...] = ("train", "holdout")
 SIZE = 32
 RANK = 6

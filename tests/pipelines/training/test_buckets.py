@@ -10,7 +10,8 @@ from torch import Tensor
 
 from models.losses import Loss
 from models.rng import Key
-from pipelines.data.store.dataset import CorpusName, ShardDataset
+from pipelines.data.store.dataset import ShardDataset
+from pipelines.data.types import CORPORA, CorpusName
 from pipelines.training import distill
 from pipelines.training.batches import BatchSource
 from pipelines.training.checkpoint import load_state, save_state
@@ -29,7 +30,6 @@ STAGE = StageConfig(steps=40, short_batch=4, long_batch=4)
 STOPS = 20
 SHAPES = {corpus: {latents_of(pixels): n for pixels, n in rows.items()} for corpus, rows in MADE_ROWS.items()}
 MAIN = {corpus: next(iter(shapes)) for corpus, shapes in SHAPES.items()}
-CORPORA: tuple[CorpusName, ...] = ("short", "long")
 
 
 @pytest.fixture(scope="module")

@@ -22,9 +22,8 @@ from pipelines.data.report.contact_sheets import Layout, Shown, contact_sheet
 from pipelines.data.report.inspection import read_tables, summarise
 from pipelines.data.report.page import bucket_rows, inspect_dataset
 from pipelines.data.store.dataset import ShardDataset
-from pipelines.data.store.info import DatasetInfo, dataset_autoencoder, read_info
-from pipelines.data.store.version import FORMAT, dataset_version, hash_of
-from pipelines.storage import Storage
+from pipelines.data.store.info import FORMAT, DatasetInfo, dataset_autoencoder, dataset_version, read_info
+from pipelines.storage import Storage, hash_of
 from tests.pipelines.data import bucketed
 from tests.pipelines.data.bucketed import DATA, LONG, MADE_ROWS, SHORT, SIZES, WINDOWS, latents_of
 

@@ -12,8 +12,9 @@ from models.errors import CheckpointError, ClusterError, ConfigError
 from pipelines.data.ingest import fit_autoencoder as fit
 from pipelines.data.ingest.fit_autoencoder import _drawn, _groups, prepare_autoencoder
 from pipelines.data.ingest.groups import Task
-from pipelines.data.source.manifest import Source, sources
+from pipelines.data.source.manifest import Source, list_corpus
 from pipelines.data.store.info import dataset_autoencoder
+from pipelines.data.types import CORPORA
 from pipelines.storage import Storage
 from tests.pipelines.data.corpora import DATA
 from tests.pipelines.data.videos import low_rank
@@ -61,7 +62,7 @@ def make_task(corpora: tuple[Path, Path], out: Path) -> Task:
 
 
 def videos(corpora: tuple[Path, Path]) -> dict[str, list[Source]]:
-    return {name: sources(folder).sources for name, folder in zip(("short", "long"), corpora, strict=True)}
+    return {name: list_corpus(folder).sources for name, folder in zip(CORPORA, corpora, strict=True)}
 
 
 def test_what_is_there_is_not_fitted_again(corpora: tuple[Path, Path], tmp_path: Path) -> None:

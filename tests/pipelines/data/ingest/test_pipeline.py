@@ -24,11 +24,10 @@ from pipelines.data.ingest.groups import Group, Task
 from pipelines.data.ingest.pipeline import Statuses, ingest, write_all
 from pipelines.data.ingest.video import new_status
 from pipelines.data.ingest.worker import write_group
-from pipelines.data.source.manifest import Source, sources
+from pipelines.data.source.manifest import Source, list_corpus
 from pipelines.data.store.dataset import ShardDataset
-from pipelines.data.store.info import dataset_autoencoder, read_info, write_sealed
+from pipelines.data.store.info import dataset_autoencoder, dataset_version, read_info, write_sealed
 from pipelines.data.store.ledger import Status, read_ledger, read_ledgers
-from pipelines.data.store.version import dataset_version
 from pipelines.ray_map import Pool
 from pipelines.storage import Storage
 from tests.pipelines.data.conftest import Ingested
@@ -372,7 +371,7 @@ def test_a_full_disk_in_a_worker_is_told_as_such(ray_local: None, ingested: Inge
     def work(group: Group) -> None:
         raise ClusterError("the disk is full", "Free space")
 
-    videos = sources(ingested.short).sources
+    videos = list_corpus(ingested.short).sources
     with pytest.raises(ClusterError, match="the disk is full"):
         list(ray_map.ray_map(work, [Group(corpus="short", sources=tuple(videos))]))
 
@@ -381,7 +380,7 @@ def test_a_defect_in_a_worker_is_told_not_hidden(ray_local: None, ingested: Inge
     def work(group: Group) -> None:
         return {}["missing"]
 
-    videos = sources(ingested.short).sources
+    videos = list_corpus(ingested.short).sources
     with pytest.raises(SostenutoError, match=r"part0/clip0\.mp4 on: KeyError: 'missing'"):
         list(ray_map.ray_map(work, [Group(corpus="short", sources=tuple(videos))]))
 
@@ -432,7 +431,7 @@ def test_a_video_that_kills_its_worker_ends_as_one_reject(
     out = tmp_path / "dataset"
     shutil.copytree(ingested.out / "autoencoder", out / "autoencoder")
     (out / "tries").mkdir()
-    listed = sources(ingested.short).sources
+    listed = list_corpus(ingested.short).sources
     poison = listed[3].id
 
     def work(task: Task, group: Group) -> list[Status]:

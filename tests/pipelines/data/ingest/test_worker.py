@@ -17,7 +17,7 @@ from pipelines.data.ingest import worker as tasks
 from pipelines.data.ingest.decoded import sample_group
 from pipelines.data.ingest.groups import Group, Task, group_by_bytes, shard_name
 from pipelines.data.ingest.worker import write_group
-from pipelines.data.source.manifest import Source, sources
+from pipelines.data.source.manifest import Source, list_corpus
 from pipelines.data.store.ledger import ShardFile, Status, read_ledgers
 from pipelines.data.types import Reject, Rejected
 from pipelines.storage import Storage
@@ -34,7 +34,7 @@ def task(corpora: tuple[Path, Path], tmp_path: Path) -> Task:
 
 
 def group(task: Task, corpus: str) -> Group:
-    return Group(corpus=corpus, sources=tuple(sources(task.folders[corpus]).sources))
+    return Group(corpus=corpus, sources=tuple(list_corpus(task.folders[corpus]).sources))
 
 
 def source(name: str, num_bytes: int) -> Source:

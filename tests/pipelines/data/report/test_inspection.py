@@ -30,7 +30,8 @@ from pipelines.data.report.inspection import Tables, Tally, read_tables, summari
 from pipelines.data.report.page import count_rows, inspect_dataset, report, tally_rows
 from pipelines.data.store.dataset import ShardDataset
 from pipelines.data.store.info import dataset_autoencoder
-from pipelines.data.store.ledger import Window, columns_of
+from pipelines.data.store.ledger import Window
+from pipelines.data.tables import columns_of
 
 COLUMNS = pa.schema(
     [

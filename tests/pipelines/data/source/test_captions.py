@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 
 from models.errors import DataError
 from pipelines.data.source.captions import (
-    TWICE,
+    CONFLICT,
     Caption,
     caption_of,
+    json_object,
     metadata_files,
-    object_of,
     read_captions,
 )
 from pipelines.data.source.corpus import Corpus
@@ -179,7 +179,7 @@ def test_a_file_named_twice(tmp_path: Path) -> None:
     text = json_lines({"file_name": name, "caption": caption} for name, caption in rows)
     assert read(tmp_path, "l.jsonl", text.encode()) == {
         "a": Caption("one", {}),
-        "b": TWICE,
+        "b": CONFLICT,
         "sub/c": Caption("", {}),
     }
 
@@ -187,7 +187,7 @@ def test_a_file_named_twice(tmp_path: Path) -> None:
 def test_two_metadata_files_that_disagree(tmp_path: Path) -> None:
     put(tmp_path, "metadata.csv", "file_name,caption\nsub/a.mp4,one\n")
     put(tmp_path, "sub/metadata.jsonl", json.dumps({"file_name": "a.mp4", "caption": "two"}))
-    assert read_captions(Corpus(tmp_path), ["metadata.csv", "sub/metadata.jsonl"]) == {"sub/a.mp4": TWICE}
+    assert read_captions(Corpus(tmp_path), ["metadata.csv", "sub/metadata.jsonl"]) == {"sub/a.mp4": CONFLICT}
 
 
 def test_metadata_is_not_read_through_a_link_out(tmp_path: Path) -> None:
@@ -205,9 +205,9 @@ def test_the_first_column_with_words_is_the_caption() -> None:
 
 
 def test_objects_only() -> None:
-    assert object_of('{"a": 1}') == {"a": 1}
+    assert json_object('{"a": 1}') == {"a": 1}
     with pytest.raises(ValueError, match="not an object"):
-        object_of("5")
+        json_object("5")
 
 
 def test_a_name_of_half_a_character_is_told_with_its_line(tmp_path: Path) -> None:

@@ -17,10 +17,10 @@ from pipelines.data.source.corpus import (
     UNSIZED,
     Corpus,
     File,
+    escapes,
     is_hidden,
-    leaves,
     locate,
-    why,
+    reason_of,
 )
 from pipelines.data.types import Reject
 from tests.pipelines.data.source.archives import put
@@ -54,13 +54,13 @@ def test_what_lies_below_is_listed_without_hidden_names(corpus: Corpus) -> None:
 def test_sizes_and_stamps(walked: bool, corpus: Corpus) -> None:
     if walked:
         corpus.walk()
-    file = corpus.look("a.mp4")
+    file = corpus.stat("a.mp4")
     assert isinstance(file, File)
     assert file.num_bytes == 10
     assert file.stamp
-    assert file == corpus.look("a.mp4")
-    assert corpus.look("nowhere.mp4") == MISSING
-    assert corpus.look("sub") != File(0, "")
+    assert file == corpus.stat("a.mp4")
+    assert corpus.stat("nowhere.mp4") == MISSING
+    assert corpus.stat("sub") != File(0, "")
 
 
 def test_bytes_come_in_blocks(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,15 +82,15 @@ def test_seeking_and_whole_files(corpus: Corpus) -> None:
 
 def test_the_root_is_an_address_that_finds_it_again(corpus: Corpus) -> None:
     assert Corpus(corpus.root).root == corpus.root
-    assert Corpus(corpus.root).look("a.mp4") == corpus.look("a.mp4")
+    assert Corpus(corpus.root).stat("a.mp4") == corpus.stat("a.mp4")
 
 
 def test_a_changed_file_has_another_stamp(tmp_path: Path) -> None:
     put(tmp_path, "a.mp4", "one")
-    before = Corpus(tmp_path).look("a.mp4")
+    before = Corpus(tmp_path).stat("a.mp4")
     put(tmp_path, "a.mp4", "two")
     os.utime(tmp_path / "a.mp4", ns=(1, 1))
-    assert Corpus(tmp_path).look("a.mp4") != before
+    assert Corpus(tmp_path).stat("a.mp4") != before
 
 
 @given(st.lists(st.sampled_from(["..", ".", "a", "b", "", "a..", "..b"]), max_size=6).map("/".join))
@@ -99,13 +99,13 @@ def test_a_path_leaves_when_walking_it_step_by_step_goes_out_or_may(path: str) -
     for step in path.split("/"):
         depth += {"..": -1, ".": 0, "": 0}.get(step, 1)
         out = out or depth < 0
-    assert leaves(path) or not out
-    assert leaves(path) == (path.startswith("/") or ".." in path.split("/"))
+    assert escapes(path) or not out
+    assert escapes(path) == (path.startswith("/") or ".." in path.split("/"))
 
 
 @pytest.mark.parametrize("path", ["/etc/hostname", "../a.mp4", "a/../../b", "s3://other/a.mp4", "a\0.mp4"])
 def test_ways_out(path: str, corpus: Corpus) -> None:
-    assert corpus.look(path) == OUTSIDE
+    assert corpus.stat(path) == OUTSIDE
 
 
 @pytest.mark.parametrize(("path", "hidden"), [(".a", True), ("a/.b/c", True), ("a.b/c.d", False)])
@@ -133,7 +133,7 @@ def test_what_is_no_file_is_refused(make: Callable[[Path], None], words: str, tm
     put(tmp_path, "beside/a.mp4")
     put(tmp_path, "root/sub/a.mp4")
     make(tmp_path / "root" / "it.mp4")
-    reject = Corpus(tmp_path / "root").look("it.mp4")
+    reject = Corpus(tmp_path / "root").stat("it.mp4")
     assert isinstance(reject, Reject)
     assert words in reject.reason
 
@@ -192,8 +192,8 @@ def test_a_store_whose_package_is_missing(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_reason_is_one_line() -> None:
-    assert why(OSError("two\n lines")) == "two lines"
-    assert why(OSError(13, "Permission denied")) == "Permission denied"
+    assert reason_of(OSError("two\n lines")) == "two lines"
+    assert reason_of(OSError(13, "Permission denied")) == "Permission denied"
 
 
 @pytest.mark.parametrize(("told", "found"), [(10, File(10, "")), (None, UNSIZED)])
@@ -208,7 +208,7 @@ def test_a_store_whose_list_has_no_sizes_is_asked_for_each(
     monkeypatch.setattr(type(fs), "info", lambda self, path, **_: named | {"size": told})
     corpus = Corpus(f"memory://{tmp_path.name}")
     assert corpus.walk().files == ["a.mp4"]
-    assert corpus.look("a.mp4") == found
+    assert corpus.stat("a.mp4") == found
 
 
 def test_a_store_that_says_nonsense_of_a_file_refuses_it(
@@ -216,6 +216,6 @@ def test_a_store_that_says_nonsense_of_a_file_refuses_it(
 ) -> None:
     fs = fsspec.filesystem("memory")
     monkeypatch.setattr(type(fs), "info", lambda self, path, **_: {"type": "file", "size": "large"})
-    reject = Corpus(f"memory://{tmp_path.name}").look("a.mp4")
+    reject = Corpus(f"memory://{tmp_path.name}").stat("a.mp4")
     assert isinstance(reject, Reject)
     assert reject.reason.startswith("it cannot be read: ValueError")

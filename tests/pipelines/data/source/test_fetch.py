@@ -17,8 +17,7 @@ import pytest
 
 from models.errors import ClusterError
 from pipelines.data.source import corpus as corpus_module
-from pipelines.data.source.fetch import local_copy
-from pipelines.data.source.manifest import Source, sources
+from pipelines.data.source.manifest import Source, list_corpus, local_copy
 from pipelines.data.types import Rejected
 from tests.pipelines.data.source.archives import put, tar_bytes
 
@@ -66,7 +65,7 @@ def write(uri: str, files: dict[str, bytes]) -> None:
 
 def only(location: str | Path, path: str) -> tuple[str, Source]:
     """Root and source of one video."""
-    listing = sources(location)
+    listing = list_corpus(location)
     return listing.root, next(source for source in listing.sources if source.path == path)
 
 
@@ -82,7 +81,7 @@ def test_every_video_is_there_while_it_is_read(
     location: str, temporary: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(corpus_module, "BLOCK_BYTES", 100)
-    listing = sources(location)
+    listing = list_corpus(location)
     assert {source.path for source in listing.sources} == set(CONTENTS)
     for source in listing.sources:
         with local_copy(listing.root, source) as path:

@@ -14,24 +14,24 @@ from fsspec.implementations.local import LocalFileSystem
 from models.errors import DataError
 from pipelines.data.source import corpus
 from pipelines.data.source.corpus import Corpus, File, Walk
-from pipelines.data.source.manifest import sources
+from pipelines.data.source.manifest import list_corpus
 from pipelines.data.types import Reject
 from tests.pipelines.data.source.archives import json_lines, put, special, tar_bytes
 
 
 def captions(root: Path) -> dict[str, str]:
-    return {source.path: source.caption for source in sources(root).sources}
+    return {source.path: source.caption for source in list_corpus(root).sources}
 
 
 def test_videos_are_found_in_every_folder_in_the_order_of_their_paths(tmp_path: Path) -> None:
     for name in ("b.mp4", "a/z.MKV", "a/deep/x.webm", "readme.txt", ".hidden.mp4", ".git/y.mp4", "list.m3u8"):
         put(tmp_path, name)
-    assert [s.path for s in sources(tmp_path).sources] == ["a/deep/x.webm", "a/z.MKV", "b.mp4"]
+    assert [s.path for s in list_corpus(tmp_path).sources] == ["a/deep/x.webm", "a/z.MKV", "b.mp4"]
 
 
 def test_a_source_is_known_by_its_bytes(tmp_path: Path) -> None:
     put(tmp_path, "a.mp4", "content")
-    (source,) = sources(tmp_path).sources
+    (source,) = list_corpus(tmp_path).sources
     assert source.id == hashlib.sha256(b"content").hexdigest()
     assert source.num_bytes == 7
 
@@ -45,7 +45,7 @@ def test_captions_come_from_jsonl(tmp_path: Path) -> None:
     ]
     put(tmp_path, "metadata.jsonl", "\n".join(json.dumps(row) for row in rows) + "\n\n")
     assert captions(tmp_path) == {"a.mp4": "a bay at dusk", "sub/b.mp4": "a dog"}
-    assert sources(tmp_path).metadata == {"a.mp4": '{"label": 3}'}
+    assert list_corpus(tmp_path).metadata == {"a.mp4": '{"label": 3}'}
 
 
 def test_captions_come_from_csv(tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_metadata_cannot_name_a_file_outside(name: str, tmp_path: Path) -> None:
     put(tmp_path, "secret.mp4")
     put(root, "a.mp4")
     put(root, "metadata.jsonl", json.dumps({"file_name": name, "caption": "c"}))
-    listing = sources(root)
+    listing = list_corpus(root)
     assert [s.path for s in listing.sources] == ["a.mp4"]
     ((path, reject),) = listing.rejects
     assert path == name
@@ -96,7 +96,7 @@ def test_links_out_of_the_folder_are_refused(tmp_path: Path) -> None:
     os.symlink(secret, root / "link.mp4")
     os.symlink(tmp_path / "elsewhere", root / "folder")
     os.symlink("/nowhere.mp4", root / "dangling.mp4")
-    listing = sources(root)
+    listing = list_corpus(root)
     assert [s.path for s in listing.sources] == ["a.mp4"]
     assert {path for path, _ in listing.rejects} == {"link.mp4", "folder", "dangling.mp4"}
     assert all("link" in reject.reason for _, reject in listing.rejects)
@@ -105,7 +105,7 @@ def test_links_out_of_the_folder_are_refused(tmp_path: Path) -> None:
 def test_links_inside_the_folder_are_read_once(tmp_path: Path) -> None:
     put(tmp_path, "a.mp4")
     os.symlink(tmp_path / "a.mp4", tmp_path / "b.mp4")
-    listing = sources(tmp_path)
+    listing = list_corpus(tmp_path)
     assert [s.path for s in listing.sources] == ["a.mp4"]
     assert listing.rejects[0][1].reason == "the same bytes as a.mp4"
 
@@ -113,28 +113,28 @@ def test_links_inside_the_folder_are_read_once(tmp_path: Path) -> None:
 def test_a_named_file_that_is_missing_is_refused(tmp_path: Path) -> None:
     put(tmp_path, "a.mp4")
     put(tmp_path, "metadata.jsonl", json.dumps({"file_name": "gone.mp4", "caption": "c"}))
-    listing = sources(tmp_path)
+    listing = list_corpus(tmp_path)
     assert len(listing.sources) == 1
     assert "no such file" in listing.rejects[0][1].reason
 
 
 def test_a_missing_folder(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="is no folder") as caught:
-        sources(tmp_path / "nowhere")
+        list_corpus(tmp_path / "nowhere")
     assert "data.short" in caught.value.remedy
 
 
 def test_an_empty_folder(tmp_path: Path) -> None:
     put(tmp_path, "notes.txt")
     with pytest.raises(DataError, match="holds no video") as caught:
-        sources(tmp_path)
+        list_corpus(tmp_path)
     assert ".mp4" in caught.value.remedy
 
 
 def test_captions_without_files(tmp_path: Path) -> None:
     put(tmp_path, "metadata.jsonl", json.dumps({"file_name": "gone.mp4", "caption": "c"}))
     with pytest.raises(DataError, match="none of them is there") as caught:
-        sources(tmp_path)
+        list_corpus(tmp_path)
     assert "file_name" in caught.value.remedy
 
 
@@ -151,20 +151,20 @@ def test_malformed_metadata_names_the_line(name: str, content: str, words: str, 
     put(tmp_path, "a.mp4")
     put(tmp_path, name, content)
     with pytest.raises(DataError, match=words):
-        sources(tmp_path)
+        list_corpus(tmp_path)
 
 
 def test_metadata_that_is_no_text(tmp_path: Path) -> None:
     put(tmp_path, "a.mp4")
     (tmp_path / "metadata.jsonl").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DataError, match="cannot be read"):
-        sources(tmp_path)
+        list_corpus(tmp_path)
 
 
 def test_the_folder_itself_may_be_a_link(tmp_path: Path) -> None:
     put(tmp_path, "real/a.mp4")
     os.symlink(tmp_path / "real", tmp_path / "corpus")
-    assert [s.path for s in sources(tmp_path / "corpus").sources] == ["a.mp4"]
+    assert [s.path for s in list_corpus(tmp_path / "corpus").sources] == ["a.mp4"]
 
 
 TAR = tar_bytes(
@@ -202,7 +202,7 @@ def mixed(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 def test_files_and_tars_are_listed_alike_everywhere(mixed: str) -> None:
-    listing = sources(mixed)
+    listing = list_corpus(mixed)
     assert listing.rejects == []
     found = [(s.path, s.caption, s.num_bytes, s.tar) for s in listing.sources]
     assert found == [
@@ -220,7 +220,7 @@ def test_files_and_tars_are_listed_alike_everywhere(mixed: str) -> None:
 
 
 def test_one_tar_is_a_corpus(mixed: str) -> None:
-    listing = sources(f"{mixed}/tars/x.tar")
+    listing = list_corpus(f"{mixed}/tars/x.tar")
     assert [s.path for s in listing.sources] == ["x.tar/a/1.mp4", "x.tar/a/2.mp4", "x.tar/a/two_cats.mp4"]
     assert [s.caption for s in listing.sources] == ["the first", "the second", "two cats"]
     assert json.loads(listing.metadata["x.tar/a/2.mp4"]) == {"label": 2}
@@ -234,14 +234,14 @@ def test_one_tar_of_a_store_is_found_without_listing_what_lies_beside_it(
         raise AssertionError("a bucket may hold millions of files")
 
     monkeypatch.setattr(Corpus, "walk", refuse)
-    assert len(sources(f"{mixed}/tars/x.tar").sources) == 3
+    assert len(list_corpus(f"{mixed}/tars/x.tar").sources) == 3
 
 
 def test_a_manifest_is_a_corpus_of_what_it_names(mixed: str) -> None:
     fs, path = fsspec.core.url_to_fs(mixed)
     fs.pipe_file(f"{path}/other.mp4", b"of no manifest")
     fs.pipe_file(f"{path}/list.csv", b"file_name,text\nz.mp4,named\ngone.mp4,c\n../out.mp4,c\nnotes.txt,c\n")
-    listing = sources(f"{mixed}/list.csv")
+    listing = list_corpus(f"{mixed}/list.csv")
     assert [(s.path, s.caption) for s in listing.sources] == [("z.mp4", "named")]
     assert {path: reject.reason for path, reject in listing.rejects} == {
         "gone.mp4": "its metadata names it, but there is no such file",
@@ -261,24 +261,26 @@ def test_a_second_listing_reads_what_has_changed(mixed: str, monkeypatch: pytest
     monkeypatch.setattr(Corpus, "blocks", counted)
     fs, path = fsspec.core.url_to_fs(mixed)
     fs.pipe_file(f"{path}/twin.mp4", b"z")
-    first = sources(mixed)
+    first = list_corpus(mixed)
     assert len(read) == 5
     read.clear()
-    assert sources(mixed, first.known) == first
+    assert list_corpus(mixed, first.hashes) == first
     assert read == []
     fs.pipe_file(f"{path}/z.mp4", b"!")
     if os.path.exists(f"{mixed}/z.mp4".removeprefix("file://")):
         os.utime(f"{mixed}/z.mp4".removeprefix("file://"), ns=(1, 1))
-    second = sources(mixed, first.known)
+    second = list_corpus(mixed, first.hashes)
     assert read == [("z.mp4", 1)]
     assert [s.id for s in second.sources if s.path == "z.mp4"] == [hashlib.sha256(b"!").hexdigest()]
-    assert second == sources(mixed)
+    assert second == list_corpus(mixed)
 
 
 def test_without_a_stamp_nothing_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put(tmp_path, "a.mp4", "a")
-    monkeypatch.setattr(Corpus, "look", lambda self, path: File(1, ""))
-    assert sources(tmp_path, {("a.mp4", 1, ""): "0" * 64}).sources[0].id == hashlib.sha256(b"a").hexdigest()
+    monkeypatch.setattr(Corpus, "stat", lambda self, path: File(1, ""))
+    assert (
+        list_corpus(tmp_path, {("a.mp4", 1, ""): "0" * 64}).sources[0].id == hashlib.sha256(b"a").hexdigest()
+    )
 
 
 def test_hashing_holds_a_block_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -292,18 +294,18 @@ def test_hashing_holds_a_block_at_a_time(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(corpus, "BLOCK_BYTES", 10)
     monkeypatch.setattr(LocalFileSystem, "cat_file", counted)
     put(tmp_path, "a.mp4", "a" * 25)
-    assert sources(tmp_path).sources[0].id == hashlib.sha256(b"a" * 25).hexdigest()
+    assert list_corpus(tmp_path).sources[0].id == hashlib.sha256(b"a" * 25).hexdigest()
     assert asked == [10, 10, 5]
 
 
 def test_a_file_that_shrinks_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put(tmp_path, "a.mp4", "a")
     put(tmp_path, "b.mp4", "b")
-    look = Corpus.look
+    look = Corpus.stat
     monkeypatch.setattr(
-        Corpus, "look", lambda self, path: look(self, path)._replace(num_bytes=1 + (path < "b"))
+        Corpus, "stat", lambda self, path: look(self, path)._replace(num_bytes=1 + (path < "b"))
     )
-    listing = sources(tmp_path)
+    listing = list_corpus(tmp_path)
     assert [s.path for s in listing.sources] == ["b.mp4"]
     assert listing.rejects == [("a.mp4", Reject("manifest", "it changed while it was read"))]
 
@@ -315,7 +317,7 @@ def test_a_file_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(LocalFileSystem, "cat_file", fail)
-    assert sources(tmp_path).rejects == [
+    assert list_corpus(tmp_path).rejects == [
         ("a.mp4", Reject("manifest", "it cannot be read: Permission denied"))
     ]
 
@@ -333,7 +335,7 @@ def test_two_captions_refuse_the_video_and_one_said_twice_does_not(tmp_path: Pat
     put(tmp_path, "x.tar", TAR)
     rows = [("a.mp4", "one"), ("a.mp4", "one"), ("x.tar/a/1.mp4", "one"), ("x.tar/a/1.mp4", "two")]
     put(tmp_path, "metadata.jsonl", json_lines({"file_name": n, "caption": c} for n, c in rows))
-    listing = sources(tmp_path)
+    listing = list_corpus(tmp_path)
     assert [s.path for s in listing.sources] == ["a.mp4", "x.tar/a/2.mp4", "x.tar/a/two_cats.mp4"]
     assert listing.rejects == [
         ("x.tar/a/1.mp4", Reject("manifest", "its metadata gives it two different captions"))
@@ -347,7 +349,7 @@ def test_metadata_naming_what_is_no_video(name: str, tmp_path: Path) -> None:
     put(tmp_path, "list.m3u8", "#EXTM3U\n/etc/hostname\n")
     put(tmp_path, "list.ffconcat", "ffconcat version 1.0\nfile a.mp4\n")
     put(tmp_path, "metadata.jsonl", json.dumps({"file_name": name, "caption": "c"}))
-    listing = sources(tmp_path)
+    listing = list_corpus(tmp_path)
     assert [s.path for s in listing.sources] == ["a.mp4", "sub/b.mp4"]
     assert [path for path, _ in listing.rejects] == [name]
 
@@ -355,7 +357,7 @@ def test_metadata_naming_what_is_no_video(name: str, tmp_path: Path) -> None:
 def test_a_cut_tar_costs_what_is_behind_the_cut(tmp_path: Path) -> None:
     put(tmp_path, "x.tar", TAR[: TAR.index(b"22") + 1])
     put(tmp_path, "a.mp4")
-    listing = sources(tmp_path)
+    listing = list_corpus(tmp_path)
     assert [s.path for s in listing.sources] == ["a.mp4", "x.tar/a/1.mp4"]
     ((path, reject),) = listing.rejects
     assert path == "x.tar"
@@ -365,7 +367,7 @@ def test_a_cut_tar_costs_what_is_behind_the_cut(tmp_path: Path) -> None:
 def test_what_a_tar_may_not_hold(tmp_path: Path) -> None:
     link = special("a/link.mp4", tarfile.SYMTYPE, "/etc/hostname")
     put(tmp_path, "x.tar", tar_bytes([link, ("../out.mp4", b"o"), ("ok.mp4", b"k")]))
-    listing = sources(tmp_path)
+    listing = list_corpus(tmp_path)
     assert [s.path for s in listing.sources] == ["x.tar/ok.mp4"]
     assert [path for path, _ in listing.rejects] == ["x.tar/../out.mp4", "x.tar/a/link.mp4"]
 
@@ -374,7 +376,7 @@ def test_a_tar_linked_from_outside_is_refused(tmp_path: Path) -> None:
     put(tmp_path, "x.tar", TAR)
     put(tmp_path, "corpus/a.mp4")
     os.symlink(tmp_path / "x.tar", tmp_path / "corpus" / "y.tar")
-    listing = sources(tmp_path / "corpus")
+    listing = list_corpus(tmp_path / "corpus")
     assert [s.path for s in listing.sources] == ["a.mp4"]
     assert [(path, "link out" in reject.reason) for path, reject in listing.rejects] == [("y.tar", True)]
 
@@ -383,14 +385,14 @@ def test_a_tar_without_a_video(tmp_path: Path) -> None:
     put(tmp_path, "x.tar", tar_bytes([("a.txt", b"a")]))
     for location in (tmp_path, tmp_path / "x.tar"):
         with pytest.raises(DataError, match="holds no video"):
-            sources(location)
+            list_corpus(location)
 
 
 def test_a_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / os.fsdecode(b"\xff.mp4")).write_bytes(b"a")
     put(tmp_path, "x.tar", tar_bytes([("b.mp4", b"b")]).replace(b"b.mp4", b"\xff.mp4"))
     put(tmp_path, "c.mp4")
-    listing = sources(tmp_path)
+    listing = list_corpus(tmp_path)
     assert [s.path for s in listing.sources] == ["c.mp4"]
     assert listing.rejects[0][0] == "\\udcff.mp4"
     assert all(path.encode() for path, _ in listing.rejects)
@@ -399,7 +401,7 @@ def test_a_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", ["nowhere-at-all/videos", "nowhere-at-all", "nowhere-at-all/x.tar"])
 def test_a_missing_bucket(path: str, s3_settings: pytest.MonkeyPatch) -> None:
     with pytest.raises(DataError, match="is no folder, and no tar or manifest") as caught:
-        sources(f"s3://{path}")
+        list_corpus(f"s3://{path}")
     assert "\n" not in str(caught.value)
     assert "data.short" in caught.value.remedy
 
@@ -410,6 +412,6 @@ def test_a_store_without_credentials(s3_bucket: str, s3_settings: pytest.MonkeyP
     s3_settings.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
     type(fsspec.filesystem("s3")).clear_instance_cache()
     with pytest.raises(DataError, match=r"cannot be read: .*credentials") as caught:
-        sources(s3_bucket)
+        list_corpus(s3_bucket)
     assert "\n" not in str(caught.value)
     assert "credentials" in caught.value.remedy

@@ -17,9 +17,9 @@ from models.text import umt5
 from models.text.conditioning import NgramEncoder, drop_some, withhold
 from models.text.umt5 import Umt5Encoder
 from pipelines.data.store import caption_embeddings as texts
-from pipelines.data.store.caption_embeddings import FOLDER, StoredText, embed_captions, text_encoder
+from pipelines.data.store.caption_embeddings import FOLDER, StoredEmbeddings, embed_captions, text_encoder
 from pipelines.ray_map import Pool
-from pipelines.storage import Storage
+from pipelines.storage import Storage, hash_of
 from tests.conftest import TEXT_DIM
 from tests.pipelines.data.made import make
 
@@ -125,7 +125,9 @@ def test_actors_embed_what_one_process_does(
     assert embed_captions(config, str(tmp_path / "alone")) == count == 5
     assert told[-1] == ("text", 5, 5)
     captions = ["video 0", "video 2", ""]
-    both = [StoredText(config, folder).encode(captions).text for folder in (made, str(tmp_path / "alone"))]
+    both = [
+        StoredEmbeddings(config, folder).encode(captions).text for folder in (made, str(tmp_path / "alone"))
+    ]
     assert torch.equal(*both)
     assert len(Storage(made).list(FOLDER)) == 6
 
@@ -146,10 +148,10 @@ def test_a_worker_tells_what_a_user_can_mend(
 def test_little_is_held_and_nothing_is_read_twice_while_it_is(made: str, config: TextConfig) -> None:
     embed_captions(config, made)
     captions = [f"video {i}" for i in range(3)]
-    small = StoredText(config, made, cache_bytes=1)
-    large = StoredText(config, made)
+    small = StoredEmbeddings(config, made, cache_bytes=1)
+    large = StoredEmbeddings(config, made)
     reads: list[str] = []
-    inner = StoredText._read
+    inner = StoredEmbeddings._read
     for encoder in (small, large):
         encoder._read = lambda caption, encoder=encoder: (  # type: ignore[method-assign]
             reads.append(caption) or inner(encoder, caption)
@@ -177,7 +179,7 @@ def test_another_encoder_or_length_is_not_mixed_in(made: str, config: TextConfig
     plain = json.loads(part.read_text())
     del plain["ledger_sha256"]
     plain["encoder"] = "another"
-    Storage(made).write_json(f"{FOLDER}/{part.name}", {**plain, "ledger_sha256": texts.hash_of(plain)})
+    Storage(made).write_json(f"{FOLDER}/{part.name}", {**plain, "ledger_sha256": hash_of(plain)})
     with pytest.raises(DataError, match="made by another encoder"):
         embed_captions(config, made, ["a red moon"])
 
@@ -189,12 +191,12 @@ def test_damage_is_noticed(made: str, config: TextConfig) -> None:
     for place in range(0, len(whole), max(1, len(whole) // 40)):
         part.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
         with pytest.raises(DataError, match="damaged"):
-            StoredText(config, made).encode(["video 0"])
+            StoredEmbeddings(config, made).encode(["video 0"])
     part.write_bytes(whole)
     ledger = part.with_suffix(".json")
     ledger.write_text(ledger.read_text().replace("video 0", "video 9"))
     with pytest.raises(DataError, match="damaged"):
-        StoredText(config, made)
+        StoredEmbeddings(config, made)
 
 
 def test_a_part_without_its_ledger_is_embedded_again(

@@ -14,11 +14,11 @@ import pytest
 import torch
 
 from models.errors import DataError, SostenutoError
-from pipelines.data.store.dataset import CorpusName, Rows, ShardDataset
+from pipelines.data.store.dataset import Rows, ShardDataset
+from pipelines.data.types import CORPORA, CorpusName
 from pipelines.storage import Storage
 from tests.command import REPOSITORY, environment
 from tests.pipelines.data.conftest import Ingested
-from tests.pipelines.data.corpora import CORPORA
 
 FLIPS = 100
 HELD, LARGE = 1 << 30, 1

@@ -9,7 +9,8 @@ import pytest
 from pipelines.data.config import CurationConfig
 from pipelines.data.source.manifest import Source
 from pipelines.data.store.index import _own_rows, build_index
-from pipelines.data.store.ledger import Ledger, Status, Window, table_of
+from pipelines.data.store.ledger import Ledger, Status, Window
+from pipelines.data.tables import table_of
 
 VIDEOS = [Source(id=name, path=f"{name}.mp4", caption=f"about {name}", num_bytes=1) for name in "ab"]
 

@@ -11,7 +11,7 @@ from pipelines.data.store.ledger import (
     ShardFile,
     Status,
     Window,
-    merged,
+    merge_moments,
     read_ledger,
     read_ledgers,
     write_ledger,
@@ -87,9 +87,9 @@ def test_a_ledger_whose_file_is_gone_does_not_count(tmp_path: Path) -> None:
 
 def test_moments_of_parts_are_the_moments_of_the_whole() -> None:
     one, two = Moments(2, [1.0, 3.0], [4.0, 5.0]), Moments(3, [0.5, 1.0], [1.0, 1.0])
-    assert merged(one, two) == Moments(5, [1.5, 4.0], [5.0, 6.0])
-    assert merged(None, two) == merged(two, None) == two
-    assert merged(None, None) is None
+    assert merge_moments(one, two) == Moments(5, [1.5, 4.0], [5.0, 6.0])
+    assert merge_moments(None, two) == merge_moments(two, None) == two
+    assert merge_moments(None, None) is None
 
 
 @pytest.mark.parametrize("text", [b"", b"no ledger"])

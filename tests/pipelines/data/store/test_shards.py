@@ -11,7 +11,7 @@ import pytest
 from models.errors import DataError
 from pipelines.data.store import shards
 from pipelines.data.store.ledger import ShardFile, Window
-from pipelines.data.store.shards import BucketWriter, ShardWriter, digest, open_shard
+from pipelines.data.store.shards import BucketWriter, ShardWriter, open_shard
 from pipelines.storage import Storage
 
 SHAPE = (4, 3, 2, 2)
@@ -68,7 +68,7 @@ def test_the_description_matches_the_file(tmp_path: Path) -> None:
     _, (part,) = write(tmp_path, 1)
     assert (part.file, part.rows) == ("short/shard-00000.parquet", 1)
     assert part.num_bytes == (tmp_path / part.file).stat().st_size
-    assert part.sha256 == digest(Storage(tmp_path), part.file)
+    assert part.sha256 == Storage(tmp_path).sha256(part.file)
 
 
 def test_an_abort_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from models.errors import ClusterError, DataError
-from pipelines.data.store.tables import explained, open_parquet, packed
+from pipelines.data.tables import open_parquet, parquet_errors, to_parquet
 from pipelines.storage import Storage
 
 STALE = OSError(errno.ESTALE, os.strerror(errno.ESTALE))
@@ -35,10 +35,10 @@ class Failing(io.BytesIO):
     ids=lambda error: type(error).__name__,
 )
 def test_what_cannot_be_read_now_is_not_called_damaged(error: Exception, tmp_path: Path) -> None:
-    file = Failing(packed(pa.table({"a": list(range(100))})), error)
+    file = Failing(to_parquet(pa.table({"a": list(range(100))})), error)
     table = open_parquet(file)
     file.broken = True
-    with pytest.raises(ClusterError) as caught, explained(Storage(tmp_path), "a.parquet"):
+    with pytest.raises(ClusterError) as caught, parquet_errors(Storage(tmp_path), "a.parquet"):
         table.read(use_threads=False)
     assert "a.parquet" in caught.value.problem
     assert "\n" not in str(caught.value)
@@ -50,12 +50,12 @@ def test_what_cannot_be_read_now_is_not_called_damaged(error: Exception, tmp_pat
 )
 def test_what_pyarrow_says_of_bytes_is_damage(error: Exception, tmp_path: Path) -> None:
     damaged = pytest.raises(DataError, match=r"a\.parquet is damaged: \S")
-    with damaged as caught, explained(Storage(tmp_path), "a.parquet"):
+    with damaged as caught, parquet_errors(Storage(tmp_path), "a.parquet"):
         raise error
     assert "\n" not in str(caught.value)
 
 
 def test_a_cut_file_is_damaged(tmp_path: Path) -> None:
-    data = packed(pa.table({"a": list(range(1000))}))
-    with pytest.raises(DataError, match="damaged"), explained(Storage(tmp_path), "a.parquet"):
+    data = to_parquet(pa.table({"a": list(range(1000))}))
+    with pytest.raises(DataError, match="damaged"), parquet_errors(Storage(tmp_path), "a.parquet"):
         open_parquet(io.BytesIO(data[:-5]))
