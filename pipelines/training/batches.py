@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipelines.data.store.batch_plan import BucketPlan
+from pipelines.data.store.batch_plan import BatchPlan
 from pipelines.data.store.dataset import ShardDataset
 from pipelines.data.types import CorpusName
 from pipelines.training.collectives import Workers
@@ -27,14 +27,14 @@ class Corpus:
     """
 
     rows: ShardDataset
-    plan: BucketPlan
+    plan: BatchPlan
     order: NDArray[np.int64]
 
     @classmethod
     def of(cls, rows: ShardDataset, seed: int, batch: int, name: CorpusName) -> "Corpus":
-        """A corpus in the order of a seed; raises as BucketPlan does."""
+        """A corpus in the order of a seed; raises as BatchPlan does."""
         sizes = tuple(len(bucket) for bucket in rows.buckets)
-        return cls(rows, BucketPlan(seed, sizes, batch, name), np.concatenate(rows.buckets))
+        return cls(rows, BatchPlan(seed, sizes, batch, name), np.concatenate(rows.buckets))
 
     def batch(self, step: int, workers: Workers) -> Batch:
         """This worker's share of batch `step`."""

@@ -5,9 +5,7 @@ the captions and the file's sha256. Parts are only ever added.
 """
 
 import hashlib
-import json
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 
@@ -23,7 +21,7 @@ from models.text.conditioning import Conditioning, TextEncoder, batched, withhol
 from models.text.kinds import Embedder, text_kind
 from pipelines.data.store.index import read_index
 from pipelines.data.store.info import read_info
-from pipelines.data.store.shards import open_shard
+from pipelines.data.store.shards import RowGroups
 from pipelines.ray_map import Pool, ray_map
 from pipelines.storage import Storage, hash_of
 
@@ -31,7 +29,7 @@ FOLDER = "text"
 PART_CAPTIONS = 64
 """Captions a part; of 512 tokens of 4096 numbers they are 256 MiB."""
 CACHE_BYTES = 256 << 20
-"""Embeddings that a reader holds, as stored."""
+"""Embeddings that a reader holds in memory."""
 _SCHEMA = pa.schema([("caption", pa.string()), ("num_tokens", pa.int32()), ("tokens", pa.large_binary())])
 """`tokens` is float16 [num_tokens, dim], row by row, little-endian."""
 
@@ -91,7 +89,7 @@ def embed_captions(
     and the empty one.
 
     Args:
-        config: there is nothing to do for an encoder that is not `stored`.
+        config: without a `stored` encoder there is nothing to do.
         dataset: folder or URI of a finished dataset.
         captions: None is all of the dataset's.
         device: where the encoder works when there is no pool.
@@ -113,58 +111,61 @@ def embed_captions(
     wanted = dataset_captions(storage) if captions is None else set(captions)
     wanted |= {withhold(caption, config.withheld_words) for caption in wanted if config.withheld_words}
     wanted |= {"", config.negative_caption}
-    known = {caption for part in read_parts(storage, config) for caption in part.captions}
-    missing = sorted(wanted - known)
-    if missing:
-        kind.check_files()
-        _check_encoder(storage, config)
-        _embed(config, storage, missing, device, pool, progress or (lambda *_: None))
-    return len(missing)
-
-
-def _embed(
-    config: TextConfig,
-    storage: Storage,
-    missing: Sequence[str],
-    device: str,
-    pool: Pool | None,
-    progress: Progress,
-) -> None:
+    parts = read_parts(storage, config)
+    missing = sorted(wanted.difference(*(part.captions for part in parts)))
+    if not missing:
+        return 0
+    kind.check_files()
+    fingerprint = kind.fingerprint()
+    if any(part.encoder != fingerprint for part in parts):
+        raise DataError(
+            f"{storage}/{FOLDER} was made by another encoder than {config.pretrained}",
+            f"Give that one, or delete {storage}/{FOLDER} and ingest again: only captions are embedded anew",
+        )
     groups = [
         CaptionGroup(tuple(missing[i : i + PART_CAPTIONS])) for i in range(0, len(missing), PART_CAPTIONS)
     ]
     done = 0
-    if pool is None:
-        encoder = text_kind(config).embedder(device)
-        for group in groups:
-            _write_part(config, storage, encoder, group)
-            done += len(group.captions)
+    for group in _written(config, storage, groups, device, pool):
+        done += len(group.captions)
+        if progress is not None:
             progress("text", done, len(missing))
-        return
-    work = partial(_work, config, str(storage), "cuda" if pool.use_gpu else "cpu")
-    for index, _ in ray_map(work, groups, pool):
-        done += len(groups[index].captions)
-        progress("text", done, len(missing))
     if done < len(missing):
         raise DataError(
             f"{len(missing) - done} captions were not embedded: the worker died each time",
             "Give the workers more memory, or set data.max_actors=1, and run it again: the rest is kept",
         )
+    return done
 
 
-def _work(config: TextConfig, out: str, device: str, group: CaptionGroup) -> None:
-    _write_part(config, Storage(out), _kept_encoder(config, device), group)
+def _written(
+    config: TextConfig, storage: Storage, groups: Sequence[CaptionGroup], device: str, pool: Pool | None
+) -> Iterator[CaptionGroup]:
+    """The groups, as their parts are written."""
+    if pool is None:
+        encoder = text_kind(config).embedder(device)
+        for group in groups:
+            _write_part(config, storage, encoder, group)
+            yield group
+        return
+    work = partial(_write_part_in_actor, config, str(storage), "cuda" if pool.use_gpu else "cpu")
+    for index, _ in ray_map(work, groups, pool):
+        yield groups[index]
 
 
 @lru_cache(maxsize=1)
-def _kept_encoder(config: TextConfig, device: str) -> Embedder:
-    """An actor's own."""
+def _embedder(config: TextConfig, device: str) -> Embedder:
+    """Loaded once in each actor."""
     torch.set_num_threads(1)
     return text_kind(config).embedder(device)
 
 
+def _write_part_in_actor(config: TextConfig, out: str, device: str, part: CaptionGroup) -> None:
+    _write_part(config, Storage(out), _embedder(config, device), part)
+
+
 def _write_part(config: TextConfig, storage: Storage, encoder: Embedder, group: CaptionGroup) -> None:
-    """Embed captions, store them, and say last that they are there."""
+    """Embed captions, store them, and write last the ledger that they are there by."""
     rows = encoder.embed(group.captions)
     sink = pa.BufferOutputStream()
     with pq.ParquetWriter(sink, _SCHEMA, compression="none", write_page_checksum=True) as writer:
@@ -172,18 +173,18 @@ def _write_part(config: TextConfig, storage: Storage, encoder: Embedder, group: 
             column = {"caption": [caption], "num_tokens": [len(row)], "tokens": [row.numpy().tobytes()]}
             writer.write_table(pa.table(column, schema=_SCHEMA))
     data = sink.getvalue().to_pybytes()
-    stem = f"{FOLDER}/{hash_of([text_kind(config).fingerprint(), group.captions])[:20]}"
+    fingerprint = text_kind(config).fingerprint()
+    stem = f"{FOLDER}/{hash_of([fingerprint, group.captions])[:20]}"
     storage.write_bytes(f"{stem}.parquet", data)
     part = Part(
-        encoder=text_kind(config).fingerprint(),
+        encoder=fingerprint,
         max_tokens=config.max_tokens,
         dim=config.dim,
         file=f"{stem}.parquet",
         sha256=hashlib.sha256(data).hexdigest(),
         captions=group.captions,
     )
-    plain = json.loads(json.dumps(asdict(part)))
-    storage.write_json(f"{stem}.json", {**plain, "ledger_sha256": hash_of(plain)})
+    storage.write_json(f"{stem}.json", {**asdict(part), "ledger_sha256": hash_of(asdict(part))})
 
 
 def read_parts(storage: Storage, config: TextConfig) -> list[Part]:
@@ -215,33 +216,21 @@ def read_parts(storage: Storage, config: TextConfig) -> list[Part]:
     return parts
 
 
-def _check_encoder(storage: Storage, config: TextConfig) -> None:
-    """Refuse to mix the embeddings of two encoders."""
-    own = text_kind(config).fingerprint()
-    if any(part.encoder != own for part in read_parts(storage, config)):
-        raise DataError(
-            f"{storage}/{FOLDER} was made by another encoder than {config.pretrained}",
-            f"Give that one, or delete {storage}/{FOLDER} and ingest again: only captions are embedded anew",
-        )
-
-
 class StoredEmbeddings:
     """Conditioning from a dataset's embeddings; those that were used last are held.
 
     Args:
         config: `max_tokens` and `dim` must be those of the embeddings.
         dataset: folder or URI of the dataset.
-        cache_bytes: most that is held.
+        cache_bytes: the most that is held.
     """
 
     def __init__(self, config: TextConfig, dataset: str | Storage, cache_bytes: int = CACHE_BYTES) -> None:
         self._config = config
         self._storage = dataset if isinstance(dataset, Storage) else Storage(dataset)
+        remedy = f"Delete {self._storage}/{FOLDER} and ingest again: only the captions are embedded anew"
+        self._rows = RowGroups(self._storage, "tokens", cache_bytes, remedy=remedy)
         self._places: dict[str, tuple[Part, int]] = {}
-        self._cache_bytes = cache_bytes
-        self._held: OrderedDict[str, Tensor] = OrderedDict()
-        self._held_bytes = 0
-        self._verified: set[str] = set()
         self._find()
 
     def encode(self, captions: Sequence[str]) -> Conditioning:
@@ -262,28 +251,11 @@ class StoredEmbeddings:
 
     def _tokens(self, caption: str) -> Tensor:
         """float16 [L, dim]."""
-        if caption not in self._held:
-            self._held[caption] = tokens = self._read(caption)
-            self._held_bytes += tokens.nbytes
-            while self._held_bytes > self._cache_bytes and len(self._held) > 1:
-                self._held_bytes -= self._held.popitem(last=False)[1].nbytes
-        self._held.move_to_end(caption)
-        return self._held[caption]
-
-    def _read(self, caption: str) -> Tensor:
         if caption not in self._places:
             raise DataError(
                 f"The caption {caption[:60]!r} has no embedding in {self._storage}/{FOLDER}",
                 "Run ingest again with the same settings: it embeds what is missing",
             )
         part, row = self._places[caption]
-        if part.file not in self._verified:
-            if self._storage.sha256(part.file) != part.sha256:
-                raise DataError(
-                    f"{self._storage}/{part.file} is damaged: its sha256 differs",
-                    f"Delete it and its .json in {FOLDER}, and ingest again: its captions are embedded anew",
-                )
-            self._verified.add(part.file)
-        with open_shard(self._storage, part.file) as file:
-            values = file.read_row_group(row, columns=["tokens"])["tokens"][0].as_py()
+        values = self._rows.read(part.file, part.sha256, row)[0].as_py()
         return torch.from_numpy(np.frombuffer(values, np.float16).reshape(-1, part.dim).copy())

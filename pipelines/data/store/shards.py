@@ -5,6 +5,7 @@ A shard holds what decoding gave and nothing that can change afterwards: caption
 
 import hashlib
 import json
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,8 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from models.errors import DataError
 from pipelines.data.store.ledger import ShardFile, Window
-from pipelines.data.tables import open_parquet, parquet_errors
+from pipelines.data.tables import REMEDY, open_parquet, parquet_errors
 from pipelines.storage import Pending, Storage
 
 ROW_GROUP_BYTES = 4 << 20
@@ -64,8 +66,7 @@ class ShardWriter:
         self._pixels = pixels
         self._rows: list[tuple[Window, NDArray[np.float32]]] = []
         self._held_bytes = self._part_bytes = self._part_rows = self._groups = 0
-        self._pending: Pending | None = None
-        self._writer: pq.ParquetWriter | None = None
+        self._part: tuple[Pending, pq.ParquetWriter] | None = None
         self._done: list[ShardFile] = []
 
     def add(self, window: Window, latents: NDArray[np.float32]) -> Window:
@@ -82,22 +83,22 @@ class ShardWriter:
         if self._held_bytes >= ROW_GROUP_BYTES:
             self._flush()
         if self._part_bytes >= SHARD_BYTES:
-            self._finish_part()
+            self._finalize_part()
         return placed
 
     def commit(self) -> list[ShardFile]:
-        """Finish the last part; all parts, in order. Without a window: no file."""
+        """Finalize the last part; all parts, in order. Without a window: no file."""
         self._flush()
-        if self._writer is not None:
-            self._finish_part()
+        self._finalize_part()
         return self._done
 
     def abort(self) -> None:
         """Leave nothing behind."""
-        if self._writer is not None and self._pending is not None:
-            self._writer.close()
-            self._pending.abort()
-        self._writer = self._pending = None
+        if self._part is not None:
+            pending, writer = self._part
+            writer.close()
+            pending.abort()
+        self._part = None
         self._rows.clear()
         for part in self._done:
             self._storage.delete(part.file)
@@ -107,44 +108,50 @@ class ShardWriter:
         return f"{self._stem}-{len(self._done):05d}.parquet"
 
     def _flush(self) -> None:
+        """Write the rows held as a row group."""
         if not self._rows:
             return
-        latents = np.stack([row for _, row in self._rows])
+        windows, rows = zip(*self._rows, strict=True)
+        latents = np.stack(rows)
         with self._storage.errors_about(self._file()):
-            writer = self._writer or self._start(latents.shape[1:])
-            writer.write_table(_table([window for window, _ in self._rows], latents, writer.schema))
+            if self._part is None:
+                pending = self._storage.pending(self._file())
+                self._part = (
+                    pending,
+                    pq.ParquetWriter(
+                        pending.path,
+                        schema(latents.shape[1:]),
+                        compression="zstd",
+                        use_dictionary=["source_id", "reader"],
+                        write_page_checksum=True,
+                    ),
+                )
+            _, writer = self._part
+            columns = list(writer.schema)[:-1]
+            arrays = [pa.array([getattr(w, c.name) for w in windows], c.type) for c in columns]
+            arrays.append(pa.FixedShapeTensorArray.from_numpy_ndarray(latents))
+            writer.write_table(pa.Table.from_arrays(arrays, schema=writer.schema))
         self._part_bytes += latents.nbytes
-        self._part_rows += len(self._rows)
+        self._part_rows += len(rows)
         self._groups += 1
         self._rows.clear()
         self._held_bytes = 0
 
-    def _start(self, shape: Sequence[int]) -> pq.ParquetWriter:
-        self._pending = self._storage.pending(self._file())
-        self._writer = pq.ParquetWriter(
-            self._pending.path,
-            schema(shape),
-            compression="zstd",
-            use_dictionary=["source_id", "reader"],
-            write_page_checksum=True,
-        )
-        return self._writer
-
-    def _finish_part(self) -> None:
-        name = self._file()
-        assert self._writer is not None
-        assert self._pending is not None
+    def _finalize_part(self) -> None:
+        if self._part is None:
+            return
+        (pending, writer), name = self._part, self._file()
         with self._storage.errors_about(name):
-            self._writer.add_key_value_metadata({_LINEAGE: self._lineage})
-            self._writer.close()
-            path = Path(self._pending.path)
+            writer.add_key_value_metadata({_LINEAGE: self._lineage})
+            writer.close()
+            path = Path(pending.path)
             with path.open("rb") as file:
                 sha256 = hashlib.file_digest(file, "sha256").hexdigest()
             size = path.stat().st_size
         part = ShardFile(file=name, rows=self._part_rows, num_bytes=size, sha256=sha256, pixels=self._pixels)
-        self._pending.commit()
+        pending.commit()
         self._done.append(part)
-        self._writer = self._pending = None
+        self._part = None
         self._part_bytes = self._part_rows = self._groups = 0
 
 
@@ -172,7 +179,7 @@ class BucketWriter:
         return self._writers[pixels].add(window, latents)
 
     def commit(self) -> list[ShardFile]:
-        """Finish the last parts; all parts."""
+        """Finalize the last parts; all parts."""
         return [file for writer in self._writers.values() for file in writer.commit()]
 
     def abort(self) -> None:
@@ -181,19 +188,80 @@ class BucketWriter:
             writer.abort()
 
 
-def _table(windows: Sequence[Window], latents: NDArray[np.float32], columns: pa.Schema) -> pa.Table:
-    names = columns.names[:-1]
-    arrays = [pa.array([getattr(w, name) for w in windows], columns.field(name).type) for name in names]
-    arrays.append(pa.FixedShapeTensorArray.from_numpy_ndarray(latents))
-    return pa.Table.from_arrays(arrays, schema=columns)
-
-
 @contextmanager
 def open_shard(storage: Storage, file: str) -> Iterator[pq.ParquetFile]:
-    """A shard as a pyarrow file that verifies the checksum of every page it reads.
+    """A stored parquet file that verifies the checksum of every page it reads.
 
     Raises:
         DataError: it is damaged.
     """
     with storage.open(file) as handle, parquet_errors(storage, file):
         yield open_parquet(handle)
+
+
+class RowGroups:
+    """One column of stored parquet files by row group, those used last held in memory.
+
+    Page checksums cover neither headers nor footers, so each file's sha256 is checked before its first use.
+
+    Args:
+        column: which to read.
+        max_bytes: the most that is held; one row group at least.
+        whole_files: read a file at once and hold all of it, whatever `max_bytes` is.
+        remedy: what to do about a damaged file.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        column: str,
+        max_bytes: int,
+        *,
+        whole_files: bool = False,
+        remedy: str = REMEDY,
+    ) -> None:
+        self._storage = storage
+        self._column = column
+        self._max_bytes = max_bytes
+        self._whole_files = whole_files
+        self._remedy = remedy
+        self._verified: set[str] = set()
+        self._held: OrderedDict[tuple[str, int], pa.Array] = OrderedDict()
+        self.held_bytes = 0
+
+    def read(self, file: str, sha256: str, group: int) -> pa.Array:
+        """The column of a row group.
+
+        Raises:
+            DataError: the file is damaged.
+        """
+        if (file, group) not in self._held:
+            self._load(file, sha256, group)
+        self._held.move_to_end((file, group))
+        return self._held[file, group]
+
+    def _load(self, file: str, sha256: str, group: int) -> None:
+        if self._whole_files:
+            data = self._storage.read_bytes(file)
+            self._verify(file, sha256, hashlib.sha256(data).hexdigest())
+            with parquet_errors(self._storage, file):
+                shard = open_parquet(data)
+                for number in range(shard.num_row_groups):
+                    self._hold(file, number, shard)
+            return
+        if file not in self._verified:
+            self._verify(file, sha256, self._storage.sha256(file))
+        with open_shard(self._storage, file) as shard:
+            self._hold(file, group, shard)
+        while self.held_bytes > self._max_bytes and len(self._held) > 1:
+            self.held_bytes -= self._held.popitem(last=False)[1].nbytes
+
+    def _hold(self, file: str, group: int, shard: pq.ParquetFile) -> None:
+        table = shard.read_row_group(group, columns=[self._column], use_threads=False)
+        self._held[file, group] = table[self._column].combine_chunks()
+        self.held_bytes += self._held[file, group].nbytes
+
+    def _verify(self, file: str, sha256: str, found: str) -> None:
+        if found != sha256:
+            raise DataError(f"{self._storage}/{file} is damaged: its sha256 differs", self._remedy)
+        self._verified.add(file)

@@ -16,7 +16,7 @@ from models.rng import Key
 from models.text import umt5
 from models.text.conditioning import NgramEncoder, drop_some, withhold
 from models.text.umt5 import Umt5Encoder
-from pipelines.data.store import caption_embeddings as texts
+from pipelines.data.store import caption_embeddings, shards
 from pipelines.data.store.caption_embeddings import FOLDER, StoredEmbeddings, embed_captions, text_encoder
 from pipelines.ray_map import Pool
 from pipelines.storage import Storage, hash_of
@@ -118,7 +118,7 @@ def test_guidance_leads_away_from_the_negative_caption_and_dropping_gives_the_em
 def test_actors_embed_what_one_process_does(
     ray_local: None, made: str, config: TextConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(texts, "PART_CAPTIONS", 2)
+    monkeypatch.setattr(caption_embeddings, "PART_CAPTIONS", 2)
     make(tmp_path / "alone")
     told: list[tuple[str, int, int]] = []
     count = embed_captions(config, made, pool=Pool(1, 2), progress=lambda *step: told.append(step))
@@ -145,21 +145,26 @@ def test_a_worker_tells_what_a_user_can_mend(
         embed_captions(dataclasses.replace(config, pretrained=str(folder)), made, pool=Pool(1, 1))
 
 
-def test_little_is_held_and_nothing_is_read_twice_while_it_is(made: str, config: TextConfig) -> None:
+def test_little_is_held_and_nothing_is_read_twice_while_it_is(
+    made: str, config: TextConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     embed_captions(config, made)
     captions = [f"video {i}" for i in range(3)]
     small = StoredEmbeddings(config, made, cache_bytes=1)
     large = StoredEmbeddings(config, made)
-    reads: list[str] = []
-    inner = StoredEmbeddings._read
-    for encoder in (small, large):
-        encoder._read = lambda caption, encoder=encoder: (  # type: ignore[method-assign]
-            reads.append(caption) or inner(encoder, caption)
-        )
-    for _ in range(2):
-        assert torch.equal(small.encode(captions).text, large.encode(captions).text)
-        assert len(small._held) == 1
-    assert reads.count("video 0") == 2 + 1
+    opened: list[str] = []
+    original = shards.open_shard
+    monkeypatch.setattr(
+        shards, "open_shard", lambda storage, file: opened.append(file) or original(storage, file)
+    )
+    few, many = small.encode(captions).text, large.encode(captions).text
+    assert torch.equal(few, many)
+    opened.clear()
+    large.encode(captions)
+    assert opened == []
+    assert torch.equal(small.encode(captions).text, few)
+    assert len(opened) == len([*captions, "the negative one"])
+    assert small._rows.held_bytes < large._rows.held_bytes
 
 
 def test_a_caption_without_an_embedding_is_named(made: str, config: TextConfig) -> None:
