@@ -6,7 +6,6 @@ from typing import Literal, NamedTuple
 import numpy as np
 import pyarrow.compute as pc
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from pipelines.data.store.index import read_index
@@ -62,28 +61,25 @@ class ShardDataset:
         """Of every row."""
         self.ids: list[str] = rows["window_id"].to_pylist()
         """Of every row, ascending."""
-        self._places = list(
-            zip(*(rows[name].to_pylist() for name in ("file", "row_group", "row")), strict=True)
-        )
+        self._file: list[str] = rows["file"].to_pylist()
+        self._group, self._row = rows["row_group"].to_numpy(), rows["row"].to_numpy()
         self._sha256 = {file.file: file.sha256 for file in described.files}
         self._shape_of = {file.file: described.shape_of(file) for file in described.files}
         whole = described.latent_bytes <= memory_bytes
-        self._groups = RowGroups(storage, "latents", memory_bytes, whole_files=whole)
+        self._cache = RowGroups(storage, "latents", memory_bytes, whole_files=whole)
         shapes = dict.fromkeys(bucket.latent_shape for bucket in described.buckets) or [self.latent_shape]
-        found = (self._rows_of(shape) for shape in shapes)
+        found = [np.array(self._rows_of(shape), np.int64) for shape in shapes]
         self.buckets = [rows for rows in found if len(rows)]
         """Numbers of the rows of each shape that has any, ascending; the main one's first, if it has. Lengths
         that an autoencoder pads to one are one bucket."""
 
-    def _rows_of(self, shape: tuple[int, ...]) -> NDArray[np.int64]:
-        return np.array(
-            [i for i, (file, *_) in enumerate(self._places) if self._shape_of[file] == shape], np.int64
-        )
+    def _rows_of(self, shape: tuple[int, ...]) -> list[int]:
+        return [i for i, file in enumerate(self._file) if self._shape_of[file] == shape]
 
     @property
     def main(self) -> list[int]:
         """Numbers of the rows of the main bucket, ascending."""
-        return self._rows_of(self.latent_shape).tolist()
+        return self._rows_of(self.latent_shape)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -96,11 +92,12 @@ class ShardDataset:
             ValueError: they have several shapes.
         """
         captions, ids = [self.captions[i] for i in indices], [self.ids[i] for i in indices]
-        places = [self._places[i] for i in indices]
-        shapes = {self._shape_of[file] for file, _, _ in places} or {self.latent_shape}
+        shapes = {self._shape_of[self._file[i]] for i in indices} or {self.latent_shape}
         if len(shapes) > 1:
             raise ValueError(f"rows of the shapes {sorted(shapes)} are read together")
         latents = np.empty((len(ids), *shapes.pop()), np.float32)
-        for target, (file, group, row) in zip(latents, places, strict=True):
-            target[...] = self._groups.read(file, self._sha256[file], group).to_numpy_ndarray()[row]
+        for target, i in zip(latents, indices, strict=True):
+            file = self._file[i]
+            group = self._cache.read(file, self._sha256[file], int(self._group[i]))
+            target[...] = group.to_numpy_ndarray()[self._row[i]]
         return Rows(torch.from_numpy(latents), captions, ids)

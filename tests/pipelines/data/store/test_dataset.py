@@ -66,8 +66,8 @@ def test_memory_stays_bounded(made: Path) -> None:
     dataset = ShardDataset(str(made), "short", memory_bytes=bound)
     for index in range(90):
         dataset.read([index])
-        assert dataset._groups.held_bytes <= bound
-    assert dataset._groups.held_bytes > bound // 2
+        assert dataset._cache.held_bytes <= bound
+    assert dataset._cache.held_bytes > bound // 2
 
 
 def test_memory_stays_bounded_though_few_windows_of_large_files_count(made: Path, tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_memory_stays_bounded_though_few_windows_of_large_files_count(made: Path
     bound = 2 * 7 * ROW_BYTES["short"]
     dataset = ShardDataset(str(tmp_path / "d"), "short", memory_bytes=bound)
     dataset.read(range(90))
-    assert dataset._groups.held_bytes <= bound
+    assert dataset._cache.held_bytes <= bound
 
 
 def test_row_groups_read_last_are_not_read_again(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
