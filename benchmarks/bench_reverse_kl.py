@@ -1,4 +1,4 @@
-"""The reverse-KL score and the re-noising against eager torch and torch.compile, in one run.
+"""The reverse-KL score against eager torch and torch.compile, in one run.
 
     python benchmarks/bench_reverse_kl.py [--device cpu|cuda] [--frames 21 240] [--repeats 7] [--json FILE]
 
@@ -26,14 +26,14 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from kernels import reference  # noqa: E402
-from kernels.ops import renoise, reverse_kl_score  # noqa: E402
+from kernels.ops import reverse_kl_score  # noqa: E402
 
 INNER = (16, 60, 104)
 """Channels, height and width of a latent frame of 480 x 832 video."""
 GUIDANCE = 5.0
 OPTIONS: dict[str, Any] = {"guidance_scale": GUIDANCE, "normalizer": "window"}
-MOVED = {"score": 9, "renoise": 3}
-"""Tensors that the kernels read and write: five read to sum and three to divide, one written; one and two."""
+MOVED = 9
+"""Tensors that the kernels read and write: five read to sum, three read to divide, one written."""
 Inputs = tuple[Tensor, ...]
 Rows = Iterator[dict[str, Any]]
 
@@ -90,13 +90,6 @@ def same_maths(
     return score.to(x0.dtype), distance_real, distance_fake, norm, bad.sum(), loss
 
 
-@torch.no_grad()
-def plain_renoise(x0: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    """x_t and noise from torch's own generator."""
-    eps, time = torch.randn_like(x0), t.to(x0.dtype).view(-1, 1, 1, 1, 1)
-    return (1 - time) * x0 + time * eps, eps
-
-
 def copy_rate(device: str) -> float:
     """GB/s that a copy of 1 GiB reads and writes."""
     source = torch.empty(2**28, dtype=torch.float32, device=device)
@@ -129,30 +122,11 @@ def bench_score(frames: int, device: str, dtype: torch.dtype, repeats: int) -> R
     ours = partial(reverse_kl_score, *inputs, **OPTIONS)
     for name, baseline in baselines.items():
         if baseline is not None:
-            row = compare("score", frames, device, dtype, repeats, ours, partial(baseline, *inputs))
+            row = compare(frames, device, dtype, repeats, ours, partial(baseline, *inputs))
             yield {**row, "baseline": name, "relative_error": error}
 
 
-def bench_renoise(frames: int, device: str, dtype: torch.dtype, repeats: int) -> Rows:
-    """The re-noising against torch's generator, whose noise depends on the order of draws."""
-    x0, _, t, *_ = inputs_of(frames, device, dtype)
-    baselines = {"eager": plain_renoise, "torch.compile": compiled(plain_renoise, device)}
-    for name, baseline in baselines.items():
-        if baseline is not None:
-            row = compare(
-                "renoise",
-                frames,
-                device,
-                dtype,
-                repeats,
-                lambda: renoise(x0, t, 2**40),
-                partial(baseline, x0, t),
-            )
-            yield {**row, "baseline": name}
-
-
 def compare(
-    operation: str,
     frames: int,
     device: str,
     dtype: torch.dtype,
@@ -165,14 +139,14 @@ def compare(
     elements = frames * INNER[0] * INNER[1] * INNER[2]
     kind = str(dtype).removeprefix("torch.")
     row: dict[str, Any] = {
-        "case": f"{operation} T={frames} {kind}",
+        "case": f"score T={frames} {kind}",
         "elements": elements,
         "ratio": times[1] / times[0],
         "milliseconds": times[0],
         "baseline_milliseconds": times[1],
     }
     if device != "cpu":
-        row["gb_per_s"] = MOVED[operation] * elements * dtype.itemsize / times[0] / 1e6
+        row["gb_per_s"] = MOVED * elements * dtype.itemsize / times[0] / 1e6
         row["peak_bytes"], row["baseline_peak_bytes"] = peak_bytes(ours), peak_bytes(theirs)
     return row
 
@@ -197,12 +171,11 @@ def main() -> None:
     rows = []
     for dtype in (torch.float32,) if on_cpu else (torch.bfloat16, torch.float32):
         for frames in given.frames or ((21,) if on_cpu else (21, 240)):
-            for bench in (bench_score, bench_renoise):
-                for row in bench(frames, device, dtype, given.repeats):
-                    if rate is not None:
-                        row["copy_share"] = row["gb_per_s"] / rate
-                    rows.append(row)
-                    print(line(row))
+            for row in bench_score(frames, device, dtype, given.repeats):
+                if rate is not None:
+                    row["copy_share"] = row["gb_per_s"] / rate
+                rows.append(row)
+                print(line(row))
     if given.json:
         write(given.json, device, rows, copy_gb_per_s=rate)
 

@@ -18,7 +18,6 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from kernels import renoise
 from kernels.aot_case import AotCase
 from kernels.attention import triton as window_attention
 from kernels.score import triton as reverse_kl
@@ -54,7 +53,7 @@ class Compiled:
 
 def cases() -> list[AotCase]:
     """Every configuration that is shipped."""
-    return [*window_attention.aot_cases(), *reverse_kl.aot_cases(), *renoise.aot_cases()]
+    return [*window_attention.aot_cases(), *reverse_kl.aot_cases()]
 
 
 def compile_case(case: AotCase, target: str) -> Compiled:

@@ -113,24 +113,6 @@ def score_options(
         )
 
 
-def renoise_inputs(x0: Tensor, t: Tensor, seed: int, samples: Tensor) -> None:
-    """x0 [N, ...], t [N] and integers samples [N] on one device, a seed of 63 bits."""
-    if x0.dim() < 1 or not x0.numel() or not x0.is_floating_point():
-        raise ValueError(f"renoise: x0 is {x0.dtype} {list(x0.shape)}. Give [N, ...], none of it empty")
-    if t.shape != x0.shape[:1] or t.device != x0.device:
-        raise ValueError(
-            f"renoise: t is {list(t.shape)} on {t.device}. "
-            f"Give {x0.shape[0]} times, one a row, on {x0.device}"
-        )
-    if samples.shape != x0.shape[:1] or samples.device != x0.device or samples.is_floating_point():
-        raise ValueError(
-            f"renoise: samples is {samples.dtype} {list(samples.shape)} on {samples.device}. "
-            f"Give {x0.shape[0]} integers, one a row, on {x0.device}"
-        )
-    if not 0 <= seed < 2**63:
-        raise ValueError(f"renoise: seed={seed} is not an integer of 63 bits. Give 0 <= seed < 2^63")
-
-
 def window_places(
     operation: str, starts: Sequence[int], length: int, num_frames: int, wrap: bool = False
 ) -> None:

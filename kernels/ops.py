@@ -17,13 +17,11 @@ from kernels.attention import cpu_dense as dense_attention_cpu
 from kernels.attention import operator as attention_op
 from kernels.dispatch import VARIABLE
 from kernels.reference import Normalizer, ReverseKLScore
-from kernels.renoise_op import noised
 from kernels.score.operator import score
 
 __all__ = [
     "ReverseKLScore",
     "dense_attention",
-    "renoise",
     "reverse_kl_score",
     "window_attention",
     "window_gather",
@@ -194,33 +192,6 @@ def reverse_kl_score(
     options = (float(guidance_scale), normalizer, windows_per_sample, block_frames, float(floor))
     with torch.no_grad():
         return ReverseKLScore(*score(x0, x_t, t, v_cond, v_uncond, v_fake, *options))
-
-
-def renoise(x0: Tensor, t: Tensor, seed: int, samples: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """x_t = (1 - t) x0 + t eps with standard normal eps made on the way; the target of flow matching is
-    eps - x0.
-
-    The noise is a function of (seed, sample, element of the row) alone: neither the split of a batch, nor the
-    device changes it (Philox4x32-10, its integers equal bit for bit on CPU and GPU; kernels/renoise_cpu.py).
-
-    Args:
-        x0: [N, ...].
-        t: [N], the time of each row (0 data, 1 noise), a constant to autograd.
-        seed: 0 <= seed < 2^63.
-        samples: integers [N], the numbers of the rows in the global batch; 0 .. N - 1 by default.
-
-    Returns:
-        x_t, with a gradient for x0, and eps, which x_t holds in this precision; both like x0.
-
-    Raises:
-        ValueError: shapes that do not fit together, or a seed out of range.
-        RuntimeError: the demanded path cannot run.
-    """
-    if samples is None:
-        samples = torch.arange(t.numel(), device=x0.device)
-    checks.renoise_inputs(x0, t, seed, samples)
-    x_t, eps = noised(x0, t, seed, samples.to(torch.int64))
-    return x_t, eps.detach()
 
 
 def window_gather(video: Tensor, starts: Sequence[int], length: int, *, wrap: bool = False) -> Tensor:

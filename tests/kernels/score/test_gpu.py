@@ -1,4 +1,4 @@
-"""The reverse-KL score and the re-noising on a GPU: the definition, the CPU's numbers, equal bits twice."""
+"""The reverse-KL score on a GPU: equal to the reference, and the same bits twice."""
 
 import pytest
 import torch
@@ -41,15 +41,3 @@ def test_what_is_not_finite_is_zero_and_counted(place, value):
     truth = reference.reverse_kl_score(*inputs, **options)
     assert result.non_finite == truth.non_finite > 0
     assert torch.allclose(result.score, truth.score, atol=1e-5)
-
-
-@pytest.mark.parametrize("dtype", BOUNDS)
-@pytest.mark.parametrize("inner", [(5, 3), (3, 11, 67), (16, 60, 104)])
-@pytest.mark.parametrize("seed", [0, 2**32 + 5, 2**63 - 1])
-def test_noise_is_that_of_the_cpu(dtype, inner, seed):
-    x0, t = torch.randn(3, *inner).to(dtype), torch.tensor([0.0, 0.3, 1.0])
-    samples = torch.tensor([2**40 + 7, 3, 0])
-    found = ops.renoise(x0.cuda(), t.cuda(), seed, samples.cuda())
-    bound = {torch.float32: 3e-6, torch.float16: 4e-3, torch.bfloat16: 4e-2}[dtype]
-    for value, expected in zip(found, ops.renoise(x0, t, seed, samples), strict=True):
-        assert torch.allclose(value.cpu().float(), expected.float(), atol=bound, rtol=0)
