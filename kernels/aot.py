@@ -1,26 +1,27 @@
-"""Compiles every shipped kernel for GPUs that are not here, and judges what comes out.
+"""Compiles every shipped kernel for GPUs that are not here, and judges the machine code.
 
 Triton compiles without a GPU, and its package brings the disassembler: registers, spills, shared memory and
-tensor-core instructions are known on any machine. Triton keeps what it has compiled: a second run is quick.
+tensor-core instructions are known on any machine. Triton caches what it has compiled: a second run is quick.
 """
 
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from kernels.aot_case import AotCase
-from kernels.attention import triton as window_attention
-from kernels.score import triton as reverse_kl
+from kernels.attention import triton as attention
+from kernels.attention import triton_kernels
+from kernels.score import triton as score
 
 TARGETS = {
     "sm_90": GPUTarget("cuda", 90, 32),
@@ -29,8 +30,42 @@ TARGETS = {
 }
 """Hopper, Ampere and AMD's MI300."""
 SHARED_BYTES = {"sm_90": 232_448, "sm_80": 166_912, "gfx942": 65_536}
-"""Shared memory a program may have."""
+"""Shared memory that one program may use."""
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+ATTENTION = [
+    ("fp32", 4096, 64, False),
+    ("fp32", 4096, 128, False),
+    ("fp16", 4096, 64, False),
+    ("fp16", 4096, 128, False),
+    ("bf16", attention.FEW_TOKENS, 64, False),
+    ("bf16", attention.FEW_TOKENS, 128, False),
+    ("bf16", 4096, 24, False),
+    ("bf16", 4096, 64, False),
+    ("bf16", 4096, 96, False),
+    ("bf16", 4096, 128, False),
+    ("bf16", 4096, 128, True),
+]
+"""Shipped configurations of windowed attention: dtype, tokens, head dimension, ring."""
 _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """A kernel with everything that decides its code, and what that code must show on sm_90."""
+
+    name: str
+    kernel: Any
+    types: dict[str, str]
+    """Of arguments; int32 where none is named. Pointers and `stride_*` are multiples of 16."""
+    constants: dict[str, Any]
+    options: dict[str, int]
+    """num_warps and num_stages."""
+    tensor_cores: bool = False
+    """Warp-group instructions (HGMMA) and none of the older ones (HMMA); if False, neither."""
+    wide_loads: bool = False
+    """Global loads of 128 bits."""
+    everywhere: bool = False
+    """Compiled for the other targets too."""
 
 
 @dataclass(frozen=True)
@@ -51,49 +86,97 @@ class Compiled:
     ok: bool
 
 
-def cases() -> list[AotCase]:
-    """Every configuration that is shipped."""
-    return [*window_attention.aot_cases(), *reverse_kl.aot_cases()]
+def configurations() -> list[Configuration]:
+    """Every shipped configuration."""
+    return [*_attention_configurations(), *_score_configurations()]
 
 
-def compile_case(case: AotCase, target: str) -> Compiled:
+def _attention_configurations() -> Iterator[Configuration]:
+    for dtype, tokens, head_dim, wrap in ATTENTION:
+        tiles = attention.tiles_for(tokens, head_dim, DTYPES[dtype], interpreted=False)
+        length = "few" if tokens <= attention.FEW_TOKENS else "many"
+        for kernel_name, tile in tiles._asdict().items():
+            kernel = getattr(triton_kernels, f"{kernel_name}_kernel")
+            yield Configuration(
+                f"{kernel_name}_{dtype}_{head_dim}_{length}{'_wrap' if wrap else ''}",
+                kernel,
+                _attention_types(dtype),
+                {**attention.constants_for(head_dim, tile), "STEP": tile.step, "WRAP": wrap},
+                {"num_warps": tile.warps, "num_stages": tile.stages},
+                tensor_cores=dtype != "fp32",
+                everywhere=dtype == "bf16" and not wrap,
+            )
+    for dtype, kind in DTYPES.items():
+        tile = attention.tiles_for(4096, 128, kind, interpreted=False).query_gradients
+        yield Configuration(
+            f"delta_{dtype}",
+            triton_kernels.delta_kernel,
+            _attention_types(dtype),
+            attention.constants_for(128, tile),
+            {"num_warps": tile.warps, "num_stages": tile.stages},
+        )
+
+
+def _attention_types(dtype: str) -> dict[str, str]:
+    types = dict.fromkeys(("q", "k", "v", "out", "grad", "grad_q", "grad_k", "grad_v"), f"*{dtype}")
+    types |= {"lse": "*fp32", "delta": "*fp32", "valid_frames": "*i32", "scale": "fp32"}
+    return types | {f"stride_{x}{axis}": "i64" for x in "qkvg" for axis in "bhn"}
+
+
+def _score_configurations() -> Iterator[Configuration]:
+    types = dict.fromkeys(("t", "tile_sums", "norm", "distance_real", "distance_fake", "loss"), "*fp32")
+    types |= {"guidance_scale": "fp32", "floor": "fp32", "non_finite": "*i64"}
+    options = {"num_warps": score.WARPS}
+    for dtype, kind in DTYPES.items():
+        tensors = dict.fromkeys(("x0", "x_t", "v_cond", "v_uncond", "v_fake", "score"), f"*{dtype}")
+        for kernel in (score.sum_kernel, score.score_kernel):
+            for guided in (True, False):
+                yield Configuration(
+                    f"reverse_kl_{kernel.__name__}_{dtype}{'_guided' if guided else ''}",
+                    kernel,
+                    types | tensors,
+                    {"GUIDED": guided, "BLOCK": score.BLOCKS[kind]},
+                    options,
+                    wide_loads=True,
+                    everywhere=dtype == "bf16",
+                )
+    for kernel in (score.norm_kernel, score.total_kernel):
+        name, constants = f"reverse_kl_{kernel.__name__}", {"CHUNK": score.CHUNK}
+        yield Configuration(name, kernel, types, constants, options, everywhere=True)
+
+
+def compile_for(target: str, configuration: Configuration) -> Compiled:
     """Compiles one configuration and reads its code.
 
     Raises:
         triton.CompilationError: it does not compile.
     """
     signature = {
-        p.name: "constexpr" if p.name in case.constants else case.types.get(p.name, "i32")
-        for p in case.kernel.params
+        p.name: "constexpr" if p.name in configuration.constants else configuration.types.get(p.name, "i32")
+        for p in configuration.kernel.params
     }
     aligned = {
         (i,): [["tt.divisibility", 16]]
         for i, (name, kind) in enumerate(signature.items())
         if kind.startswith("*") or name.startswith("stride_")
     }
-    source = ASTSource(case.kernel, signature, case.constants, aligned)
-    options = {"enable_fp_fusion": True, **case.options}
+    source = ASTSource(configuration.kernel, signature, configuration.constants, aligned)
+    options = {"enable_fp_fusion": True, **configuration.options}
     if target == "gfx942" and "num_stages" in options:
-        options["num_stages"] = min(options["num_stages"], window_attention.AMD_STAGES)
+        options["num_stages"] = min(options["num_stages"], attention.AMD_STAGES)
     compiled = triton.compile(source, target=TARGETS[target], options=options)
-    return judge(case, target, compiled)
-
-
-def judge(case: AotCase, target: str, compiled: Any) -> Compiled:
-    """What a compiled kernel's code holds, and whether that is what the configuration has to show."""
     found = _amd(compiled.asm["amdgcn"]) if target == "gfx942" else _nvidia(compiled.asm["cubin"], target)
     shared = int(compiled.metadata.shared)
-    good = shared <= SHARED_BYTES[target]
+    ok = shared <= SHARED_BYTES[target]
     if target == "sm_90":
-        good = good and (found["tensor_core_ops"] > 0) == case.tensor_cores
-        good = good and not found["older_tensor_core_ops"]
-        good = good and (found["wide_loads"] > 0 or not case.wide_loads)
-        good = good and not found["spill_stores"]
-    return Compiled(case.name, target, shared_bytes=shared, ok=good, **found)
+        ok = ok and (found["tensor_core_ops"] > 0) == configuration.tensor_cores
+        ok = ok and not found["older_tensor_core_ops"]
+        ok = ok and (found["wide_loads"] > 0 or not configuration.wide_loads)
+        ok = ok and not found["spill_stores"]
+    return Compiled(configuration.name, target, shared_bytes=shared, ok=ok, **found)
 
 
 def _nvidia(cubin: bytes, target: str) -> dict[str, int]:
-    """Counts in the machine code of an NVIDIA target."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(cubin)
@@ -114,8 +197,6 @@ def _nvidia(cubin: bytes, target: str) -> dict[str, int]:
 
 
 def _amd(code: str) -> dict[str, int]:
-    """Counts in the assembly of an AMD target."""
-
     def last(name: str) -> int:
         return int(re.findall(rf"\.{name}:\s*(\d+)", code)[-1])
 
@@ -129,31 +210,23 @@ def _amd(code: str) -> dict[str, int]:
 
 
 def _run(tool: str, *words: str) -> str:
-    """What a tool of Triton's package prints."""
     return subprocess.run([str(_TOOLS / tool), *words], capture_output=True, text=True, check=True).stdout
 
 
-def work() -> list[tuple[AotCase, str]]:
-    """Every configuration on Hopper, and those that say so on the other targets too."""
-    everything = cases()
-    elsewhere = [case for case in everything if case.everywhere]
-    return [(case, "sm_90") for case in everything] + [
-        (case, target) for target in ("sm_80", "gfx942") for case in elsewhere
-    ]
+def compilations() -> list[tuple[str, Configuration]]:
+    """What to compile for which target: everything for Hopper, then `everywhere` for the others."""
+    shipped = configurations()
+    others = [(target, case) for target in ("sm_80", "gfx942") for case in shipped if case.everywhere]
+    return [("sm_90", case) for case in shipped] + others
 
 
-def report(processes: int, chosen: Iterable[tuple[AotCase, str]] | None = None) -> Iterator[Compiled]:
-    """Compiles all the work in so many processes; yields in order.
-
-    Args:
-        processes: how many compile side by side.
-        chosen: another selection than `work`.
-    """
-    given = list(work() if chosen is None else chosen)
+def report(processes: int) -> Iterator[Compiled]:
+    """Compiles all there is in so many processes; yields in the order of `compilations`."""
+    everything = [(target, case.name) for target, case in compilations()]
     with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
-        yield from pool.map(_compile_named, [case.name for case, _ in given], [target for _, target in given])
+        yield from pool.map(_compile_named, *zip(*everything, strict=True))
 
 
-def _compile_named(name: str, target: str) -> Compiled:
-    """`compile_case` in another process, where kernels are other objects of the same name."""
-    return compile_case(next(case for case in cases() if case.name == name), target)
+def _compile_named(target: str, name: str) -> Compiled:
+    """Configurations travel to another process by name: Triton's kernels cannot be pickled."""
+    return compile_for(target, next(case for case in configurations() if case.name == name))

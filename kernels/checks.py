@@ -1,4 +1,4 @@
-"""What the operations accept: ValueErrors that say what is wrong, where, and the remedy."""
+"""What the operations accept: each check raises a ValueError that says what is wrong and what to do."""
 
 from collections.abc import Sequence
 from typing import get_args
@@ -10,7 +10,7 @@ from kernels.reference import Normalizer
 
 
 def attention_inputs(q: Tensor, k: Tensor, v: Tensor) -> None:
-    """Shapes [B, heads, N, D], [B, heads, M, D], [B, heads, M, D], nothing empty, one type and device."""
+    """Shapes [B, heads, N, D], [B, heads, M, D], [B, heads, M, D], nothing empty, one dtype and device."""
     if (
         q.dim() != 4
         or k.shape != v.shape
@@ -18,8 +18,8 @@ def attention_inputs(q: Tensor, k: Tensor, v: Tensor) -> None:
         or (q.shape[:2], q.shape[3]) != (k.shape[:2], k.shape[3])
     ):
         raise ValueError(
-            f"attention: q {list(q.shape)}, k {list(k.shape)} and v {list(v.shape)} do not fit. "
-            "Give [B, heads, tokens, head_dim], k and v alike"
+            f"attention: q {list(q.shape)}, k {list(k.shape)} and v {list(v.shape)} do not fit together. "
+            "Give [B, heads, tokens, head_dim], k and v of one shape"
         )
     if not q.numel() or not k.numel():
         raise ValueError(
@@ -28,14 +28,13 @@ def attention_inputs(q: Tensor, k: Tensor, v: Tensor) -> None:
     if not q.dtype == k.dtype == v.dtype or not q.device == k.device == v.device or not q.is_floating_point():
         kinds = ", ".join(f"{x.dtype} on {x.device}" for x in (q, k, v))
         raise ValueError(
-            f"attention: q, k and v are {kinds}. Bring them to one floating-point type and device"
+            f"attention: q, k and v are {kinds}. Convert them to one floating-point dtype and device"
         )
 
 
 def window_options(
-    q: Tensor, k: Tensor, tokens_per_frame: int, window: int, valid_frames: Tensor | None, global_frames: int
+    q: Tensor, k: Tensor, tokens_per_frame: int, window: int, valid_frames: Tensor | None
 ) -> None:
-    """Tokens are whole frames, the window and the options are possible."""
     tokens = q.shape[2]
     if k.shape != q.shape:
         raise ValueError(
@@ -47,10 +46,8 @@ def window_options(
             f"window_attention: {tokens} tokens are not whole frames of tokens_per_frame={tokens_per_frame}. "
             "Pad the clip, or correct tokens_per_frame"
         )
-    if window < 0 or global_frames < 0:
-        raise ValueError(
-            f"window_attention: window={window} and global_frames={global_frames}. Neither may be negative"
-        )
+    if window < 0:
+        raise ValueError(f"window_attention: window={window} is negative. Give the frames to each side")
     if valid_frames is None:
         return
     kind = valid_frames.dtype
@@ -58,16 +55,16 @@ def window_options(
     if valid_frames.shape != q.shape[:1] or not counts or valid_frames.device != q.device:
         raise ValueError(
             f"window_attention: valid_frames is {kind} {list(valid_frames.shape)} on {valid_frames.device}. "
-            f"Give {q.shape[0]} integers, one a sample, on {q.device}"
+            f"Give {q.shape[0]} integers, one per sample, on {q.device}"
         )
 
 
 def score_inputs(x0: Tensor, others: dict[str, Tensor | None], t: Tensor) -> None:
-    """All like x0 [N, L, ...], t [N], on one device."""
+    """x0 [N, L, ...], the others of its shape, t [N], all on one device."""
     if x0.dim() < 2 or not x0.numel() or not x0.is_floating_point():
         raise ValueError(
             f"reverse_kl_score: x0 is {x0.dtype} {list(x0.shape)}. "
-            "Give windows [N, L, C, h, w], none of it empty"
+            "Give floating-point windows [N, L, C, h, w] that are not empty"
         )
     for name, x in others.items():
         if x is not None and (x.shape != x0.shape or x.device != x0.device):
@@ -78,7 +75,7 @@ def score_inputs(x0: Tensor, others: dict[str, Tensor | None], t: Tensor) -> Non
     if t.shape != x0.shape[:1] or t.device != x0.device:
         raise ValueError(
             f"reverse_kl_score: t is {list(t.shape)} on {t.device}. "
-            f"Give {x0.shape[0]} times, one a window, on {x0.device}"
+            f"Give {x0.shape[0]} times, one per window, on {x0.device}"
         )
 
 
@@ -91,7 +88,6 @@ def score_options(
     block_frames: int,
     floor: float,
 ) -> None:
-    """Conventions that can be followed."""
     if v_uncond is None and guidance_scale != 1.0:
         raise ValueError(
             f"reverse_kl_score: guidance_scale={guidance_scale} without v_uncond. Give the teacher's "
@@ -105,7 +101,7 @@ def score_options(
     if windows_per_sample < 1 or x0.shape[0] % windows_per_sample:
         raise ValueError(
             f"reverse_kl_score: {x0.shape[0]} windows are not whole videos of windows_per_sample="
-            f"{windows_per_sample}. Fold the same number of windows of every video"
+            f"{windows_per_sample}. Fold the same number of windows from every video"
         )
     if block_frames < 1 or floor <= 0:
         raise ValueError(
@@ -113,20 +109,19 @@ def score_options(
         )
 
 
-def window_places(
+def windows_fit(
     operation: str, starts: Sequence[int], length: int, num_frames: int, wrap: bool = False
 ) -> None:
-    """At least one window, all of them inside the video, or on the ring and no longer than it."""
+    """At least one window, each inside the video or, with `wrap`, no longer than the ring."""
     last = num_frames - (1 if wrap and length <= num_frames else length)
     if not starts or length < 1 or min(starts) < 0 or max(starts) > last:
         raise ValueError(
             f"{operation}: windows of {length} frames at {list(starts)} do not lie in {num_frames} frames. "
-            f"Give one to {num_frames} frames and starts between 0 and {max(last, 0)}"
+            f"Give one to {num_frames} frames and starts from 0 to {max(last, 0)}"
         )
 
 
 def key_mask_shape(k: Tensor, key_mask: Tensor | None) -> None:
-    """A bool [B, M], or nothing."""
     if key_mask is not None and (key_mask.dtype != torch.bool or key_mask.shape != (k.shape[0], k.shape[2])):
         raise ValueError(
             f"dense_attention: key_mask is {key_mask.dtype} {list(key_mask.shape)}, k is {list(k.shape)}. "
@@ -135,7 +130,6 @@ def key_mask_shape(k: Tensor, key_mask: Tensor | None) -> None:
 
 
 def scatter_options(folded: Tensor, starts: Sequence[int], num_frames: int, coverage: Tensor | None) -> None:
-    """Rows are whole videos, the coverage is one number a frame."""
     if folded.shape[0] % len(starts):
         raise ValueError(
             f"window_scatter: {folded.shape[0]} windows are not whole videos of {len(starts)}. "
@@ -143,6 +137,6 @@ def scatter_options(folded: Tensor, starts: Sequence[int], num_frames: int, cove
         )
     if coverage is not None and coverage.shape != (num_frames,):
         raise ValueError(
-            f"window_scatter: coverage is {list(coverage.shape)} for {num_frames} frames. Give one number a "
-            "frame"
+            f"window_scatter: coverage is {list(coverage.shape)} for {num_frames} frames. "
+            "Give one number per frame"
         )

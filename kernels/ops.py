@@ -1,7 +1,4 @@
-"""The operations the models use.
-
-Inputs are checked here; which code then runs is kernels/dispatch.py's choice.
-"""
+"""The operations that models use: inputs are checked here, kernels/dispatch.py chooses the code that runs."""
 
 import os
 from collections.abc import Sequence
@@ -11,13 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kernels import checks
-from kernels import window_gather as windows
-from kernels.attention import cpu_dense as dense_attention_cpu
-from kernels.attention import operator as attention_op
+from kernels import checks, operators
+from kernels.attention import dense
 from kernels.dispatch import VARIABLE
 from kernels.reference import Normalizer, ReverseKLScore
-from kernels.score.operator import score
 
 __all__ = [
     "ReverseKLScore",
@@ -39,11 +33,9 @@ def window_attention(
     window: int,
     scale: float | None = None,
     valid_frames: Tensor | None = None,
-    global_frames: int = 0,
     wrap: bool = False,
     return_lse: Literal[False] = False,
-) -> Tensor:
-    """The output alone."""
+) -> Tensor: ...
 
 
 @overload
@@ -56,11 +48,9 @@ def window_attention(
     window: int,
     scale: float | None = None,
     valid_frames: Tensor | None = None,
-    global_frames: int = 0,
     wrap: bool = False,
     return_lse: Literal[True],
-) -> tuple[Tensor, Tensor]:
-    """The output and each row's log of the sum of exponentials."""
+) -> tuple[Tensor, Tensor]: ...
 
 
 def window_attention(
@@ -72,22 +62,19 @@ def window_attention(
     window: int,
     scale: float | None = None,
     valid_frames: Tensor | None = None,
-    global_frames: int = 0,
     wrap: bool = False,
     return_lse: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """softmax(scale q k^T) v where a frame sees the frames at a distance of at most `window`, cut at the
-    ends.
+    """softmax(scale q k^T) v, where a frame sees the frames at most `window` away, cut at the ends.
 
     Args:
         q, k, v: [B, heads, tokens, head_dim], tokens ordered by frame, `tokens_per_frame` each; any strides.
         window: frames to each side; T - 1 and more is dense attention.
         scale: factor of the logits, head_dim ** -0.5 by default.
         valid_frames: integers [B]; frames at or beyond a sample's count see nothing and are seen by none.
-        global_frames: the first so many frames see all and are seen by all.
         wrap: frames form a ring.
-        return_lse: also return the natural log of each row's sum of exponentials [B, heads, tokens], float32
-            or float64, without gradient.
+        return_lse: also return each row's log-sum-exp [B, heads, tokens]: natural log, float32 or float64,
+            without gradient.
 
     Returns:
         [B, heads, tokens, head_dim]; rows that see nothing are 0 (their lse -inf).
@@ -96,26 +83,28 @@ def window_attention(
         ValueError: shapes or options that do not fit together.
         RuntimeError: the demanded path cannot run.
     """
-    q, k, v = (_as_autocast(x) for x in (q, k, v))
+    q, k, v = (_autocast(x) for x in (q, k, v))
     checks.attention_inputs(q, k, v)
-    checks.window_options(q, k, tokens_per_frame, window, valid_frames, global_frames)
-    plain = valid_frames is None and not global_frames and not wrap and not return_lse
-    if plain and window >= q.shape[2] // tokens_per_frame - 1 and not os.environ.get(VARIABLE):
+    checks.window_options(q, k, tokens_per_frame, window, valid_frames)
+    num_frames = q.shape[2] // tokens_per_frame
+    plain = valid_frames is None and not wrap and not return_lse
+    if plain and window >= num_frames - 1 and not os.environ.get(VARIABLE):
         return dense_attention(q, k, v, scale)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     if valid_frames is not None:
-        valid_frames = valid_frames.clamp(0, q.shape[2] // tokens_per_frame)
-    out, lse = attention_op.window_attention(
-        q, k, v, tokens_per_frame, window, scale, valid_frames, global_frames, wrap
-    )
+        valid_frames = valid_frames.clamp(0, num_frames)
+    out, lse = operators.window_attention(q, k, v, tokens_per_frame, window, scale, valid_frames, wrap)
     return (out, lse) if return_lse else out
 
 
-def _as_autocast(x: Tensor) -> Tensor:
-    """x in the type of an autocast region, if it is in one; float64 stays, as in torch."""
+def _autocast(x: Tensor) -> Tensor:
+    """x in the dtype of the autocast region around it, if any; float64 stays, as in torch."""
     kind = x.device.type
-    known = torch.amp.is_autocast_available(kind)
-    if x.dtype == torch.float64 or not known or not torch.is_autocast_enabled(kind):
+    if (
+        x.dtype == torch.float64
+        or not torch.amp.is_autocast_available(kind)
+        or not torch.is_autocast_enabled(kind)
+    ):
         return x
     return x.to(torch.get_autocast_dtype(kind))
 
@@ -130,7 +119,7 @@ def dense_attention(
     Args:
         q: [B, heads, N, head_dim]; k, v: [B, heads, M, head_dim].
         scale: head_dim ** -0.5 by default.
-        key_mask: bool [B, M], True where a key may be seen. A sample without any gives 0.
+        key_mask: bool [B, M], True where a key may be seen; a sample without any gives 0.
 
     Returns:
         [B, heads, N, head_dim].
@@ -138,11 +127,11 @@ def dense_attention(
     Raises:
         ValueError: shapes that do not fit together.
     """
-    q, k, v = (_as_autocast(x) for x in (q, k, v))
+    q, k, v = (_autocast(x) for x in (q, k, v))
     checks.attention_inputs(q, k, v)
     checks.key_mask_shape(k, key_mask)
     if q.device.type == "cpu":
-        return dense_attention_cpu.dense_attention(q, k, v, scale, key_mask)
+        return dense.dense_attention(q, k, v, scale, key_mask)
     if key_mask is None:
         return F.scaled_dot_product_attention(q, k, v, scale=scale)
     sees_nothing = ~key_mask.any(1, keepdim=True)
@@ -167,10 +156,9 @@ def reverse_kl_score(
 ) -> ReverseKLScore:
     """(x0_fake - x0_real) / max(mean |x0 - x0_real|, floor): the reverse KL's push on each window.
 
-    x0_real = x_t - t v_real, v_real = u + guidance_scale (c - u) (1 is no guidance), x0_fake = x_t - t
-    v_fake. With loss 0.5 mean((x0 - stopgrad(x0 - score))^2) the gradient of x0 is score / numel. Nothing
-    here carries a gradient, and under autocast the tensors are used as they are; those of a lower precision
-    than x0 are welcome.
+    x0_real = x_t - t v_real with v_real = u + guidance_scale (c - u) (1 is no guidance); x0_fake = x_t - t
+    v_fake. The loss 0.5 mean((x0 - stopgrad(x0 - score))^2) has the gradient score / numel. Nothing here
+    carries a gradient. Autocast is ignored; tensors may have a lower precision than x0.
 
     Args:
         x0: [N, L, C, h, w], the student's windows; the rows of one video stand together.
@@ -191,19 +179,23 @@ def reverse_kl_score(
     checks.score_options(x0, v_uncond, guidance_scale, normalizer, windows_per_sample, block_frames, floor)
     options = (float(guidance_scale), normalizer, windows_per_sample, block_frames, float(floor))
     with torch.no_grad():
-        return ReverseKLScore(*score(x0, x_t, t, v_cond, v_uncond, v_fake, *options))
+        return ReverseKLScore(*operators.reverse_kl_score(x0, x_t, t, v_cond, v_uncond, v_fake, *options))
 
 
 def window_gather(video: Tensor, starts: Sequence[int], length: int, *, wrap: bool = False) -> Tensor:
-    """video [B, T, ...] -> [B * M, length, ...]: the windows that begin at M starts, one video's together.
+    """video [B, T, ...] -> [B * M, length, ...]: the windows at M first frames, one video's together.
 
-    With `wrap` the frames form a ring: a window that leaves the end goes on at the start.
+    With `wrap` the frames form a ring: a window that passes the end continues at the start.
 
     Raises:
         ValueError: no windows, or one that leaves the video or, with `wrap`, is longer than it.
     """
-    checks.window_places("window_gather", starts, length, video.shape[1], wrap)
-    return windows.window_gather(video, starts, length)
+    checks.windows_fit("window_gather", starts, length, video.shape[1], wrap)
+    windows = []
+    for start in starts:
+        runs = [video[:, frame : frame + n] for frame, _, n in _runs(start, length, video.shape[1])]
+        windows.append(runs[0] if len(runs) == 1 else torch.cat(runs, 1))
+    return torch.stack(windows, dim=1).flatten(0, 1)
 
 
 def window_scatter(
@@ -216,6 +208,8 @@ def window_scatter(
 ) -> Tensor:
     """windows [B * M, L, ...] -> [B, T, ...]: the sum of the windows over a frame, divided by its coverage.
 
+    Sums are float32 or float64, in the order of the starts: deterministic on every device.
+
     Args:
         starts: M first frames, the same for every video, in the order of `window_gather`.
         num_frames: T.
@@ -227,6 +221,25 @@ def window_scatter(
         ValueError: no windows, one that does not fit into the video, rows that are not whole videos, a
             coverage of another length.
     """
-    checks.window_places("window_scatter", starts, folded.shape[1], num_frames, wrap)
+    length = folded.shape[1]
+    checks.windows_fit("window_scatter", starts, length, num_frames, wrap)
     checks.scatter_options(folded, starts, num_frames, coverage)
-    return windows.window_scatter(folded, starts, num_frames, coverage)
+    windows = folded.unflatten(0, (-1, len(starts)))
+    compute = torch.promote_types(folded.dtype, torch.float32)
+    total = folded.new_zeros((windows.shape[0], num_frames, *folded.shape[2:]), dtype=compute)
+    counts = [0] * num_frames
+    for m, start in enumerate(starts):
+        for frame, place, n in _runs(start, length, num_frames):
+            total[:, frame : frame + n] += windows[:, m, place : place + n]
+            for i in range(frame, frame + n):
+                counts[i] += 1
+    share = (torch.tensor(counts) if coverage is None else coverage).to(folded.device, compute)
+    share = torch.where(share > 0, 1 / share.clamp_min(1e-30), 0.0)
+    return (total * share.view(-1, *[1] * (folded.dim() - 2))).to(folded.dtype)
+
+
+def _runs(start: int, length: int, num_frames: int) -> list[tuple[int, int, int]]:
+    """A window as one run of frames, or two where it passes the end of the ring: (first frame, its place in
+    the window, number of frames)."""
+    first = min(length, num_frames - start)
+    return [(start, 0, first)] + ([(0, first, length - first)] if first < length else [])

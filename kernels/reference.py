@@ -1,6 +1,6 @@
-"""What every operation means, in plain torch with an explicit mask: slow, and the truth of the tests.
+"""What every operation means, in plain torch with explicit masks: slow, and the truth of the tests.
 
-The fast paths (window_attention*.py, reverse_kl*.py) are compared with this file and with nothing else.
+The fast paths (attention/, score/, ops.py) are compared with this file and with nothing else.
 """
 
 from typing import Literal, NamedTuple
@@ -20,9 +20,7 @@ class WindowOptions(NamedTuple):
     scale: float
     """Factor of the logits."""
     valid_frames: Tensor | None = None
-    """Integers [B]: frames at or beyond a sample's count see nothing and are seen by none."""
-    global_frames: int = 0
-    """The first so many frames see all and are seen by all."""
+    """Integers [B]: frames from there on see nothing and are seen by none."""
     wrap: bool = False
     """Frames form a ring."""
 
@@ -49,26 +47,21 @@ def frame_mask(
     window: int,
     *,
     valid_frames: Tensor | None = None,
-    global_frames: int = 0,
     wrap: bool = False,
-    rows: range | None = None,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """Which frame sees which: bool [B or 1, T, T], rows are queries; only some rows with `rows`.
+    """Which frame sees which: bool [B or 1, T, T], rows are queries.
 
-    Frame i sees frame j iff |i - j| <= window, or either is one of the first `global_frames`; with `wrap` the
-    distance is taken around a ring of the sample's valid frames. Frames at or beyond `valid_frames` ([B], a
-    count a sample) see nothing and are seen by none.
+    Frame i sees frame j iff |i - j| <= window; with `wrap` the distance is taken around a ring of the
+    sample's valid frames. Frames at or beyond `valid_frames` [B] see nothing and are seen by none.
     """
-    index = torch.arange(num_frames, device=device)
-    queries = index if rows is None else index[rows.start : rows.stop]
+    frame = torch.arange(num_frames, device=device)
     count = torch.full((1,), num_frames) if valid_frames is None else valid_frames
     count = count.to(device=device, dtype=torch.int64).view(-1, 1, 1)
-    distance = (queries[:, None] - index[None, :]).abs()[None]
+    distance = (frame[:, None] - frame).abs()[None]
     if wrap:
         distance = torch.minimum(distance, count - distance)
-    seen = (distance <= window) | (queries < global_frames)[:, None] | (index < global_frames)[None, :]
-    return seen & (queries[:, None] < count) & (index[None, :] < count)
+    return (distance <= window) & (frame[:, None] < count) & (frame < count)
 
 
 def window_attention(
@@ -80,66 +73,63 @@ def window_attention(
     window: int,
     scale: float | None = None,
     valid_frames: Tensor | None = None,
-    global_frames: int = 0,
     wrap: bool = False,
     return_lse: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """softmax(scale q k^T) v over the frames that `frame_mask` allows.
+    """softmax(scale q k^T) v over the frames that `frame_mask` allows; `ops.window_attention` has the shapes.
 
-    Args:
-        q, k, v: [B, heads, tokens, head_dim], tokens ordered by frame, `tokens_per_frame` each.
-        window: frames to each side that a frame sees; cut at the ends.
-        scale: factor of the logits, head_dim ** -0.5 by default.
-
-    Returns:
-        [B, heads, tokens, head_dim], and with `return_lse` the log of each row's sum of exponentials
-        [B, heads, tokens] (float32 or float64, natural log, without gradient). A row that sees nothing gives
-        0 and -inf. Half precision is computed in float32.
+    The log-sum-exp has no gradient. Half precision is computed in float32.
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    out, lse = _attend(
-        q, k, v, WindowOptions(tokens_per_frame, window, scale, valid_frames, global_frames, wrap)
-    )
+    out, lse = _windowed(q, k, v, WindowOptions(tokens_per_frame, window, scale, valid_frames, wrap))
     return (out, lse) if return_lse else out
 
 
 def forward(q: Tensor, k: Tensor, v: Tensor, options: WindowOptions) -> tuple[Tensor, Tensor]:
     """Output and lse of `window_attention`, contiguous and without a graph."""
     with torch.no_grad():
-        out, lse = _attend(q, k, v, options)
+        out, lse = _windowed(q, k, v, options)
     return out.contiguous(), lse.contiguous()
 
 
 def backward(
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    _out: Tensor,
-    _lse: Tensor,
-    options: WindowOptions,
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, _out: Tensor, _lse: Tensor, options: WindowOptions
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v, by differentiating the definition."""
     q, k, v = (x.detach().requires_grad_() for x in (q, k, v))
     with torch.enable_grad():
-        again, _ = _attend(q, k, v, options)
-    grad_q, grad_k, grad_v = torch.autograd.grad(again, (q, k, v), grad)
+        out, _ = _windowed(q, k, v, options)
+    grad_q, grad_k, grad_v = torch.autograd.grad(out, (q, k, v), grad)
     return grad_q.contiguous(), grad_k.contiguous(), grad_v.contiguous()
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, options: WindowOptions) -> tuple[Tensor, Tensor]:
-    """Output, with its graph, and lse."""
-    compute, per_frame = torch.promote_types(q.dtype, torch.float32), options.tokens_per_frame
+def _windowed(q: Tensor, k: Tensor, v: Tensor, options: WindowOptions) -> tuple[Tensor, Tensor]:
+    per_frame = options.tokens_per_frame
     mask = frame_mask(
         q.shape[2] // per_frame,
         options.window,
         valid_frames=options.valid_frames,
-        global_frames=options.global_frames,
         wrap=options.wrap,
         device=q.device,
     )
-    mask = mask.repeat_interleave(per_frame, 1).repeat_interleave(per_frame, 2)[:, None]
-    scores = q.to(compute) @ k.to(compute).transpose(-1, -2) * options.scale
+    mask = mask.repeat_interleave(per_frame, 1).repeat_interleave(per_frame, 2)
+    return _masked_softmax(q, k, v, options.scale, mask[:, None])
+
+
+def dense_attention(
+    q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, key_mask: Tensor | None = None
+) -> Tensor:
+    """softmax(scale q k^T) v over the keys that `key_mask` [B, M] allows; `ops.dense_attention` has the
+    shapes."""
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    mask = torch.ones(1, k.shape[2], dtype=torch.bool, device=q.device) if key_mask is None else key_mask
+    return _masked_softmax(q, k, v, scale, mask[:, None, None, :])[0]
+
+
+def _masked_softmax(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Output, with its graph, and lse; a row whose mask is empty gives 0 and -inf."""
+    compute = torch.promote_types(q.dtype, torch.float32)
+    scores = q.to(compute) @ k.to(compute).transpose(-1, -2) * scale
     scores = scores.masked_fill(~mask, float("-inf"))
     lse = torch.logsumexp(scores.detach(), dim=-1)
     sees_nothing = ~mask.any(-1, keepdim=True)
@@ -162,19 +152,10 @@ def reverse_kl_score(
     floor: float = 1e-4,
 ) -> ReverseKLScore:
     """(x0_fake - x0_real) / max(mean |x0 - x0_real|, floor), the gradient of DMD2's reverse KL (arXiv
-    2405.14867).
+    2405.14867); `ops.reverse_kl_score` has the arguments.
 
-    x0_real = x_t - t v_real with v_real = u + guidance_scale (c - u); x0_fake = x_t - t v_fake.
-
-    Args:
-        x0: [N, L, C, h, w], the student's windows; the rows of one video stand together.
-        x_t, v_cond, v_uncond, v_fake: like x0; `v_uncond` may be None when guidance_scale is 1.
-        t: [N], the time of each window (0 data, 1 noise).
-        normalizer: what the mean is taken over: `window` a row; `sample` `windows_per_sample` consecutive
-            rows; `block` `block_frames` consecutive frames of a row (the last block may be shorter).
-        floor: the smallest normaliser.
-
-    An entry counts as non-finite when its quotient or x0 - x0_real is: it becomes 0 and is counted.
+    x0_real = x_t - t v_real with v_real = u + guidance_scale (c - u); x0_fake = x_t - t v_fake. An entry
+    counts as non-finite when its quotient or x0 - x0_real is: it becomes 0 and is counted.
     """
     compute = torch.promote_types(x0.dtype, torch.float32)
     x0_, x_t, v_cond, v_fake = (x.detach().to(compute) for x in (x0, x_t, v_cond, v_fake))

@@ -1,4 +1,4 @@
-"""`sostenuto kernels`: which code attention and the score run here, and what their GPU kernels compile to."""
+"""`sostenuto kernels`: which code the kernels run here, and what they compile to for GPUs."""
 
 import dataclasses
 import importlib.util
@@ -25,7 +25,7 @@ def kernels(*, report: bool, as_json: bool) -> bool:
         as_json: print one JSON list and nothing else.
 
     Returns:
-        Whether every configuration is as it has to be.
+        Whether every configuration is as required.
 
     Raises:
         ConfigError: triton is not installed.
@@ -40,12 +40,12 @@ def kernels(*, report: bool, as_json: bool) -> bool:
         )
     from kernels import aot
 
-    work, found = aot.work(), []
+    total, found = len(aot.compilations()), []
     with ConsoleProgress() as progress:
-        for compiled in aot.report(len(os.sched_getaffinity(0)), work):
+        for compiled in aot.report(len(os.sched_getaffinity(0))):
             found.append(compiled)
             if not as_json:
-                progress("compile", len(found), len(work))
+                progress("compile", len(found), total)
     if as_json:
         print_line(json.dumps([dataclasses.asdict(compiled) for compiled in found], indent=1))
     else:
@@ -54,12 +54,10 @@ def kernels(*, report: bool, as_json: bool) -> bool:
 
 
 def _devices() -> list[torch.device]:
-    """The processor, and the GPU if there is one."""
     return [torch.device("cpu"), *([torch.device("cuda")] if torch.cuda.is_available() else [])]
 
 
 def _show(found: list["Compiled"]) -> None:
-    """The table of configurations, and how many are not as they have to be."""
     table = Table(title="Shipped kernels, compiled ahead of time", title_justify="left")
     names = [field.name for field in dataclasses.fields(found[0])]
     for name in names:
@@ -68,7 +66,7 @@ def _show(found: list["Compiled"]) -> None:
         table.add_row(*(_cell(getattr(compiled, name)) for name in names))
     print_table(table)
     bad = sum(not compiled.ok for compiled in found)
-    print_line(f"{len(found)} configurations, {bad} not as they have to be")
+    print_line(f"{len(found)} configurations, {bad} not as required")
 
 
 def _cell(value: object) -> str:

@@ -1,14 +1,14 @@
 """Windowed attention on the CPU, forward and backward, in time linear in the number of frames.
 
-Three ways to do the same sum; `plan` picks by shape, by what was measured (one thread, forward + backward,
-benchmarks/bench_window_attention.py prints it again):
+Three ways to compute the same sum; `plan` picks one by shape, as measured (one thread, forward + backward;
+benchmarks/bench_window_attention.py repeats the measurement):
 
-blocked  few tokens a frame: chunks of frames against the frames they can see, unfolded and multiplied as one
-         batch. [8, 4, 240, 24], window 8: a third of the time of dense attention.
-chunked  many tokens a frame: torch's fused CPU attention on one chunk after another, gradients added in
-         place, so memory grows with the clip and not with the window.
-packed   clips under 16 tokens: all pairs, masked, as one batch; several clips share a matrix, because torch's
-         softmax leaves its vector path below 16 columns ([160, 4, 8, 24]: half the time).
+blocked  few tokens per frame: chunks of frames against the frames they can see, unfolded and multiplied as
+         one batch. [8, 4, 240, 24], window 8: a third of the time of dense attention.
+chunked  many tokens per frame: torch's fused CPU attention on one chunk after another, gradients added in
+         place, so that memory grows with the clip and not with the window.
+packed   clips of less than 16 tokens: all pairs, masked, as one batch; several clips share a matrix, because
+         torch's softmax leaves its vectorised path below 16 columns ([160, 4, 8, 24]: half the time).
 
 Half precision always takes torch's fused operator, which computes in float32 inside.
 """
@@ -21,40 +21,36 @@ import torch
 from torch import Tensor
 
 from kernels.attention.cpu_batched import (
-    NEVER,
     VECTOR_COLUMNS,
-    Blocks,
-    Given,
+    FrameBlocks,
     Layout,
-    Packs,
-    band_bias,
+    PackedClips,
+    additive_mask,
     batched_gradients,
-    block_bias,
-    hide,
-    pack_size,
-    softmax_weights,
+    batched_softmax,
+    block_mask,
+    clips_per_matrix,
+    packed_mask,
 )
-from kernels.reference import WindowOptions, frame_mask
+from kernels.reference import WindowOptions
 
 _fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # noqa: SLF001
 _fused_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward  # noqa: SLF001
 
 
 class Plan(NamedTuple):
-    """How a windowed attention is computed.
-
-    `chunk` is the number of query frames a step; it says nothing for `dense` and `packed`.
-    """
+    """How a windowed attention is computed."""
 
     form: Literal["dense", "packed", "blocked", "chunked"]
-    chunk: int = 0
+    chunk_frames: int = 0
+    """Query frames per chunk; meaningless for `dense` and `packed`."""
 
 
 def plan(num_frames: int, tokens_per_frame: int, window: int, dtype: torch.dtype) -> Plan:
-    """The form for one shape; rules and figures in the module's docstring.
+    """The form for one shape.
 
-    A chunk holds as many tokens as a window's side, between 16 and 32. `blocked` needs to save two fifths of
-    the pairs before its copies pay.
+    A chunk holds as many tokens as one side of the window, between 16 and 32. `blocked` must save two fifths
+    of the pairs before its copies pay.
     """
     if window >= num_frames - 1:
         return Plan("dense")
@@ -77,10 +73,10 @@ def forward(q: Tensor, k: Tensor, v: Tensor, options: WindowOptions) -> tuple[Te
     if options.valid_frames is None:
         return _forward(q, k, v, options)
     out = torch.zeros(q.shape, dtype=q.dtype)
-    lse = torch.full(q.shape[:3], NEVER, dtype=torch.promote_types(q.dtype, torch.float32))
-    for samples, tokens in _by_count(options):
-        own_q, own_k, own_v = (x[samples, :, :tokens] for x in (q, k, v))
-        out[samples, :, :tokens], lse[samples, :, :tokens] = _forward(own_q, own_k, own_v, options)
+    lse = torch.full(q.shape[:3], float("-inf"), dtype=torch.promote_types(q.dtype, torch.float32))
+    for samples, tokens in _by_length(options.valid_frames, options.tokens_per_frame):
+        cut = (x[samples, :, :tokens] for x in (q, k, v))
+        out[samples, :, :tokens], lse[samples, :, :tokens] = _forward(*cut, options)
     return out, lse
 
 
@@ -91,40 +87,37 @@ def backward(
     if options.valid_frames is None:
         return _backward(grad, q, k, v, out, lse, options)
     grad_q, grad_k, grad_v = (torch.zeros(x.shape, dtype=x.dtype) for x in (q, k, v))
-    for samples, tokens in _by_count(options):
-        own = [x[samples, :, :tokens] for x in (grad, q, k, v, out, lse)]
-        parts = _backward(own[0], own[1], own[2], own[3], own[4], own[5], options)
+    for samples, tokens in _by_length(options.valid_frames, options.tokens_per_frame):
+        cut = (x[samples, :, :tokens] for x in (grad, q, k, v, out, lse))
+        parts = _backward(*cut, options)
         for total, part in zip((grad_q, grad_k, grad_v), parts, strict=True):
             total[samples, :, :tokens] = part
     return grad_q, grad_k, grad_v
 
 
-def _by_count(options: WindowOptions) -> Iterator[tuple[Tensor, int]]:
+def _by_length(valid_frames: Tensor, tokens_per_frame: int) -> Iterator[tuple[Tensor, int]]:
     """Samples with the same number of valid frames, and their tokens; those without any are left out."""
-    assert options.valid_frames is not None
-    for count in options.valid_frames.unique().tolist():
+    for count in valid_frames.unique().tolist():
         if count > 0:
-            yield (options.valid_frames == count).nonzero()[:, 0], count * options.tokens_per_frame
+            yield (valid_frames == count).nonzero()[:, 0], count * tokens_per_frame
 
 
 def _forward(q: Tensor, k: Tensor, v: Tensor, options: WindowOptions) -> tuple[Tensor, Tensor]:
     """Output and lse of clips whose frames are all valid."""
-    batched = _batched(q, options)
-    if batched is not None:
-        layout, bias = batched
-        queries, keys, values = layout.queries(q) * options.scale, layout.keys(k), layout.keys(v)
-        scores, weights = softmax_weights(queries, keys, bias)
-        lse = scores.amax(-1) - weights.amax(-1).log()
-        out = layout.fold_queries(torch.bmm(weights, values), q.shape)
+    if batched := _batched(q, options):
+        layout, mask = batched
+        matrices, scores = batched_softmax(layout, q, k, v, mask, options.scale)
+        lse = scores.amax(-1) - matrices.weights.amax(-1).log()
+        out = layout.fold_queries(torch.bmm(matrices.weights, matrices.values), q.shape)
         lse = layout.fold_queries(lse[..., None], torch.Size((*q.shape[:3], 1)))[..., 0]
         return out.contiguous(), lse.contiguous()
-    q, k, v = (_by_rows(x) for x in (q, k, v))
+    q, k, v = (_contiguous_rows(x) for x in (q, k, v))
     out = torch.empty(q.shape, dtype=q.dtype)
     lse = torch.empty(q.shape[:3], dtype=torch.promote_types(q.dtype, torch.float32))
-    for step in _steps(q, options):
-        rows = step.rows
+    for chunk in _chunks(q, options):
+        rows = chunk.rows
         out[:, :, rows], lse[:, :, rows] = _fused(
-            q[:, :, rows], step.keys(k), step.keys(v), attn_mask=step.mask, scale=options.scale
+            q[:, :, rows], chunk.keys(k), chunk.keys(v), attn_mask=chunk.mask, scale=options.scale
         )
     return out, lse
 
@@ -133,138 +126,127 @@ def _backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, options: WindowOptions
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of clips whose frames are all valid."""
-    batched = _batched(q, options)
-    if batched is not None:
-        layout, bias = batched
-        queries, keys, values = layout.queries(q) * options.scale, layout.keys(k), layout.keys(v)
-        _, weights = softmax_weights(queries, keys, bias)
-        given = Given(queries, keys, values, weights)
-        parts = batched_gradients(grad, given, layout, options.scale, (q.shape, k.shape))
+    if batched := _batched(q, options):
+        layout, mask = batched
+        matrices, _ = batched_softmax(layout, q, k, v, mask, options.scale)
+        parts = batched_gradients(layout, grad, matrices, options.scale, q.shape, k.shape)
         grad_q, grad_k, grad_v = (x.contiguous() for x in parts)
         return grad_q, grad_k, grad_v
-    grad, q, k, v = (_by_rows(x) for x in (grad, q, k, v))
+    grad, q, k, v = (_contiguous_rows(x) for x in (grad, q, k, v))
     grad_q = torch.empty(q.shape, dtype=q.dtype)
     grad_k, grad_v = torch.zeros(k.shape, dtype=k.dtype), torch.zeros(v.shape, dtype=v.dtype)
-    for step in _steps(q, options):
-        rows = step.rows
+    for chunk in _chunks(q, options):
+        rows = chunk.rows
         grad_q[:, :, rows], part_k, part_v = _fused_backward(
             grad[:, :, rows],
             q[:, :, rows],
-            step.keys(k),
-            step.keys(v),
+            chunk.keys(k),
+            chunk.keys(v),
             out[:, :, rows],
             lse[:, :, rows],
             0.0,
             False,
-            attn_mask=step.mask,
+            attn_mask=chunk.mask,
             scale=options.scale,
         )
-        step.add(grad_k, part_k)
-        step.add(grad_v, part_v)
+        chunk.add_keys(grad_k, part_k)
+        chunk.add_keys(grad_v, part_v)
     return grad_q, grad_k, grad_v
 
 
 def _batched(q: Tensor, options: WindowOptions) -> tuple[Layout, Tensor] | None:
-    """How the clips become a batch of matrices, with 0 where they see and -inf elsewhere ([1 or count, rows,
-    columns]); None: chunk after chunk.
-    """
-    if options.global_frames or options.wrap:
+    """The clips as one batch of matrices and their additive mask [1 or count, rows, columns]; None where they
+    go chunk by chunk."""
+    if options.wrap:
         return None
     per_frame, window = options.tokens_per_frame, options.window
     num_frames = q.shape[2] // per_frame
-    form, chunk = plan(num_frames, per_frame, window, q.dtype)
+    form, chunk_frames = plan(num_frames, per_frame, window, q.dtype)
     if form == "blocked":
-        blocks = Blocks(num_frames, per_frame, window, chunk)
-        return blocks, block_bias(blocks, q.dtype)
+        blocks = FrameBlocks(num_frames, per_frame, window, chunk_frames)
+        return blocks, block_mask(blocks, q.dtype)
     if form == "packed":
-        packs = Packs(pack_size(q.shape[0] * q.shape[1], q.shape[2]))
-        return packs, band_bias(packs.size, num_frames, per_frame, window, q.dtype)
+        clips = clips_per_matrix(q.shape[0] * q.shape[1], q.shape[2])
+        return PackedClips(clips), packed_mask(clips, num_frames, per_frame, window, q.dtype)
     return None
 
 
-def _by_rows(x: Tensor) -> Tensor:
-    """x with a contiguous last dimension."""
+def _contiguous_rows(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-class _Step(NamedTuple):
-    """One chunk of queries, the runs of keys it can see (all in tokens) and the mask within, if needed."""
+class _Chunk(NamedTuple):
+    """Query tokens, the runs of key tokens they can see, and the additive mask where not all pairs count."""
 
     rows: slice
-    columns: list[slice]
+    key_runs: list[slice]
     mask: Tensor | None
 
     def keys(self, x: Tensor) -> Tensor:
-        """The runs of x [B, heads, tokens, D] one after the other."""
-        runs = [x[:, :, run] for run in self.columns]
+        """The key runs of x [B, heads, tokens, D], joined."""
+        runs = [x[:, :, run] for run in self.key_runs]
         return runs[0] if len(runs) == 1 else torch.cat(runs, 2)
 
-    def add(self, total: Tensor, part: Tensor) -> None:
+    def add_keys(self, total: Tensor, part: Tensor) -> None:
         """The adjoint of `keys`: adds each run of `part` to its place in `total`."""
         begin = 0
-        for run in self.columns:
+        for run in self.key_runs:
             size = run.stop - run.start
             total[:, :, run] += part[:, :, begin : begin + size]
             begin += size
 
 
-def _steps(q: Tensor, options: WindowOptions) -> Iterator[_Step]:
+def _chunks(q: Tensor, options: WindowOptions) -> Iterator[_Chunk]:
     """The chunks of clips [B, heads, tokens, D] in order."""
     per_frame, window = options.tokens_per_frame, options.window
     num_frames = q.shape[2] // per_frame
-    form, chunk = plan(num_frames, per_frame, window, q.dtype)
-    if options.global_frames or options.wrap:
-        yield from _special_steps(num_frames, options, max(1, 64 // per_frame), q.dtype)
-        return
-    chunk = num_frames if form == "dense" else chunk
-    for first in range(0, num_frames, chunk):
-        last = min(num_frames, first + chunk)
-        low, high = max(0, first - window), min(num_frames, last + window)
-        mask = None
-        if last - 1 - low > window or high - 1 - first > window:
-            mask = _chunk_bias(last - first, high - low, first - low, per_frame, window, q.dtype)
-        yield _Step(_tokens(first, last, per_frame), [_tokens(low, high, per_frame)], mask)
-
-
-def _special_steps(
-    num_frames: int, options: WindowOptions, chunk: int, dtype: torch.dtype
-) -> Iterator[_Step]:
-    """Chunks with global frames or a ring; global frames have chunks of their own, which see everything."""
-    per_frame, common = options.tokens_per_frame, min(options.global_frames, num_frames)
-    for first in (*range(0, common, chunk), *range(common, num_frames, chunk)):
-        last = min(common if first < common else num_frames, first + chunk)
-        rows = frame_mask(
-            num_frames, options.window, global_frames=common, wrap=options.wrap, rows=range(first, last)
-        )[0]
-        columns = rows.any(0).nonzero()[:, 0]
-        near = rows[:, columns]
-        mask = None
-        if not near.all():
-            mask = hide(near.repeat_interleave(per_frame, 0).repeat_interleave(per_frame, 1), dtype)
-        runs = [_tokens(start, stop, per_frame) for start, stop in _runs(columns.tolist())]
-        yield _Step(_tokens(first, last, per_frame), runs, mask)
-
-
-def _runs(frames: list[int]) -> Iterator[tuple[int, int]]:
-    """Rising frames as ranges [start, stop)."""
-    start = previous = frames[0]
-    for frame in frames[1:]:
-        if frame != previous + 1:
-            yield start, previous + 1
-            start = frame
-        previous = frame
-    yield start, previous + 1
-
-
-def _tokens(first: int, last: int, per_frame: int) -> slice:
-    return slice(first * per_frame, last * per_frame)
+    form, chunk_frames = plan(num_frames, per_frame, window, q.dtype)
+    if options.wrap:
+        chunk_frames = max(1, 64 // per_frame)
+    elif form == "dense":
+        chunk_frames = num_frames
+    for first in range(0, num_frames, chunk_frames):
+        last = min(num_frames, first + chunk_frames)
+        low, high = first - window, last + window
+        if not options.wrap:
+            runs = [(max(0, low), min(num_frames, high))]
+        elif high - low >= num_frames:
+            runs = [(0, num_frames)]
+        elif low < 0:
+            runs = [(0, high), (low + num_frames, num_frames)]
+        elif high > num_frames:
+            runs = [(0, high - num_frames), (low, num_frames)]
+        else:
+            runs = [(low, high)]
+        origin = runs[0][0]
+        mask = _chunk_mask(
+            (first - origin, last - origin),
+            tuple((start - origin, stop - origin) for start, stop in runs),
+            num_frames if options.wrap else None,
+            per_frame,
+            window,
+            q.dtype,
+        )
+        slices = [slice(start * per_frame, stop * per_frame) for start, stop in runs]
+        yield _Chunk(slice(first * per_frame, last * per_frame), slices, mask)
 
 
 @lru_cache(maxsize=128)
-def _chunk_bias(
-    frames: int, key_frames: int, offset: int, per_frame: int, window: int, dtype: torch.dtype
-) -> Tensor:
-    """[rows, columns] of a chunk whose first frame is `offset` frames after its first key frame."""
-    frame = torch.arange(frames * per_frame, device="cpu") // per_frame + offset
-    key_frame = torch.arange(key_frames * per_frame, device="cpu") // per_frame
-    return hide((frame[:, None] - key_frame).abs() <= window, dtype)
+def _chunk_mask(
+    frames: tuple[int, int],
+    key_runs: tuple[tuple[int, int], ...],
+    ring: int | None,
+    per_frame: int,
+    window: int,
+    dtype: torch.dtype,
+) -> Tensor | None:
+    """[rows, columns] of a chunk, frames counted from its first key frame; None where all pairs count."""
+    frame = torch.arange(*frames, device="cpu")
+    key_frame = torch.cat([torch.arange(*run, device="cpu") for run in key_runs])
+    distance = (frame[:, None] - key_frame).abs()
+    if ring is not None:
+        distance = torch.minimum(distance, ring - distance)
+    visible = distance <= window
+    if visible.all():
+        return None
+    return additive_mask(visible.repeat_interleave(per_frame, 0).repeat_interleave(per_frame, 1), dtype)

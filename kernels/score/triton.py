@@ -1,4 +1,3 @@
-# ruff: noqa: N803
 """The reverse-KL score in Triton, four launches: sums a tile, normalisers, the score, totals.
 
 `sum_kernel` reads the five tensors once; `score_kernel` reads the velocities again, which moves fewer bytes
@@ -13,7 +12,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.aot_case import AotCase
 from kernels.reference import Normalizer, ReverseKLScore
 from kernels.score.cpu import segment_frames
 
@@ -26,15 +24,8 @@ COUNTS = ("segments", "tiles", "rows", "row_tiles")
 """Whole numbers that kernels are not compiled again for, whatever they are."""
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _place(
-    program: tl.tensor,
-    stride_row: tl.tensor,
-    stride_segment: tl.tensor,
-    segments: tl.tensor,
-    tiles: tl.tensor,
-    BLOCK: tl.constexpr,
-) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
+@triton.jit
+def _tile_of(program, stride_row, stride_segment, segments, tiles, BLOCK: tl.constexpr):
     """Row, first element (int64) and number of elements of a program's tile."""
     tile = program % tiles
     segment = (program // tiles) % segments
@@ -45,36 +36,25 @@ def _place(
     return row, row.to(tl.int64) * stride_row + start, tl.minimum(end - start, BLOCK).to(tl.int32)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _load(tensor: tl.tensor, lane: tl.tensor, count: tl.tensor) -> tl.tensor:
+@triton.jit
+def _load(tensor, lane, count):
     """The first `count` lanes as float32, 0 in the others."""
     return tl.load(tensor + lane, mask=lane < count, other=0.0).to(tl.float32)
 
 
-@triton.jit(do_not_specialize=COUNTS)  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=COUNTS)
 def sum_kernel(
-    x0: tl.tensor,
-    x_t: tl.tensor,
-    t: tl.tensor,
-    v_cond: tl.tensor,
-    v_uncond: tl.tensor,
-    v_fake: tl.tensor,
-    of_tiles: tl.tensor,
-    guidance_scale: tl.tensor,
-    stride_row: tl.tensor,
-    stride_segment: tl.tensor,
-    segments: tl.tensor,
-    tiles: tl.tensor,
-    GUIDED: tl.constexpr,
-    BLOCK: tl.constexpr,
-) -> None:
+    x0, x_t, t, v_cond, v_uncond, v_fake, tile_sums,
+    guidance_scale, stride_row, stride_segment, segments, tiles,
+    GUIDED: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     """Sums of |x0 - x0_real| and of |x0_fake - x0_real| over one tile of one segment of one row.
 
-    The tensors are [N, stride_row], contiguous. of_tiles is [4, N, segments, tiles]: the two sums, and what
+    The tensors are [N, stride_row], contiguous. tile_sums is [4, N, segments, tiles]: the two sums, and what
     `score_kernel` finds, the sum of squares and the number of non-finite entries.
     """
     program = tl.program_id(0)
-    row, first, count = _place(program, stride_row, stride_segment, segments, tiles, BLOCK)
+    row, first, count = _tile_of(program, stride_row, stride_segment, segments, tiles, BLOCK)
     lane = tl.arange(0, BLOCK)
     time = tl.load(t + row).to(tl.float32)
     v_real = _load(v_cond + first, lane, count)
@@ -83,12 +63,12 @@ def sum_kernel(
         v_real = base + guidance_scale * (v_real - base)
     gap = _load(x0 + first, lane, count) - (_load(x_t + first, lane, count) - time * v_real)
     difference = time * (v_real - _load(v_fake + first, lane, count))
-    tl.store(of_tiles + program, tl.sum(tl.abs(gap), 0))
-    tl.store(of_tiles + tl.num_programs(0) + program, tl.sum(tl.abs(difference), 0))
+    tl.store(tile_sums + program, tl.sum(tl.abs(gap), 0))
+    tl.store(tile_sums + tl.num_programs(0) + program, tl.sum(tl.abs(difference), 0))
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _total(values: tl.tensor, count: tl.tensor, CHUNK: tl.constexpr) -> tl.tensor:
+@triton.jit
+def _total(values, count, CHUNK: tl.constexpr):
     """The sum of `count` values in float64, in an order that depends on nothing but their number."""
     lane = tl.arange(0, CHUNK)
     total = tl.zeros((CHUNK,), tl.float64)
@@ -97,24 +77,16 @@ def _total(values: tl.tensor, count: tl.tensor, CHUNK: tl.constexpr) -> tl.tenso
     return tl.sum(total, 0)
 
 
-@triton.jit(do_not_specialize=COUNTS)  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=COUNTS)
 def norm_kernel(
-    of_tiles: tl.tensor,
-    norm: tl.tensor,
-    floor: tl.tensor,
-    stride_row: tl.tensor,
-    stride_segment: tl.tensor,
-    segments: tl.tensor,
-    tiles: tl.tensor,
-    rows: tl.tensor,
-    CHUNK: tl.constexpr,
-) -> None:
+    tile_sums, norm, floor, stride_row, stride_segment, segments, tiles, rows, CHUNK: tl.constexpr
+):
     """max(mean |x0 - x0_real|, floor) of one segment, or of `rows` consecutive rows of one segment each.
 
     norm is float32 [N, segments]; a mean that is not a number stays so.
     """
     group = tl.program_id(0)
-    total = _total(of_tiles + group.to(tl.int64) * rows * tiles, rows * tiles, CHUNK)
+    total = _total(tile_sums + group.to(tl.int64) * rows * tiles, rows * tiles, CHUNK)
     start = (group % segments).to(tl.int64) * stride_segment
     size = tl.minimum(stride_row - start, stride_segment) * rows
     mean = (total / size).to(tl.float32)
@@ -123,32 +95,19 @@ def norm_kernel(
         tl.store(norm + group * rows + row, mean)
 
 
-@triton.jit(do_not_specialize=COUNTS)  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=COUNTS)
 def score_kernel(
-    x0: tl.tensor,
-    x_t: tl.tensor,
-    t: tl.tensor,
-    v_cond: tl.tensor,
-    v_uncond: tl.tensor,
-    v_fake: tl.tensor,
-    norm: tl.tensor,
-    score: tl.tensor,
-    of_tiles: tl.tensor,
-    guidance_scale: tl.tensor,
-    stride_row: tl.tensor,
-    stride_segment: tl.tensor,
-    segments: tl.tensor,
-    tiles: tl.tensor,
-    GUIDED: tl.constexpr,
-    BLOCK: tl.constexpr,
-) -> None:
+    x0, x_t, t, v_cond, v_uncond, v_fake, norm, score, tile_sums,
+    guidance_scale, stride_row, stride_segment, segments, tiles,
+    GUIDED: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     """One tile of t (v_real - v_fake) / norm, non-finite entries zero; their number and the sum of squares.
 
     Tiles are taken in reverse, those that were read last first. An entry whose x0 - x0_real is not finite
     counts too: it makes the normaliser infinite or not a number, so only then are x0 and x_t looked at.
     """
     program = tl.num_programs(0) - 1 - tl.program_id(0)
-    row, first, count = _place(program, stride_row, stride_segment, segments, tiles, BLOCK)
+    row, first, count = _tile_of(program, stride_row, stride_segment, segments, tiles, BLOCK)
     lane = tl.arange(0, BLOCK)
     time = tl.load(t + row).to(tl.float32)
     divisor = tl.load(norm + program // tiles)
@@ -162,35 +121,28 @@ def score_kernel(
     finite = (tl.abs(quotient) < float("inf")) & (tl.abs(gap) < float("inf"))
     quotient = tl.where(finite, quotient, 0.0)
     tl.store(score + first + lane, quotient.to(score.dtype.element_ty), mask=lane < count)
-    slot = of_tiles + 2 * tl.num_programs(0) + program
+    slot = tile_sums + 2 * tl.num_programs(0) + program
     tl.store(slot, tl.sum(quotient * quotient, 0))
     tl.store(slot + tl.num_programs(0), tl.sum(tl.where(finite | (lane >= count), 0.0, 1.0), 0))
 
 
-@triton.jit(do_not_specialize=COUNTS)  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=COUNTS)
 def total_kernel(
-    of_tiles: tl.tensor,
-    distance_real: tl.tensor,
-    distance_fake: tl.tensor,
-    loss: tl.tensor,
-    non_finite: tl.tensor,
-    stride_row: tl.tensor,
-    row_tiles: tl.tensor,
-    rows: tl.tensor,
+    tile_sums, distance_real, distance_fake, loss, non_finite, stride_row, row_tiles, rows,
     CHUNK: tl.constexpr,
-) -> None:
+):  # fmt: skip
     """Program n < rows: the mean distances of row n. Program `rows`: loss and count."""
     row = tl.program_id(0)
     tiles = rows * row_tiles
     if row < rows:
-        mine = of_tiles + row.to(tl.int64) * row_tiles
+        mine = tile_sums + row.to(tl.int64) * row_tiles
         real, fake = _total(mine, row_tiles, CHUNK), _total(mine + tiles, row_tiles, CHUNK)
         tl.store(distance_real + row, (real / stride_row).to(tl.float32))
         tl.store(distance_fake + row, (fake / stride_row).to(tl.float32))
     else:
-        mean = _total(of_tiles + 2 * tiles, tiles, CHUNK) / stride_row / rows
+        mean = _total(tile_sums + 2 * tiles, tiles, CHUNK) / stride_row / rows
         tl.store(loss, (0.5 * mean).to(tl.float32))
-        tl.store(non_finite, _total(of_tiles + 3 * tiles, tiles, CHUNK).to(tl.int64))
+        tl.store(non_finite, _total(tile_sums + 3 * tiles, tiles, CHUNK).to(tl.int64))
 
 
 def reverse_kl_score(
@@ -229,7 +181,7 @@ def reverse_kl_score(
     unconditional = v_cond if v_uncond is None else v_uncond
     inputs = [x.contiguous() for x in (x0, x_t, t, v_cond, unconditional, v_fake)]
     score = torch.empty(x0.shape, dtype=x0.dtype, device=x0.device)
-    of_tiles, norm, real, fake, loss = (
+    tile_sums, norm, real, fake, loss = (
         torch.empty(shape, dtype=torch.float32, device=x0.device)
         for shape in ((4, programs), (rows, segments), (rows,), (rows,), ())
     )
@@ -238,38 +190,12 @@ def reverse_kl_score(
     tile: dict[str, Any] = {"BLOCK": block, "num_warps": WARPS, "enable_fp_fusion": True}
     chunk: dict[str, Any] = {"CHUNK": CHUNK, "num_warps": WARPS, "enable_fp_fusion": True}
     with torch.cuda.device_of(x0):
-        sum_kernel[(programs,)](*inputs, of_tiles, guidance_scale, *sizes, GUIDED=guided, **tile)
-        norm_kernel[(rows * segments // group_rows,)](of_tiles, norm, floor, *sizes, group_rows, **chunk)
+        sum_kernel[(programs,)](*inputs, tile_sums, guidance_scale, *sizes, GUIDED=guided, **tile)
+        norm_kernel[(rows * segments // group_rows,)](tile_sums, norm, floor, *sizes, group_rows, **chunk)
         score_kernel[(programs,)](
-            *inputs, norm, score, of_tiles, guidance_scale, *sizes, GUIDED=guided, **tile
+            *inputs, norm, score, tile_sums, guidance_scale, *sizes, GUIDED=guided, **tile
         )
         total_kernel[(rows + 1,)](
-            of_tiles, real, fake, loss, non_finite, row_size, segments * tiles, rows, **chunk
+            tile_sums, real, fake, loss, non_finite, row_size, segments * tiles, rows, **chunk
         )
     return ReverseKLScore(score, real, fake, norm if normalizer == "block" else norm[:, 0], non_finite, loss)
-
-
-def aot_cases() -> list[AotCase]:
-    """Every configuration that is shipped."""
-    tensors = ("x0", "x_t", "v_cond", "v_uncond", "v_fake", "score")
-    types = dict.fromkeys(("t", "of_tiles", "norm", "distance_real", "distance_fake", "loss"), "*fp32")
-    types |= {"guidance_scale": "fp32", "floor": "fp32", "non_finite": "*i64"}
-    options = {"num_warps": WARPS}
-    streams = [
-        AotCase(
-            f"reverse_kl_{kernel.__name__}_{dtype}{'_guided' if guided else ''}",
-            kernel,
-            types | dict.fromkeys(tensors, f"*{dtype}"),
-            {"GUIDED": guided, "BLOCK": block},
-            options,
-            wide_loads=True,
-            everywhere=dtype == "bf16",
-        )
-        for dtype, block in zip(("fp32", "fp16", "bf16"), BLOCKS.values(), strict=True)
-        for kernel in (sum_kernel, score_kernel)
-        for guided in (True, False)
-    ]
-    return streams + [
-        AotCase(f"reverse_kl_{kernel.__name__}", kernel, types, {"CHUNK": CHUNK}, options, everywhere=True)
-        for kernel in (norm_kernel, total_kernel)
-    ]

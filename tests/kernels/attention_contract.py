@@ -82,17 +82,15 @@ def test_one_key_can_take_all_and_equal_keys_share():
     assert torch.equal(out[0, 0, 4:16], v[0, 0, 9].expand(12, 16))
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"wrap": True}, {"global_frames": 1}, {"wrap": True, "global_frames": 2}]
-)
+@pytest.mark.parametrize("wrap", [False, True])
 @pytest.mark.parametrize(("per_frame", "frames"), [(4, 3), (8, 20)])
-def test_rows_that_see_nothing_are_zero_and_give_no_gradient(per_frame, frames, options):
+def test_rows_that_see_nothing_are_zero_and_give_no_gradient(per_frame, frames, wrap):
     shape, end = (2, 1, per_frame * frames, 16), 2 * per_frame
     inputs = qkv(shape, dtype=torch.float32)
     for x in inputs:
         x[0, :, end:] = float("nan")
         x[1] = float("inf")
-    options = {"valid_frames": torch.tensor([2, 0]), "tokens_per_frame": per_frame, "window": 1, **options}
+    options = {"tokens_per_frame": per_frame, "window": 1, "valid_frames": torch.tensor([2, 0]), "wrap": wrap}
     out, lse = window_attention(*inputs, return_lse=True, **options)
     assert out[0, :, :end].isfinite().all()
     assert not out[0, :, end:].any()
@@ -137,21 +135,21 @@ def test_infinite_values_are_not_made_finite():
     assert not out[:, :, :12].isfinite().any()
 
 
-@pytest.mark.parametrize("options", [{}, {"wrap": True, "global_frames": 1}])
-def test_strides_of_any_kind_also_of_the_gradient(options):
+@pytest.mark.parametrize("wrap", [False, True])
+def test_strides_of_any_kind_also_of_the_gradient(wrap):
     wide = normal((1, 2, 40, 48), torch.Generator().manual_seed(0))
     q, k, v = wide[..., 16:32], wide.flip(2)[:, :, :, ::3], wide[:, :1, :, :16].expand(1, 2, 40, 16)
-    options = {"tokens_per_frame": 4, "window": 2, **options}
+    options = {"tokens_per_frame": 4, "window": 2, "wrap": wrap}
     for weight in (torch.ones(()).expand(1, 2, 40, 16), wide.transpose(1, 2)[..., 5:21].transpose(1, 2)):
         found, truth = both((q, k, v), weight, **options)
         assert relative(found[0], truth[0]) < FLOAT32
         assert max(relative(g, t) for g, t in zip(found[1], truth[1], strict=True)) < FLOAT32
 
 
-@pytest.mark.parametrize("options", [{}, {"wrap": True, "global_frames": 1}])
-def test_two_runs_give_the_same_bits_and_a_batch_changes_no_sample(options):
+@pytest.mark.parametrize("wrap", [False, True])
+def test_two_runs_give_the_same_bits_and_a_batch_changes_no_sample(wrap):
     inputs, weight = qkv((2, 2, 70, 24), dtype=torch.float32), torch.ones(2, 2, 70, 24)
-    options = {"tokens_per_frame": 5, "window": 3, **options}
+    options = {"tokens_per_frame": 5, "window": 3, "wrap": wrap}
 
     def run(inputs, weight):
         return gradients(lambda *x: window_attention(*x, **options), inputs, weight)
@@ -165,7 +163,7 @@ def test_two_runs_give_the_same_bits_and_a_batch_changes_no_sample(options):
 def test_unwritten_memory_never_shows(monkeypatch):
     empty = torch.empty
     monkeypatch.setattr(torch, "empty", lambda *a, **k: empty(*a, **k).fill_(float("nan")))
-    for options in ({}, {"global_frames": 1}, {"valid_frames": torch.tensor([11, 2])}):
+    for options in ({}, {"wrap": True}, {"valid_frames": torch.tensor([11, 2])}):
         out, grads = gradients(
             lambda *x, options=options: window_attention(*x, tokens_per_frame=3, window=1, **options),
             qkv((2, 1, 33, 24), dtype=torch.float32),

@@ -7,9 +7,8 @@ from kernels import reference
 OPTIONS = [
     {},
     {"valid_frames": [3, 0]},
-    {"global_frames": 2},
     {"wrap": True},
-    {"wrap": True, "global_frames": 1, "valid_frames": [4, 5]},
+    {"wrap": True, "valid_frames": [4, 5]},
 ]
 
 

@@ -12,37 +12,36 @@ from tests.command import sostenuto
 
 
 def compiled(name, target="sm_90"):
-    case = next(case for case in aot.cases() if case.name == name)
-    return case, aot.compile_case(case, target)
+    case = next(case for case in aot.configurations() if case.name == name)
+    return case, aot.compile_for(target, case)
 
 
 def test_every_configuration_has_a_name_of_its_own():
-    names = [case.name for case in aot.cases()]
+    names = [case.name for case in aot.configurations()]
     assert len(set(names)) == len(names)
     for kind in ("forward", "key_gradients", "query_gradients", "reverse_kl"):
         assert any(kind in name for name in names), kind
 
 
 def test_float32_attention_keeps_float32_products():
-    _, found = compiled("forward_kernel_fp32_64_many_plain")
+    _, found = compiled("forward_fp32_64_many")
     assert found.ok
     assert found.tensor_core_ops == found.older_tensor_core_ops == 0
 
 
 def test_a_kernel_that_spills_or_lacks_tensor_cores_is_not_ok():
-    case, good = compiled("forward_kernel_bf16_64_many_plain")
+    case, good = compiled("forward_bf16_64_many")
     assert good.ok
     assert good.tensor_core_ops > 0
     crowded = {**case.constants, "TILE": 256, "STEP": 128}
-    spilled = aot.compile_case(
-        dataclasses.replace(case, constants=crowded, options={"num_warps": 4, "num_stages": 2}), "sm_90"
-    )
+    few_warps = {"num_warps": 4, "num_stages": 2}
+    spilled = aot.compile_for("sm_90", dataclasses.replace(case, constants=crowded, options=few_warps))
     assert spilled.spill_stores > 0
     assert not spilled.ok
     plain = dataclasses.replace(case, tensor_cores=False)
-    assert not aot.compile_case(plain, "sm_90").ok
+    assert not aot.compile_for("sm_90", plain).ok
     small = {**case.constants, "TILE": 32, "STEP": 32}
-    older = aot.compile_case(dataclasses.replace(case, constants=small), "sm_90")
+    older = aot.compile_for("sm_90", dataclasses.replace(case, constants=small))
     assert older.older_tensor_core_ops > 0
     assert not older.ok
 
@@ -59,7 +58,7 @@ def test_every_shipped_kernel_is_as_it_has_to_be(tmp_path):
     assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-2000:]}"
     found = json.loads(done.stdout)
     assert {row["target"] for row in found} == set(aot.TARGETS)
-    assert len(found) == len(aot.work())
+    assert len(found) == len(aot.compilations())
     hopper = [row for row in found if row["target"] == "sm_90"]
     half = [row for row in hopper if "_gradients" in row["name"] or row["name"].startswith("forward")]
     for row in (row for row in half if "fp32" not in row["name"]):

@@ -70,7 +70,7 @@ def test_a_gpu_without_triton_is_an_error_not_another_path(monkeypatch):
 
 
 def test_the_choice_is_logged_once(caplog):
-    dispatch._announce.cache_clear()
+    dispatch._log_once.cache_clear()
     with caplog.at_level(logging.INFO, logger="sostenuto.kernels"):
         attend()
         attend()
@@ -113,14 +113,13 @@ def test_every_path_means_the_same():
 BAD_ATTENTION = {
     "not whole frames": {"tokens_per_frame": 5},
     "negative": {"window": -1},
-    "may be negative": {"global_frames": -1},
-    "one a sample": {"valid_frames": torch.tensor([1, 2])},
+    "one per sample": {"valid_frames": torch.tensor([1, 2])},
     "integers": {"valid_frames": torch.tensor([1.0])},
     "torch.bool": {"valid_frames": torch.tensor([True])},
     "on meta": {"valid_frames": torch.ones(1, dtype=torch.int64, device="meta")},
     "Use dense_attention": {"k": torch.ones(1, 2, 6, 16).double(), "v": torch.ones(1, 2, 6, 16).double()},
     "do not fit": {"v": torch.ones(1, 2, 6, 16)},
-    "one floating-point type": {"k": torch.ones(1, 2, 12, 16).half()},
+    "one floating-point dtype": {"k": torch.ones(1, 2, 12, 16).half()},
     "is empty": {name: torch.ones(0, 2, 12, 16) for name in "qkv"},
 }
 
@@ -160,7 +159,7 @@ def test_windows_outside_the_video_are_refused(starts, length):
 def test_scatter_refuses_half_videos_and_a_coverage_of_another_length():
     with pytest.raises(ValueError, match="not whole videos of 2"):
         ops.window_scatter(torch.ones(3, 2, 1), [0, 1], 10)
-    with pytest.raises(ValueError, match="one number a frame"):
+    with pytest.raises(ValueError, match="one number per frame"):
         ops.window_scatter(torch.ones(2, 2, 1), [0, 1], 10, torch.ones(9))
     assert ops.window_gather(torch.ones(2, 10, 1), [0, 8], 2).shape == (4, 2, 1)
     assert ops.window_scatter(torch.ones(4, 2, 1), [0, 8], 10).sum() == 8

@@ -9,7 +9,7 @@ from kernels import reference
 from tests.kernels.helpers import OPTIONS, options_for, qkv, relative
 
 
-def brute_mask(num_frames, window, count, global_frames, wrap):
+def brute_mask(num_frames, window, count, wrap):
     """The definition, pair by pair."""
     mask = torch.zeros(num_frames, num_frames, dtype=torch.bool)
     for i in range(count):
@@ -17,18 +17,16 @@ def brute_mask(num_frames, window, count, global_frames, wrap):
             distance = abs(i - j)
             if wrap:
                 distance = min(distance, count - distance)
-            mask[i, j] = distance <= window or i < global_frames or j < global_frames
+            mask[i, j] = distance <= window
     return mask
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.integers(1, 9), st.integers(0, 11), st.integers(0, 9), st.integers(0, 4), st.booleans())
-def test_frame_mask_is_the_definition_pair_by_pair(num_frames, window, count, global_frames, wrap):
+@given(st.integers(1, 9), st.integers(0, 11), st.integers(0, 9), st.booleans())
+def test_frame_mask_is_the_definition_pair_by_pair(num_frames, window, count, wrap):
     count = min(count, num_frames)
-    mask = reference.frame_mask(
-        num_frames, window, valid_frames=torch.tensor([count]), global_frames=global_frames, wrap=wrap
-    )
-    assert torch.equal(mask[0], brute_mask(num_frames, window, count, global_frames, wrap))
+    mask = reference.frame_mask(num_frames, window, valid_frames=torch.tensor([count]), wrap=wrap)
+    assert torch.equal(mask[0], brute_mask(num_frames, window, count, wrap))
 
 
 def test_a_window_of_one_reaches_the_next_frame_and_no_further():

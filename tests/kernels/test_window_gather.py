@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels import ops, reference
-from kernels.window_gather import window_gather, window_scatter
+from kernels.ops import window_gather, window_scatter
 
 STARTS = st.lists(st.integers(0, 7), min_size=1, max_size=6)
 RING = st.lists(st.integers(0, 9), min_size=1, max_size=6)

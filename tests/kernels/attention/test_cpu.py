@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from kernels import reference
 from kernels.attention.cpu import Plan, plan
-from kernels.attention.cpu_dense import dense_attention
+from kernels.attention.dense import dense_attention
 from kernels.ops import window_attention
 from tests.kernels.attention_contract import *  # noqa: F403
 from tests.kernels.helpers import OPTIONS, compare, gradients, options_for, qkv, relative

@@ -5,7 +5,7 @@ import torch
 
 from kernels import dispatch
 from kernels.attention.triton import forward
-from kernels.attention.triton_walk import INTERPRETED
+from kernels.attention.triton_kernels import INTERPRETED
 from kernels.ops import window_attention
 from tests.kernels.attention_contract import *  # noqa: F403
 from tests.kernels.helpers import compare, qkv
