@@ -345,7 +345,7 @@ def kernels(
 ) -> None:
     """Which code attention and the score run here; with --report, what their GPU kernels compile to.
 
-    A GPU is not needed. Exit code 1 if a configuration is not as it has to be.
+    A GPU is not needed. Exit code 1 if a configuration is not as required.
 
     \b
     Examples:

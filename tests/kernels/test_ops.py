@@ -138,7 +138,7 @@ BAD_SCORES = {
     "floor=0": {"floor": 0},
     "v_fake is": {"v_fake": torch.ones(4, 3)},
     "t is \\[1\\]": {"t": torch.ones(1)},
-    "Give windows": {"x0": torch.ones(4)},
+    "Give floating-point windows": {"x0": torch.ones(4)},
 }
 
 
