@@ -175,9 +175,9 @@ def main() -> None:
                 if rate is not None:
                     row["copy_share"] = row["gb_per_s"] / rate
                 rows.append(row)
-                print(line(row))
-    if given.json:
-        write(given.json, device, rows, copy_gb_per_s=rate)
+                print(line(row), flush=True)
+                if given.json:
+                    write(given.json, device, rows, copy_gb_per_s=rate)
 
 
 def line(row: dict[str, Any]) -> str:

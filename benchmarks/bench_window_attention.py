@@ -114,12 +114,16 @@ def ours_of(case: Case) -> Attention:
 
 
 def cpu_rows(repeats: int) -> Iterator[dict[str, Any]]:
-    """Every CPU case against both dense forms."""
+    """Every CPU case against both dense forms, then how time and memory grow."""
+    rows: list[dict[str, Any]] = []
     for case in ON_CPU:
         masked = partial(F.scaled_dot_product_attention, attn_mask=frame_mask(case))
         peers = {"masked dense": masked, "dense, unmasked": F.scaled_dot_product_attention}
         for row in compare(case, ours_of(case), peers, "cpu", torch.float32, repeats):
-            yield row | {"form": plan(case.frames, case.per_frame, case.window, torch.float32).form}
+            rows.append(row | {"form": plan(case.frames, case.per_frame, case.window, torch.float32).form})
+            yield rows[-1]
+    yield growth(rows)
+    yield memory_row()
 
 
 def growth(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -244,12 +248,8 @@ def main() -> None:
     for row in cpu_rows(given.repeats) if given.device == "cpu" else gpu_rows(given.repeats):
         rows.append(row)
         print(line(row), flush=True)
-    if given.device == "cpu":
-        for row in (growth(rows), memory_row()):
-            rows.append(row)
-            print(line(row), flush=True)
-    if given.json:
-        write(given.json, given.device, rows)
+        if given.json:
+            write(given.json, given.device, rows)
     if given.plot:
         plot(rows, given.plot)
 

@@ -89,7 +89,7 @@ def test_the_package_imports_and_runs_without_triton():
         "assert torch.equal(ops.window_attention(x, x, x, tokens_per_frame=1, window=1), x)\n"
         "assert torch.equal(ops.dense_attention(x, x, x), x)\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
 
 

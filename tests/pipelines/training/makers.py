@@ -36,7 +36,9 @@ DISTILL = DistillConfig(
 def recipe(stage: StageConfig, start: dict[str, str] | None = None) -> Recipe:
     """A recipe of tiny networks."""
     return Recipe(
-        model=dataclasses.replace(TINY, window=3, num_layers=2, head_layers=1, attention_pattern="WG"),
+        model=dataclasses.replace(
+            TINY, head_dim=24, window=3, num_layers=2, head_layers=1, attention_pattern="WG"
+        ),
         text=TEXT,
         flow=FlowConfig(timestep_shift_frames=6),
         loss=LossConfig(),
