@@ -1,6 +1,7 @@
-"""The reverse-KL score on the CPU: float32 with float64 totals (float64 throughout for float64 inputs).
+"""The reverse-KL score on the CPU: float32 with float64 sums (float64 throughout for float64 inputs).
 
-Large windows are worked through in runs that stay in the cache, small ones all at once.
+Large windows are computed in runs that stay in the cache, small ones all at once. A segment is what shares a
+normaliser within a row: a block of frames, or all of them.
 """
 
 import math
@@ -12,29 +13,27 @@ from torch import Tensor
 from kernels.reference import Normalizer, ReverseKLScore
 
 RUN = 262_144
-"""Elements a run."""
-LIMIT = 1e60
-"""Squares of less are those of finite float32."""
+"""Elements per run."""
+FINITE_SQUARES = 1e60
+"""A sum of squares below this is one of finite float32 numbers."""
 LARGE = 16_384
-"""Elements that share a normaliser from which on runs pay."""
+"""Elements per segment from which runs pay."""
 
 
 class Scope(NamedTuple):
-    """What shares a normaliser."""
+    """What shares a normaliser: consecutive frames (a segment) of consecutive rows."""
 
     frames: int
-    """Consecutive frames of a row: a segment."""
     rows: int
-    """Consecutive rows."""
     floor: float
     """The smallest normaliser."""
 
 
 class Parts(NamedTuple):
-    """What the two ways of working hand on."""
+    """The score and the sums from which its diagnostics are made."""
 
     score: Tensor
-    """Like x0, computed in float32 or float64."""
+    """Like x0, in float32 or float64."""
     sums: tuple[Tensor, Tensor]
     """Of |x0 - x0_real| and |x0_fake - x0_real|, each [N, segments], float64."""
     norm: Tensor
@@ -118,7 +117,7 @@ def _at_once(tensors: list[Tensor], t: Tensor, guidance_scale: float, scope: Sco
 
 
 def _in_runs(tensors: list[Tensor], t: Tensor, guidance_scale: float, scope: Scope) -> Parts:
-    """Run after run of each segment of each row; what is not finite is looked for only where a sum is not."""
+    """Run after run of each segment of each row; non-finite entries are looked for where a sum is not finite."""
     rows, row_size = tensors[0].shape[0], tensors[0][0].numel()
     compute = torch.promote_types(tensors[0].dtype, torch.float32)
     segment = scope.frames * tensors[0][0, 0].numel()
@@ -154,8 +153,8 @@ def _difference(
     v_fake: Tensor,
     v_uncond: Tensor | None = None,
 ) -> list[float]:
-    """One run [n]: writes d = v_real - v_fake, NaN where x0 - x0_real is not finite; sums of |x0 - x0_real|,
-    |d| and d^2."""
+    """One run [n]: writes d = v_real - v_fake, NaN where x0 - x0_real is not finite, and returns the sums of
+    |x0 - x0_real|, |d| and d^2."""
     x0, x_t, v_real, v_fake = (x.to(out.dtype) for x in (x0, x_t, v_cond, v_fake))
     if v_uncond is not None:
         v_real = torch.lerp(v_uncond.to(out.dtype), v_real, guidance_scale, out=out)
@@ -177,12 +176,11 @@ def _difference(
 
 
 def _scale(part: Tensor, factor: float, squares: float) -> tuple[int, float]:
-    """Multiplies a segment in place and zeroes what is then not finite: their number, the sum of squares.
-
-    A moderate sum of squares, given as it will be, tells that all is finite.
+    """Multiplies a segment in place and zeroes its non-finite entries; returns their number and the sum of
+    squares. `squares` is that sum as expected: if it is moderate, every entry is finite.
     """
     part.mul_(factor)
-    if squares < LIMIT:
+    if squares < FINITE_SQUARES:
         return 0, squares
     bad = ~torch.isfinite(part)
     part.masked_fill_(bad, 0.0)

@@ -1,8 +1,9 @@
-"""The reverse-KL score in Triton, four launches: sums a tile, normalisers, the score, totals.
+"""The reverse-KL score in Triton, four launches: sums per tile, normalisers, the score, totals.
 
 `sum_kernel` reads the five tensors once; `score_kernel` reads the velocities again, which moves fewer bytes
-than a stored difference would in half precision (18 an element instead of 20), needs no temporary of x0's
-size, and rounds once. A tile's sums are float32, all others float64. No atomics: two runs give the same bits.
+than storing the difference would in half precision (18 per element instead of 20), needs no temporary of x0's
+size, and rounds once. Sums within a tile are float32, all others float64. Nothing is added atomically: two
+runs give the same bits.
 """
 
 from typing import Any
@@ -16,12 +17,12 @@ from kernels.reference import Normalizer, ReverseKLScore
 from kernels.score.cpu import segment_frames
 
 BLOCKS = {torch.float32: 2048, torch.float16: 4096, torch.bfloat16: 4096}
-"""Elements a program, by x0's type: two loads of 128 bits a thread and tensor. Arithmetic is float32."""
+"""Elements per program, by x0's dtype: two loads of 128 bits per thread and tensor. Arithmetic is float32."""
 WARPS = 8
 CHUNK = 4096
-"""Tiles that a step of a total adds up."""
+"""Tile sums that one step of a total adds up."""
 COUNTS = ("segments", "tiles", "rows", "row_tiles")
-"""Whole numbers that kernels are not compiled again for, whatever they are."""
+"""Integers whose values never trigger a recompilation."""
 
 
 @triton.jit
@@ -103,8 +104,8 @@ def score_kernel(
 ):  # fmt: skip
     """One tile of t (v_real - v_fake) / norm, non-finite entries zero; their number and the sum of squares.
 
-    Tiles are taken in reverse, those that were read last first. An entry whose x0 - x0_real is not finite
-    counts too: it makes the normaliser infinite or not a number, so only then are x0 and x_t looked at.
+    Tiles go in reverse, so that those read last by `sum_kernel` come first. An entry whose x0 - x0_real is
+    not finite counts too: it makes the normaliser infinite or NaN, so x0 and x_t are read only then.
     """
     program = tl.num_programs(0) - 1 - tl.program_id(0)
     row, first, count = _tile_of(program, stride_row, stride_segment, segments, tiles, BLOCK)
@@ -159,10 +160,10 @@ def reverse_kl_score(
     block_frames: int = 1,
     floor: float = 1e-4,
 ) -> ReverseKLScore:
-    """`reference.reverse_kl_score` on a GPU, or on the CPU under Triton's interpreter.
+    """`reference.reverse_kl_score`.
 
     Raises:
-        ValueError: x0 is float64.
+        ValueError: no kernel for x0's dtype.
     """
     if x0.dtype not in BLOCKS:
         raise ValueError(
