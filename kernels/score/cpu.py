@@ -117,7 +117,7 @@ def _at_once(tensors: list[Tensor], t: Tensor, guidance_scale: float, scope: Sco
 
 
 def _in_runs(tensors: list[Tensor], t: Tensor, guidance_scale: float, scope: Scope) -> Parts:
-    """Run after run of each segment of each row; non-finite entries are looked for where a sum is not finite."""
+    """Run after run of each segment of each row; looks for non-finite entries where a sum is not finite."""
     rows, row_size = tensors[0].shape[0], tensors[0][0].numel()
     compute = torch.promote_types(tensors[0].dtype, torch.float32)
     segment = scope.frames * tensors[0][0, 0].numel()
