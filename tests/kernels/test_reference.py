@@ -55,6 +55,16 @@ def test_attention_is_the_weighted_mean_row_by_row(options):
             assert lse[b, 0, i].item() == pytest.approx(math.log(total) if seen else -math.inf)
 
 
+def test_dense_attention_is_softmax_over_the_keys_that_may_be_seen():
+    q, k, v = qkv((2, 1, 3, 4))
+    mask = torch.tensor([[True, False, True], [False, False, False]])
+    out = reference.dense_attention(q, k, v, 0.3, mask)
+    weights = (q[0, 0] @ k[0, 0, [0, 2]].T * 0.3).softmax(-1)
+    assert torch.allclose(out[0, 0], weights @ v[0, 0, [0, 2]])
+    assert not out[1].any()
+    assert torch.allclose(reference.dense_attention(q, k, v), (q @ k.transpose(2, 3) / 2).softmax(-1) @ v)
+
+
 def test_equal_keys_give_the_mean_of_the_values_seen():
     v = torch.arange(4.0).view(1, 1, 4, 1)
     out = reference.window_attention(torch.zeros_like(v), v, v, tokens_per_frame=1, window=1)
