@@ -75,8 +75,8 @@ def forward(q: Tensor, k: Tensor, v: Tensor, options: WindowOptions) -> tuple[Te
     out = torch.zeros(q.shape, dtype=q.dtype)
     lse = torch.full(q.shape[:3], float("-inf"), dtype=torch.promote_types(q.dtype, torch.float32))
     for samples, tokens in _by_length(options.valid_frames, options.tokens_per_frame):
-        cut = (x[samples, :, :tokens] for x in (q, k, v))
-        out[samples, :, :tokens], lse[samples, :, :tokens] = _forward(*cut, options)
+        some_q, some_k, some_v = (x[samples, :, :tokens] for x in (q, k, v))
+        out[samples, :, :tokens], lse[samples, :, :tokens] = _forward(some_q, some_k, some_v, options)
     return out, lse
 
 
@@ -88,8 +88,8 @@ def backward(
         return _backward(grad, q, k, v, out, lse, options)
     grad_q, grad_k, grad_v = (torch.zeros(x.shape, dtype=x.dtype) for x in (q, k, v))
     for samples, tokens in _by_length(options.valid_frames, options.tokens_per_frame):
-        cut = (x[samples, :, :tokens] for x in (grad, q, k, v, out, lse))
-        parts = _backward(*cut, options)
+        some = [x[samples, :, :tokens] for x in (grad, q, k, v, out, lse)]
+        parts = _backward(some[0], some[1], some[2], some[3], some[4], some[5], options)
         for total, part in zip((grad_q, grad_k, grad_v), parts, strict=True):
             total[samples, :, :tokens] = part
     return grad_q, grad_k, grad_v
