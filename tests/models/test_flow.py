@@ -1,4 +1,4 @@
-"""The time convention, held to closed forms."""
+"""The time convention against closed forms."""
 
 from itertools import pairwise
 

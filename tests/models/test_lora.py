@@ -1,4 +1,4 @@
-"""Adapters change nothing at the start, are all that is trained of the encoder, and merge without a trace."""
+"""Adapters change nothing at the start, are all that trains in the encoder, and merge without a trace."""
 
 import copy
 
@@ -44,7 +44,7 @@ def trained(model: nn.Module) -> set[str]:
 
 
 def stir(model: nn.Module) -> None:
-    """Trained weights get other values, B too."""
+    """Give every adapter weight another value, B too."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if ".lora_" in name:
@@ -74,7 +74,7 @@ def test_what_is_trained(heads: str) -> None:
     assert {part.removeprefix("attn1.").removeprefix("attn2.") for part in layers} == TARGETS
 
 
-def test_targets_are_the_layers_that_are_named() -> None:
+def test_targets_are_the_named_layers() -> None:
     names = trained(adapted(student(), LoraConfig(rank=2, targets=("to_q", "ffn.net.2"), heads="adapters")))
     assert {name.split(".lora_")[0].rpartition("blocks.0.")[2] for name in names} == {
         "attn1.to_q", "attn2.to_q", "ffn.net.2",
@@ -82,7 +82,7 @@ def test_targets_are_the_layers_that_are_named() -> None:
 
 
 @pytest.mark.parametrize("heads", ["full", "adapters"])
-def test_merged_is_unmerged(heads: str) -> None:
+def test_merging_changes_no_output(heads: str) -> None:
     base = student()
     model = adapted(base, LoraConfig(rank=3, alpha=6.0, heads=heads))
     stir(model)

@@ -20,7 +20,7 @@ def _zero(x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
     return torch.zeros_like(x_t)
 
 
-def test_flow_matching_is_the_mean_square_of_what_is_missing() -> None:
+def test_flow_matching_is_the_mean_squared_velocity_error() -> None:
     x0, noise = latents(), latents(seed=9)
     loss = flow_matching_loss(_zero, x0, noise, torch.tensor([0.2, 0.8]), captions())
     assert torch.allclose(loss.value, (noise - x0).square().mean())
@@ -50,7 +50,7 @@ def _by_hand(
     critic: GaussianVelocity,
     crop_safe: bool,
 ) -> Tensor:
-    """Window after window; of those within the video the first frame is left out if it is not crop-safe."""
+    """Brute force, one window after the other; inner windows lose their first frame unless crop-safe."""
     total, covered = torch.zeros_like(video), torch.zeros_like(video)
     for b, (k, window) in itertools.product(range(len(video)), enumerate(tiling)):
         row = b * len(tiling) + k
@@ -84,7 +84,7 @@ def test_the_gradient_is_the_covered_mean_of_the_windows_scores(crop_safe: bool)
     assert loss.non_finite == 0
 
 
-def test_a_window_within_the_video_says_nothing_of_its_first_latent() -> None:
+def test_a_window_within_the_video_leaves_out_its_first_latent() -> None:
     scorers = Scorers(GaussianVelocity(1.0, 0.5), GaussianVelocity(0.0, 1.0))
     video, t = latents(2, 9).requires_grad_(), torch.full((2,), 0.5)
     tiling = [Span(0, 5), Span(4, 5)]
@@ -95,7 +95,7 @@ def test_a_window_within_the_video_says_nothing_of_its_first_latent() -> None:
     assert video.grad[:, 5:].all()
 
 
-def test_flow_matching_counts_only_the_frames_it_is_told_to() -> None:
+def test_flow_matching_counts_only_the_given_frames() -> None:
     x0, noise, t = latents(2, 4), latents(2, 4, seed=9), torch.tensor([0.2, 0.7])
     model, frames = GaussianVelocity(1.0, 0.5), torch.ones(2, 4, dtype=torch.bool)
     plain = flow_matching_loss(model, x0, noise, t, captions()).value
@@ -107,7 +107,7 @@ def test_flow_matching_counts_only_the_frames_it_is_told_to() -> None:
 
 
 def test_descent_moves_videos_towards_the_teacher() -> None:
-    """The student is N(0, 1) and the critic knows it; the teacher is N(1, 1): every frame must rise."""
+    """Student and critic are N(0, 1), the teacher is N(1, 1): every frame must rise."""
     video = latents(4, 12).requires_grad_()
     tiling = spans(12, 4, 2)
     rows = 4 * len(tiling)
@@ -120,7 +120,7 @@ def test_descent_moves_videos_towards_the_teacher() -> None:
     assert float(video.grad.max()) < 0
 
 
-def test_a_student_that_equals_its_teacher_is_left_alone() -> None:
+def test_a_student_that_equals_its_teacher_gets_no_gradient() -> None:
     video = latents(2, 12).requires_grad_()
     tiling = spans(12, 4, 4)
     rows = 2 * len(tiling)

@@ -29,7 +29,7 @@ def test_every_part_of_a_key_changes_its_seed(seed: int, step: int, sample: int)
     assert 0 <= key.seed64() < 2**63
 
 
-def test_numbers_are_standard_normal_and_uniform() -> None:
+def test_draws_are_standard_normal_and_uniform() -> None:
     n = normal((64,), Key(0, purpose="n"), range(400))
     assert float(n.mean()) == pytest.approx(0, abs=0.02)
     assert float(n.std()) == pytest.approx(1, abs=0.02)
@@ -39,7 +39,7 @@ def test_numbers_are_standard_normal_and_uniform() -> None:
     assert float(u.mean()) == pytest.approx(0.5, abs=0.03)
 
 
-def test_the_global_generator_is_left_alone() -> None:
+def test_the_global_generator_is_untouched() -> None:
     torch.manual_seed(1)
     expected = torch.rand(3)
     torch.manual_seed(1)

@@ -47,7 +47,7 @@ def test_the_gap_of_the_spectrum_gives_the_number_of_components(fitted: PcaAutoe
 
 
 def test_a_code_of_patches_takes_frames_of_any_size_that_they_tile() -> None:
-    """Latents of a picture put together from others are theirs, put together; no multiple is refused."""
+    """The latents of joined pictures are the joined latents."""
     code = PcaAutoencoder.fit(low_rank(60, 4, 16, 24), AutoencoderConfig(patch_size=8, components=4), 16, 24)
     parts = [torch.from_numpy(low_rank(4, 4, 16, 24))[None, i : i + 2] for i in (0, 2)]
     latents = [code.encode(part) for part in parts]
@@ -208,7 +208,7 @@ def test_impossible_settings_are_refused(
         PcaAutoencoder.fit(frames, config, 24, 32)
 
 
-def test_a_sample_that_shows_nothing_is_refused() -> None:
+def test_a_sample_without_content_is_refused() -> None:
     grey = np.full((10, 8, 8, 3), 128, np.uint8)
     with pytest.raises(DataError, match="equal"):
         PcaAutoencoder.fit(grey, AutoencoderConfig(), 8, 8)

@@ -1,4 +1,4 @@
-"""Wan's autoencoder in pieces is the model in one pass, in the memory of a piece, from safetensors only."""
+"""Wan's autoencoder in pieces equals the model in one pass, in the memory of one piece."""
 
 import json
 import shutil
@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from models.autoencoders.kinds import load_autoencoder
+from models.autoencoders.kinds import WanKind, load_autoencoder
 from models.autoencoders.wan import WEIGHTS_FILE, WanAutoencoder
+from models.config import AutoencoderConfig
 from models.errors import CheckpointError, ConfigError
 from models.folders import CONFIG_FILE
 
@@ -32,7 +33,7 @@ def code(wan_folder: Path) -> WanAutoencoder:
 
 @pytest.fixture
 def copied(wan_folder: Path, tmp_path: Path) -> Path:
-    """A copy of the folder, to be spoiled."""
+    """A copy of the folder to damage."""
     return Path(shutil.copytree(wan_folder, tmp_path / "vae"))
 
 
@@ -44,7 +45,10 @@ def test_one_latent_of_the_first_frame_then_one_of_four(
     assert latents.shape == (1, latent_frames, 4, 2, 2)
     assert code.decode(latents).shape == (1, frames, 16, 16, 3)
     assert code.decode(latents).dtype == torch.uint8
-    assert (code.temporal_factor, code.crop_safe) == (4, False)
+    kind = WanKind(AutoencoderConfig(kind="wan"))
+    assert kind.latent_frames(frames) == latent_frames
+    assert (code.temporal_factor, code.spatial_factor) == (kind.temporal_factor, kind.patch)
+    assert not code.crop_safe
 
 
 def test_latents_are_those_of_diffusers_normalised(wan_folder: Path, code: WanAutoencoder) -> None:
@@ -64,7 +68,7 @@ def test_latents_are_those_of_diffusers_normalised(wan_folder: Path, code: WanAu
 
 
 def test_101_frames_in_pieces_are_101_frames_in_one_pass(wan_folder: Path, code: WanAutoencoder) -> None:
-    """After the first frame, which the model treats apart, all other frames go through at once."""
+    """The first frame, which the model treats apart, then all others at once."""
     from diffusers import AutoencoderKLWan
 
     model = AutoencoderKLWan.from_pretrained(wan_folder).eval()
@@ -98,7 +102,7 @@ def test_a_batch_is_its_clips_each_alone(code: WanAutoencoder) -> None:
 
 
 class Alive(TorchDispatchMode):
-    """Counts the bytes of all tensors made since that are still there, and the most there ever were."""
+    """Counts the bytes of all tensors made inside it that are alive, and their peak."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -123,7 +127,7 @@ class Alive(TorchDispatchMode):
 
 
 def most_alive(work: Callable[[Tensor], Tensor], given: Tensor) -> int:
-    """The most bytes that were there at once beside what is given and what comes out."""
+    """Peak bytes beside the input and the output."""
     with Alive() as alive:
         out = work(given)
     assert alive.now == out.nbytes
@@ -131,7 +135,7 @@ def most_alive(work: Callable[[Tensor], Tensor], given: Tensor) -> int:
 
 
 def test_memory_does_not_grow_with_the_length(wan_folder: Path, code: WanAutoencoder) -> None:
-    """Beside the clip and its latents; that of diffusers' own loop does, so this would show it."""
+    """Beside the clip and its latents. Diffusers' own loop grows, so the measure would show it."""
     from diffusers import AutoencoderKLWan
 
     model = AutoencoderKLWan.from_pretrained(wan_folder).eval().requires_grad_(False)

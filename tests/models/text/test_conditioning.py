@@ -10,7 +10,7 @@ from models.text.conditioning import Conditioning, NgramEncoder, drop_some, with
 CAPTIONS = ["a bay at dusk, streaked sky, amber sun", "a bay, dotted sky"]
 
 
-def test_one_token_a_phrase_with_unit_rms() -> None:
+def test_each_phrase_is_one_token_of_unit_rms() -> None:
     given = NgramEncoder(TextConfig()).encode(CAPTIONS)
     assert given.text.shape == (2, 3, 64)
     assert given.mask is not None
@@ -35,7 +35,7 @@ def test_long_captions_are_cut_and_empty_ones_still_have_a_token() -> None:
     assert empty.mask is None
 
 
-def test_repeat_folds_each_row_in_turn() -> None:
+def test_repeat_repeats_each_row_in_turn() -> None:
     rows = Conditioning(torch.arange(3.0)[:, None, None], torch.ones(3, 1, dtype=torch.bool))
     assert rows.repeat(2).text.flatten().tolist() == [0, 0, 1, 1, 2, 2]
     assert float(rows.null().text.abs().sum()) == 0
@@ -48,7 +48,7 @@ def test_dropout_is_keyed_by_sample_and_hits_its_share() -> None:
     assert drop_some(["a sun"] * 5, 0.1, Key(0), range(995, 1000)) == dropped[995:1000]
 
 
-def test_a_dropped_caption_says_nothing() -> None:
+def test_a_dropped_caption_is_a_zero_token() -> None:
     given = NgramEncoder(TextConfig()).encode([*CAPTIONS, ""])
     assert not given.text[2].any()
     assert given.mask is not None
@@ -63,7 +63,7 @@ def test_guidance_leads_away_from_zeros_or_from_the_negative_caption() -> None:
     assert null.mask is None
 
 
-def test_zeros_fill_up_to_the_most_tokens() -> None:
+def test_zeros_pad_to_the_largest_number_of_tokens() -> None:
     given = NgramEncoder(TextConfig(padding="zeros", max_tokens=5)).encode(CAPTIONS)
     assert given.mask is None
     assert given.text.shape == (2, 5, 64)

@@ -1,4 +1,4 @@
-"""UMT5 from a folder: the real class's numbers, unpadded, and one line for every folder that is none."""
+"""UMT5 from a folder: the real class's embeddings, unpadded, and one line for every unusable folder."""
 
 import dataclasses
 import json
@@ -23,11 +23,11 @@ def config(folder: Path, **values: object) -> TextConfig:
 
 @pytest.fixture
 def copied(umt5_folder: Path, tmp_path: Path) -> Path:
-    """A copy of the folder, to be spoiled."""
+    """A copy of the folder to damage."""
     return Path(shutil.copytree(umt5_folder, tmp_path / "wan"))
 
 
-def test_tokens_are_the_real_classs_of_each_caption_alone(umt5_folder: Path) -> None:
+def test_tokens_are_those_of_the_real_class_for_each_caption_alone(umt5_folder: Path) -> None:
     from transformers import T5TokenizerFast, UMT5EncoderModel
 
     model = UMT5EncoderModel.from_pretrained(umt5_folder / "text_encoder").eval()
@@ -63,7 +63,7 @@ def test_captions_are_cleaned_as_wan_cleans_them(caption: str, clean: str) -> No
     assert cleaned(caption) == clean
 
 
-def test_numbers_beyond_half_precision_are_refused(copied: Path) -> None:
+def test_values_beyond_half_precision_are_refused(copied: Path) -> None:
     encoder = Umt5Encoder.load(config(copied))
     encoder._model.encoder.final_layer_norm.weight.data.fill_(1e6)
     with pytest.raises(DataError, match="not finite for the caption 'a sun'"):

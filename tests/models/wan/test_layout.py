@@ -1,4 +1,4 @@
-"""Folders that cannot be used are refused in one line that names the file and the remedy."""
+"""Unusable folders are refused in one line that names the file and the remedy."""
 
 import dataclasses
 import json
@@ -180,7 +180,7 @@ def test_the_missing_folder() -> None:
 
 
 def test_the_original_release_lies_beside_its_other_models(tmp_path: Path) -> None:
-    """The release's own text encoder and autoencoder are pickles; they are left alone."""
+    """The release's own text encoder and autoencoder are pickles, which are never opened."""
     wan_folders.write(tmp_path, "original")
     for name in ("models_t5_umt5-xxl-enc-bf16.pth", "Wan2.1_VAE.pth"):
         (tmp_path / name).write_bytes(b"never opened")

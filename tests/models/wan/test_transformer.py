@@ -69,8 +69,8 @@ def padded(text: Tensor, lengths: list[int]) -> tuple[Tensor, Tensor]:
 
 
 def test_captions_of_different_lengths(tmp_path: Path) -> None:
-    """Diffusers knows no text mask. Its pipeline fills up with zeros that ARE attended, as Wan was trained:
-    that is our conditioning without a mask. With a mask, a row is what diffusers gives for its own tokens."""
+    """Diffusers has no text mask: its pipeline pads with attended zeros, as Wan was trained, like our
+    conditioning without a mask. With a mask, a row equals diffusers' output for its own tokens alone."""
     theirs, ours = wan_folders.write(tmp_path), read(tmp_path)
     x, t, text = inputs()
     lengths = [2, 5]

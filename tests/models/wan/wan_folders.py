@@ -107,7 +107,7 @@ def original_fields(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def write(folder: Path, layout: str = "diffusers", shard: str = "10GB") -> WanTransformer3DModel:
-    """A folder in one of the layouts; the model it holds."""
+    """Write a folder in one of the layouts; return the model in it."""
     model = twin()
     model.save_pretrained(folder, max_shard_size=shard)
     if layout == "original":
@@ -130,12 +130,12 @@ def tensors_of(path: Path) -> dict[str, Tensor]:
 
 
 def rewrite(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Replaces a file."""
+    """Replace a file."""
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, {"format": "pt"})
 
 
 def set_fields(folder: Path, **fields: Any) -> None:
-    """Changes fields of config.json; None removes one."""
+    """Change fields of config.json; None removes one."""
     path = folder / "config.json"
     plain = json.loads(path.read_text()) | fields
     path.write_text(json.dumps({name: value for name, value in plain.items() if value is not None}))
