@@ -1,7 +1,32 @@
 """Settings of the networks, the flow, the losses and the samplers: frozen dataclasses, no torch needed."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Limits of a number that pydantic enforces, by its own keywords, when it builds a config.
+
+    A mark of our own: a machine with torch alone has neither pydantic nor annotated_types.
+    """
+
+    description: str
+    gt: float | None = None
+    ge: float | None = None
+    le: float | None = None
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], Any]) -> Any:
+        limits = {"gt": self.gt, "ge": self.ge, "le": self.le}
+        return handler(source) | {name: limit for name, limit in limits.items() if limit is not None}
+
+
+PositiveInt: TypeAlias = Annotated[int, Bounds("above 0", gt=0)]
+PositiveFloat: TypeAlias = Annotated[float, Bounds("above 0", gt=0)]
+NonNegativeInt: TypeAlias = Annotated[int, Bounds("0 or more", ge=0)]
+NonNegativeFloat: TypeAlias = Annotated[float, Bounds("0 or more", ge=0)]
+Share: TypeAlias = Annotated[float, Bounds("0 ... 1", ge=0, le=1)]
 
 UnevenFrames: TypeAlias = Literal["refuse", "pad"]
 """What happens to a window of a length that a causal autoencoder does not take."""
@@ -13,14 +38,14 @@ class AutoencoderConfig:
 
     kind: Literal["pca", "wan"] = "pca"
     """`pca`: a linear code fitted at ingest; `wan`: the Wan 2.1 video autoencoder from `pretrained`."""
-    patch_size: int = 0
+    patch_size: NonNegativeInt = 0
     """Side in pixels of the square patch that a latent describes (`pca`); 0 is the whole frame."""
     components: int | None = None
     """Components per patch (`pca`). None keeps those before a gap of 20x in the spectrum after 95 % of
     the variance, where the codec's noise begins; without such a gap, as many as explain 98 %."""
-    max_components: int = 64
+    max_components: PositiveInt = 64
     """Largest number of components when `components` is None."""
-    fit_frames: int = 2500
+    fit_frames: PositiveInt = 2500
     """Frames that the code is fitted on, drawn from both corpora."""
     pretrained: str | None = None
     """Folder of a pretrained autoencoder (`wan`)."""
@@ -37,20 +62,20 @@ class TextConfig:
     """`ngram`: hashed character n-grams, without weights; `umt5`: UMT5 embeddings, computed at ingest."""
     pretrained: str | None = None
     """Folder with text_encoder/ and tokenizer/, or with the files of both (`umt5`)."""
-    dim: int = 64
+    dim: PositiveInt = 64
     """Numbers per text token."""
-    max_tokens: int = 8
+    max_tokens: PositiveInt = 8
     """Largest number of text tokens per caption; `ngram` makes one of each comma-separated phrase."""
     padding: Literal["mask", "zeros"] = "mask"
     """`mask`: captions are padded to the longest of their batch, and the padding is masked; `zeros`: to
     `max_tokens` with zeros that are attended to, as Wan 2.1 was trained."""
     negative_caption: str = ""
     """Caption of the unconditional branch, which guidance leads away from."""
-    dropout: float = 0.1
+    dropout: Share = 0.1
     """Share of captions emptied in supervised training."""
     withheld_words: tuple[str, ...] = ()
     """Words left out of a caption, all together, with `withhold_probability`."""
-    withhold_probability: float = 0.0
+    withhold_probability: Share = 0.0
     """Share of captions without their `withheld_words`, in every stage and in rollouts."""
 
 
@@ -58,27 +83,27 @@ class TextConfig:
 class ModelConfig:
     """Shape of the teacher, the critic and the student (models/dit.py, models/ddt.py)."""
 
-    num_layers: int = 4
+    num_layers: PositiveInt = 4
     """Transformer blocks from input to output."""
-    head_layers: int = 2
+    head_layers: PositiveInt = 2
     """Blocks of each student head; the encoder has the other `num_layers - head_layers`."""
-    num_heads: int = 4
+    num_heads: PositiveInt = 4
     """Attention heads; the width is `num_heads * head_dim`."""
-    head_dim: int = 24
+    head_dim: PositiveInt = 24
     """Channels per attention head, split over time, height and width for the rotary positions."""
-    ffn_dim: int = 288
+    ffn_dim: PositiveInt = 288
     """Hidden width of the feed-forward layers."""
-    freq_dim: int = 256
+    freq_dim: PositiveInt = 256
     """Sinusoids of the timestep embedding."""
     patch_size: tuple[int, int, int] = (1, 1, 1)
     """Latent frames, rows and columns per token."""
     attention_pattern: str = "WGWG"
     """One letter per block: W sees `window` frames to each side, G sees the whole clip."""
-    window: int = 8
+    window: PositiveInt = 8
     """Frames to each side that a W block sees."""
-    rope_theta_windowed: float = 100.0
+    rope_theta_windowed: PositiveFloat = 100.0
     """Base of the rotary frequencies in W blocks."""
-    rope_theta_global: float = 100.0
+    rope_theta_global: PositiveFloat = 100.0
     """Base of the rotary frequencies in G blocks."""
     clip_position: bool = True
     """Tell each frame its place in the clip (student only)."""
@@ -104,9 +129,9 @@ AdapterTarget = Literal["to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "f
 class LoraConfig:
     """Low-rank adapters in place of full training (models/lora.py)."""
 
-    rank: int = 0
+    rank: NonNegativeInt = 0
     """Rank of the adapters on the encoders of the student and the critic; 0 trains all weights."""
-    alpha: float = 32.0
+    alpha: PositiveFloat = 32.0
     """Adapters are scaled by `alpha / rank`."""
     targets: tuple[AdapterTarget, ...] = ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2")
     """Layers of each block that get an adapter."""
@@ -120,9 +145,9 @@ class LoraConfig:
 class FlowConfig:
     """The timestep shift (models/flow.py)."""
 
-    timestep_shift: float = 1.0
+    timestep_shift: PositiveFloat = 1.0
     """Shift of the times of clips up to `timestep_shift_frames` long: t' = s t / (1 + (s-1) t)."""
-    timestep_shift_frames: int = 32
+    timestep_shift_frames: PositiveInt = 32
     """Latent frames beyond which the shift grows by the square root of the length."""
 
 
@@ -130,17 +155,17 @@ class FlowConfig:
 class LossConfig:
     """Weights and conventions of the losses (models/losses.py)."""
 
-    flow_matching_weight: float = 1.0
+    flow_matching_weight: NonNegativeFloat = 1.0
     """Weight of the flow-matching loss on LONG (mean seeking)."""
-    reverse_kl_weight: float = 1.0
+    reverse_kl_weight: NonNegativeFloat = 1.0
     """Weight of the reverse-KL loss on the windows of rollouts (mode seeking)."""
-    anchor_weight: float = 0.5
+    anchor_weight: NonNegativeFloat = 0.5
     """Weight of the pull towards the frozen long-SFT network at t = 1, when the exit step is the first."""
     normalizer: Literal["window", "sample", "block"] = "window"
     """Extent of mean|x - x0_teacher|: a window, the unfolded video, or `normalizer_block` frames."""
-    normalizer_block: int = 1
+    normalizer_block: PositiveInt = 1
     """Latent frames per block when `normalizer` is `block`."""
-    normalizer_floor: float = 1e-4
+    normalizer_floor: PositiveFloat = 1e-4
     """Smallest normaliser."""
     guidance_scale: float = 1.0
     """Teacher guidance u + s (c - u) in the reverse-KL score; 1 is none."""
@@ -156,9 +181,9 @@ class SamplingConfig:
 
     steps: tuple[float, ...] = (1.0, 0.85, 0.65, 0.35)
     """Times of the few-step sampler before the timestep shift, falling from 1."""
-    ode_steps: int = 50
+    ode_steps: PositiveInt = 50
     """Euler steps of the FM head's sampler."""
     guidance_scale: float = 1.0
     """Guidance of the ODE sampler; 1 is none."""
-    rollout_steps: int = 25
+    rollout_steps: PositiveInt = 25
     """Euler steps per window when the teacher is rolled out window by window."""

@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 import typing
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from jobs.config.checks import validate
 from jobs.config.schema import RunConfig as RunConfig
+from jobs.config.schema import settings
+from models.config import Bounds
 from models.errors import ConfigError
 
 PRESETS = Path(__file__).parents[1] / "configs"
@@ -71,7 +73,7 @@ def build(tree: Mapping[str, Any]) -> RunConfig:
     Raises:
         ConfigError: an unknown key, a value of the wrong type or an impossible combination.
     """
-    _refuse_unknown(tree, RunConfig, "")
+    _require_known_tree(tree)
     try:
         config = TypeAdapter(RunConfig).validate_python(dict(tree))
     except ValidationError as error:
@@ -187,7 +189,7 @@ def _overlay(base: dict[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
 
 def _put(tree: dict[str, Any], name: str, value: Any) -> None:
     """Set a dotted name in a nested mapping; what follows `sweep.space.` is one key, dots and all."""
-    require_known(name)
+    _require_known(name)
     parts = name.split(".")
     if parts[:2] == ["sweep", "space"] and len(parts) > 2:
         parts = ["sweep", "space", ".".join(parts[2:])]
@@ -201,82 +203,62 @@ def _put(tree: dict[str, Any], name: str, value: Any) -> None:
     tree[parts[-1]] = value
 
 
-def _group_of(annotation: Any) -> type | None:
-    """The dataclass that an annotation stands for, or None for a plain value."""
-    return annotation if dataclasses.is_dataclass(annotation) and isinstance(annotation, type) else None
+def _require_known(name: str) -> None:
+    """Refuse a dotted name that neither a setting nor a group has."""
+    if name not in settings() and not name.startswith("sweep.space.") and not _below(name):
+        raise ConfigError(f"unknown setting {name!r}", _suggestion(name))
 
 
-def field_types(group: type) -> dict[str, Any]:
-    """Field name to type of a settings dataclass."""
-    hints = typing.get_type_hints(group)
-    return {field.name: hints[field.name] for field in dataclasses.fields(group)}
+def _below(group: str) -> list[str]:
+    """The settings of a group, by their dotted names."""
+    return [name for name in settings() if name.startswith(f"{group}.")]
 
 
-def names(group: type = RunConfig, prefix: str = "") -> list[str]:
-    """Every dotted name below a settings dataclass."""
-    found: list[str] = []
-    for name, annotation in field_types(group).items():
-        inner = _group_of(annotation)
-        found += names(inner, f"{prefix}{name}.") if inner else [prefix + name]
-    return found
-
-
-def require_known(name: str) -> None:
-    """Refuse a dotted name that no setting has.
-
-    Raises:
-        ConfigError: with the nearest names as a suggestion.
-    """
-    known = names()
-    if name in known or name.startswith("sweep.space."):
-        return
-    if any(full.startswith(name + ".") for full in known):
-        return
-    raise ConfigError(f"unknown setting {name!r}", _suggestion(name, known))
-
-
-def _suggestion(name: str, known: Iterable[str]) -> str:
+def _suggestion(name: str) -> str:
     """What the user may have meant."""
-    choices = list(known)
-    near = difflib.get_close_matches(name, choices, n=2, cutoff=0.75)
+    near = difflib.get_close_matches(name, settings(), n=2, cutoff=0.75)
     if not near:
         last = name.rsplit(".", 1)[-1]
-        near = [full for full in choices if full.rsplit(".", 1)[-1] == last][:3]
+        near = [known for known in settings() if known.rsplit(".", 1)[-1] == last][:3]
     if near:
         return f"Did you mean {' or '.join(near)}?"
     return "See the names by `sostenuto train teacher --dry-run`"
 
 
-def _refuse_unknown(tree: Mapping[str, Any], group: type, prefix: str) -> None:
-    """Walk a nested mapping beside the dataclass it should fill."""
-    types = field_types(group)
-    for name, value in tree.items():
-        if name not in types:
-            raise ConfigError(
-                f"unknown setting {prefix + str(name)!r}", _suggestion(prefix + str(name), names())
-            )
-        inner = _group_of(types[name])
-        if inner is None:
-            continue
-        if not isinstance(value, Mapping):
-            raise ConfigError(
-                f"{prefix}{name} is a group, but {value!r} was given",
-                f"Set a field, such as {names(inner, prefix + name + '.')[0]}",
-            )
-        _refuse_unknown(value, inner, f"{prefix}{name}.")
+def _require_known_tree(tree: Mapping[str, Any], prefix: str = "") -> None:
+    """Refuse unknown names anywhere in a nested mapping, and plain values in place of groups."""
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        _require_known(name)
+        if below := _below(name):
+            if not isinstance(value, Mapping):
+                raise ConfigError(
+                    f"{name} is a group, but {value!r} was given", f"Set a field, such as {below[0]}"
+                )
+            _require_known_tree(value, f"{name}.")
 
 
 def _explain(error: ValidationError) -> ConfigError:
-    """The first fault of pydantic's list in one line."""
+    """The first of pydantic's faults in one line."""
     fault = error.errors(include_url=False)[0]
     location = [str(part) for part in fault["loc"]]
-    name = next(
-        (".".join(location[:n]) for n in range(len(location), 0, -1) if ".".join(location[:n]) in names()), ""
-    )
+    prefixes = (".".join(location[:n]) for n in range(len(location), 0, -1))
+    name = next((prefix for prefix in prefixes if prefix in settings()), ".".join(location))
+    kind = settings().get(name)
+    bounds = bounds_of(kind)
+    if bounds and fault["type"] in ("greater_than", "greater_than_equal", "less_than_equal"):
+        remedy = f"Set it by --set {name}=VALUE, {bounds.description}"
+        remedy += ", or null" if type(None) in typing.get_args(kind) else ""
+        return ConfigError(f"{name} is {fault['input']}, but must be {bounds.description}", remedy)
     message = fault["msg"][0].lower() + fault["msg"][1:]
-    return ConfigError(
-        f"{name or '.'.join(location)}: {message}, not {fault['input']!r}", f"Set it by --set {name}=VALUE"
-    )
+    return ConfigError(f"{name}: {message}, not {fault['input']!r}", f"Set it by --set {name}=VALUE")
+
+
+def bounds_of(kind: Any) -> Bounds | None:
+    """The bounds of a setting's type, `Annotated[...]` or `Annotated[...] | None`."""
+    alternatives = (kind, *typing.get_args(kind))
+    marks = (mark for one in alternatives for mark in getattr(one, "__metadata__", ()))
+    return next((mark for mark in marks if isinstance(mark, Bounds)), None)
 
 
 def _leaves(group: Any, prefix: str) -> Iterator[tuple[str, Any]]:

@@ -1,6 +1,8 @@
 """RunConfig: every setting of a run, put together from dataclasses that live beside the code they steer."""
 
-from dataclasses import dataclass, field
+import functools
+import typing
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, ClassVar, Literal
 
 from pydantic import ConfigDict
@@ -11,6 +13,7 @@ from models.config import (
     LoraConfig,
     LossConfig,
     ModelConfig,
+    PositiveInt,
     SamplingConfig,
     TextConfig,
 )
@@ -18,9 +21,6 @@ from pipelines.data.config import DataConfig
 from pipelines.evaluation.config import EvaluationConfig
 from pipelines.training.config import ClusterConfig, DistillConfig, StageConfig, WarmupConfig
 from pipelines.world.config import WorldConfig
-
-SUPERVISED_STAGES = ("teacher", "sft", "mixed")
-"""Stages that are a StageConfig."""
 
 STAGES = ("teacher", "sft", "mixed", "warmup", "distill")
 """Every stage of training, in order."""
@@ -59,9 +59,9 @@ class SweepConfig:
         }
     )
     """Dotted name to a list of choices, or to `{low, high}` with an optional `log` or `integer`."""
-    trials: int = 4
+    trials: PositiveInt = 4
     """Trials in all."""
-    max_concurrent: int = 1
+    max_concurrent: PositiveInt = 1
     """Trials at once."""
     search: Literal["random", "optuna"] = "random"
     """How the next trial is chosen."""
@@ -71,26 +71,14 @@ class SweepConfig:
     """Metric of evaluation, by its name in summary.json, that trials are compared by at checkpoints."""
     mode: Literal["min", "max"] = "min"
     """Whether less or more of it is better."""
-    videos: int = 60
+    videos: PositiveInt = 60
     """Videos that a checkpoint is measured on; distances depend on it, so it is the same for all trials."""
-    grace_reports: int = 1
+    grace_reports: PositiveInt = 1
     """Checkpoints a trial reports before `asha` may stop it."""
     reduction_factor: int = 2
     """`asha` keeps one trial of this many at each rung."""
     seed: int = 0
     """Seed of the search."""
-
-
-def _teacher() -> StageConfig:
-    return StageConfig(steps=1500, short_batch=64, learning_rate=3e-3, t_std=1.2)
-
-
-def _sft() -> StageConfig:
-    return StageConfig(long_batch=32, t_mean=0.6)
-
-
-def _mixed() -> StageConfig:
-    return StageConfig(short_batch=64, long_batch=32, t_mean=0.6)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,9 +100,9 @@ class RunConfig:
     flow: FlowConfig = FlowConfig()
     loss: LossConfig = LossConfig()
     sampling: SamplingConfig = SamplingConfig()
-    teacher: StageConfig = field(default_factory=_teacher)
-    sft: StageConfig = field(default_factory=_sft)
-    mixed: StageConfig = field(default_factory=_mixed)
+    teacher: StageConfig = StageConfig(steps=1500, short_batch=64, learning_rate=3e-3, t_std=1.2)
+    sft: StageConfig = StageConfig(long_batch=32, t_mean=0.6)
+    mixed: StageConfig = StageConfig(short_batch=64, long_batch=32, t_mean=0.6)
     warmup: WarmupConfig = WarmupConfig()
     distill: DistillConfig = DistillConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -127,3 +115,17 @@ class RunConfig:
     def uses_world(self) -> bool:
         """Whether both corpora are the built-in world's."""
         return self.data.short is None and self.data.long is None
+
+
+@functools.cache
+def settings(group: type = RunConfig) -> dict[str, Any]:
+    """Dotted name to type of every setting below a group."""
+    hints = typing.get_type_hints(group, include_extras=True)
+    found: dict[str, Any] = {}
+    for name in (entry.name for entry in fields(group)):
+        kind = hints[name]
+        if is_dataclass(kind):
+            found |= {f"{name}.{inner}": type_ for inner, type_ in settings(kind).items()}
+        else:
+            found[name] = kind
+    return found

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from models.config import NonNegativeFloat, PositiveFloat, PositiveInt, Share
+
 
 @dataclass(frozen=True, kw_only=True)
 class LimitsConfig:
@@ -38,22 +40,22 @@ class CurationConfig:
     scores: bool = True
     """Measure every window: its brightness, motion, flash, sharpness and perceptual hashes. What follows, the
     histograms of `sostenuto inspect` too, needs it; without, ingest is some per cent faster."""
-    min_brightness: float = 0.0
+    min_brightness: Share = 0.0
     """Least mean brightness of a window, 0 ... 1. Daylight has 0.3 ... 0.7, a night scene about 0.1."""
-    min_motion: float = 0.0
+    min_motion: NonNegativeFloat = 0.0
     """Least motion of a window: mean change of a pixel's brightness in a second, at 32x32 pixels, without
     what changes the whole picture at once. A still has 0, a fixed camera's empty scene up to 0.02, a speaker
     0.1, sport and hand-held pictures 0.3 ... 1."""
     max_motion: float | None = None
     """Most motion of a window, on the scale of min_motion."""
-    max_flash: float = 1.0
+    max_flash: Share = 1.0
     """Largest step of the mean brightness from one frame to the next within a window, 0 ... 1. Plain
     film stays below 0.1, a strobe from black to white has 1."""
-    min_sharpness: float = 0.0
+    min_sharpness: Share = 0.0
     """Least mean sharpness of a window: the share of the differences between neighbouring pixels that one
     more blur over 9 pixels would take away, 0 ... 1. Crisp film has 0.6 ... 0.85, an enlarged or blurred one
     0.3 and less, hard edges 0.89, a frame of one colour 0."""
-    min_seconds: float = 0.0
+    min_seconds: NonNegativeFloat = 0.0
     """Shortest video."""
     aspects: tuple[str, ...] = ()
     """Aspect ratios that are kept, of 16:9, 4:3, 1:1, 3:4 and 9:16; a video belongs to the nearest, before it
@@ -74,31 +76,31 @@ class DataConfig:
     """The SHORT corpus: path or URI of a folder, a tar or a manifest; None is the built-in world's."""
     long: str | None = None
     """The LONG corpus, likewise; None is the built-in world's."""
-    fps: float | None = None
+    fps: PositiveFloat | None = None
     """Frames a second after resampling by timestamps; None keeps every frame."""
-    height: int = 128
+    height: PositiveInt = 128
     """Pixels; frames are resized (antialiased) and centre-cropped."""
-    width: int = 128
+    width: PositiveInt = 128
     """Pixels."""
     shapes: tuple[tuple[int, int], ...] = ()
     """Further picture sizes, [height, width] each: a video is cropped to the size whose aspect ratio is
     nearest its own. Each has batches of its own."""
-    short_frames: int = 8
+    short_frames: PositiveInt = 8
     """Frames a SHORT window."""
-    short_stride: int = 8
+    short_stride: PositiveInt = 8
     """Frames from one SHORT window to the next."""
-    long_frames: int = 32
+    long_frames: PositiveInt = 32
     """Frames a LONG window."""
-    long_stride: int = 32
+    long_stride: PositiveInt = 32
     """Frames from one LONG window to the next."""
     long_lengths: tuple[int, ...] = ()
     """Frames of shorter LONG windows: a shot (a whole video, without data.curation.cuts) that is shorter than
     long_frames is cut into windows of the longest of these that it holds, overlapping in the same proportion.
     A shot has windows of one length. Each length has batches of its own."""
-    holdout: float = 0.0
+    holdout: Share = 0.0
     """Share of the windows of each corpus kept out of training (a window is held out by the hash of its
     id)."""
-    block_bytes: int = 8 << 20
+    block_bytes: PositiveInt = 8 << 20
     """Small videos are grouped into one task up to this size, or to a smaller share of a small corpus."""
     encode_batch: int = 1
     """Windows that a neural autoencoder encodes together."""
@@ -106,7 +108,7 @@ class DataConfig:
     """Actors that hold a neural autoencoder, at the start."""
     max_actors: int = 2
     """Such actors at most; Ray adds them while work is waiting."""
-    max_reject_share: float = 0.5
+    max_reject_share: Share = 0.5
     """Ingest fails when more than this share of the videos is rejected."""
     limits: LimitsConfig = LimitsConfig()
     """What a video may ask of the machine."""

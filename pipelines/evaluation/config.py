@@ -2,26 +2,28 @@
 
 from dataclasses import dataclass
 
+from models.config import NonNegativeInt, PositiveInt
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
     """How many videos are generated and compared, and by how many actors (pipelines/evaluation)."""
 
-    videos: int = 300
+    videos: PositiveInt = 300
     """Videos per system and draw."""
-    draws: int = 5
+    draws: PositiveInt = 5
     """Independent draws of the few-step systems, averaged; systems of more steps get one."""
-    reference_videos: int = 600
+    reference_videos: PositiveInt = 600
     """Clean LONG videos the distances are taken to (the built-in world)."""
-    windows_per_video: int = 5
+    windows_per_video: PositiveInt = 5
     """Windows of the SHORT length cut from each video."""
-    batch_size: int = 50
+    batch_size: PositiveInt = 50
     """Videos an actor generates at once."""
-    min_actors: int = 1
+    min_actors: PositiveInt = 1
     """Actors at the start."""
-    max_actors: int = 2
+    max_actors: PositiveInt = 2
     """Actors at most; Ray adds them while work is waiting."""
-    showcase: int = 6
+    showcase: NonNegativeInt = 6
     """Videos per system written as MP4 and shown beside each other."""
     unseen_videos: int = 300
     """Videos of the textures that LONG never shows, per system and draw; at most `videos`."""

@@ -271,10 +271,7 @@ def check_curation(config: CurationConfig) -> None:
     """
     distance = config.duplicate_distance
     low_motion, high_motion = config.min_motion, config.max_motion
-    faults = {name: "Set it to 0 ... 1" for name in ("min_brightness", "min_sharpness", "max_flash")
-              if not 0 <= getattr(config, name) <= 1}  # fmt: skip
-    faults |= {name: "Set it to 0 or more" for name in ("min_motion", "min_seconds")
-               if not 0 <= getattr(config, name) < math.inf}  # fmt: skip
+    faults = {}
     if high_motion is not None and not high_motion > low_motion:
         faults["max_motion"] = "Set it above data.curation.min_motion, or to null"
     if not config.cut_threshold > 1:

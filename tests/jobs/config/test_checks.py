@@ -5,6 +5,8 @@ import re
 import pytest
 
 from jobs.config import load as configs
+from jobs.config.load import bounds_of
+from jobs.config.schema import settings
 from jobs.estimate import shapes
 from models.errors import ConfigError
 
@@ -51,7 +53,7 @@ REFUSED = [
     ("tiny", ["evaluation.min_actors=3"], "evaluation.min_actors 3", "evaluation.max_actors"),
     ("tiny", ["cluster.logical_cpus=1"], "leaves no CPU", "cluster.logical_cpus=3"),
     ("tiny", ["model.pretrained=x"], "predict the velocity", "model.precondition=false"),
-    ("tiny", ["lora.rank=-1"], "lora.rank is -1", "lora.rank=0 or more"),
+    ("tiny", ["lora.rank=-1"], "lora.rank is -1", "lora.rank=VALUE, 0 or more"),
     ("tiny", ["lora.rank=4", "lora.targets=[]"], "lora.targets", "lora.rank=0"),
     ("tiny", ["lora.targets=[to_x]"], "lora.targets: input should be 'to_q'", "lora.targets"),
     ("tiny", ["autoencoder.kind=wan"], "autoencoder.pretrained", "folder"),
@@ -92,6 +94,30 @@ def test_impossible_settings_are_refused(preset, overrides, problem, remedy):
         configs.load(preset, overrides)
     assert problem in caught.value.problem
     assert remedy in caught.value.remedy
+
+
+def outside() -> list[tuple[str, float]]:
+    """Every bounded setting with a value just outside each of its bounds."""
+    found: list[tuple[str, float]] = []
+    for name, kind in settings().items():
+        if bounds := bounds_of(kind):
+            found.append((name, -1 if bounds.gt is None else bounds.gt))
+            found += [] if bounds.le is None else [(name, bounds.le + 1)]
+    return found
+
+
+@pytest.mark.parametrize(("name", "value"), outside())
+def test_a_number_out_of_bounds_is_refused(name, value):
+    with pytest.raises(ConfigError) as caught:
+        configs.load("tiny", [f"{name}={value}"])
+    assert caught.value.problem.startswith(f"{name} is {value}, but must be ")
+    assert f"--set {name}=VALUE" in caught.value.remedy
+
+
+def test_bounds_are_on_the_settings_that_need_them():
+    bounded = {name for name, _ in outside()}
+    assert {"teacher.t_std", "distill.steps", "lora.rank", "data.fps", "data.curation.max_flash"} <= bounded
+    assert len(bounded) > 90
 
 
 def follow(remedy: str) -> list[str]:
