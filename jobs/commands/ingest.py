@@ -55,16 +55,19 @@ class Ingested:
     work: Work
 
 
-def ingest(config: RunConfig, *, fresh: bool = False, as_json: bool = False) -> DatasetInfo:
+def ingest(
+    config: RunConfig, *, fresh: bool = False, as_json: bool = False, dry_run: bool = False
+) -> DatasetInfo | None:
     """Decode, cut and encode what is missing of both corpora; the built-in world is rendered first.
 
     Args:
         config: the run's settings.
         fresh: remove the dataset, once it is known that a new one can be begun.
         as_json: print one JSON object on standard output and nothing else there.
+        dry_run: print what it would keep and why; write nothing.
 
     Returns:
-        What the dataset holds.
+        What the dataset holds; None of a dry run.
 
     Raises:
         DataError: a corpus is missing or empty, or too many videos were refused.

@@ -65,7 +65,7 @@ def quickstart(config: RunConfig, *, seeds: int, fresh: bool) -> str:
             config_hash=config_hash(config),
             config=to_dict(config),
         )
-        sample(config, checkpoint=None, count=SAMPLES, captions=[], head="dm", steps=None, out=None)
+        sample(config, checkpoint=None, count=SAMPLES, captions=None, head="dm", steps=None, out=None)
         factory(parent)().close()
     _closing_words(config, results, report.html, summary, time.monotonic() - began)
     return summary

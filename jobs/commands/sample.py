@@ -33,7 +33,7 @@ def sample(
     *,
     checkpoint: str | None,
     count: int,
-    captions: Sequence[str],
+    captions: Sequence[str] | None,
     head: Head,
     steps: int | None,
     out: str | None,
@@ -44,7 +44,7 @@ def sample(
         config: the run's settings.
         checkpoint: folder of a network; None is the run's distilled student.
         count: videos.
-        captions: taken in turn; none takes different ones of LONG.
+        captions: taken in turn; None takes different ones of LONG.
         head: `dm` takes the few steps of `sampling.steps`, `fm` Euler steps.
         steps: Euler steps; None is the config's.
         out: folder; None is the run's samples/.
@@ -63,7 +63,7 @@ def sample(
     method, device = _method(config, head, steps), compute_device(config.cluster.use_gpu)
     spec = read_spec(folder)
     check(spec, method)
-    texts = list(captions) or _spread(ShardDataset(paths.dataset, "long").captions, count)
+    texts = list(captions or ()) or _spread(ShardDataset(paths.dataset, "long").captions, count)
     chosen = list(itertools.islice(itertools.cycle(texts), count))
     target = Storage(out or paths.samples)
     with ConsoleProgress() as progress:

@@ -13,6 +13,7 @@ from jobs.config.load import config_hash, flatten, to_dict
 from jobs.config.paths import RunPaths
 from jobs.config.schema import RunConfig
 from jobs.console import ConsoleProgress, print_line
+from jobs.estimate.report import dry_run as estimate
 from jobs.ray_session import ray_session
 from jobs.tracking import RunReference, factory, open_run
 from pipelines.data.store.info import read_info
@@ -84,21 +85,34 @@ def run_stage(
     return train_stage(run, callbacks)
 
 
-def train(config: RunConfig, *, stage: str, fresh: bool = False) -> StageOutcome:
+def train(
+    config: RunConfig,
+    *,
+    stage: str | None,
+    fresh: bool = False,
+    dry_run: bool = False,
+    gpu: str | None = None,
+    as_json: bool = False,
+) -> StageOutcome | None:
     """Train one stage with the config's seed: resumed where it stopped, skipped where it has finished.
 
     Args:
         config: the run's settings.
-        stage: teacher, sft, mixed, warmup or distill.
+        stage: teacher, sft, mixed, warmup or distill; None is all, with `dry_run` only.
         fresh: remove what the stage has first.
+        dry_run: print what it would take, and whether it fits on `gpu`, `as_json` or as text; train nothing.
 
     Returns:
-        Its last checkpoint and summary.
+        Its last checkpoint and summary; None of a dry run.
 
     Raises:
         CheckpointError: a stage before it has not finished, or its folder holds a run of other settings.
         TrainingDiverged: a loss, score or gradient was not finite.
     """
+    if dry_run:
+        estimate(config, stage=stage, gpu=gpu, as_json=as_json)
+        return None
+    assert stage is not None
     root = RunPaths.of(config).seed(config.seed)
     if fresh:
         Storage(root).delete(stage)

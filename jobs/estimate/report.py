@@ -7,7 +7,9 @@ from jobs.estimate.fitting import require_fit
 from jobs.estimate.gpus import gpu as gpu_named
 
 
-def plan(config: RunConfig, *, stage: str | None, gpu: str | None, as_json: bool) -> None:
+def dry_run(
+    config: RunConfig, *, stage: str | None = None, gpu: str | None = None, as_json: bool = False
+) -> None:
     """Print settings, sizes and cost, then refuse what does not fit.
 
     Args:
