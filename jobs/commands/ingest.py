@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from jobs.commands.dataset_run import dataset_run
+from jobs.commands.preview import preview
 from jobs.commands.world import render
 from jobs.config.paths import RunPaths
 from jobs.config.schema import RunConfig
@@ -73,6 +74,9 @@ def ingest(
         DataError: a corpus is missing or empty, or too many videos were refused.
         ClusterError: Ray, MLflow or the storage cannot be used.
     """
+    if dry_run:
+        preview(config)
+        return None
     paths = RunPaths.of(config)
     require_inputs(config, paths)
     with (
