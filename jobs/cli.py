@@ -86,7 +86,7 @@ def command(*settings: str, describes: bool = True) -> Callable[[Callable[..., N
                 module = importlib.import_module(f"jobs.commands.{check.__name__}")
                 getattr(module, check.__name__)(loaded, **options)
 
-        shared = {"config": (Config, "tiny"), "overrides": (Overrides, None)}
+        shared: dict[str, tuple[Any, Any]] = {"config": (Config, "tiny"), "overrides": (Overrides, None)}
         shared |= {name: (SETTINGS[name][1], None) for name in settings}
         shared |= {name: (own.annotation, own.default) for name, own in signature(check).parameters.items()}
         shared |= {"dry_run": (DryRun, False)} if describes else {}
