@@ -124,7 +124,7 @@ def settings(group: type = RunConfig) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name in (entry.name for entry in fields(group)):
         kind = hints[name]
-        if is_dataclass(kind):
+        if isinstance(kind, type) and is_dataclass(kind):
             found |= {f"{name}.{inner}": type_ for inner, type_ in settings(kind).items()}
         else:
             found[name] = kind
