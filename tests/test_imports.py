@@ -12,7 +12,7 @@ LAYERS = ("kernels", "models", "pipelines", "jobs")
 LIBRARIES = {
     "kernels": {"torch", "triton", "numpy"},
     "models": {"einops", "safetensors", "diffusers", "ftfy", "huggingface_hub", "peft", "transformers"},
-    "pipelines": set("ray pyarrow decord av fsspec scipy matplotlib PIL rich cv2 scenedetect".split()),
+    "pipelines": set("ray pyarrow decord av fsspec scipy matplotlib jinja2 PIL rich cv2 scenedetect".split()),
     "jobs": {"mlflow", "typer", "pydantic", "yaml", "optuna", "psutil", "requests", "sqlalchemy"},
 }
 ONLY_IN = {
@@ -20,6 +20,7 @@ ONLY_IN = {
     "diffusers": {"models/wan/transformer.py", "models/autoencoders/wan.py"},
     "ftfy": {"models/text/umt5.py"},
     "huggingface_hub": {"models/wan/transformer.py"},
+    "jinja2": {"pipelines/media/html.py"},
     "peft": {"models/lora.py"},
     "transformers": {"models/text/umt5.py"},
     "cv2": {"pipelines/data/curate/shots.py"},

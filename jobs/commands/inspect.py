@@ -1,21 +1,22 @@
 """`sostenuto inspect`: what is in an ingested dataset, in numbers and pictures."""
 
 import json
+from collections.abc import Sequence
 
 from jobs.commands.dataset_run import dataset_run
 from jobs.config.paths import RunPaths, absolute_root
 from jobs.config.schema import RunConfig
 from jobs.console import print_line, print_table, safe_text, tally_table, titled_table
 from models.errors import DataError
-from pipelines.data.report.inspection import Summary
 from pipelines.data.report.page import (
     BUCKET_HEAD,
     Inspection,
     bucket_rows,
     count_rows,
     inspect_dataset,
-    tally_rows,
+    total_rows,
 )
+from pipelines.data.report.summary import KindCount, Summary
 from pipelines.data.store.info import INFO_FILE, read_info, reconstruction_error
 from pipelines.data.types import CORPORA
 from pipelines.storage import Storage
@@ -42,11 +43,13 @@ def inspect(
     paths = RunPaths.of(config)
     if dataset is not None:
         folder = _dataset(absolute_root(dataset))
-        seen = inspect_dataset(folder, _place(out, f"{folder.rsplit('/', 1)[0]}/inspection"), folder)
+        looks = absolute_root(out) if out else f"{folder.rsplit('/', 1)[0]}/inspection"
+        seen = inspect_dataset(folder, looks, folder)
     else:
         read_info(paths.dataset)
         with dataset_run(config) as run:
-            seen = inspect_dataset(paths.dataset, _place(out, paths.inspection), config.name)
+            looks = absolute_root(out) if out else paths.inspection
+            seen = inspect_dataset(paths.dataset, looks, config.name)
             run.record(seen.summary.data_hash, metrics(seen.summary))
             run.artifacts(seen.folder, seen.files)
     if as_json:
@@ -73,10 +76,6 @@ def _dataset(folder: str) -> str:
     return f"{folder}/{versions[0]}" if versions else folder
 
 
-def _place(out: str | None, otherwise: str) -> str:
-    return otherwise if out is None else absolute_root(out)
-
-
 def metrics(summary: Summary) -> dict[str, float]:
     """Numbers for the tracking service, such as `data/windows.short`."""
     found: dict[str, float] = {}
@@ -101,7 +100,7 @@ def _print(seen: Inspection) -> None:
     counts.add_column("")
     for corpus in CORPORA:
         counts.add_column(corpus.upper(), justify="right")
-    for row in count_rows(summary):
+    for row in total_rows(summary):
         counts.add_row(*row)
     print_table(counts)
     if buckets := bucket_rows(summary):
@@ -116,8 +115,10 @@ def _print(seen: Inspection) -> None:
         ("Rejected videos", "rejects", ("stage", "videos", "such as")),
         ("Dropped windows", "drops", ("reason", "windows", "such as")),
     ):
-        rows = tally_rows(summary, name, examples=1)
-        if rows:
+        kinds: dict[str, Sequence[KindCount]] = {
+            corpus: getattr(summary.corpus(corpus), name) for corpus in CORPORA
+        }
+        if rows := count_rows(kinds, examples=1):
             print_table(tally_table(heading, columns, rows))
     print_line(f"\nreconstruction error {reconstruction_error(summary.autoencoder)}")
     print_line(f"report: {seen.folder}/{seen.files[0]}")

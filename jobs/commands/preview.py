@@ -7,7 +7,7 @@ from jobs.estimate.describe import render
 from jobs.ray_session import ray_session
 from pipelines.data.ingest.preview import CorpusPreview
 from pipelines.data.ingest.preview import preview as run_preview
-from pipelines.data.report.page import rows_of
+from pipelines.data.report.page import count_rows
 from pipelines.storage import Storage
 
 
@@ -44,8 +44,8 @@ def _print(found: dict[str, CorpusPreview]) -> None:
     for corpus, seen in found.items():
         table.add_row(corpus.upper(), f"{seen.videos}", f"{seen.windows}", f"{seen.hours:.3g}")
     print_table(table)
-    rejects = rows_of({corpus: seen.rejects for corpus, seen in found.items()}, examples=1)
-    drops = rows_of({corpus: seen.drops for corpus, seen in found.items()}, examples=1)
+    rejects = count_rows({corpus: seen.rejects for corpus, seen in found.items()}, examples=1)
+    drops = count_rows({corpus: seen.drops for corpus, seen in found.items()}, examples=1)
     if rejects:
         print_table(tally_table("Rejected videos", ("stage", "videos", "such as"), rejects))
     if drops:

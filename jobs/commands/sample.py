@@ -21,7 +21,8 @@ from pipelines.data.store.caption_embeddings import embed_captions, text_encoder
 from pipelines.data.store.dataset import ShardDataset
 from pipelines.data.store.info import dataset_autoencoder, read_info
 from pipelines.generation import Head, Method, check, generate_latents
-from pipelines.media.video import contact_sheet, write_gif, write_mp4
+from pipelines.media.contact_sheet import contact_sheet, evenly, video_strip
+from pipelines.media.video import write_gif, write_mp4
 from pipelines.storage import Storage
 
 SHEET_COLUMNS = 9
@@ -77,8 +78,7 @@ def sample(
 def _spread(captions: Sequence[str], count: int) -> list[str]:
     """Up to `count` different captions, evenly from all there are."""
     different = sorted(set(captions))
-    places = np.linspace(0, len(different) - 1, min(count, len(different))).round().astype(int)
-    return [different[place] for place in places]
+    return [different[place] for place in evenly(len(different), min(count, len(different)))]
 
 
 def _method(config: RunConfig, head: Head, steps: int | None) -> Method:
@@ -127,7 +127,7 @@ def _write(
     progress: ConsoleProgress,
 ) -> list[str]:
     """MP4 and GIF of each video, metadata.jsonl, and a contact sheet of the first."""
-    rows, lines, written = [], [], []
+    strips, lines, written = [], [], []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for index, (frames, caption) in enumerate(zip(videos, captions, strict=True)):
@@ -135,12 +135,13 @@ def _write(
             write_mp4(folder / f"{stem}.mp4", iter(frames), fps)
             if index < SHEET_ROWS:
                 write_gif(folder / f"{stem}.gif", iter(frames), fps)
-                rows.append((caption.replace(", ", "\n"), frames))
+                strips.append(video_strip(frames, caption, SHEET_COLUMNS))
             lines.append(json.dumps({"file_name": f"{stem}.mp4", "caption": caption}))
             written.append(f"{target}/{stem}.mp4")
             progress("sample", index + 1, len(captions))
-        columns = np.linspace(0, len(rows[0][1]) - 1, SHEET_COLUMNS).round().astype(int).tolist()
-        contact_sheet(rows, columns).save(folder / "sheet.png")
+        contact_sheet(f"The first {len(strips)} of {len(captions)} samples", strips).save(
+            folder / "sheet.png"
+        )
         (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n")
         target.put_folder(folder, "")
     return written

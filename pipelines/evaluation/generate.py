@@ -6,12 +6,10 @@ video is named by (seed, group, draw, index), so how work is cut and dealt out c
 systems start from the same noise.
 """
 
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,7 +33,7 @@ from pipelines.evaluation.measure import (
 )
 from pipelines.evaluation.settings import EvaluationSettings, Group, Progress, System, VideoShape
 from pipelines.generation import generate_latents
-from pipelines.media.video import write_mp4
+from pipelines.media.video import store_mp4
 from pipelines.ray_map import Pool, ray_map_all
 from pipelines.storage import Storage
 
@@ -193,8 +191,5 @@ def clip_path(folder: str, system: str, index: int) -> str:
 
 
 def write_clip(folder: str, system: str, index: int, frames: np.ndarray[Any, Any], fps: float) -> None:
-    """Writes frames uint8 [F, H, W, 3] as MP4 to local or remote storage."""
-    with tempfile.TemporaryDirectory() as local:
-        path = Path(local) / "clip.mp4"
-        write_mp4(str(path), frames, fps)
-        Storage(folder).write_bytes(f"{CLIPS}/{system}/{index:03d}.mp4", path.read_bytes())
+    """Write frames uint8 [F, H, W, 3] as a showcase video."""
+    store_mp4(Storage(folder), f"{CLIPS}/{system}/{index:03d}.mp4", frames, fps)

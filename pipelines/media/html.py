@@ -1,63 +1,36 @@
-"""A page that opens in a browser and asks nothing of the network, and the pictures that lie inside it."""
+"""Pages that open in a browser and request nothing, and the figures inside them.
+
+Templates lie beside the code that renders them (`page.html.j2`) and extend `media/base.html.j2`; they are
+named by their path below pipelines/. Every value is escaped.
+"""
 
 import base64
 import io
-from collections.abc import Iterable, Sequence
-from html import escape
+from pathlib import Path
+from typing import Any
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 DOTS_PER_INCH = 110
 """Of figures: eleven inches are the width of a page."""
+MUTED, ACCENT = "#7a8aa0", "#c85a3c"
+"""Colours of figures: what is compared with, and what it is about."""
 
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; }
-body { margin: 2rem auto; max-width: 76rem; padding: 0 1rem; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid #ddd; }
-th:first-child, td:first-child { text-align: left; }
-.words th, .words td { text-align: left; vertical-align: top; overflow-wrap: anywhere; }
-.words td.number { text-align: right; white-space: nowrap; }
-figure { margin: 1rem 0; } video, img { max-width: 100%; } .wide { overflow-x: auto; }
-"""
-
-
-def page(title: str, body: str) -> str:
-    """A whole HTML page.
-
-    Args:
-        title: plain text; also the first heading.
-        body: HTML, its texts escaped already.
-    """
-    return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title>'
-        f"<style>{_STYLE}</style><h1>{escape(title)}</h1>{body}</html>\n"
-    )
+_TEMPLATES = Environment(
+    loader=FileSystemLoader(Path(__file__).parents[1]),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+_TEMPLATES.filters["base64"] = lambda data: base64.b64encode(data).decode()
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[object]], *, words: bool = False) -> str:
-    """A table of plain values, each escaped.
-
-    Args:
-        head: a heading a column.
-        rows: a value a column; numbers stand at the right.
-        words: texts stand at the left, not only those of the first column.
-    """
-    first = "".join(f"<th>{escape(heading)}</th>" for heading in head)
-    rest = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
-    kind = ' class="words"' if words else ""
-    return f"<div class=wide><table{kind}><tr>{first}</tr>{rest}</table></div>"
-
-
-def _cell(value: object) -> str:
-    kind = ' class="number"' if isinstance(value, int | float) else ""
-    return f"<td{kind}>{escape(str(value))}</td>"
-
-
-def picture(name: str, png: bytes) -> str:
-    """A PNG inside the page."""
-    return f'<img alt="{escape(name)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
+def render(template: str, **values: Any) -> str:
+    """A page from a template, such as `data/report/page.html.j2`."""
+    return _TEMPLATES.get_template(template).render(values)
 
 
 def blank_figure(width: float, height: float) -> Figure:

@@ -4,7 +4,6 @@ import copy
 import tempfile
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from models.ddt import Student
@@ -15,7 +14,8 @@ from pipelines.data.store.dataset import ShardDataset
 from pipelines.data.store.info import dataset_autoencoder, read_info
 from pipelines.data.types import CorpusName
 from pipelines.generation import Method, generate_latents
-from pipelines.media.video import contact_sheet, write_mp4
+from pipelines.media.contact_sheet import contact_sheet, video_strip
+from pipelines.media.video import write_mp4
 from pipelines.tracking import Tracker
 from pipelines.training.collectives import Workers
 from pipelines.training.config import DistillConfig
@@ -72,9 +72,8 @@ def preview(
     with tempfile.TemporaryDirectory() as name:
         for index, video in enumerate(frames):
             write_mp4(Path(name) / f"{index}.mp4", iter(video), fps)
-        columns = np.linspace(0, frames.shape[1] - 1, COLUMNS).round().astype(int).tolist()
-        rows = [(c.replace(", ", "\n"), video) for c, video in zip(captions, frames, strict=True)]
-        contact_sheet(rows, columns).save(Path(name) / "sheet.png")
+        strips = [video_strip(video, text, COLUMNS) for text, video in zip(captions, frames, strict=True)]
+        contact_sheet(f"{spec.role}, step {state.step}", strips).save(Path(name) / "sheet.png")
         for path in sorted(Path(name).iterdir()):
             tracker.artifact(str(path), folder)
 

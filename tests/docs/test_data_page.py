@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from pipelines.data.report.inspection import INDEX_COLUMNS, MANIFEST_COLUMNS
+from pipelines.data.report.summary import INDEX_COLUMNS, MANIFEST_COLUMNS
 from tests.docs.conftest import run
 from tests.docs.footage import write_footage
 from tests.docs.shown import STORY, Shown, shown_on

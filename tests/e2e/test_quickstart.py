@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.media.video import read_back
+from pipelines.media.video import read_mp4
 from tests.command import succeed
 
 SYSTEMS = (
@@ -39,7 +39,7 @@ def test_the_summary_holds_every_system_and_metric(folder: Path) -> None:
 def test_samples_are_playable_and_have_the_length_of_long(folder: Path) -> None:
     clips = sorted((folder / "runs/ci/samples").glob("*.mp4"))
     assert len(clips) == 6
-    assert read_back(clips[0]).shape == (32, 64, 64, 3)
+    assert read_mp4(clips[0]).shape == (32, 64, 64, 3)
     assert (folder / "runs/ci/samples/sheet.png").stat().st_size > 10_000
     captions = [
         json.loads(line) for line in (folder / "runs/ci/samples/metadata.jsonl").read_text().splitlines()

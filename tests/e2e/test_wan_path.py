@@ -27,7 +27,7 @@ from pipelines.checkpoints import load_network
 from pipelines.data.store.caption_embeddings import text_encoder
 from pipelines.data.store.dataset import ShardDataset
 from pipelines.data.store.info import read_info
-from pipelines.media.video import read_back
+from pipelines.media.video import read_mp4
 from pipelines.training.trainer import finished_stage
 from tests.command import REPOSITORY, succeed
 from tests.e2e.wan_base import BASE, SMALL, write_base, write_corpora
@@ -117,7 +117,7 @@ def test_the_clips_have_tokens_in_space_and_time_and_text_of_many(walked: Walked
 
 def test_samples_and_the_table_are_there(walked: Walked) -> None:
     clips = sorted((walked.folder / "runs/wan-minute/samples").glob("*.mp4"))
-    assert [read_back(clip).shape for clip in clips] == [(21, 32, 48, 3)] * 2
+    assert [read_mp4(clip).shape for clip in clips] == [(21, 32, 48, 3)] * 2
     result = json.loads((walked.folder / "runs/wan-minute/seed-0/evaluation/evaluation.json").read_text())
     assert {"mmm_4", "sft_50", "teacher_rollout"} <= set(result["rows"])
 

@@ -10,7 +10,13 @@ from pipelines.data.ingest.fit_autoencoder import Progress
 from pipelines.data.ingest.groups import Task
 from pipelines.data.ingest.pipeline import Statuses, check, refused, write_all
 from pipelines.data.ingest.worker import judge_group
-from pipelines.data.report.inspection import Tally, drops_of, kept, rejects_of, written
+from pipelines.data.report.summary import (
+    KindCount,
+    count_drops,
+    count_rejects,
+    kept_windows,
+    written_videos,
+)
 from pipelines.data.source.manifest import list_corpora
 from pipelines.data.store.index import build_index
 from pipelines.data.store.ledger import Ledger, Status, read_ledgers
@@ -29,9 +35,9 @@ class CorpusPreview:
     """That are kept."""
     hours: float
     """Of those videos."""
-    rejects: tuple[Tally, ...]
+    rejects: tuple[KindCount, ...]
     """Rejected videos by stage."""
-    drops: tuple[Tally, ...]
+    drops: tuple[KindCount, ...]
     """Dropped windows by kind of reason."""
 
 
@@ -72,11 +78,11 @@ def preview(
 
 
 def _of(manifest: pa.Table, index: pa.Table) -> CorpusPreview:
-    videos = written(manifest)
+    videos = written_videos(manifest)
     return CorpusPreview(
         videos=len(videos),
-        windows=len(kept(index)),
+        windows=len(kept_windows(index)),
         hours=sum(videos["seconds"].to_pylist()) / 3600,
-        rejects=rejects_of(manifest),
-        drops=drops_of(index),
+        rejects=count_rejects(manifest),
+        drops=count_drops(index),
     )

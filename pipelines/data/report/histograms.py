@@ -1,4 +1,4 @@
-"""How the videos and windows of both corpora are spread, as pictures: SHORT above LONG on the same axis."""
+"""Histograms of the videos and windows of both corpora: SHORT above LONG on the same axis."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,11 +12,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
-from pipelines.data.report.inspection import Tables, kept, of_corpus, written
+from pipelines.data.report.summary import DatasetTables, kept_windows, written_videos
 from pipelines.data.types import CORPORA
-from pipelines.media.html import blank_figure, png
+from pipelines.media.html import ACCENT, MUTED, blank_figure, png
 
-COLOURS = {"short": "#7a8aa0", "long": "#c85a3c"}
+COLOURS = {"short": MUTED, "long": ACCENT}
 DROPPED = "#cdc8be"
 BINS = 24
 WIDE = 20.0
@@ -33,7 +33,7 @@ SIZES = 6
 Numbers = NDArray[np.float64]
 
 
-class Edges(NamedTuple):
+class BinEdges(NamedTuple):
     """Where the bars of an axis begin and end."""
 
     values: Numbers
@@ -42,75 +42,76 @@ class Edges(NamedTuple):
     """They grow by a factor instead of a step."""
 
 
-class _Sample(NamedTuple):
-    """What one panel shows."""
+class _Samples(NamedTuple):
+    """The values that one panel counts."""
 
     kept: Numbers
-    dropped: Numbers
+    dropped: Numbers = np.empty(0)
 
 
-_NONE: Numbers = np.empty(0)
+def histograms(tables: DatasetTables) -> dict[str, bytes]:
+    """PNG files by name.
 
-
-def histograms(tables: Tables) -> dict[str, bytes]:
-    """PNG files by name: `videos.png` (duration, windows a video, resolution) and `windows.png` (brightness,
-    motion, sharpness; windows that were dropped stand on those kept)."""
+    `videos.png`: duration, windows per video and resolution. `windows.png`: brightness, motion and sharpness;
+    dropped windows stand on top of the kept ones.
+    """
     return {"videos.png": png(_videos(tables)), "windows.png": png(_windows(tables))}
 
 
-def _videos(tables: Tables) -> Figure:
+def _videos(tables: DatasetTables) -> Figure:
     figure = blank_figure(11, 4.6)
     axes: Any = figure.subplots(2, 3)
-    seconds = {c: _Sample(_numbers(written(m)["seconds"]), _NONE) for c, (m, _) in _split(tables)}
-    windows = {c: _Sample(_windows_a_video(i), _NONE) for c, (_, i) in _split(tables)}
+    seconds: dict[str, _Samples] = {}
+    windows: dict[str, _Samples] = {}
+    for axis, corpus in zip(axes[:, 2], CORPORA, strict=True):
+        manifest, index = tables.of_corpus(corpus)
+        videos = written_videos(manifest)
+        seconds[corpus] = _Samples(_finite(videos["seconds"]))
+        per_video = pc.value_counts(kept_windows(index)["source_id"].combine_chunks()).field("counts")
+        windows[corpus] = _Samples(_finite(per_video))
+        _resolutions(axis, corpus, videos)
     _column(axes[:, 0], seconds, value_edges(_all(seconds)), "Duration of a video, s", "videos")
-    _column(axes[:, 1], windows, count_edges(_all(windows)), "Windows kept of a video", "videos")
-    for axis, (corpus, (manifest, _)) in zip(axes[:, 2], _split(tables), strict=True):
-        _resolutions(axis, corpus, written(manifest))
+    _column(axes[:, 1], windows, count_edges(_all(windows)), "Windows kept per video", "videos")
     axes[0, 2].set_title("Resolution before resizing", fontsize=10)
     axes[1, 2].set_xlabel("videos", fontsize=9)
     return figure
 
 
-def _windows(tables: Tables) -> Figure:
+def _windows(tables: DatasetTables) -> Figure:
     figure = blank_figure(11, 4.6)
     axes: Any = figure.subplots(2, 3)
-    brightness, motion, sharpness = (_measured(tables, m) for m in ("brightness", "motion", "sharpness"))
-    motion = {c: _Sample(*(np.maximum(part, FLOOR) for part in found)) for c, found in motion.items()}
-    unit = Edges(np.linspace(0, 1, BINS + 1))
-    _column(axes[:, 0], brightness, unit, "Brightness: mean luma", "windows")
-    _column(axes[:, 1], motion, value_edges(_all(motion)), "Motion: change of luma a second", "windows")
-    _column(axes[:, 2], sharpness, value_edges(_all(sharpness)), "Sharpness", "windows")
+    titles = {
+        "brightness": "Brightness: mean luma",
+        "motion": "Motion: change of luma per second",
+        "sharpness": "Sharpness",
+    }
+    for column, (measure, title) in enumerate(titles.items()):
+        samples: dict[str, _Samples] = {}
+        for corpus in CORPORA:
+            _, index = tables.of_corpus(corpus)
+            parts = kept_windows(index), index.filter(pc.invert(index["kept"]))
+            samples[corpus] = _Samples(*(_finite(part[measure]) for part in parts))
+        edges = BinEdges(np.linspace(0, 1, BINS + 1))
+        if measure == "motion":
+            samples = {c: _Samples(*(np.maximum(part, FLOOR) for part in s)) for c, s in samples.items()}
+        if measure != "brightness":
+            edges = value_edges(_all(samples))
+        _column(axes[:, column], samples, edges, title, "windows")
     if not pc.all(tables.index["kept"]).as_py():
         figure.supxlabel("grey, on top: windows that were dropped", fontsize=9)
     return figure
 
 
-def _split(tables: Tables) -> list[tuple[str, tuple[pa.Table, pa.Table]]]:
-    return [(corpus, of_corpus(tables, corpus)) for corpus in CORPORA]
-
-
-def _windows_a_video(index: pa.Table) -> Numbers:
-    return _numbers(pc.value_counts(kept(index)["source_id"].combine_chunks()).field("counts"))
-
-
-def _measured(tables: Tables, name: str) -> dict[str, _Sample]:
-    return {
-        corpus: _Sample(_numbers(kept(index)[name]), _numbers(index.filter(pc.invert(index["kept"]))[name]))
-        for corpus, (_, index) in _split(tables)
-    }
-
-
-def _numbers(values: Any) -> Numbers:
+def _finite(values: Any) -> Numbers:
     found = np.asarray(values.to_numpy(zero_copy_only=False), np.float64)
     return found[np.isfinite(found)]
 
 
-def _all(samples: Mapping[str, _Sample]) -> Numbers:
+def _all(samples: Mapping[str, _Samples]) -> Numbers:
     return np.concatenate([part for sample in samples.values() for part in sample])
 
 
-def value_edges(values: Numbers) -> Edges:
+def value_edges(values: Numbers) -> BinEdges:
     """Edges that hold every value; logarithmic where the largest is many times the smallest.
 
     Args:
@@ -120,11 +121,11 @@ def value_edges(values: Numbers) -> Edges:
     if low > 0 and high / low >= WIDE:
         edges = np.geomspace(low, high, BINS + 1)
         edges[[0, -1]] = low, high
-        return Edges(edges, log=True)
-    return Edges(np.linspace(low, high if high > low else low + max(1e-3, abs(low) / 10), BINS + 1))
+        return BinEdges(edges, log=True)
+    return BinEdges(np.linspace(low, high if high > low else low + max(1e-3, abs(low) / 10), BINS + 1))
 
 
-def count_edges(values: Numbers) -> Edges:
+def count_edges(values: Numbers) -> BinEdges:
     """Edges between whole numbers that hold every value.
 
     Args:
@@ -133,45 +134,34 @@ def count_edges(values: Numbers) -> Edges:
     low, high = (float(values.min()), float(values.max())) if len(values) else (1.0, 1.0)
     if high / low < WIDE:
         step = -(-(high - low + 1) // BINS)
-        return Edges(np.arange(low, high + step + 1, step) - 0.5)
+        return BinEdges(np.arange(low, high + step + 1, step) - 0.5)
     edges = np.unique(np.geomspace(low, high + 1, BINS + 1).round()) - 0.5
-    return Edges(np.maximum(edges, LEFT), log=True)
+    return BinEdges(np.maximum(edges, LEFT), log=True)
 
 
 def _column(
-    axes: Sequence[Axes], samples: Mapping[str, _Sample], edges: Edges, title: str, counted: str
+    axes: Sequence[Axes], samples: Mapping[str, _Samples], edges: BinEdges, title: str, counted: str
 ) -> None:
     """One measure of SHORT above the same of LONG."""
+    lefts, widths = edges.values[:-1], np.diff(edges.values)
+    style: dict[str, Any] = {"align": "edge", "edgecolor": "white", "linewidth": 0.5}
     for axis, (corpus, found) in zip(axes, samples.items(), strict=True):
-        _bars(axis, corpus, found, edges.values)
+        kept, dropped = (np.histogram(part, edges.values)[0] for part in found)
+        axis.bar(lefts, kept, widths, color=COLOURS[corpus], **style)
+        axis.bar(lefts, dropped, widths, kept, color=DROPPED, **style)
         axis.set_ylabel(f"{corpus.upper()} {counted}", fontsize=9)
+        axis.set_xlim(edges.values[0], edges.values[-1])
+        _plain(axis)
+        axis.yaxis.set_major_locator(MaxNLocator(4, integer=True))
         if edges.log:
-            _logarithmic(axis, edges.values)
+            axis.set_xscale("log")
+            axis.set_xlim(edges.values[0], edges.values[-1])
+            near = edges.values[-1] / edges.values[0] < NEAR
+            axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if near else (1,)))
+            axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axis.xaxis.set_minor_formatter(NullFormatter())
     axes[0].set_title(title, fontsize=10)
     axes[0].tick_params(which="both", labelbottom=False)
-
-
-def _logarithmic(axis: Axes, edges: Numbers) -> None:
-    """A logarithmic axis whose ticks are plain numbers."""
-    axis.set_xscale("log")
-    axis.set_xlim(edges[0], edges[-1])
-    near = edges[-1] / edges[0] < NEAR
-    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if near else (1,)))
-    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.xaxis.set_minor_formatter(NullFormatter())
-
-
-def _bars(axis: Axes, corpus: str, sample: _Sample, edges: Numbers) -> None:
-    below, _ = np.histogram(sample.kept, edges)
-    above, _ = np.histogram(sample.dropped, edges)
-    wide = np.diff(edges)
-    for height, bottom, colour in ((below, below * 0, COLOURS[corpus]), (above, below, DROPPED)):
-        axis.bar(
-            edges[:-1], height, wide, bottom, align="edge", color=colour, edgecolor="white", linewidth=0.5
-        )
-    axis.set_xlim(edges[0], edges[-1])
-    _plain(axis)
-    axis.yaxis.set_major_locator(MaxNLocator(4, integer=True))
 
 
 def _resolutions(axis: Axes, corpus: str, videos: pa.Table) -> None:

@@ -1,4 +1,4 @@
-"""The table of one or more seeds: on the terminal, and as summary.json for machines."""
+"""The table of one or more seeds, for the terminal and as summary.json for machines."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -26,9 +26,9 @@ WORLD_KEYS = (
     "nfe",
     "seconds_per_video_second",
 )
-"""What summary.json holds of each system of the built-in world."""
+"""Metrics in summary.json, per system of the built-in world."""
 MINUTE_KEYS = ("story_frechet", "rule_strict", "same_colour_withheld", "texture_error_by_eighth")
-"""What it also holds where words of the captions are withheld."""
+"""Further ones where words of the captions are withheld."""
 WORLD_COLUMNS = {
     "NFE": "nfe",
     "window FD": "window_frechet",
@@ -45,7 +45,7 @@ WORLD_COLUMNS = {
     "unseen rule": "unseen_rule",
     "s / video s": "seconds_per_video_second",
 }
-"""Columns of the terminal's table, by the name of the metric."""
+"""Headings of the table and the metrics under them."""
 MINUTE_COLUMNS = {"story FD": "story_frechet", "strict": "rule_strict", "same colour": "same_colour_withheld"}
 CLIP_COLUMNS = {
     "NFE": "nfe",
@@ -63,7 +63,7 @@ CLIP_COLUMNS = {
 
 
 def is_world(evaluation: Evaluation) -> bool:
-    """Whether an evaluation is of the built-in world."""
+    """Whether the evaluation is of the built-in world, whose rows include `ideal`."""
     return "ideal" in evaluation.rows
 
 
@@ -73,21 +73,21 @@ def has_withheld(evaluation: Evaluation) -> bool:
 
 
 def summary_keys(evaluation: Evaluation) -> tuple[str, ...]:
-    """The metrics of each system that summary.json holds."""
+    """Metrics in summary.json, per system."""
     if is_world(evaluation):
         return WORLD_KEYS + (MINUTE_KEYS if has_withheld(evaluation) else ())
     return tuple(dict.fromkeys(name for row in evaluation.rows.values() for name in row.metrics))
 
 
 def columns(evaluation: Evaluation) -> dict[str, str]:
-    """Headings of the table and the metrics under them."""
+    """Headings of the table, with their metrics."""
     if not is_world(evaluation):
         return CLIP_COLUMNS
     return WORLD_COLUMNS | (MINUTE_COLUMNS if has_withheld(evaluation) else {})
 
 
 def values(evaluations: Sequence[Evaluation], system: str, metric: str) -> list[Value]:
-    """A metric of a system, one a seed; None where a seed has none."""
+    """A metric of a system, one value per seed; None where a seed has none."""
     return [
         evaluation.rows[system].metrics.get(metric) if system in evaluation.rows else None
         for evaluation in evaluations
@@ -95,7 +95,7 @@ def values(evaluations: Sequence[Evaluation], system: str, metric: str) -> list[
 
 
 def systems(evaluations: Sequence[Evaluation]) -> list[str]:
-    """Names of all rows, in their order."""
+    """Names of all rows, in order."""
     return list(dict.fromkeys(name for evaluation in evaluations for name in evaluation.rows))
 
 
@@ -109,7 +109,7 @@ def cell(found: Sequence[Value]) -> str:
 
 
 def table(evaluations: Sequence[Evaluation], title: str) -> Table:
-    """The table for a terminal: a row a system, a column a metric."""
+    """The table for a terminal: a row per system, a column per metric."""
     shown = columns(evaluations[0])
     result = Table(title=title, title_justify="left", header_style="bold", pad_edge=False)
     result.add_column("system", no_wrap=True)
@@ -121,12 +121,12 @@ def table(evaluations: Sequence[Evaluation], title: str) -> Table:
 
 
 def remarks(evaluations: Sequence[Evaluation]) -> list[str]:
-    """What must be read with the table."""
+    """What must be read with the table: notes of the run, and how each distance was taken."""
     first = evaluations[0]
-    told = list(dict.fromkeys(note for evaluation in evaluations for note in evaluation.notes))
+    found = list(dict.fromkeys(note for evaluation in evaluations for note in evaluation.notes))
     near, far = (values(evaluations, name, "corpus_window_frechet") for name in ("sft_50", "mmm_4"))
     if any(far) and any(near):
-        told.insert(
+        found.insert(
             0,
             "LONG is low-grade by design: distances are taken to its clean version. Taken to the low-grade "
             f"LONG itself, the window distance of MMM is {cell(far)} and that of long-SFT {cell(near)}: MMM "
@@ -137,11 +137,11 @@ def remarks(evaluations: Sequence[Evaluation]) -> list[str]:
             (row.distances[metric] for row in first.rows.values() if metric in row.distances), None
         )
         if distance is not None:
-            told.append(
+            found.append(
                 f"{metric}: {distance.extractor}, n {distance.n} against {distance.reference}, "
                 f"floor {distance.floor:.3g}"
             )
-    return told
+    return found
 
 
 def write_summary(
@@ -153,7 +153,7 @@ def write_summary(
     config_hash: str,
     config: Mapping[str, Any],
 ) -> str:
-    """Writes summary.json below `folder`: of each system a list over seeds for each metric; its path."""
+    """Write summary.json below `folder`: per system and metric a list over seeds. Returns its path."""
     plain: dict[str, Any] = {
         system: {metric: values(evaluations, system, metric) for metric in summary_keys(evaluations[0])}
         for system in systems(evaluations)

@@ -12,7 +12,7 @@ from jobs.config import load as configs
 from models.config import ModelConfig, TextConfig
 from models.errors import ConfigError
 from pipelines.checkpoints import Network, NetworkSpec, save_network
-from pipelines.media.video import read_back
+from pipelines.media.video import read_mp4
 from pipelines.storage import Storage
 from tests.models.builders import randomize
 
@@ -81,7 +81,7 @@ def run(tmp_path, folder, use_gpu, **changes):
 
 def test_videos_sheet_and_captions_are_written(tmp_path, folder, told):
     written = run(tmp_path, folder, use_gpu=False)
-    assert [read_back(path).shape for path in written] == [(9, 32, 32, 3)] * 3
+    assert [read_mp4(path).shape for path in written] == [(9, 32, 32, 3)] * 3
     lines = (tmp_path / "out" / "metadata.jsonl").read_text().splitlines()
     assert [json.loads(line)["caption"] for line in lines] == ["a sun", "a moon", "a sun"]
     assert (tmp_path / "out" / "sheet.png").exists()

@@ -12,7 +12,7 @@ from pipelines.data.store.info import dataset_autoencoder
 from pipelines.evaluation import generate
 from pipelines.evaluation.generate import Generator, VideoBatch
 from pipelines.evaluation.settings import System, video_shape
-from pipelines.media.video import read_back
+from pipelines.media.video import read_mp4
 from pipelines.world.captions import caption
 
 
@@ -81,7 +81,7 @@ def test_the_first_videos_are_kept_as_mp4_and_get_temporal_numbers(settings, sha
     columns = run(settings, shape, [batch], tmp_path)[0]
     kept = sorted(path.relative_to(tmp_path / "clips").as_posix() for path in tmp_path.rglob("*.mp4"))
     assert kept == ["mmm_4/000.mp4", "mmm_4/001.mp4"]
-    assert read_back(tmp_path / "clips" / kept[0]).shape == (32, 64, 64, 3)
+    assert read_mp4(tmp_path / "clips" / kept[0]).shape == (32, 64, 64, 3)
     assert np.isfinite(columns["temporal"][:4, 0]).all()
     assert np.isnan(columns["temporal"][4:]).all()
     assert (columns["sampling"] > 0).all()

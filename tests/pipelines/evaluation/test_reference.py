@@ -12,7 +12,7 @@ from pipelines.evaluation import reference, temporal
 from pipelines.evaluation.features.extractors import EXTRACTORS
 from pipelines.evaluation.reference import CleanSpec, Part, corpus_spec, kept_file, measure_part, measure_real
 from pipelines.evaluation.settings import video_shape
-from pipelines.media.video import read_back
+from pipelines.media.video import read_mp4
 from pipelines.ray_map import Tasks
 from pipelines.world.captions import caption
 from pipelines.world.config import WorldConfig
@@ -144,7 +144,7 @@ def test_a_short_clip_is_one_window_and_a_long_one_several(ray_local, settings, 
     assert told[-1] == ("real videos", 2, 2)
     kept = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.mp4"))
     assert kept == ["clips/corpus_long/000.mp4", "clips/corpus_long/001.mp4"]
-    assert read_back(tmp_path / kept[0]).shape == (32, 64, 64, 3)
+    assert read_mp4(tmp_path / kept[0]).shape == (32, 64, 64, 3)
 
 
 def test_kept_sets_are_read_and_not_made_again(ray_local, settings, tmp_path):

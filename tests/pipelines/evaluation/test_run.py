@@ -14,7 +14,7 @@ from pipelines.evaluation.report.page import write_report
 from pipelines.evaluation.report.summary import MINUTE_KEYS, WORLD_KEYS, cell, remarks, table, write_summary
 from pipelines.evaluation.run import RESULT, Evaluation, evaluate
 from pipelines.evaluation.settings import System
-from pipelines.media.video import read_back
+from pipelines.media.video import read_mp4
 from pipelines.tracking import NullTracker
 from pipelines.world.captions import COLOURS
 
@@ -73,7 +73,7 @@ def test_few_videos_are_told(result):
 
 def test_every_showcase_video_is_there(result):
     for paths in result.clips.values():
-        assert [read_back(path).shape for path in paths] == [(32, 64, 64, 3)] * 2
+        assert [read_mp4(path).shape for path in paths] == [(32, 64, 64, 3)] * 2
 
 
 def test_the_result_survives_json(result, folder):
@@ -166,7 +166,7 @@ def test_report_holds_the_table_and_plays_the_videos(result, folder):
     assert 'src="seed-0/evaluation/clips/mmm_4/000.mp4"' in page
     assert page.count("data:image/png;base64,") == len(report.plots) == 4
     assert len(report.clips) == 2
-    frames = read_back(report.clips[0])
+    frames = read_mp4(report.clips[0])
     assert frames.shape[0] == 32
     assert frames.shape[2] == 4 * 64
     for path in report.plots:

@@ -3,30 +3,46 @@
 import io
 
 import numpy as np
+import pytest
+from jinja2 import UndefinedError
 from PIL import Image
 
-from pipelines.media.html import DOTS_PER_INCH, blank_figure, page, picture, png, table
+from pipelines.media.html import _TEMPLATES, DOTS_PER_INCH, blank_figure, png, render
+
+USE = '{%% from "media/macros.html.j2" import picture, table, video %%}{{ %s }}'
+
+
+def expand(call: str, **values: object) -> str:
+    return _TEMPLATES.from_string(USE % call).render(values)
 
 
 def test_titles_and_cells_are_escaped():
-    made = page("<b>", table(["<i>"], [["<script>&"]]))
-    assert "<title>&lt;b&gt;</title>" in made
-    assert "<h1>&lt;b&gt;</h1>" in made
-    assert "<th>&lt;i&gt;</th>" in made
-    assert "<td>&lt;script&gt;&amp;</td>" in made
+    page = render("media/base.html.j2", title="<b>")
+    assert "<title>&lt;b&gt;</title>" in page
+    assert "<h1>&lt;b&gt;</h1>" in page
+    table = expand("table(head, rows)", head=["<i>"], rows=[["<script>&"]])
+    assert "<th>&lt;i&gt;</th>" in table
+    assert "<td>&lt;script&gt;&amp;</td>" in table
 
 
-def test_numbers_among_words_are_marked():
-    made = table(["a", "b"], [["x", 3], ["y", 0.5]], words=True)
-    assert made.count('<td class="number">') == 2
-    assert '<table class="words">' in made
-    assert "<table><tr>" in table(["a"], [])
+def test_a_value_that_is_missing_is_an_error():
+    with pytest.raises(UndefinedError, match="title"):
+        render("media/base.html.j2")
+
+
+def test_numbers_are_marked():
+    table = expand('table(["a", "b"], rows, "words")', rows=[["x", 3], ["y", 0.5]])
+    assert table.count('<td class="number">') == 2
+    assert '<table class="words">' in table
+    assert "<table>" in expand('table(["a"], [])')
 
 
 def test_a_name_stays_inside_its_attribute():
-    assert (
-        picture('"><script>', b"x") == '<img alt="&quot;&gt;&lt;script&gt;" src="data:image/png;base64,eA==">'
-    )
+    name = '"><script>'
+    escaped = "&#34;&gt;&lt;script&gt;"
+    made = expand("picture(name, png)", name=name, png=b"x")
+    assert made.strip() == f'<img alt="{escaped}" src="data:image/png;base64,eA==">'
+    assert f'src="{escaped}"' in expand("video(name)", name=name)
 
 
 def test_figures_have_their_size():

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from models.errors import ClusterError, ConfigError, DataError
-from pipelines.media.video import encode, read_back, through_mp4
+from pipelines.media.video import encode, read_mp4, through_mp4
 from pipelines.world import render as module
 from pipelines.world.captions import TEXTURES, parse
 from pipelines.world.config import WorldConfig
@@ -63,7 +63,7 @@ def test_files_hold_the_clips_of_their_captions(world: Path) -> None:
         assert [parse(row["caption"]) for row in rows] == [tuple(label) for label in clips.labels]
         for row, factors in zip(rows, clips.factors, strict=True):
             expected = through_mp4(render(factors, CONFIG.size), CONFIG.fps, CONFIG.crf)
-            assert np.array_equal(read_back(world / name / row["file_name"]), expected)
+            assert np.array_equal(read_mp4(world / name / row["file_name"]), expected)
 
 
 def test_nothing_else_is_there(world: Path) -> None:
@@ -165,11 +165,11 @@ def test_a_full_disk_is_one_error_and_what_was_written_is_kept(
 ) -> None:
     written: list[str] = []
 
-    def until_full(target: str, *arguments: object, **options: object) -> int:
+    def until_full(target: str, *arguments: object, **options: object) -> None:
         if len(written) == 4:
             raise OSError(errno.ENOSPC, "No space left on device")
         written.append(target)
-        return encode(target, *arguments, **options)  # type: ignore[arg-type]
+        encode(target, *arguments, **options)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
         patch.setattr(module, "encode", until_full)

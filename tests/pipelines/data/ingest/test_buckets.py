@@ -18,9 +18,8 @@ from pipelines.data.config import DataConfig
 from pipelines.data.decode.decoder import Decoder
 from pipelines.data.ingest.buckets import check
 from pipelines.data.ingest.pipeline import ingest
-from pipelines.data.report.contact_sheets import Layout, Shown, contact_sheet
-from pipelines.data.report.inspection import read_tables, summarise
 from pipelines.data.report.page import bucket_rows, inspect_dataset
+from pipelines.data.report.summary import read_tables, summarise
 from pipelines.data.store.dataset import ShardDataset
 from pipelines.data.store.info import FORMAT, DatasetInfo, dataset_autoencoder, dataset_version, read_info
 from pipelines.storage import Storage, hash_of
@@ -111,24 +110,6 @@ def test_the_buckets_are_reported(ingested: Ingested, tmp_path: Path) -> None:
     assert len(rows) == 8
     inspect_dataset(str(ingested.out), str(tmp_path), "buckets")
     assert "<h2>Buckets</h2>" in (tmp_path / "report.html").read_text()
-
-
-def test_a_sheet_keeps_the_aspect_of_each_picture() -> None:
-    def shown(height: int, width: int) -> Shown:
-        frames = np.full((3, height, width, 3), 7, np.uint8)
-        return Shown(
-            window_id="w", caption="", source="s", begin=0.0, end=1.0, video_seconds=1.0, frames=frames
-        )
-
-    sheet = np.asarray(contact_sheet("", [shown(32, 48), shown(48, 32)]))
-    layout = Layout(2, 48, 48)
-    assert sheet.shape[:2] == layout.size
-    for window, (height, width) in enumerate([(32, 48), (48, 32)]):
-        left, top, right, bottom = layout.box(window, 0)
-        own = (sheet[top:bottom, left:right] == 7).all(axis=-1)
-        up = layout.enlarged
-        assert own[: height * up, : width * up].all()
-        assert own.sum() == height * width * up * up
 
 
 def test_ingest_again_finds_nothing_to_do(ingested: Ingested, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from pipelines.data.config import CurationConfig
 from pipelines.data.ingest.pipeline import ingest
 from pipelines.data.ingest.preview import preview
-from pipelines.data.report.inspection import read_tables, summarise
+from pipelines.data.report.summary import read_tables, summarise
 from tests.pipelines.data.conftest import Ingested
 from tests.pipelines.data.ingest.test_curated_ingest import DATA, FIT, Corpora, write_corpora
 
@@ -38,9 +38,9 @@ def test_a_preview_counts_what_ingest_then_keeps(
         assert seen[corpus].hours == pytest.approx(described.hours)
         looked = summarise(read_tables(str(tmp_path / "d"))).corpus(corpus)
         assert (seen[corpus].rejects, seen[corpus].drops) == (looked.rejects, looked.drops)
-        assert sum(tally.count for tally in seen[corpus].drops) == described.dropped_windows
+        assert sum(found.count for found in seen[corpus].drops) == described.dropped_windows
     if curation.duplicates_across:
-        kinds = {tally.kind for corpus in seen.values() for tally in corpus.drops}
+        kinds = {found.kind for corpus in seen.values() for found in corpus.drops}
         assert kinds == {"min_motion", "near duplicate"}
     assert {corpus for corpus, _, _ in said} == {"short", "long"}
 

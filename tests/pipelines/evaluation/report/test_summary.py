@@ -10,8 +10,8 @@ from PIL import Image
 from rich.console import Console
 
 from pipelines.distances import Distance
-from pipelines.evaluation.report.page import write_report
-from pipelines.evaluation.report.plots import plots, side_by_side
+from pipelines.evaluation.report.page import frames_side_by_side, write_report
+from pipelines.evaluation.report.plots import plots
 from pipelines.evaluation.report.summary import (
     CLIP_COLUMNS,
     MINUTE_COLUMNS,
@@ -32,7 +32,7 @@ from pipelines.evaluation.report.summary import (
 from pipelines.evaluation.run import Evaluation
 from pipelines.evaluation.scores import Scores
 from pipelines.evaluation.temporal import METRICS
-from pipelines.media.video import read_back, write_mp4
+from pipelines.media.video import read_mp4, write_mp4
 
 DISTANCES = ("window_frechet", "video_frechet", "pixel_window_frechet", "unseen_window_frechet")
 
@@ -154,7 +154,7 @@ def solid(path, value, frames=6, size=(32, 48)):
 
 def test_side_by_side_puts_each_video_under_its_label_and_ends_with_the_shortest(tmp_path):
     clips = {f"s{i}": solid(tmp_path / f"{i}.mp4", 40 * i, frames=4 + i) for i in range(1, 7)}
-    frames = list(side_by_side(clips))
+    frames = list(frames_side_by_side(clips))
     assert len(frames) == 5
     assert frames[0].shape == (2 * (32 + 14), 5 * 48, 3)
     for i in range(5):
@@ -175,4 +175,4 @@ def test_report_is_one_page_with_relative_videos(tmp_path):
     assert 'src="seed-0/clips/mmm_4/000.mp4"' in page
     assert 'src="report/side-by-side-0.mp4"' in page
     assert str(tmp_path) not in page
-    assert read_back(report.clips[0]).shape == (6, 46, 144, 3)
+    assert read_mp4(report.clips[0]).shape == (6, 46, 144, 3)

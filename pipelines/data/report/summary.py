@@ -1,4 +1,4 @@
-"""What is in a dataset, as numbers: counts, readers, what was refused or dropped, how windows measure."""
+"""A dataset in numbers: counts, readers, what was refused or dropped and why, and scores of windows."""
 
 import json
 from collections import Counter
@@ -25,25 +25,30 @@ INDEX_COLUMNS = (
     "sharpness split kept reason"
 ).split()
 MEASURES = ("brightness", "motion", "flash", "sharpness")
-"""Of every window, by their columns in the index."""
+"""Columns of the index that hold a window's scores."""
 EXAMPLES = 3
-"""Of each kind of refusal."""
+"""Most examples per kind."""
 COMMONEST = 10
-"""Captions that are named with their number of windows."""
+"""Captions that are listed with their number of windows."""
 
 
-class Tables(NamedTuple):
-    """What a dataset says of itself."""
+class DatasetTables(NamedTuple):
+    """A dataset's own description of itself."""
 
     info: DatasetInfo
     manifest: pa.Table
-    """MANIFEST_COLUMNS, a row a video."""
+    """MANIFEST_COLUMNS, a row per video."""
     index: pa.Table
-    """INDEX_COLUMNS, a row a window that was looked at."""
+    """INDEX_COLUMNS, a row per window that was judged."""
+
+    def of_corpus(self, corpus: str) -> tuple[pa.Table, pa.Table]:
+        """Manifest and index of one corpus."""
+        manifest, index = (t.filter(pc.equal(t["corpus"], corpus)) for t in (self.manifest, self.index))
+        return manifest, index
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tally:
+class KindCount:
     """How many there are of a kind, and a few of them."""
 
     kind: str
@@ -52,19 +57,17 @@ class Tally:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Spread:
-    """Percentiles of a measure."""
+class Percentiles:
+    """The 5th, 50th and 95th percentile."""
 
     low: float
-    """The fifth."""
     median: float
     high: float
-    """The ninety-fifth."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusSummary:
-    """One corpus in numbers. Videos are those written, windows those kept, unless it says otherwise."""
+    """One corpus in numbers. Videos are the written ones and windows the kept ones, unless noted."""
 
     videos: int
     rejected_videos: int
@@ -79,17 +82,17 @@ class CorpusSummary:
     shard_files: int
     captions: int
     """Different ones."""
-    seconds: Spread | None
+    seconds: Percentiles | None
     """Length of a video; None without any."""
-    measures: dict[str, Spread]
-    """Of windows, by MEASURES; without a window none."""
-    readers: tuple[Tally, ...]
+    measures: dict[str, Percentiles]
+    """Scores of windows, by MEASURES; empty without windows."""
+    readers: tuple[KindCount, ...]
     """Videos by reader; an example is a reason why it was not decord."""
-    rejects: tuple[Tally, ...]
+    rejects: tuple[KindCount, ...]
     """Rejected videos by stage; an example is a path and the reason."""
-    drops: tuple[Tally, ...]
+    drops: tuple[KindCount, ...]
     """Dropped windows by kind of reason; an example is a whole reason."""
-    commonest: tuple[Tally, ...]
+    commonest: tuple[KindCount, ...]
     """Captions with most windows."""
     buckets: tuple[Bucket, ...]
     """The shapes of its windows, where there may be several."""
@@ -120,7 +123,7 @@ class Summary:
         return plain
 
 
-def read_tables(dataset: str | Storage) -> Tables:
+def read_tables(dataset: str | Storage) -> DatasetTables:
     """Description, manifest and index of a finished dataset.
 
     Raises:
@@ -130,10 +133,10 @@ def read_tables(dataset: str | Storage) -> Tables:
     storage = dataset if isinstance(dataset, Storage) else Storage(dataset)
     info = read_info(storage)
     index = read_index(storage, info.index_sha256, INDEX_COLUMNS)
-    return Tables(info, read_table(storage, MANIFEST_FILE, MANIFEST_COLUMNS), index)
+    return DatasetTables(info, read_table(storage, MANIFEST_FILE, MANIFEST_COLUMNS), index)
 
 
-def summarise(tables: Tables) -> Summary:
+def summarise(tables: DatasetTables) -> Summary:
     """The numbers of a dataset."""
     info = tables.info
     return Summary(
@@ -142,28 +145,13 @@ def summarise(tables: Tables) -> Summary:
         height=info.height,
         width=info.width,
         autoencoder=info.autoencoder,
-        **{corpus: _summarise(info.corpus(corpus), *of_corpus(tables, corpus)) for corpus in CORPORA},
+        **{corpus: _summarise(info.corpus(corpus), *tables.of_corpus(corpus)) for corpus in CORPORA},
     )
 
 
-def of_corpus(tables: Tables, corpus: str) -> tuple[pa.Table, pa.Table]:
-    """Manifest and index of one corpus."""
-    manifest, index = (t.filter(pc.equal(t["corpus"], corpus)) for t in (tables.manifest, tables.index))
-    return manifest, index
-
-
-def written(manifest: pa.Table) -> pa.Table:
-    """Its videos that were not rejected."""
-    return manifest.filter(pc.equal(manifest["status"], "written"))
-
-
-def kept(index: pa.Table) -> pa.Table:
-    """Its windows that are trained on or held out."""
-    return index.filter(index["kept"])
-
-
 def _summarise(info: CorpusInfo, manifest: pa.Table, index: pa.Table) -> CorpusSummary:
-    videos, windows = written(manifest), kept(index)
+    videos, windows = written_videos(manifest), kept_windows(index)
+    readers = zip(videos["reader"].to_pylist(), videos["reader_reason"].to_pylist(), strict=True)
     return CorpusSummary(
         videos=len(videos),
         rejected_videos=len(manifest) - len(videos),
@@ -176,45 +164,41 @@ def _summarise(info: CorpusInfo, manifest: pa.Table, index: pa.Table) -> CorpusS
         shard_bytes=sum(file.num_bytes for file in info.files),
         shard_files=len(info.files),
         captions=len(pc.unique(videos["caption"])),
-        seconds=_spread(videos["seconds"]) if len(videos) else None,
-        measures={name: _spread(windows[name]) for name in MEASURES if len(windows)},
-        readers=tallies(_pairs(videos, "reader", "reader_reason")),
-        rejects=rejects_of(manifest),
-        drops=drops_of(index),
-        commonest=tallies((caption, "") for (caption,) in _pairs(windows, "caption"))[:COMMONEST],
+        seconds=_percentiles(videos["seconds"]) if len(videos) else None,
+        measures={name: _percentiles(windows[name]) for name in MEASURES if len(windows)},
+        readers=count_kinds(readers),
+        rejects=count_rejects(manifest),
+        drops=count_drops(index),
+        commonest=count_kinds((caption, "") for caption in windows["caption"].to_pylist())[:COMMONEST],
         buckets=info.buckets,
     )
 
 
-def rejects_of(manifest: pa.Table) -> tuple[Tally, ...]:
+def written_videos(manifest: pa.Table) -> pa.Table:
+    """The videos of a manifest that were not rejected."""
+    return manifest.filter(pc.equal(manifest["status"], "written"))
+
+
+def kept_windows(index: pa.Table) -> pa.Table:
+    """The windows of an index that are trained on or held out."""
+    return index.filter(index["kept"])
+
+
+def count_rejects(manifest: pa.Table) -> tuple[KindCount, ...]:
     """Rejected videos of a manifest by stage; an example is a path and the reason."""
     rejected = manifest.filter(pc.equal(manifest["status"], "rejected"))
-    pairs = _pairs(rejected, "stage", "source", "reason")
-    return tallies((stage, f"{path}: {reason}") for stage, path, reason in pairs)
+    columns = (rejected[name].to_pylist() for name in ("stage", "source", "reason"))
+    return count_kinds((stage, f"{path}: {reason}") for stage, path, reason in zip(*columns, strict=True))
 
 
-def drops_of(index: pa.Table) -> tuple[Tally, ...]:
-    """Dropped windows of an index by the setting that refuses them, or as `near duplicate` whatever
-    it is that each resembles; an example is a whole reason."""
+def count_drops(index: pa.Table) -> tuple[KindCount, ...]:
+    """Dropped windows of an index by the setting that refuses them, or as `near duplicate` whichever
+    window each resembles; an example is a whole reason."""
     reasons = index.filter(pc.invert(index["kept"]))["reason"].to_pylist()
-    return tallies((reason.split(" of ")[0], reason) for reason in reasons)
+    return count_kinds((reason.split(" of ")[0], reason) for reason in reasons)
 
 
-def _sum(values: Any) -> int:
-    return int(pc.sum(values).as_py() or 0)
-
-
-def _pairs(table: pa.Table, *columns: str) -> Iterable[Any]:
-    """Rows of a few columns as tuples."""
-    return zip(*(table[name].to_pylist() for name in columns), strict=True)
-
-
-def _spread(values: Any) -> Spread:
-    low, median, high = np.percentile(values.to_numpy(), [5, 50, 95])
-    return Spread(low=float(low), median=float(median), high=float(high))
-
-
-def tallies(pairs: Iterable[tuple[str, str]]) -> tuple[Tally, ...]:
+def count_kinds(pairs: Iterable[tuple[str, str]]) -> tuple[KindCount, ...]:
     """Kinds by falling count, each with its first different examples.
 
     Args:
@@ -228,5 +212,15 @@ def tallies(pairs: Iterable[tuple[str, str]]) -> tuple[Tally, ...]:
         if example and len(own) < EXAMPLES:
             own[example] = None
     return tuple(
-        Tally(kind=kind, count=count, examples=tuple(examples[kind])) for kind, count in counts.most_common()
+        KindCount(kind=kind, count=count, examples=tuple(examples[kind]))
+        for kind, count in counts.most_common()
     )
+
+
+def _sum(values: Any) -> int:
+    return int(pc.sum(values).as_py() or 0)
+
+
+def _percentiles(values: Any) -> Percentiles:
+    low, median, high = np.percentile(values.to_numpy(), [5, 50, 95])
+    return Percentiles(low=float(low), median=float(median), high=float(high))

@@ -18,20 +18,19 @@ from models.errors import DataError
 from pipelines.data.report import histograms as plots
 from pipelines.data.report.contact_sheets import (
     CONTEXT,
-    SHOWN,
-    Layout,
-    Shown,
-    contact_sheet,
-    shown_windows,
-    spread,
-    thirds,
+    WINDOWS,
+    SampledWindow,
+    first_middle_last,
+    pick_windows,
+    sample_windows,
 )
-from pipelines.data.report.inspection import Tables, Tally, read_tables, summarise
-from pipelines.data.report.page import count_rows, inspect_dataset, report, tally_rows
+from pipelines.data.report.page import count_rows, inspect_dataset, report_html, total_rows
+from pipelines.data.report.summary import DatasetTables, KindCount, read_tables, summarise
 from pipelines.data.store.dataset import ShardDataset
 from pipelines.data.store.info import dataset_autoencoder
 from pipelines.data.store.ledger import Window
 from pipelines.data.tables import columns_of
+from pipelines.media.contact_sheet import sheet_grid, zoom
 
 COLUMNS = pa.schema(
     [
@@ -110,7 +109,7 @@ def tables(manifest, index):
     info = SimpleNamespace(
         version="v", data_hash="h", height=16, width=24, autoencoder=code, corpus=part.__getitem__
     )
-    return Tables(info, pa.Table.from_pylist(manifest), pa.Table.from_pylist(index, schema=COLUMNS))
+    return DatasetTables(info, pa.Table.from_pylist(manifest), pa.Table.from_pylist(index, schema=COLUMNS))
 
 
 def file(corpus, number):
@@ -136,8 +135,8 @@ INDEX = [
 
 
 def test_numbers_of_a_known_manifest():
-    found = summarise(tables(MANIFEST, INDEX))
-    short, long = found.short, found.long
+    summary = summarise(tables(MANIFEST, INDEX))
+    short, long = summary.short, summary.long
     assert (short.videos, short.rejected_videos, short.windows) == (2, 3, 6)
     assert (short.holdout_windows, short.dropped_windows) == (1, 3)
     assert (short.frames, short.source_bytes, short.shard_bytes, short.shard_files) == (120, 2000, 140, 2)
@@ -148,22 +147,22 @@ def test_numbers_of_a_known_manifest():
     assert short.measures["brightness"].median == pytest.approx(0.25)
     assert short.measures["brightness"].low == pytest.approx(0.025)
     assert short.readers == (
-        Tally(kind="pyav", count=1, examples=("no duration",)),
-        Tally(kind="decord", count=1),
+        KindCount(kind="pyav", count=1, examples=("no duration",)),
+        KindCount(kind="decord", count=1),
     )
-    assert [(tally.kind, tally.count) for tally in short.rejects] == [("bytes", 2), ("open", 1)]
+    assert [(found.kind, found.count) for found in short.rejects] == [("bytes", 2), ("open", 1)]
     assert short.rejects[0].examples[0] == "c.mp4: the file is empty"
-    assert [(tally.kind, tally.count) for tally in short.drops] == [("min_motion", 2), ("near duplicate", 1)]
-    assert [(tally.kind, tally.count) for tally in short.commonest] == [("about a", 5), ("about b", 1)]
-    assert found.to_json()["autoencoder"]["reconstruction_error"] is None
+    assert [(found.kind, found.count) for found in short.drops] == [("min_motion", 2), ("near duplicate", 1)]
+    assert [(found.kind, found.count) for found in short.commonest] == [("about a", 5), ("about b", 1)]
+    assert summary.to_json()["autoencoder"]["reconstruction_error"] is None
 
 
 def test_every_count_is_shown_for_both_corpora():
-    shown = {name: (short, long) for name, short, long in count_rows(summarise(tables(MANIFEST, INDEX)))}
+    shown = {name: (short, long) for name, short, long in total_rows(summarise(tables(MANIFEST, INDEX)))}
     assert shown["windows"] == ("6", "1")
     assert shown["hours of video"] == ("0.00417", "1")
     assert shown["frames"] == ("120", "28,800")
-    assert tally_rows(summarise(tables(MANIFEST, INDEX)), "drops", examples=1) == [
+    assert count_rows({"short": summarise(tables(MANIFEST, INDEX)).short.drops}, examples=1) == [
         ("SHORT", "min_motion", 2, "min_motion"),
         ("SHORT", "near duplicate", 1, "near duplicate of short-a-00000000"),
     ]
@@ -178,74 +177,15 @@ def test_a_corpus_of_which_every_window_was_dropped_has_no_measures():
 
 def test_windows_are_spread_over_videos_and_along_them():
     rows = [window("short", f"v{v:02d}", 8 * i) for v in range(30) for i in range(5)]
-    many = spread(pa.Table.from_pylist(rows, schema=COLUMNS), 12)
+    many = pick_windows(pa.Table.from_pylist(rows, schema=COLUMNS), 12)
     assert len({row["source"] for row in many}) == 12
     assert {many[0]["source"], many[-1]["source"]} == {"v00.mp4", "v29.mp4"}
     assert {row["start_frame"] for row in many} == {16}
-    few = spread(pa.Table.from_pylist(rows[:10], schema=COLUMNS), 5)
+    few = pick_windows(pa.Table.from_pylist(rows[:10], schema=COLUMNS), 5)
     assert [(row["source"], row["start_frame"]) for row in few] == [
         ("v00.mp4", 0), ("v00.mp4", 16), ("v00.mp4", 32), ("v01.mp4", 8), ("v01.mp4", 24)
     ]  # fmt: skip
-    assert spread(pa.Table.from_pylist([], schema=COLUMNS), 5) == []
-
-
-def shown(frames, number=0, caption="a caption"):
-    return Shown(f"short-{number}-00000008", caption, "clip.mp4", 1.0, 2.0, 5.0, frames)
-
-
-def tile(sheet, layout, place, number):
-    return np.asarray(sheet.crop(layout.box(place, number)))
-
-
-@pytest.mark.parametrize(("height", "width"), [(32, 32), (16, 40), (130, 100), (192, 108)])
-def test_tiles_are_the_frames_at_their_places(height, width):
-    rng = np.random.default_rng(0)
-    windows = [shown(rng.integers(0, 256, (3, height, width, 3), np.uint8), number) for number in range(5)]
-    layout, sheet = Layout(5, height, width), contact_sheet("SHORT", windows)
-    assert layout.reduced == 1
-    for place, one in enumerate(windows):
-        for number, frame in enumerate(one.frames):
-            large = frame.repeat(layout.enlarged, 0).repeat(layout.enlarged, 1)
-            np.testing.assert_array_equal(tile(sheet, layout, place, number), large)
-
-
-def test_large_frames_are_averaged():
-    frame = np.zeros((480, 832, 3), np.uint8)
-    frame[::2] = 200
-    layout, sheet = Layout(1, 480, 832), contact_sheet("LONG", [shown(np.stack([frame] * 3))])
-    assert layout.tile[1] <= 192
-    middle = tile(sheet, layout, 0, 1)[10:-10]
-    assert abs(int(middle.min()) - 100) <= 21
-    assert abs(float(middle.mean()) - 100) < 10
-
-
-@given(windows=st.integers(1, 40), height=st.integers(8, 900), width=st.integers(8, 900))
-def test_nothing_on_a_sheet_overlaps_or_leaves_it(windows, height, width):
-    layout = Layout(windows, height, width)
-    covered = np.zeros(layout.size, np.int8)
-    cell_height, cell_width = layout.cell
-    for place in range(windows):
-        top, left = layout.corner(place)
-        assert top + cell_height <= layout.size[0]
-        assert left + cell_width <= layout.size[1]
-        covered[top : top + cell_height, left : left + cell_width] += 1
-        first, last = layout.box(place, 0), layout.box(place, 2)
-        assert (first[0], first[1]) == (left, top)
-        assert last[2] == left + cell_width
-        assert last[3] < top + cell_height
-    assert covered.max() == 1
-
-
-def test_text_stays_below_its_own_window():
-    frames = np.zeros((3, 64, 64, 3), np.uint8)
-    long = shown(frames, 0, "very " * 500 + "long\x1b[31m")
-    layout = Layout(2, 64, 64)
-    both = np.asarray(contact_sheet("", [long, shown(frames, 1, "")]))
-    top, left = layout.corner(0)
-    gap = both[top : top + layout.cell[0], left + layout.cell[1] : layout.corner(1)[1]]
-    assert len(np.unique(gap.reshape(-1, 3), axis=0)) == 1
-    under = both[top + layout.tile[0] + 4 : top + layout.cell[0], left : left + layout.cell[1]]
-    assert under.max() > 200
+    assert pick_windows(pa.Table.from_pylist([], schema=COLUMNS), 5) == []
 
 
 values = st.lists(st.floats(1e-6, 1e4), max_size=40).map(np.array)
@@ -269,7 +209,7 @@ def test_edges_of_counts_lie_between_whole_numbers(counts):
 def test_bars_stand_as_high_as_there_are_windows():
     figure = plots._windows(tables(MANIFEST, INDEX))
     brightness = figure.axes[0]
-    assert "Motion: change of luma a second" in {axis.get_title() for axis in figure.axes}
+    assert "Motion: change of luma per second" in {axis.get_title() for axis in figure.axes}
     assert sum(bar.get_height() for bar in brightness.patches) == 9
     assert {axis.get_ylabel() for axis in figure.axes} == {"SHORT windows", "LONG windows"}
 
@@ -316,8 +256,9 @@ def test_the_page_takes_no_orders_from_what_it_shows():
     ]
     index = [window("short", "a", 0, caption=EVIL), dropped("long", "f", 0, EVIL), window("long", "f", 8)]
     made = tables(manifest, index)
-    seen = {"short": [shown(np.zeros((3, 8, 8, 3), np.uint8), caption=EVIL)], "long": []}
-    page = Tags(report(EVIL, made, summarise(made), seen, plots.histograms(made)))
+    frames = np.zeros((3, 8, 8, 3), np.uint8)
+    seen = {"short": [SampledWindow("short-a-0", EVIL, EVIL, "1 - 2 s of 5 s", frames)], "long": []}
+    page = Tags(report_html(EVIL, made, summarise(made), seen, plots.histograms(made)))
     assert page.open == []
     assert set(page.tags).isdisjoint({"script", "iframe", "object", "link", "a", "base", "form"})
     assert page.tags.count("img") == 2
@@ -357,14 +298,16 @@ def test_the_sheet_shows_what_the_model_sees(dataset):
     folder = inspect_dataset(str(dataset), str(dataset.parent / "looks"), "Clips").folder
     sheet, index = Image.open(f"{folder}/long.png"), read_tables(str(dataset)).index
     rows = [row for row in index.to_pylist() if row["corpus"] == "long" and row["split"] == "train"]
-    picked = spread(pa.Table.from_pylist(rows, schema=index.schema), SHOWN)
-    shards, layout = ShardDataset(str(dataset), "long"), Layout(len(picked), 32, 32)
+    picked = pick_windows(pa.Table.from_pylist(rows, schema=index.schema), WINDOWS)
+    shards, grid = ShardDataset(str(dataset), "long"), sheet_grid(len(picked), 3, 32, 32, lines=3)
+    assert zoom(32, 32) == (4, 1)
     autoencoder = dataset_autoencoder(str(dataset))
     for place, row in enumerate(picked):
         latents = shards.read([shards.ids.index(row["window_id"])]).latents
         frames = autoencoder.decode(latents)[0].numpy()
         for number, frame in enumerate((0, 11, 23)):
-            np.testing.assert_array_equal(tile(sheet, layout, place, number)[::4, ::4], frames[frame])
+            tile = np.asarray(sheet.crop(grid.box(place, number)))
+            np.testing.assert_array_equal(tile[::4, ::4], frames[frame])
 
 
 class Causal:
@@ -397,7 +340,7 @@ def test_no_more_is_decoded_than_three_frames_need(factor, memory, length):
     whole = code.decode(latents)[0].numpy()
     assert len(whole) == (length - 1) * factor + 1
     code.decoded = 0
-    found = thirds(latents, code)
+    found = first_middle_last(latents, code)
     np.testing.assert_array_equal(found, whole[[0, (len(whole) - 1) // 2, len(whole) - 1]])
     assert code.decoded <= 3 + 2 * memory
 
@@ -414,9 +357,8 @@ def test_the_time_of_a_window_is_its_videos(dataset):
     starts = dict(
         zip(made.index["window_id"].to_pylist(), made.index["start_frame"].to_pylist(), strict=True)
     )
-    seen = shown_windows(str(dataset), made, "long", dataset_autoencoder(str(dataset)))
-    assert len({window.begin for window in seen}) > 1
+    seen = sample_windows(str(dataset), made, "long", dataset_autoencoder(str(dataset)))
+    assert len({window.span for window in seen}) > 1
     for window in seen:
-        assert window.begin == pytest.approx(starts[window.window_id] / 8.0)
-        assert window.end - window.begin == pytest.approx(24 / 8.0)
-        assert window.video_seconds == pytest.approx(50 / 8.0)
+        begin = starts[window.window_id] / 8.0
+        assert window.span == f"{begin:.1f} - {begin + 24 / 8.0:.1f} s of {50 / 8.0:.1f} s"

@@ -1,0 +1,211 @@
+"""The one grid of labelled frames: sheets of previews, samples and datasets, and side-by-side videos."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib as mpl
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from pipelines.media.color import Frames
+
+PAPER, INK, FAINT = (17, 18, 24), (232, 232, 240), (140, 142, 156)
+SMALL, LARGE = 128, 192
+"""Frames smaller than the one are enlarged, those larger than the other reduced, by whole numbers."""
+SHEET_WIDTH = 1320
+"""Pixels that a sheet is filled up to with strips side by side."""
+CAPTION_LINES = 2
+TEXT, LITTLE, LINE = 13, 11, 17
+"""Pixels: letters of captions, letters of notes, and from one line to the next."""
+LONGEST = 400
+"""Letters of a text that are looked at."""
+LABEL = 14
+"""Pixels of the label above a frame of a side-by-side video."""
+ABREAST = 5
+"""Videos side by side in one row."""
+
+_FONT = Path(mpl.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
+"""Matplotlib's own font, which has more of the world's letters than Pillow's."""
+
+
+class Strip(NamedTuple):
+    """Frames of one video, and what is written below them."""
+
+    frames: Frames
+    """[n, H, W, 3]"""
+    caption: str
+    notes: Sequence[str] = ()
+    """Lines below the caption."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """Where everything lies on a sheet of equal cells, each a strip of frames with text; in pixels."""
+
+    cells: int
+    frames: int
+    """Per strip."""
+    height: int
+    """Of a frame as drawn."""
+    width: int
+    """Of a frame as drawn."""
+    columns: int
+    """Cells side by side."""
+    above: int = 0
+    """Room for text above a strip."""
+    below: int = 0
+    """Room for text below it."""
+    gap: int = 0
+    """Between the frames of a strip."""
+    margin: int = 0
+    """Around cells."""
+    heading: int = 0
+
+    @property
+    def cell(self) -> tuple[int, int]:
+        """Height and width of a strip with its text."""
+        return self.above + self.height + self.below, self.frames * (self.width + self.gap) - self.gap
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the sheet."""
+        height, width = self.cell
+        rows = -(-self.cells // self.columns)
+        return self.heading + rows * (height + self.margin), self.margin + self.columns * (
+            width + self.margin
+        )
+
+    def corner(self, cell: int) -> tuple[int, int]:
+        """Left and top of a cell."""
+        height, width = self.cell
+        row, column = divmod(cell, self.columns)
+        return self.margin + column * (width + self.margin), self.heading + row * (height + self.margin)
+
+    def box(self, cell: int, frame: int) -> tuple[int, int, int, int]:
+        """Left, top, right and bottom of a frame."""
+        left, top = self.corner(cell)
+        left, top = left + frame * (self.width + self.gap), top + self.above
+        return left, top, left + self.width, top + self.height
+
+
+def zoom(height: int, width: int) -> tuple[int, int]:
+    """How many times frames of a sheet are enlarged, and how many times reduced; one of them is 1."""
+    longer = max(height, width)
+    return max(1, SMALL // longer), -(-longer // LARGE)
+
+
+def sheet_grid(strips: int, frames: int, height: int, width: int, lines: int) -> Grid:
+    """The grid of a contact sheet.
+
+    Args:
+        strips: how many.
+        frames: per strip.
+        height, width: of the frames before they are enlarged or reduced.
+        lines: of text below each strip.
+    """
+    up, down = zoom(height, width)
+    height, width = -(-height * up // down), -(-width * up // down)
+    gap, margin = 2, 20
+    room = (SHEET_WIDTH - margin) // (frames * (width + gap) - gap + margin)
+    return Grid(
+        cells=strips,
+        frames=frames,
+        height=height,
+        width=width,
+        columns=max(1, min(strips, room)),
+        below=8 + lines * LINE,
+        gap=gap,
+        margin=margin,
+        heading=44,
+    )
+
+
+def contact_sheet(title: str, strips: Sequence[Strip]) -> Image.Image:
+    """Strips in a grid, each over its caption and notes.
+
+    Small frames are enlarged by repeating pixels, large ones reduced by averaging them. Frames of several
+    sizes each have the room of the largest height and width.
+
+    Args:
+        title: heading.
+        strips: at least one.
+    """
+    heights, widths = zip(*(strip.frames.shape[1:3] for strip in strips), strict=True)
+    up, down = zoom(max(heights), max(widths))
+    head, text, little = (ImageFont.truetype(str(_FONT), size) for size in (TEXT + 2, TEXT, LITTLE))
+    longest, notes = max(len(strip.frames) for strip in strips), max(len(strip.notes) for strip in strips)
+    grid = sheet_grid(len(strips), longest, max(heights), max(widths), notes)
+    room = grid.cell[1]
+    captions = [_wrapped(strip.caption, text, room) for strip in strips]
+    grid = replace(grid, below=grid.below + max(map(len, captions)) * LINE)
+    sheet = Image.new("RGB", grid.size[::-1], PAPER)
+    draw = ImageDraw.Draw(sheet)
+    heading = _fit(title, head, sheet.width - 2 * grid.margin)
+    draw.text((grid.margin, grid.heading // 2), heading, INK, head, anchor="lm")
+    for cell, strip in enumerate(strips):
+        for number, frame in enumerate(strip.frames):
+            picture = Image.fromarray(frame)
+            size = picture.width * up, picture.height * up
+            picture = picture.resize(size, Image.Resampling.NEAREST) if up > 1 else picture.reduce(down)
+            sheet.paste(picture, grid.box(cell, number)[:2])
+        left, _, _, bottom = grid.box(cell, 0)
+        y = bottom + 6
+        for line in captions[cell]:
+            draw.text((left, y), line, INK, text)
+            y += LINE
+        for note in strip.notes:
+            draw.text((left, y), _fit(note, little, room), FAINT, little)
+            y += LINE
+    return sheet
+
+
+def evenly(count: int, picks: int) -> list[int]:
+    """`picks` indices below `count`, evenly from the first to the last."""
+    return [int(index) for index in np.linspace(0, count - 1, picks).round()]
+
+
+def video_strip(video: Frames, caption: str, columns: int) -> Strip:
+    """A strip of `columns` frames, evenly from the first to the last of a video."""
+    picks = evenly(len(video), columns)
+    return Strip(video[picks], caption, (f"frames {', '.join(map(str, picks))}",))
+
+
+def side_by_side(frames: Mapping[str, Frames]) -> Frames:
+    """Frames [H, W, 3] of one size in a grid, each under its label; the sides are cropped to even ones."""
+    height, width = next(iter(frames.values())).shape[:2]
+    columns = min(ABREAST, len(frames))
+    grid = Grid(cells=len(frames), frames=1, height=height, width=width, columns=columns, above=LABEL)
+    canvas = Image.new("RGB", grid.size[::-1], (24, 24, 28))
+    draw = ImageDraw.Draw(canvas)
+    for cell, (label, frame) in enumerate(frames.items()):
+        left, top = grid.corner(cell)
+        draw.text((left + 3, top + 1), label, fill=(235, 235, 235))
+        canvas.paste(Image.fromarray(frame), grid.box(cell, 0)[:2])
+    return np.asarray(canvas.crop((0, 0, canvas.width // 2 * 2, canvas.height // 2 * 2)))
+
+
+def _wrapped(text: str, font: ImageFont.FreeTypeFont, room: int) -> list[str]:
+    """CAPTION_LINES lines at most; what does not fit ends in dots."""
+    words, lines = text[:LONGEST].split(), [""]
+    for number, word in enumerate(words):
+        longer = f"{lines[-1]} {word}".strip()
+        if font.getlength(longer) <= room or not lines[-1]:
+            lines[-1] = longer
+        elif len(lines) < CAPTION_LINES:
+            lines.append(word)
+        else:
+            lines[-1] = " ".join([lines[-1], *words[number:]])
+            break
+    return [_fit(line, font, room) for line in lines]
+
+
+def _fit(text: str, font: ImageFont.FreeTypeFont, room: int) -> str:
+    """As much of a line as there is room for, without what no font shows."""
+    text = "".join(letter if letter.isprintable() else " " for letter in text[:LONGEST])
+    if font.getlength(text) <= room:
+        return text
+    while text and font.getlength(f"{text}...") > room:
+        text = text[:-1]
+    return f"{text.rstrip()}..."
