@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import yaml
 
-from jobs.commands.card import Card, Licence, model_card
+from jobs.commands.card import find_licence, model_card
 from jobs.commands.evaluate import INPUTS, systems_of
 from jobs.commands.recipes import last_checkpoint
 from jobs.config import load as configs
@@ -31,7 +31,6 @@ SETTINGS_FILE = "sostenuto.yaml"
 """The settings of training, in the export."""
 TRAINING_SETTINGS = "config.json"
 """The same, in a checkpoint."""
-LICENCES = ("LICENSE", "LICENSE.txt", "LICENSE.md")
 
 
 def export(
@@ -104,9 +103,9 @@ def _write_beside(made: Path, settings: RunConfig, spec: NetworkSpec, folder: st
     licence = find_licence(settings)
     if licence.path is not None:
         shutil.copyfile(licence.path, made / "LICENSE")
-    card = Card(
-        config=settings,
-        spec=spec,
+    card = model_card(
+        settings,
+        spec,
         checkpoint="/".join(folder.rstrip("/").split("/")[-2:]),
         head=head,
         shift=scheduler["shift"],
@@ -114,7 +113,7 @@ def _write_beside(made: Path, settings: RunConfig, spec: NetworkSpec, folder: st
         metrics=_metrics(settings, folder, head),
         licence=licence,
     )
-    (made / "README.md").write_text(model_card(card))
+    (made / "README.md").write_text(card)
 
 
 def scheduler_fields(config: RunConfig, frames: int, head: str) -> dict[str, Any]:
@@ -142,18 +141,6 @@ def _shared(config: RunConfig) -> str:
         if tree[group][name] is not None:
             tree[group][name] = Path(tree[group][name]).name
     return yaml.safe_dump(tree, sort_keys=False)
-
-
-def find_licence(config: RunConfig) -> Licence:
-    """The licence file in the base's folder or in the one around it."""
-    if config.model.pretrained is None:
-        return Licence(None, "")
-    base = Path(config.model.pretrained)
-    for folder in (base, base.absolute().parent):
-        for name in LICENCES:
-            if (folder / name).is_file():
-                return Licence(folder / name, (folder / name).read_text(encoding="utf-8", errors="replace"))
-    return Licence(None, "")
 
 
 def _dataset(config: RunConfig) -> DatasetInfo | None:

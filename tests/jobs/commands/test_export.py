@@ -12,7 +12,8 @@ from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransform
 from typer.testing import CliRunner
 
 from jobs.cli import app
-from jobs.commands.export import export, find_licence
+from jobs.commands.card import find_licence
+from jobs.commands.export import export
 from jobs.config import load as configs
 from jobs.config.paths import RunPaths
 from jobs.config.schema import RunConfig
