@@ -32,6 +32,7 @@ from pipelines.evaluation.measure import (
 )
 from pipelines.evaluation.settings import EvaluationSettings, Group, Progress, System, VideoShape
 from pipelines.generation import generate_latents
+from pipelines.media.color import Frames
 from pipelines.media.video import store_mp4
 from pipelines.ray_map import Pool, ray_map_all
 from pipelines.storage import Storage
@@ -189,6 +190,6 @@ def clip_path(folder: str, system: str, index: int) -> str:
     return f"{Storage(folder)}/{CLIPS}/{system}/{index:03d}.mp4"
 
 
-def write_clip(folder: str, system: str, index: int, frames: np.ndarray[Any, Any], fps: float) -> None:
+def write_clip(folder: str, system: str, index: int, frames: Frames, fps: float) -> None:
     """Write frames uint8 [F, H, W, 3] as a showcase video."""
     store_mp4(Storage(folder), f"{CLIPS}/{system}/{index:03d}.mp4", frames, fps)
