@@ -140,7 +140,7 @@ def test_a_short_clip_is_one_window_and_a_long_one_several(ray_local, settings, 
     found = measure_real(specs, here, lambda *step: told.append(step))
     assert found["short"].columns["rand3d-diff"].shape[1:] == (1, 64)
     assert found["long"].columns["rand3d-diff"].shape[1:] == (5, 64)
-    assert len(found["long"]) == 10
+    assert len(found["long"].captions) == 10
     assert told[-1] == ("real videos", 2, 2)
     kept = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.mp4"))
     assert kept == ["clips/corpus_long/000.mp4", "clips/corpus_long/001.mp4"]
