@@ -4,7 +4,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from jobs.commands.dataset_run import dataset_run
@@ -15,7 +15,7 @@ from jobs.config.schema import RunConfig
 from jobs.console import ConsoleProgress, print_line
 from jobs.ray_session import ray_session
 from models.text.kinds import text_kind
-from pipelines.data.ingest.pipeline import check
+from pipelines.data.checks import check_ingest
 from pipelines.data.ingest.pipeline import ingest as run_ingest
 from pipelines.data.source.corpus import locate
 from pipelines.data.store.caption_embeddings import embed_captions
@@ -28,32 +28,37 @@ from pipelines.storage import Storage
 
 
 @dataclass(frozen=True, kw_only=True)
-class Work:
-    """What one run of ingest did; what earlier runs had done is no part of it."""
+class Ingested:
+    """A finished dataset, and what one run of ingest did for it; what earlier runs did does not count."""
 
+    info: DatasetInfo
     windows: int
     video_hours: float
     num_bytes: int
     """Of the video files."""
     seconds: float
-    """By the clock."""
+    """Wall-clock time."""
+
+    @classmethod
+    def of(cls, info: DatasetInfo, read: Sequence[Status], seconds: float) -> "Ingested":
+        """What a run of so many seconds did that read these videos."""
+        written = [status for status in read if status.status == "written"]
+        return cls(
+            info=info,
+            windows=sum(status.num_windows for status in written),
+            video_hours=sum(status.seconds for status in written) / 3600,
+            num_bytes=sum(status.num_bytes for status in written),
+            seconds=seconds,
+        )
 
     @property
     def rates(self) -> dict[str, float]:
-        """Windows a second, hours of video an hour, megabytes of video files a second."""
+        """Windows per second, hours of video per hour, megabytes of video files per second."""
         return {
             "windows_per_second": self.windows / self.seconds,
             "video_hours_per_hour": self.video_hours * 3600 / self.seconds,
             "megabytes_per_second": self.num_bytes / 1e6 / self.seconds,
         }
-
-
-@dataclass(frozen=True)
-class Ingested:
-    """A finished dataset and the work that finished it."""
-
-    info: DatasetInfo
-    work: Work
 
 
 def ingest(
@@ -85,9 +90,10 @@ def ingest(
         dataset_run(config) as run,
     ):
         done = ingest_corpora(config, paths, progress, fresh=fresh)
-        run.record(done.info.data_hash, _metrics(done))
+        rates = {f"data/{name}": rate for name, rate in done.rates.items()} if done.windows else {}
+        run.record(done.info.data_hash, rates)
     if as_json:
-        print_line(json.dumps(told(paths.dataset, done)))
+        print_line(json.dumps(summary(paths.dataset, done)))
     else:
         _print(paths.dataset, done)
     return done.info
@@ -101,7 +107,7 @@ def require_inputs(config: RunConfig, paths: RunPaths) -> None:
         DataError: a corpus is not there, or cannot be reached.
         CheckpointError: the text encoder's files are not there.
     """
-    check(config.data)
+    check_ingest(config.data)
     text_kind(config.text).check_files()
     if not config.uses_world:
         for location in paths.corpora(config):
@@ -128,39 +134,19 @@ def ingest_corpora(
         progress,
         config.cluster.use_gpu,
         fresh=fresh,
-        tell=read.append,
+        on_video=read.append,
     )
     pool = Pool(config.data.min_actors, config.data.max_actors, config.cluster.use_gpu)
     embed_captions(config.text, paths.dataset, pool=pool, progress=progress)
-    return Ingested(info, work_of(read, time.monotonic() - began))
+    return Ingested.of(info, read, time.monotonic() - began)
 
 
-def work_of(read: Sequence[Status], seconds: float) -> Work:
-    """What became of the videos that were read.
-
-    Args:
-        read: how each ended.
-        seconds: that passed.
-    """
-    written = [status for status in read if status.status == "written"]
-    return Work(
-        windows=sum(status.num_windows for status in written),
-        video_hours=sum(status.seconds for status in written) / 3600,
-        num_bytes=sum(status.num_bytes for status in written),
-        seconds=seconds,
-    )
-
-
-def _videos(storage: Storage) -> list[dict[str, Any]]:
-    """The manifest's rows."""
-    rows: list[dict[str, Any]] = read_table(storage, MANIFEST_FILE).to_pylist()
-    return rows
-
-
-def told(dataset: str, done: Ingested) -> dict[str, Any]:
+def summary(dataset: str, done: Ingested) -> dict[str, Any]:
     """What `--json` prints: the dataset's totals, and what this run did."""
-    videos, corpora = _videos(Storage(dataset)), (done.info.short, done.info.long)
+    videos = read_table(Storage(dataset), MANIFEST_FILE).to_pylist()
+    corpora = (done.info.short, done.info.long)
     rejected = Counter(video["stage"] for video in videos if video["status"] == "rejected")
+    this_run = {name: getattr(done, name) for name in ("windows", "video_hours", "num_bytes", "seconds")}
     return {
         "dataset": dataset,
         "data_hash": done.info.data_hash,
@@ -170,19 +156,12 @@ def told(dataset: str, done: Ingested) -> dict[str, Any]:
         "rejects": dict(rejected.most_common()),
         "seconds": sum(video["seconds"] for video in videos),
         "bytes": sum(video["num_bytes"] for video in videos),
-        "this_run": asdict(done.work) | done.work.rates,
+        "this_run": this_run | done.rates,
     }
 
 
-def _metrics(done: Ingested) -> dict[str, float]:
-    """Rates for the tracking service; where nothing was left to do there are none."""
-    if not done.work.windows:
-        return {}
-    return {f"data/{name}": value for name, value in done.work.rates.items()}
-
-
 def _print(dataset: str, done: Ingested) -> None:
-    info, work = done.info, done.work
+    info = done.info
     for corpus in CORPORA:
         own = info.corpus(corpus)
         shape = "" if len(own.buckets) > 1 else f" of latents {list(own.latent_shape)}"
@@ -192,11 +171,11 @@ def _print(dataset: str, done: Ingested) -> None:
         for bucket in own.buckets if not shape else ():
             print_line(f"  {bucket}")
     print_line(f"reconstruction error {reconstruction_error(info.autoencoder)}; dataset: {dataset}")
-    if not work.windows:
+    if not done.windows:
         print_line("nothing was left to do")
         return
-    windows, hours, megabytes = work.rates.values()
+    windows, hours, megabytes = done.rates.values()
     print_line(
-        f"{work.windows} windows in {work.seconds:.1f} s: {windows:.3g} windows a second, "
+        f"{done.windows} windows in {done.seconds:.1f} s: {windows:.3g} windows a second, "
         f"{hours:.3g} hours of video an hour, {megabytes:.3g} MB/s"
     )

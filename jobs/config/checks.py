@@ -9,8 +9,7 @@ from models.errors import ConfigError
 from models.text.kinds import text_kind
 from models.wan.layout import is_windowed
 from models.windows import spans
-from pipelines.data.curate.quality import check_curation
-from pipelines.data.ingest import buckets
+from pipelines.data.checks import check_data
 
 
 def validate(config: RunConfig) -> None:
@@ -29,8 +28,7 @@ def validate(config: RunConfig) -> None:
 
 def _corpora(config: RunConfig) -> None:
     data = config.data
-    check_curation(data.curation)
-    buckets.check(data)
+    check_data(data)
     if (data.short is None) != (data.long is None):
         missing, given = ("data.short", "data.long") if data.short is None else ("data.long", "data.short")
         raise ConfigError(

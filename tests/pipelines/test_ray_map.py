@@ -9,7 +9,7 @@ from ray import cloudpickle
 
 from models.errors import CheckpointError, ClusterError, DataError
 from pipelines import ray_map as module
-from pipelines.data.ingest.groups import Group
+from pipelines.data.ingest.worker import Group
 from pipelines.data.source.manifest import Source
 from pipelines.data.store.caption_embeddings import CaptionGroup
 from pipelines.ray_map import Pool, Tasks, ray_map, ray_map_all
@@ -19,7 +19,7 @@ def groups(count: int) -> list[Group]:
     videos = [
         Source(id=f"{i:064x}", path=f"{i}.mp4", caption="words " * 9, num_bytes=1) for i in range(count)
     ]
-    return [Group(corpus="short", sources=(video,), picks=(3,)) for video in videos]
+    return [Group(corpus="short", sources=(video,), picks=3) for video in videos]
 
 
 class Mapped:

@@ -1,6 +1,6 @@
-"""Decoding behind a fence: one child process reads the untrusted bytes, this side sees frames or a reason.
+"""Decoding behind a fence: a worker process reads the untrusted bytes, this side sees frames or a reason.
 
-The child lives across videos (a start costs 0.3 s) and is replaced when it dies, falls silent or is left in
+The worker lives across videos (a start costs 0.3 s) and is replaced when it dies, falls silent or is left in
 the middle of a video. What it may ask of the machine is LimitsConfig.
 """
 
@@ -18,20 +18,18 @@ from types import TracebackType
 from typing import Any, BinaryIO, NamedTuple, Self, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
 from models.errors import DataError
 from pipelines.data.config import LimitsConfig
-from pipelines.data.decode import protocol as wire
+from pipelines.data.decode import protocol
 from pipelines.data.decode.transforms import Size, nearest
 from pipelines.data.types import Reject, Rejected
-
-Frames = NDArray[np.uint8]
+from pipelines.media.color import Frames
 
 START_SECONDS = 60.0
 PIPE_BYTES = 1 << 20
 """A chunk of frames passes in one piece; with the usual 64 KiB the two processes wake each other 16 times."""
-VIDEOS_PER_CHILD = 1000
+VIDEOS_PER_WORKER = 1000
 PICK_HORIZON = 1024
 """Frames of a long video that a sample is drawn from, so that sampling never decodes hours."""
 
@@ -44,66 +42,28 @@ class Probe:
     """`decord` or `pyav`."""
     reader_reason: str
     """Why not decord; empty where it is."""
-    container: str
-    codec: str
     width: int
     """Pixels, upright, before resizing."""
     height: int
     """Pixels, upright, before resizing."""
     fps: float
-    """Frames a second, before resampling."""
-    num_frames: int
-    """Frames by the packets; decoding has the last word."""
+    """Frames per second, before resampling."""
     seconds: float
 
 
-class TimedFrame(NamedTuple):
-    """One frame of a stream."""
+class Clip(NamedTuple):
+    """A video that is being decoded; read it once, to the end."""
 
-    number: int
-    """From 0."""
-    time_s: float
-    rgb: Frames
-    """[height, width, 3]"""
-
-
-class VideoStream:
-    """One video being read in order: `.probe`, then frames one by one or in chunks. Read it once, to the
-    end."""
-
-    def __init__(self, decoder: "Decoder", probe: Probe, height: int, width: int) -> None:
-        self.probe = probe
-        self._decoder = decoder
-        self._size = (height, width, 3)
-
-    def chunks(self) -> Iterator[tuple[list[float], Frames]]:
-        """Pairs of seconds [n] and frames [n, height, width, 3]; about 1 MiB each.
-
-        Raises:
-            Rejected: the video turned out damaged or too greedy; what came before is to be dropped.
-        """
-        while (message := self._decoder.next_message())[0]["kind"] != wire.END:
-            head, payload = message
-            if head["kind"] == wire.FRAMES:
-                yield self._frames(head, payload)
-
-    def _frames(self, head: dict[str, Any], payload: bytearray) -> tuple[list[float], Frames]:
-        try:
-            times = [float(t) for t in head["times"]]
-            return times, np.frombuffer(payload, np.uint8).reshape(len(times), *self._size)
-        except (KeyError, TypeError, ValueError) as error:
-            raise self._decoder.crashed("a chunk of another shape") from error
-
-    def __iter__(self) -> Iterator[TimedFrame]:
-        number = 0
-        for times, frames in self.chunks():
-            for time_s, rgb in zip(times, frames, strict=True):
-                yield TimedFrame(number, time_s, rgb)
-                number += 1
+    probe: Probe
+    size: Size
+    """Height and width of its frames after resizing."""
+    frames: Iterator[Frames]
+    """Chunks [n, height, width, 3] of about 1 MiB, in order. Raises Rejected when the video turns out damaged
+    or asks for too much: what came before is to be dropped."""
 
 
 class Decoder:
-    """Owns the decoding process. Use as a context, or close it.
+    """Owns the worker process. Use as a context, or close it.
 
     Args:
         limits: what one video may ask of the machine.
@@ -111,148 +71,140 @@ class Decoder:
 
     def __init__(self, limits: LimitsConfig) -> None:
         self._limits = limits
-        self._child: subprocess.Popen[bytes] | None = None
+        self._worker: subprocess.Popen[bytes] | None = None
         self._log: Any = None
         self._videos = 0
         self._reading = False
 
     @property
     def pid(self) -> int | None:
-        """Of the decoding process, or None when there is none."""
-        return self._child.pid if self._child else None
+        """Of the worker process, or None when there is none."""
+        return self._worker.pid if self._worker else None
 
-    def probe(self, path: str | Path) -> Probe | Reject:
-        """Open a video and read its first frame only."""
-        try:
-            probe = self._request(str(path), {"probe_only": True})
-            self.next_message()
-        except Rejected as rejected:
-            return rejected.reject
-        return probe
-
-    def stream(
-        self,
-        path: str | Path,
-        height: int,
-        width: int,
-        fps: float | None = None,
-        picks: int = 0,
-        others: Sequence[Size] = (),
-    ) -> VideoStream:
-        """Start reading a video, each frame resized and cropped to height x width.
+    def open(self, path: str | Path, sizes: Sequence[Size], fps: float | None = None, picks: int = 0) -> Clip:
+        """Start reading a video.
 
         Args:
-            fps: resample by timestamps to so many frames a second; None keeps every frame.
-            picks: read only so many frames, spread over the first PICK_HORIZON.
-            others: sizes that are taken instead where their aspect ratio is nearer the video's.
+            sizes: height and width that its frames may be resized and cropped to; the one whose aspect ratio
+                is nearest the video's is taken.
+            fps: resample by timestamps to this frame rate; None keeps every frame.
+            picks: read only so many frames, spread over the first PICK_HORIZON; 0 reads all.
 
         Raises:
             Rejected: the video cannot be read.
+            DataError: the worker does not start.
         """
-        sizes = [(height, width), *others]
-        wanted = {"sizes": sizes, "fps": fps, "picks": picks, "horizon": PICK_HORIZON}
-        probe = self._request(str(path), wanted)
-        return VideoStream(self, probe, *nearest(probe.height, probe.width, sizes))
-
-    def _request(self, path: str, wanted: dict[str, Any]) -> Probe:
-        if self._reading or self._videos >= VIDEOS_PER_CHILD:
+        if self._reading or self._videos >= VIDEOS_PER_WORKER:
             self.close()
-        child = self._child or self._start()
+        worker = self._worker or self._start()
         self._reading = True
         self._videos += 1
-        self._send(child, {"path": os.path.abspath(path), **wanted})
-        while (message := self.next_message()[0])["kind"] == wire.BUSY:
+        wanted = {"sizes": list(sizes), "fps": fps, "picks": picks, "horizon": PICK_HORIZON}
+        self._send(worker, {"path": os.path.abspath(path), **wanted})
+        while (message := self._receive()[0])["kind"] == protocol.BUSY:
             continue
         try:
-            return Probe(**{k: message[k] for k in Probe.__dataclass_fields__})
+            probe = Probe(**{name: message[name] for name in Probe.__dataclass_fields__})
         except KeyError as error:
-            raise self.crashed("an answer without a probe") from error
+            raise self._crashed("an answer without a probe") from error
+        size = nearest(probe.height, probe.width, sizes)
+        return Clip(probe, size, self._frames(size))
 
-    def next_message(self) -> tuple[dict[str, Any], bytearray]:
-        """The child's next message; for VideoStream.
+    def _frames(self, size: Size) -> Iterator[Frames]:
+        while (message := self._receive())[0]["kind"] != protocol.END:
+            head, payload = message
+            if head["kind"] == protocol.FRAMES:
+                try:
+                    yield np.frombuffer(payload, np.uint8).reshape(-1, *size, 3)
+                except ValueError as error:
+                    raise self._crashed("a chunk of another shape") from error
+
+    def _receive(self) -> tuple[dict[str, Any], bytearray]:
+        """The worker's next message.
 
         Raises:
-            Rejected: it says so, died, or was silent too long; in the latter two cases it is gone.
+            Rejected: the worker rejects the video, died, or was silent too long; in the latter two cases it
+                is gone.
         """
-        if self._child is None or self._child.stdout is None:
-            raise self.crashed("the decoder is closed")
+        if self._worker is None or self._worker.stdout is None:
+            raise self._crashed("the decoder is closed")
         try:
-            head, payload = wire.receive_within(self._child.stdout.fileno(), self._limits.timeout_s)
-        except wire.Silence:
+            head, payload = protocol.receive_within(self._worker.stdout.fileno(), self._limits.timeout_s)
+        except protocol.Silence:
             self.close()
             reason = f"silent for data.limits.timeout_s = {self._limits.timeout_s:g} s"
             raise Rejected(Reject("timeout", reason)) from None
-        except wire.Garbled as error:
-            raise self.crashed(str(error)) from error
-        self._reading = head["kind"] not in (wire.END, wire.REJECT)
-        if head["kind"] == wire.REJECT:
+        except protocol.Garbled as error:
+            raise self._crashed(str(error)) from error
+        self._reading = head["kind"] not in (protocol.END, protocol.REJECT)
+        if head["kind"] == protocol.REJECT:
             if head.get("stage") == "memory":
                 self.close()
             raise Rejected(Reject(str(head.get("stage"))[:20], str(head.get("reason"))[:300]))
         return head, payload
 
-    def crashed(self, what: str) -> Rejected:
-        """Put the child away; the Rejected says how it died, or `what` if it had not."""
+    def _crashed(self, problem: str) -> Rejected:
+        """Put the worker away; the Rejected says how it died, or `problem` if it had not."""
         code, log = self._put_away()
         if code is not None and code < 0:
-            what = f"the decoder died of {signal.Signals(-code).name}"
+            problem = f"the decoder died of {signal.Signals(-code).name}"
         elif code:
-            what = f"the decoder ended with code {code}"
-        return Rejected(Reject("crash", f"{what}: {log}" if log else what))
+            problem = f"the decoder ended with code {code}"
+        return Rejected(Reject("crash", f"{problem}: {log}" if log else problem))
 
     def _start(self) -> "subprocess.Popen[bytes]":
         root = str(Path(__file__).resolve().parents[3])
         code = (
             f"import sys; sys.path.insert(0, {root!r}); from pipelines.data.decode.worker import main; main()"
         )
-        environment = os.environ | {"MALLOC_ARENA_MAX": "2", "OMP_NUM_THREADS": "1"}
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  it outlives this call
-        self._child = subprocess.Popen(
+        self._worker = subprocess.Popen(
             [sys.executable, "-c", code],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
-            env=environment,
+            env=os.environ | {"MALLOC_ARENA_MAX": "2", "OMP_NUM_THREADS": "1"},
         )
+        answers = cast(BinaryIO, self._worker.stdout).fileno()
         with suppress(OSError):  # a user's pipes have room for so many bytes only
-            fcntl.fcntl(cast(BinaryIO, self._child.stdout), fcntl.F_SETPIPE_SZ, PIPE_BYTES)
-        self._send(self._child, {"limits": asdict(self._limits)})
+            fcntl.fcntl(answers, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+        self._send(self._worker, {"limits": asdict(self._limits)})
         try:
-            wire.receive_within(cast(BinaryIO, self._child.stdout).fileno(), START_SECONDS)
-        except (wire.Garbled, wire.Silence) as error:
+            protocol.receive_within(answers, START_SECONDS)
+        except (protocol.Garbled, protocol.Silence) as error:
             _, log = self._put_away()
             raise DataError(
                 f"The decoding process does not start: {log or 'no word from it'}",
                 "Check that decord, av and Pillow import in this Python, and that memory is left",
             ) from error
-        return self._child
+        return self._worker
 
     @staticmethod
-    def _send(child: "subprocess.Popen[bytes]", message: dict[str, Any]) -> None:
-        """A child that is gone is noticed when its answer is read."""
-        try:
-            wire.send(cast(BinaryIO, child.stdin), message)
-        except BrokenPipeError:
-            return
+    def _send(worker: "subprocess.Popen[bytes]", message: dict[str, Any]) -> None:
+        with suppress(BrokenPipeError):  # that the worker is gone is noticed when its answer is read
+            protocol.send(cast(BinaryIO, worker.stdin), message)
 
     def _put_away(self) -> tuple[int | None, str]:
-        """End the child; its exit code if it had died by itself, and the last line it wrote."""
-        child, log, self._child, self._log = self._child, self._log, None, None
+        """End the worker; its exit code if it had died by itself, and the last line it wrote."""
+        worker, log, self._worker, self._log = self._worker, self._log, None, None
         self._videos, self._reading = 0, False
-        if child is None:
+        if worker is None:
             return None, ""
-        code = _exit_code(child)
-        child.kill()
-        child.wait()
-        for pipe in (child.stdin, child.stdout):
-            _close(pipe)
+        code = None
+        with suppress(subprocess.TimeoutExpired):  # one that hung up is given a moment to die
+            code = worker.wait(timeout=0.5)
+        worker.kill()
+        worker.wait()
+        for pipe in (worker.stdin, worker.stdout):
+            with suppress(BrokenPipeError):  # it may still hold bytes that cannot be flushed
+                cast(BinaryIO, pipe).close()
         log.seek(0)
         lines = log.read().decode(errors="replace").strip().splitlines()
         log.close()
         return code, lines[-1][:200] if lines else ""
 
     def close(self) -> None:
-        """End the decoding process, if there is one."""
+        """End the worker process, if there is one."""
         self._put_away()
 
     def __enter__(self) -> Self:
@@ -262,19 +214,3 @@ class Decoder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _exit_code(child: "subprocess.Popen[bytes]") -> int | None:
-    """The code of a child that hung up, given a moment to die; None if it lives."""
-    try:
-        return child.wait(timeout=0.5)
-    except subprocess.TimeoutExpired:
-        return None
-
-
-def _close(pipe: Any) -> None:
-    """A pipe to a dead child may still hold bytes that cannot be flushed."""
-    try:
-        pipe.close()
-    except BrokenPipeError:
-        return

@@ -1,7 +1,6 @@
-"""What the decoding process and its parent say to each other: JSON with an optional block of bytes.
+"""Messages between the decoding process and its parent: JSON with an optional block of bytes.
 
-Nothing is pickled: the decoding process reads untrusted files, so its parent treats each of its words as
-untrusted.
+Nothing is pickled: the decoding process reads untrusted files, so its parent trusts nothing that it sends.
 """
 
 import json
@@ -18,11 +17,11 @@ READY, PROBE, FRAMES, BUSY, END, REJECT = "ready", "probe", "frames", "busy", "e
 
 
 class Silence(Exception):
-    """Nothing was said for longer than allowed."""
+    """No byte arrived for longer than allowed."""
 
 
 class Garbled(Exception):
-    """The other side hung up or said what cannot be meant."""
+    """The other side hung up or sent what is no message."""
 
 
 def send(file: BinaryIO, message: dict[str, Any], payload: bytes | memoryview = b"") -> None:
@@ -34,17 +33,18 @@ def send(file: BinaryIO, message: dict[str, Any], payload: bytes | memoryview = 
     file.flush()
 
 
-def receive(file: BinaryIO) -> tuple[dict[str, Any], bytes] | None:
+def receive(file: BinaryIO) -> dict[str, Any] | None:
     """The next message of a file, waiting for it; None at its end."""
     head = file.read(HEADER.size)
     if len(head) < HEADER.size:
         return None
-    text, payload = HEADER.unpack(head)
-    return json.loads(file.read(text)), file.read(payload)
+    text, _ = HEADER.unpack(head)
+    message: dict[str, Any] = json.loads(file.read(text))
+    return message
 
 
 def receive_within(fd: int, seconds: float) -> tuple[dict[str, Any], bytearray]:
-    """The next message of a file descriptor.
+    """The next message of a file descriptor, and its bytes.
 
     Raises:
         Silence: `seconds` passed without a byte.

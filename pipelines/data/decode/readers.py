@@ -16,12 +16,10 @@ import av
 import decord
 import numpy as np
 from av.video.reformatter import VideoReformatter
-from numpy.typing import NDArray
 
 from pipelines.data.config import LimitsConfig
-
-Frame = NDArray[np.uint8]
-Timed = tuple[float, Frame]
+from pipelines.data.decode.transforms import Timed
+from pipelines.media.color import Frames as Frame
 
 LOST_SHARE = 0.1
 """Share of the frames or of the time a file claims that may be missing before it counts as damaged."""

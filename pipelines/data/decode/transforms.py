@@ -4,12 +4,14 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
-Frame = NDArray[np.uint8]
+from pipelines.media.color import Frames as Frame
+
 Timed = tuple[float, Frame]
+"""Seconds from the first frame, and RGB [height, width, 3]."""
 Size = tuple[int, int]
+"""Height and width, pixels."""
 
 
 def fit_box(height: int, width: int, out_height: int, out_width: int) -> tuple[float, float, float, float]:
@@ -21,7 +23,7 @@ def fit_box(height: int, width: int, out_height: int, out_width: int) -> tuple[f
 
 
 def nearest(height: int, width: int, sizes: Sequence[Size]) -> Size:
-    """The (height, width) of `sizes` whose aspect ratio is nearest a frame's, by the ratio of the two."""
+    """The size whose aspect ratio is nearest a frame's on a logarithmic scale."""
     return min(sizes, key=lambda size: abs(math.log(width / height * size[0] / size[1])))
 
 
@@ -37,36 +39,36 @@ def resize(frame: Frame, height: int, width: int) -> Frame:
     return np.asarray(image)
 
 
-def resample(frames: Iterable[Timed], rate: float, fps: float | None) -> Iterator[Timed]:
+def resample(frames: Iterable[Timed], rate: float, fps: float | None) -> Iterator[Frame]:
     """Frames at the ticks k / fps, each the nearest in time (of two, the earlier); None keeps every frame.
 
     Args:
-        rate: the video's own frames a second; its last frame is shown for 1 / rate.
-        fps: wanted frames a second; a slower video repeats frames.
+        rate: the video's own frame rate; its last frame is shown for 1 / rate.
+        fps: wanted frame rate; a slower video repeats frames.
     """
     if fps is None:
-        yield from frames
+        yield from (frame for _, frame in frames)
         return
     held: Timed | None = None
     tick = 0
     for now, frame in frames:
         while held is not None and tick / fps <= (held[0] + now) / 2:
-            yield tick / fps, held[1]
+            yield held[1]
             tick += 1
         held = now, frame
     while held is not None and tick / fps < held[0] + 1 / rate - 0.25 / fps:
-        yield tick / fps, held[1]
+        yield held[1]
         tick += 1
 
 
-def pick(frames: Iterable[Timed], total: int, picks: int, horizon: int) -> Iterator[Timed]:
+def pick(frames: Iterable[Timed], total: int, picks: int, horizon: int) -> Iterator[Frame]:
     """`picks` frames spread evenly over the first min(total, horizon); reading stops after the last of
     them."""
     span = min(total, horizon)
     wanted = sorted({int((i + 0.5) * span / picks) for i in range(picks)})
-    for index, timed in enumerate(frames):
+    for index, (_, frame) in enumerate(frames):
         if index == wanted[0]:
-            yield timed
+            yield frame
             wanted.pop(0)
             if not wanted:
                 return

@@ -1,7 +1,7 @@
 """The decoding process: reads requests on stdin, answers with frames on stdout, touches nothing else.
 
 It imports its decoders, then gives up what it will not need: its memory is capped, no file it writes grows
-beyond LOG_BYTES, it leaves no core dump, and it ends when its parent does. decode.py starts it.
+beyond LOG_BYTES, it leaves no core dump, and it ends when its parent does. decoder.py starts it.
 """
 
 import os
@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from pipelines.data.config import LimitsConfig
-from pipelines.data.decode import protocol as wire
+from pipelines.data.decode import protocol
 from pipelines.data.decode.readers import Opened, Refused, open_video
 from pipelines.data.decode.transforms import Timed, nearest, pick, resample, resize
 
@@ -29,22 +29,21 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)
     requests = sys.stdin.buffer
-    first = wire.receive(requests)
+    first = protocol.receive(requests)
     if first is None:
         return
-    limits = LimitsConfig(**first[0]["limits"])
+    limits = LimitsConfig(**first["limits"])
     _fence(limits.memory_bytes)
-    wire.send(answers, {"kind": wire.READY})
-    while (request := wire.receive(requests)) is not None:
-        _serve(request[0], limits, answers)
+    protocol.send(answers, {"kind": protocol.READY})
+    while (request := protocol.receive(requests)) is not None:
+        _serve(request, limits, answers)
 
 
 def _fence(memory_bytes: int) -> None:
     with open("/proc/self/statm", encoding="ascii") as file:
         baseline = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-    space = baseline + memory_bytes
     for kind, value in (
-        (resource.RLIMIT_AS, space),
+        (resource.RLIMIT_AS, baseline + memory_bytes),
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_FSIZE, LOG_BYTES),
     ):
@@ -62,70 +61,56 @@ def _serve(request: dict[str, Any], limits: LimitsConfig, answers: BinaryIO) -> 
     """Answer one request: a probe, chunks of frames, an end; or a reject in place of whatever is missing."""
     try:
         opened = open_video(request["path"], limits)
-        wire.send(answers, _probe(opened))
-        if not request.get("probe_only"):
-            _send_frames(opened, request, limits, answers)
-        wire.send(answers, {"kind": wire.END})
+        probe = {
+            "kind": protocol.PROBE,
+            "reader": opened.reader,
+            "reader_reason": opened.why,
+            "width": opened.width,
+            "height": opened.height,
+            "fps": opened.header.rate,
+            "seconds": opened.header.seconds,
+        }
+        protocol.send(answers, probe)
+        _send_frames(opened, request, limits, answers)
+        protocol.send(answers, {"kind": protocol.END})
     except Refused as refused:
-        wire.send(answers, {"kind": wire.REJECT, "stage": refused.stage, "reason": refused.reason})
+        _reject(answers, refused.stage, refused.reason)
     except MemoryError:
-        reason = f"more memory than data.limits.memory_bytes = {limits.memory_bytes}"
-        wire.send(answers, {"kind": wire.REJECT, "stage": "memory", "reason": reason})
+        _reject(answers, "memory", f"more memory than data.limits.memory_bytes = {limits.memory_bytes}")
     except OSError as error:
-        reason = f"it cannot be read: {error.strerror or error}"
-        wire.send(answers, {"kind": wire.REJECT, "stage": "fetch", "reason": reason})
+        _reject(answers, "fetch", f"it cannot be read: {error.strerror or error}")
 
 
-def _probe(opened: Opened) -> dict[str, Any]:
-    header = opened.header
-    return {
-        "kind": wire.PROBE,
-        "reader": opened.reader,
-        "reader_reason": opened.why,
-        "container": header.container,
-        "codec": header.codec,
-        "width": opened.width,
-        "height": opened.height,
-        "fps": header.rate,
-        "num_frames": len(header.times),
-        "seconds": header.seconds,
-    }
+def _reject(answers: BinaryIO, stage: str, reason: str) -> None:
+    protocol.send(answers, {"kind": protocol.REJECT, "stage": stage, "reason": reason})
 
 
 def _send_frames(opened: Opened, request: dict[str, Any], limits: LimitsConfig, answers: BinaryIO) -> None:
-    frames = _alive(opened.frames, answers)
+    timed = _report_busy(opened.frames, answers)
     if request["picks"]:
-        frames = pick(frames, len(opened.header.times), request["picks"], request["horizon"])
+        frames = pick(timed, len(opened.header.times), request["picks"], request["horizon"])
     else:
-        frames = resample(frames, opened.header.rate, request["fps"])
+        frames = resample(timed, opened.header.rate, request["fps"])
     height, width = nearest(opened.height, opened.width, request["sizes"])
-    size = max(1, CHUNK_BYTES // (height * width * 3))
-    sent = 0
-    times: list[float] = []
-    pixels = np.empty((size, height, width, 3), np.uint8)
-    for now, frame in frames:
-        pixels[len(times)] = resize(frame, height, width)
-        times.append(now)
-        if len(times) == size:
-            sent += _flush(answers, times, pixels)
+    chunk = np.empty((max(1, CHUNK_BYTES // (height * width * 3)), height, width, 3), np.uint8)
+    filled = sent = 0
+    for frame in frames:
+        chunk[filled] = resize(frame, height, width)
+        filled += 1
+        if filled == len(chunk):
+            protocol.send(answers, {"kind": protocol.FRAMES}, chunk.data.cast("B"))
+            sent, filled = sent + filled, 0
             if sent > limits.max_frames:
                 raise Refused("limits", f"more than data.limits.max_frames = {limits.max_frames} frames")
-    _flush(answers, times, pixels)
+    if filled:
+        protocol.send(answers, {"kind": protocol.FRAMES}, chunk[:filled].data.cast("B"))
 
 
-def _flush(answers: BinaryIO, times: list[float], pixels: np.ndarray) -> int:
-    count = len(times)
-    if count:
-        wire.send(answers, {"kind": wire.FRAMES, "times": times}, pixels[:count].data.cast("B"))
-        times.clear()
-    return count
-
-
-def _alive(frames: Iterator[Timed], answers: BinaryIO) -> Iterator[Timed]:
-    """Say now and then that frames are being decoded, though none may be due."""
-    said = time.monotonic()
+def _report_busy(frames: Iterator[Timed], answers: BinaryIO) -> Iterator[Timed]:
+    """Pass the frames on; report now and then that they are being decoded, though none may be due."""
+    reported = time.monotonic()
     for timed in frames:
-        if time.monotonic() - said > BUSY_EVERY_S:
-            said = time.monotonic()
-            wire.send(answers, {"kind": wire.BUSY})
+        if time.monotonic() - reported > BUSY_EVERY_S:
+            reported = time.monotonic()
+            protocol.send(answers, {"kind": protocol.BUSY})
         yield timed

@@ -1,16 +1,15 @@
-"""The end of ingest: judge what was rejected, write the tables, and say what the dataset is."""
+"""The end of ingest: refuse what cannot be trained on, write the tables, and describe the dataset."""
 
 import math
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from models.errors import DataError
-from pipelines.data.ingest.groups import Task
+from pipelines.data.ingest.worker import Task
 from pipelines.data.source.manifest import Source
 from pipelines.data.store.index import build_index, write_index
 from pipelines.data.store.info import (
@@ -33,13 +32,13 @@ NAMED_REJECTS = 5
 _REJECT_COLUMNS = ["corpus", "source", "source_id", "stage", "reason"]
 
 
-def finish(
+def finalize(
     storage: Storage,
     task: Task,
     seed: int,
     made_from: str,
     videos: Mapping[str, Sequence[Source]],
-    ends: Sequence[Status],
+    statuses: Sequence[Status],
 ) -> DatasetInfo:
     """Write manifest.parquet, rejects.parquet, index.parquet and, last, a complete dataset.json.
 
@@ -49,30 +48,38 @@ def finish(
     Args:
         made_from: hash of what was listed.
         videos: of each corpus, by listing.
-        ends: how each listed video ended.
+        statuses: how each listed video ended.
 
     Raises:
-        DataError: as `judge`, or every window of a corpus is a near duplicate.
+        DataError: as `check_rejects`, or every window of a corpus is a near duplicate.
     """
-    statuses = sorted(ends, key=lambda s: (s.corpus, s.source))
-    judge(storage, task, statuses)
+    statuses = sorted(statuses, key=lambda s: (s.corpus, s.source))
+    check_rejects(storage, task, statuses)
     ledgers: dict[str, list[Ledger]] = {corpus: _live(storage, corpus, videos[corpus]) for corpus in CORPORA}
     index = build_index(ledgers, videos, task.data.holdout, task.data.curation)
     autoencoder = dataset_autoencoder(storage)
-    error = autoencoder.reconstruction_error
     corpora = {
-        corpus: _corpus_info(
-            storage, task, _Part(corpus, statuses, ledgers[corpus], index), autoencoder.temporal_factor
+        corpus: _describe(
+            storage,
+            task,
+            corpus,
+            [s for s in statuses if s.corpus == corpus],
+            ledgers[corpus],
+            index.filter(pc.equal(index["corpus"], corpus)),
+            autoencoder.temporal_factor,
         )
         for corpus in CORPORA
     }
     write_sealed(storage, {"complete": False, "version": task.version})
     write_table(storage, MANIFEST_FILE, table_of(Status, statuses))
     _write_rejects(storage, statuses)
+    latents = [[s.corpus, s.source_id, s.latents_sha256] for s in statuses if s.status == "written"]
+    counted = index.filter(index["kept"]).select(["window_id", "caption"])
+    error = autoencoder.reconstruction_error
     info = DatasetInfo(
         version=task.version,
         made_from=made_from,
-        data_hash=_data_hash(statuses, index),
+        data_hash=hash_of([sorted(latents), counted.to_pydict()])[:16],
         index_sha256=write_index(storage, index),
         height=task.data.height,
         width=task.data.width,
@@ -96,39 +103,37 @@ def _write_rejects(storage: Storage, statuses: Sequence[Status]) -> None:
     write_table(storage, REJECTS_FILE, rejects.rename_columns({"source": "path"}))
 
 
-def judge(storage: Storage, task: Task, statuses: Sequence[Status]) -> None:
+def check_rejects(storage: Storage, task: Task, statuses: Sequence[Status]) -> None:
     """Refuse a corpus with no window or too many rejects; a video that is there twice counts once.
 
     Args:
         statuses: of all videos; those not read yet as written.
 
     Raises:
-        DataError: rejects.parquet is there; a finished dataset stays as it is.
+        DataError: rejects.parquet is written; a finished dataset stays as it is.
     """
     for corpus in CORPORA:
         own = [s for s in statuses if s.corpus == corpus and not s.reason.startswith(SAME_BYTES)]
         rejects = [s for s in own if s.status == "rejected"]
-        if len(rejects) == len(own) or len(rejects) / len(own) > task.data.max_reject_share:
-            _write_rejects(storage, statuses)
-            raise _too_many(storage, task, corpus, rejects, len(own))
-
-
-def _too_many(storage: Storage, task: Task, corpus: str, rejects: Sequence[Status], videos: int) -> DataError:
-    """The error of a corpus of so many videos with these rejects."""
-    shown = ", ".join(f"{s.source} ({s.stage}: {s.reason})" for s in rejects[:NAMED_REJECTS])
-    rest = f" and {len(rejects) - NAMED_REJECTS} more" if len(rejects) > NAMED_REJECTS else ""
-    problem = f"{corpus.upper()}: {len(rejects)} of {videos} videos were rejected: {shown}{rest}"
-    commonest = Counter(s.stage for s in rejects).most_common(1)[0][0]
-    remedy = f"Mend or remove them (all are in {storage}/{REJECTS_FILE}), or raise data.max_reject_share"
-    if commonest == "window":
-        shorter = ", add to data.long_lengths" if corpus == "long" else ""
-        frames = f"data.{corpus}_frames (now {task.window(corpus)[0]})"
-        remedy = f"Lower {frames}{shorter}, or give longer videos"
-    if commonest == "curation":
-        remedy = (
-            "Loosen data.curation (`sostenuto ingest --dry-run` shows what it keeps), or give other videos"
+        if len(rejects) < len(own) and len(rejects) / len(own) <= task.data.max_reject_share:
+            continue
+        _write_rejects(storage, statuses)
+        named = ", ".join(f"{s.source} ({s.stage}: {s.reason})" for s in rejects[:NAMED_REJECTS])
+        more = f" and {len(rejects) - NAMED_REJECTS} more" if len(rejects) > NAMED_REJECTS else ""
+        commonest = Counter(s.stage for s in rejects).most_common(1)[0][0]
+        remedy = f"Mend or remove them (all are in {storage}/{REJECTS_FILE}), or raise data.max_reject_share"
+        if commonest == "window":
+            shorter = ", add to data.long_lengths" if corpus == "long" else ""
+            frames = f"data.{corpus}_frames (now {task.data.cuts_of(corpus)[0][0]})"
+            remedy = f"Lower {frames}{shorter}, or give longer videos"
+        if commonest == "curation":
+            remedy = (
+                "Loosen data.curation (`sostenuto ingest --dry-run` shows what it keeps), "
+                "or give other videos"
+            )
+        raise DataError(
+            f"{corpus.upper()}: {len(rejects)} of {len(own)} videos were rejected: {named}{more}", remedy
         )
-    return DataError(problem, remedy)
 
 
 def _live(storage: Storage, corpus: str, sources: Sequence[Source]) -> list[Ledger]:
@@ -138,36 +143,35 @@ def _live(storage: Storage, corpus: str, sources: Sequence[Source]) -> list[Ledg
     return [ledger for ledger in ledgers if any(s.source_id in ids for s in ledger.statuses)]
 
 
-class _Part(NamedTuple):
-    """What is known of one corpus."""
-
-    corpus: str
-    statuses: Sequence[Status]
-    ledgers: Sequence[Ledger]
-    index: pa.Table
-
-
-def _corpus_info(storage: Storage, task: Task, part: _Part, temporal_factor: int) -> CorpusInfo:
-    own = [s for s in part.statuses if s.corpus == part.corpus]
-    written = [s for s in own if s.status == "written"]
-    rows = part.index.filter(pc.equal(part.index["corpus"], part.corpus))
-    kept = rows.filter(rows["kept"])
+def _describe(
+    storage: Storage,
+    task: Task,
+    corpus: str,
+    statuses: Sequence[Status],
+    ledgers: Sequence[Ledger],
+    windows: pa.Table,
+    temporal_factor: int,
+) -> CorpusInfo:
+    """One corpus, from its own statuses, ledgers and rows of the index."""
+    written = [s for s in statuses if s.status == "written"]
+    kept = windows.filter(windows["kept"])
     if not kept.num_rows:
         raise DataError(
-            f"{part.corpus.upper()}: every window is a near duplicate of another corpus's",
+            f"{corpus.upper()}: every window is a near duplicate of another corpus's",
             "Set data.curation.duplicates_across to false, or give other videos",
         )
-    files = _files(part.ledgers, set(kept["file"].to_pylist()))
-    length, stride = task.window(part.corpus)
-    buckets = _buckets(storage, task, part.corpus, files, kept) if task.data.has_buckets else ()
+    used = set(kept["file"].to_pylist())
+    files = sorted((f for ledger in ledgers for f in ledger.files if f.file in used), key=lambda f: f.file)
+    length, stride = task.data.cuts_of(corpus)[0]
+    buckets = _buckets(storage, task, corpus, files, kept) if task.data.has_buckets else ()
     padded = -(length - 1) % temporal_factor
-    mean, std = _statistics([ledger.moments for ledger in part.ledgers])
+    mean, std = _statistics(ledgers)
     return CorpusInfo(
         videos=len(written),
-        rejects=len(own) - len(written),
+        rejects=len(statuses) - len(written),
         windows=kept.num_rows,
         holdout_windows=kept.filter(pc.equal(kept["split"], "holdout")).num_rows,
-        dropped_windows=rows.num_rows - kept.num_rows,
+        dropped_windows=windows.num_rows - kept.num_rows,
         frames=sum(s.num_frames for s in written),
         hours=sum(s.seconds for s in written) / 3600,
         fps=task.data.fps or statistics.median(s.source_fps for s in written),
@@ -195,7 +199,7 @@ def _buckets(
     counts: Counter[tuple[int, ...]] = Counter()
     for file in files:
         counts[file.pixels] += by_file[file.file]
-    main = (task.window(corpus)[0], task.data.height, task.data.width)
+    main = (task.data.cuts_of(corpus)[0][0], task.data.height, task.data.width)
     if not counts[main]:
         others = ", ".join(f"{frames} of {width}x{height}" for frames, height, width in sorted(counts))
         raise DataError(
@@ -210,31 +214,18 @@ def _buckets(
     )
 
 
-def _files(ledgers: Sequence[Ledger], used: set[str]) -> list[ShardFile]:
-    """The files that hold a window that counts."""
-    files = [file for ledger in ledgers for file in ledger.files if file.file in used]
-    return sorted(files, key=lambda file: file.file)
-
-
 def _latent_shape(storage: Storage, file: str) -> tuple[int, int, int, int]:
     with open_shard(storage, file) as shard:
         frames, channels, rows, columns = shard.schema_arrow.field("latents").type.shape
         return frames, channels, rows, columns
 
 
-def _statistics(parts: Sequence[Moments | None]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel."""
-    whole: Moments | None = None
-    for part in parts:
-        whole = merge_moments(whole, part)
-    assert whole is not None
-    mean = [total / whole.positions for total in whole.total]
-    square = [total / whole.positions for total in whole.squares]
+def _statistics(ledgers: Sequence[Ledger]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each latent channel."""
+    sums: Moments | None = None
+    for ledger in ledgers:
+        sums = merge_moments(sums, ledger.moments)
+    assert sums is not None
+    mean = [total / sums.positions for total in sums.total]
+    square = [total / sums.positions for total in sums.squares]
     return tuple(mean), tuple(math.sqrt(max(0.0, s - m * m)) for m, s in zip(mean, square, strict=True))
-
-
-def _data_hash(statuses: Sequence[Status], index: pa.Table) -> str:
-    """Of every window that counts: its id, caption and latents."""
-    latents = [[s.corpus, s.source_id, s.latents_sha256] for s in statuses if s.status == "written"]
-    kept = index.filter(index["kept"]).select(["window_id", "caption"])
-    return hash_of([sorted(latents), kept.to_pydict()])[:16]

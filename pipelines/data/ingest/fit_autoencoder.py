@@ -1,4 +1,4 @@
-"""Fitting the autoencoder on a sample of both corpora, the same one on every run."""
+"""The autoencoder of a dataset: fitted on a sample of both corpora, the same on every run, or referred to."""
 
 import hashlib
 import math
@@ -9,15 +9,15 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from models.autoencoders.kinds import autoencoder_kind
 from models.config import AutoencoderConfig
 from models.errors import DataError
-from pipelines.data.ingest.decoded import sample_group
-from pipelines.data.ingest.groups import Group, Task
+from pipelines.data.ingest.worker import Group, Task, open_clip
 from pipelines.data.source.manifest import Source
 from pipelines.data.store.info import AUTOENCODER_FOLDER
+from pipelines.data.types import Rejected
+from pipelines.media.color import Frames
 from pipelines.ray_map import ray_map
 from pipelines.storage import Storage
 
@@ -25,7 +25,7 @@ SAMPLE_BYTES = 1 << 30
 """Most bytes of frames that the fit holds, whatever autoencoder.fit_frames says."""
 GROUP_BYTES = 16 << 20
 
-Progress = Callable[[str, int, int], None]
+Progress = Callable[[str, int, int], object]
 
 
 def prepare_autoencoder(
@@ -77,16 +77,16 @@ def _window_shapes(task: Task) -> list[tuple[int, int, int]]:
 
 def _sample(
     task: Task, corpora: Mapping[str, Sequence[Source]], fit_frames: int, seed: int, progress: Progress
-) -> NDArray[np.uint8]:
+) -> Frames:
     """Frames [N, H, W, 3], half of each corpus, in an order that depends on the videos and the seed only."""
     frame_bytes = task.data.height * task.data.width * 3
     total = min(fit_frames, SAMPLE_BYTES // frame_bytes)
     groups = [
         group
         for corpus, sources in corpora.items()
-        for group in _groups(corpus, _drawn(sources, total // len(corpora), seed), frame_bytes)
+        for group in _groups(corpus, *_draw(sources, total // len(corpora), seed), frame_bytes)
     ]
-    found: dict[tuple[str, str], NDArray[np.uint8]] = {}
+    found: dict[tuple[str, str], Frames] = {}
     rejects: dict[str, str] = {}
     videos = sum(len(group.sources) for group in groups)
     done = 0
@@ -107,20 +107,38 @@ def _sample(
     return np.concatenate(kept)
 
 
-def _drawn(sources: Sequence[Source], frames: int, seed: int) -> list[tuple[Source, int]]:
+def _draw(sources: Sequence[Source], frames: int, seed: int) -> tuple[list[Source], int]:
     """Videos to sample and frames of each: as many videos as give two frames or more each."""
 
     def rank(source: Source) -> bytes:
         return hashlib.sha256(f"{seed}|{source.id}".encode()).digest()
 
     each = max(2, math.ceil(frames / max(1, len(sources))))
-    return [(source, each) for source in sorted(sources, key=rank)[: math.ceil(frames / each)]]
+    return sorted(sources, key=rank)[: math.ceil(frames / each)], each
 
 
-def _groups(corpus: str, drawn: Sequence[tuple[Source, int]], frame_bytes: int) -> list[Group]:
-    most = max(1, GROUP_BYTES // (frame_bytes * drawn[0][1])) if drawn else 1
-    parts = [drawn[i : i + most] for i in range(0, len(drawn), most)]
+def _groups(corpus: str, sources: Sequence[Source], picks: int, frame_bytes: int) -> list[Group]:
+    most = max(1, GROUP_BYTES // (frame_bytes * picks))
     return [
-        Group(corpus=corpus, sources=tuple(s for s, _ in part), picks=tuple(p for _, p in part))
-        for part in parts
+        Group(corpus=corpus, sources=tuple(sources[i : i + most]), picks=picks)
+        for i in range(0, len(sources), most)
     ]
+
+
+def sample_group(task: Task, group: Group) -> tuple[dict[str, Frames], dict[str, str]]:
+    """Decode a few frames of each video of a group, at the main size.
+
+    Returns: source id -> frames [n, H, W, 3], and path -> reason of what cannot be read.
+    """
+    frames: dict[str, Frames] = {}
+    rejects: dict[str, str] = {}
+    for source in group.sources:
+        try:
+            with open_clip(task, group.corpus, source, group.picks) as clip:
+                chunks = [chunk.copy() for chunk in clip.frames]
+        except Rejected as rejected:
+            rejects[source.path] = str(rejected)
+            continue
+        if chunks:
+            frames[source.id] = np.concatenate(chunks)
+    return frames, rejects

@@ -1,74 +1,205 @@
-"""From a stream of frames to encoded windows, holding a batch of windows and a block of frames at most."""
+"""From the frames of one video to judged windows and their latents: plain generators, pulled by the writer.
+
+At most a batch of windows, the longest window and a chunk of frames are held, however long the video is.
+"""
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple, TypeVar
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import chain, pairwise
+from typing import TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from models.autoencoders.kinds import Autoencoder
+from models.windows import Span
+from pipelines.data.config import DataConfig
+from pipelines.data.curate.quality import Curator
+from pipelines.data.decode.decoder import Clip
+from pipelines.data.store.ledger import Status, Window
+from pipelines.data.types import Reject, Rejected
+from pipelines.media.color import Frames
 
 ENCODE_FRAMES = 16
-"""Frames encoded together, counted from the first, so that a frame's latents do not depend on how it
-arrived."""
+"""Frames encoded together by a crop-safe autoencoder, counted from the first of the video, so that a frame's
+latents do not depend on how it arrived."""
 
-Floats = NDArray[np.float32]
+Latents = NDArray[np.float32]
 T = TypeVar("T", bound=np.generic)
 
 
-class Cutting(NamedTuple):
-    """How a video is cut into windows."""
+class Video:
+    """One video on its way from frames to windows, and its status.
 
-    length: int
-    """Frames a window of a shot that is long enough."""
-    stride: int
-    """Frames from one window to the next; each shot starts anew."""
-    cuts: Callable[[], Sequence[int]] = tuple
-    """First frames of the shots after the first, rising, as far as frames have been given out."""
-    keeps: Callable[[int, int], bool] = lambda _start, _length: True
-    """Whether the window of (start, length) is worth encoding; asked once its frames are there."""
-    batch: int = 1
-    """Windows encoded together where each is encoded by itself."""
-    shorter: Sequence[tuple[int, int]] = ()
-    """Length and stride of the windows of shots that are shorter than `length`, the longest first."""
+    Args:
+        status: of the video before it is opened.
+    """
+
+    def __init__(self, data: DataConfig, status: Status) -> None:
+        self.status = status
+        self.dropped: list[Window] = []
+        """Windows that curation refused."""
+        self.size = (0, 0)
+        """Height and width of its frames, pixels."""
+        self._data = data
+        self._lengths = data.cuts_of(status.corpus)
+        self._spans: list[Span] = []
+        self._frames = 0
+
+    def watch(self, clip: Clip) -> Iterator[Frames]:
+        """The clip's frames, each once it is known which shot it belongs to and how it scores."""
+        probe = clip.probe
+        self.size, self._fps = clip.size, self._data.fps or probe.fps
+        self._curator = Curator(self._data.curation, self._fps, probe.fps)
+        self.status = replace(
+            self.status,
+            reader=probe.reader,
+            reader_reason=probe.reader_reason,
+            width=probe.width,
+            height=probe.height,
+            source_fps=probe.fps,
+        )
+        return self._curator.watch(self._counted(clip.frames))
+
+    def _counted(self, chunks: Iterator[Frames]) -> Iterator[Frames]:
+        for chunk in chunks:
+            self._frames += len(chunk)
+            yield chunk
+
+    def windows(self, chunks: Iterable[NDArray[T]]) -> Iterator[tuple[Window, NDArray[T]]]:
+        """The windows that are kept, with their rows; the others go to `dropped`.
+
+        Args:
+            chunks: a row per watched frame: the frame itself or its latents.
+        """
+        for span, rows in slide(chunks, self._curator.shot_starts, self._lengths):
+            verdict = self._curator.judge(*span)
+            window = Window(
+                window_id=f"{self.status.corpus}-{self.status.source_id[:32]}-{span.start:08d}",
+                source_id=self.status.source_id,
+                start_frame=span.start,
+                num_frames=span.length,
+                reader=self.status.reader,
+                shot=verdict.shot,
+                reason=verdict.reason,
+                **verdict.scores._asdict(),
+            )
+            self._spans.append(span)
+            if verdict.reason:
+                self.dropped.append(window)
+            else:
+                yield window, rows.copy()
+
+    def finish(self) -> None:
+        """Count what became of the frames, once all are read.
+
+        Raises:
+            Rejected: no window is left.
+        """
+        ends = pairwise([*(span.start for span in self._spans), self._frames])
+        shown = sum(
+            min(span.length, end - start) for span, (start, end) in zip(self._spans, ends, strict=True)
+        )
+        kept = len(self._spans) - len(self.dropped)
+        self.status = replace(
+            self.status,
+            num_frames=self._frames,
+            seconds=self._frames / self._fps,
+            num_windows=kept,
+            dropped_windows=len(self.dropped),
+            tail_frames=self._frames - shown,
+        )
+        if kept:
+            return
+        if self.dropped:
+            commonest = Counter(window.reason for window in self.dropped).most_common(1)[0][0]
+            raise Rejected(Reject("curation", f"each of {len(self.dropped)} windows: {commonest}"))
+        shots = len(self._curator.shot_starts) + 1
+        frames = f"{self._frames} frames" + (f" in {shots} shots" if shots > 1 else "")
+        least = self._lengths[-1][0]
+        reason = f"{frames}, a window of {self.status.corpus.upper()} needs {least}"
+        raise Rejected(Reject("window", reason))
+
+
+def slide(
+    chunks: Iterable[NDArray[T]], shot_starts: Sequence[int], lengths: Sequence[tuple[int, int]]
+) -> Iterator[tuple[Span, NDArray[T]]]:
+    """Each window of a video with a view of its rows; each shot is cut anew, from its first frame on.
+
+    All windows of a shot have one length: the longest that the shot holds. How long a shot is, is known when
+    it ends or holds a window of the greatest length; until then no more than that many rows are waiting.
+
+    Args:
+        shot_starts: first frames of the shots after the first, rising, complete for the rows that came; it
+            grows while `chunks` is read.
+        lengths: length of a window and frames from one to the next, the longest first.
+    """
+    held: NDArray[T] | None = None
+    first = shot = start = 0
+    for chunk in chain(chunks, [None]):
+        if chunk is not None:
+            held = chunk if held is None else np.concatenate([held, chunk])
+        if held is None:
+            return
+        frames = first + len(held)
+        while True:
+            after = bisect_right(shot_starts, shot)
+            following = shot_starts[after] if after < len(shot_starts) else None
+            end = frames if following is None and chunk is None else following
+            fitting = (one for one in lengths if end is None or shot + one[0] <= end)
+            length, stride = next(fitting, lengths[0])
+            if following is not None and following < start + length:
+                shot = start = following
+            elif start + length <= frames:
+                yield Span(start, length), held[start - first : start - first + length]
+                start += stride
+            else:
+                break
+        passed = min(start - first, len(held))
+        held, first = held[passed:], first + passed
 
 
 def encoded_windows(
-    chunks: Iterable[NDArray[np.uint8]], autoencoder: Autoencoder, cutting: Cutting
-) -> Iterator[tuple[int, Floats]]:
-    """(first frame, latents [T, C, h, w]) of each window that is kept, in order.
+    video: Video, frames: Iterable[Frames], autoencoder: Autoencoder, batch: int
+) -> Iterator[tuple[Window, Latents]]:
+    """The windows of a video that are kept, with latents [T, C, h, w].
 
     A crop-safe autoencoder encodes each frame once, however many windows show it; another one encodes each
-    window.
+    window from its own first frame.
+
+    Args:
+        frames: as `video.watch` gives them.
+        batch: windows of one length that are encoded together.
     """
     if autoencoder.crop_safe and autoencoder.temporal_factor == 1:
-        blocks = (_encode(autoencoder, block[None])[0] for block in reblocked(chunks, ENCODE_FRAMES))
-        yield from sliding(blocks, cutting)
+        blocks = reblocked(frames, ENCODE_FRAMES)
+        yield from video.windows(_encode(autoencoder, block[None])[0] for block in blocks)
         return
-    held: list[tuple[int, NDArray[np.uint8]]] = []
-    for window in sliding(chunks, cutting):
-        if held and len(held[0][1]) != len(window[1]):
-            yield from _encode_windows(autoencoder, held)
-            held = []
-        held.append(window)
-        if len(held) == cutting.batch:
-            yield from _encode_windows(autoencoder, held)
-            held = []
-    if held:
-        yield from _encode_windows(autoencoder, held)
+    waiting: list[tuple[Window, Frames]] = []
+    for window, pixels in video.windows(frames):
+        if waiting and len(waiting[0][1]) != len(pixels):
+            yield from _encode_together(autoencoder, waiting)
+            waiting = []
+        waiting.append((window, pixels))
+        if len(waiting) == batch:
+            yield from _encode_together(autoencoder, waiting)
+            waiting = []
+    if waiting:
+        yield from _encode_together(autoencoder, waiting)
 
 
-def _encode_windows(
-    autoencoder: Autoencoder, windows: Sequence[tuple[int, NDArray[np.uint8]]]
-) -> Iterator[tuple[int, Floats]]:
-    latents = _encode(autoencoder, np.stack([frames for _, frames in windows]))
-    return zip((start for start, _ in windows), latents, strict=True)
+def _encode_together(
+    autoencoder: Autoencoder, windows: Sequence[tuple[Window, Frames]]
+) -> Iterator[tuple[Window, Latents]]:
+    latents = _encode(autoencoder, np.stack([pixels for _, pixels in windows]))
+    return zip((window for window, _ in windows), latents, strict=True)
 
 
-def _encode(autoencoder: Autoencoder, frames: NDArray[np.uint8]) -> Floats:
-    latents: Floats = autoencoder.encode(torch.from_numpy(np.ascontiguousarray(frames))).numpy()
+def _encode(autoencoder: Autoencoder, frames: Frames) -> Latents:
+    latents: Latents = autoencoder.encode(torch.from_numpy(np.ascontiguousarray(frames))).numpy()
     return latents
 
 
@@ -86,67 +217,3 @@ def reblocked(chunks: Iterable[NDArray[T]], size: int) -> Iterator[NDArray[T]]:
             held, count = [rows[whole:]], count - whole
     if count:
         yield np.concatenate(held)
-
-
-def sliding(chunks: Iterable[NDArray[T]], cutting: Cutting) -> Iterator[tuple[int, NDArray[T]]]:
-    """(start, rows start .. start + length) of each window that is kept; a copy each."""
-    buffer: NDArray[T] | None = None
-    first = 0
-    places = Places([(cutting.length, cutting.stride), *cutting.shorter])
-    for chunk, ended in _with_end(chunks):
-        if chunk is not None:
-            buffer = chunk if buffer is None else np.concatenate([buffer, chunk])
-        if buffer is None:
-            return
-        for start, length in places.until(first + len(buffer), cutting.cuts(), ended):
-            if cutting.keeps(start, length):
-                yield start, buffer[start - first : start - first + length].copy()
-        drop = min(places.next - first, len(buffer))
-        buffer, first = buffer[drop:], first + drop
-
-
-def _with_end(chunks: Iterable[NDArray[T]]) -> Iterator[tuple[NDArray[T] | None, bool]]:
-    """(chunk, False) of each chunk, then (None, True)."""
-    yield from ((chunk, False) for chunk in chunks)
-    yield None, True
-
-
-class Places:
-    """Where the windows of a video lie, found as its frames arrive.
-
-    All windows of a shot have one length: the longest that the shot holds. How long a shot is, is known when
-    it ends or holds a window of the greatest length; until then no more than that many frames are waiting.
-
-    Args:
-        cuts: length of a window and frames from one to the next, the longest first.
-    """
-
-    def __init__(self, cuts: Sequence[tuple[int, int]]) -> None:
-        self._cuts = cuts
-        self._shot = 0
-        self.next = 0
-        """The next window starts here or later."""
-
-    def until(self, frames: int, cuts: Sequence[int], ended: bool = False) -> Iterator[tuple[int, int]]:
-        """(start, length) of the windows that end within the first `frames` frames and were not given before.
-
-        Args:
-            cuts: every cut among those frames, rising.
-            ended: the video has no more frames.
-        """
-        while True:
-            after = bisect_right(cuts, self._shot)
-            end = cuts[after] if after < len(cuts) else frames if ended else None
-            length, stride = self._longest(end)
-            if after < len(cuts) and cuts[after] < self.next + length:
-                self._shot = self.next = cuts[after]
-            elif self.next + length <= frames:
-                yield self.next, length
-                self.next += stride
-            else:
-                return
-
-    def _longest(self, end: int | None) -> tuple[int, int]:
-        """Length and stride of the windows of the shot, which ends there; None: it is not known where."""
-        held = (cut for cut in self._cuts if end is None or self._shot + cut[0] <= end)
-        return next(held, self._cuts[0])

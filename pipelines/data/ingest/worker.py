@@ -1,65 +1,190 @@
-"""What a Ray task does with one group of videos: decode, judge, encode, write the shard and its ledger.
+"""The work of one Ray task, without Ray: decode, judge, cut, encode and store the videos of one group."""
 
-No Ray in here.
-"""
-
+import atexit
 import ctypes
 import hashlib
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from importlib.metadata import version
+from types import TracebackType
+from typing import Any, Self
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from models.autoencoders.kinds import Autoencoder
-from pipelines.data.ingest.decoded import Event, Frames, decoded
-from pipelines.data.ingest.groups import Group, Task, shard_name
-from pipelines.data.ingest.read_ahead import read_ahead
-from pipelines.data.ingest.video import Video, read_video
-from pipelines.data.source.manifest import Source
+from pipelines.data.config import DataConfig, LimitsConfig
+from pipelines.data.curate.quality import video_refusal
+from pipelines.data.decode.decoder import Clip, Decoder
+from pipelines.data.ingest.windowing import Latents, Video, encoded_windows
+from pipelines.data.source.manifest import Source, local_copy
 from pipelines.data.store.info import dataset_autoencoder
 from pipelines.data.store.ledger import Moments, ShardFile, Status, Window, merge_moments, write_ledger
 from pipelines.data.store.shards import BucketWriter
-from pipelines.storage import Storage
+from pipelines.data.types import Reject, Rejected
+from pipelines.media.color import Frames
+from pipelines.storage import Storage, hash_of
 
 SPILL_BYTES = 16 << 20
 """Latents of one video that are held until it is known to be whole; beyond, it gets a shard of its own."""
 AHEAD_CHUNKS = 8
 """Chunks of frames, of 1 MiB each, that wait for the autoencoder."""
 
-Latents = NDArray[np.float32]
-Pixels = tuple[int, ...]
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What is the same for every group of a run."""
+
+    out: str
+    """Root of the dataset's storage."""
+    folders: dict[str, str]
+    """Corpus -> where it is."""
+    version: str
+    data: DataConfig
+    device: str = "cpu"
+    """Where a neural autoencoder works."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Videos of one corpus that one task reads."""
+
+    corpus: str
+    sources: tuple[Source, ...]
+    picks: int = 0
+    """Frames wanted of each video, for fitting; 0 is all."""
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(source.num_bytes for source in self.sources)
+
+    def __str__(self) -> str:
+        return f"the videos from {self.sources[0].path} on"
 
 
 @dataclass
 class _Record:
-    """What a group came to, so far."""
+    """What goes into a group's ledger."""
 
     statuses: list[Status] = field(default_factory=list)
     windows: list[Window] = field(default_factory=list)
     files: list[ShardFile] = field(default_factory=list)
     moments: Moments | None = None
 
+    def write(self, task: Task, group: Group) -> list[Status]:
+        """Write the ledger, after which the group counts; how each video ended."""
+        stem = f"{group.corpus}/{shard_name(task, group.sources)}"
+        write_ledger(Storage(task.out), stem, self.statuses, self.files, self.moments, self.windows)
+        return self.statuses
+
+
+def write_group(task: Task, group: Group) -> list[Status]:
+    """Decode, judge, cut, encode and store a group of videos, and record it in a ledger.
+
+    Returns: how each video ended.
+
+    Raises:
+        SostenutoError: the storage or the decoder cannot be used at all.
+    """
+    autoencoder = _autoencoder(task.out, task.version, task.device)
+    shard = _shard(task, group.corpus, group.sources, "shard")
+    record = _Record()
+    try:
+        with ClipsAhead(task, group) as clips:
+            for source in group.sources:
+                video = Video(task.data, new_status(group.corpus, source))
+                with VideoWriter(shard, _shard(task, group.corpus, [source], "long")) as writer:
+                    try:
+                        frames = video.watch(clips.open())
+                        batch = task.data.encode_batch
+                        for window, latents in encoded_windows(video, frames, autoencoder, batch):
+                            pixels = (window.num_frames, *video.size) if task.data.has_buckets else ()
+                            writer.add(window, latents, pixels)
+                        record.windows += video.dropped
+                        video.finish()
+                        writer.commit(record)
+                        status = replace(video.status, latents_sha256=writer.sha256)
+                    except Rejected as rejected:
+                        status = rejected_status(video.status, rejected.reject)
+                record.statuses.append(status)
+        record.files += shard.commit()
+        return record.write(task, group)
+    except BaseException:
+        shard.abort()
+        raise
+
+
+def judge_group(task: Task, group: Group) -> list[Status]:
+    """Decode, judge and cut a group of videos, and record in a ledger what `write_group` would keep.
+
+    Returns: how each video ended.
+    """
+    record = _Record()
+    with ClipsAhead(task, group) as clips:
+        for source in group.sources:
+            video = Video(task.data, new_status(group.corpus, source))
+            try:
+                frames = video.watch(clips.open())
+                record.windows += [window for window, _ in video.windows(frames)]
+                record.windows += video.dropped
+                video.finish()
+                status = video.status
+            except Rejected as rejected:
+                status = rejected_status(video.status, rejected.reject)
+            record.statuses.append(status)
+    return record.write(task, group)
+
+
+def new_status(corpus: str, source: Source) -> Status:
+    """The status of a video before it is opened."""
+    return Status(
+        corpus=corpus,
+        source_id=source.id,
+        source=source.path,
+        caption=source.caption,
+        num_bytes=source.num_bytes,
+        status="written",
+    )
+
+
+def rejected_status(status: Status, reject: Reject) -> Status:
+    """The status of a rejected video."""
+    return replace(
+        status, status="rejected", stage=reject.stage, reason=reject.reason, num_windows=0, latents_sha256=""
+    )
+
 
 class VideoWriter:
-    """Windows of one video: held for the group's shard, or, when they grow, in a shard of their own."""
+    """Stores the windows of one video: in the group's shard, or, when they grow, in a shard of their own.
+
+    Nothing is left of a video that is not committed. Use as a context.
+    """
 
     def __init__(self, shard: BucketWriter, own: BucketWriter) -> None:
         self._shard, self._own = shard, own
-        self._spilled = False
-        self._held: list[tuple[Window, Latents, Pixels]] = []
+        self._spilled = self._committed = False
+        self._held: list[tuple[Window, Latents, tuple[int, ...]]] = []
         self._held_bytes = 0
         self._placed: list[Window] = []
         self._hash = hashlib.sha256()
         self._moments: Moments | None = None
 
-    def add(self, window: Window, latents: Latents, pixels: Pixels) -> None:
-        """Take one window; `pixels` as BucketWriter does."""
+    @property
+    def sha256(self) -> str:
+        """Of the latents so far."""
+        return self._hash.hexdigest()
+
+    def add(self, window: Window, latents: Latents, pixels: tuple[int, ...]) -> None:
+        """Take latents [T, C, h, w]; `pixels` as BucketWriter does."""
         self._hash.update(latents.tobytes())
-        self._moments = merge_moments(self._moments, _moments(latents))
+        exact = latents.astype(np.float64)
+        total, squares = exact.sum(axis=(0, 2, 3)), np.square(exact).sum(axis=(0, 2, 3))
+        own = Moments(latents.size // latents.shape[1], total.tolist(), squares.tolist())
+        self._moments = merge_moments(self._moments, own)
         if self._spilled:
             self._placed.append(self._own.add(window, latents, pixels))
             return
@@ -67,118 +192,133 @@ class VideoWriter:
         self._held_bytes += latents.nbytes
         if self._held_bytes > SPILL_BYTES:
             self._spilled = True
-            self._empty_into(self._own)
+            self._place(self._own)
 
-    def _empty_into(self, shard: BucketWriter) -> None:
+    def _place(self, shard: BucketWriter) -> None:
         self._placed += [shard.add(*row) for row in self._held]
         self._held.clear()
 
-    @property
-    def sha256(self) -> str:
-        """Of the latents so far."""
-        return self._hash.hexdigest()
-
-    def finish(self, record: _Record) -> None:
+    def commit(self, record: _Record) -> None:
         """The video is whole: its windows count."""
-        self._empty_into(self._own if self._spilled else self._shard)
+        self._place(self._own if self._spilled else self._shard)
         record.files += self._own.commit()
         record.windows += self._placed
         record.moments = merge_moments(record.moments, self._moments)
+        self._committed = True
 
-    def abort(self) -> None:
-        """The video is rejected."""
-        self._own.abort()
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self._committed:
+            self._own.abort()
 
 
-def write_group(task: Task, group: Group) -> list[Status]:
-    """Decode, judge, encode and store a group of videos, and record it in a ledger.
+class ClipsAhead:
+    """The clips of a group, decoded one after another by a thread that runs at most AHEAD_CHUNKS ahead.
 
-    Returns: how each video ended.
+    So the next clip is decoded while the last frames of the present one are encoded. Use as a context.
+    """
+
+    def __init__(self, task: Task, group: Group) -> None:
+        self._steps = self._decode(task, group)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="decode-ahead")
+        self._ahead: deque[Future[Any]] = deque(self._submit() for _ in range(AHEAD_CHUNKS))
+
+    def open(self) -> Clip:
+        """The next clip; its frames are to be read before the next one is opened.
+
+        Raises:
+            Rejected: it cannot be read, also among its frames; the clip after it is next.
+        """
+        clip: Clip = self._next()
+        return clip._replace(frames=self._frames())
+
+    def _frames(self) -> Iterator[Frames]:
+        while (chunk := self._next()) is not None:
+            yield chunk
+
+    def _next(self) -> Any:
+        step = self._ahead.popleft().result()
+        self._ahead.append(self._submit())
+        if isinstance(step, Rejected):
+            raise step
+        return step
+
+    def _submit(self) -> Future[Any]:
+        return self._thread.submit(next, self._steps, None)
+
+    @staticmethod
+    def _decode(task: Task, group: Group) -> Generator[Any, None, None]:
+        """In the thread: each clip, its chunks of frames, then None; where it fails, a Rejected instead."""
+        for source in group.sources:
+            try:
+                with open_clip(task, group.corpus, source) as clip:
+                    yield clip
+                    probe = clip.probe
+                    if reason := video_refusal(task.data.curation, probe.width, probe.height, probe.seconds):
+                        raise Rejected(Reject("curation", reason))
+                    yield from clip.frames
+                    yield None
+            except Rejected as rejected:
+                yield rejected
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._thread.shutdown(cancel_futures=True)
+        self._steps.close()
+
+
+@contextmanager
+def open_clip(task: Task, corpus: str, source: Source, picks: int = 0) -> Iterator[Clip]:
+    """A video of a corpus, being decoded by this process's decoder.
+
+    Args:
+        picks: only so many frames, spread over it, at the main size; 0 is all of them at the nearest size.
 
     Raises:
-        SostenutoError: the storage or the decoder cannot be used at all.
+        Rejected: it cannot be read.
     """
-    storage = Storage(task.out)
-    autoencoder = _autoencoder(task.out, task.version, task.device)
-    shard = _shard(storage, task, group.corpus, group.sources)
-    record = _Record()
-    try:
-        with read_ahead(decoded(task, group), AHEAD_CHUNKS) as events:
-            for source in group.sources:
-                writer = VideoWriter(shard, _shard(storage, task, group.corpus, (source,), "long"))
-                _write_video(task, group.corpus, source, events, autoencoder, writer, record)
-        record.files += shard.commit()
-        return _recorded(task, group, record)
-    except BaseException:
-        shard.abort()
-        raise
+    data = task.data
+    with local_copy(task.folders[corpus], source) as path:
+        sizes = data.sizes[:1] if picks else data.sizes
+        yield _decoder(data.limits).open(path, sizes, data.fps, picks)
 
 
-def _write_video(
-    task: Task,
-    corpus: str,
-    source: Source,
-    events: Iterator[Event],
-    autoencoder: Autoencoder,
-    writer: VideoWriter,
-    record: _Record,
-) -> None:
-    """Read one video into its writer; a reject leaves nothing but what was dropped."""
-
-    def take(video: Video, frames: Iterator[Frames]) -> None:
-        for window, latents in video.windows(frames, autoencoder):
-            writer.add(window, latents, (window.num_frames, *video.size) if task.data.has_buckets else ())
-        record.windows += video.dropped
-
-    try:
-        status = read_video(task, corpus, source, events, take)
-    except BaseException:
-        writer.abort()
-        raise
-    if status.status == "written":
-        status = replace(status, latents_sha256=writer.sha256)
-        writer.finish(record)
-    else:
-        writer.abort()
-    record.statuses.append(status)
+_DECODERS: dict[LimitsConfig, Decoder] = {}
 
 
-def judge_group(task: Task, group: Group) -> list[Status]:
-    """Decode a group of videos and record in a ledger what `write_group` would keep; nothing is encoded.
-
-    Returns: what `write_group` does.
-    """
-    record = _Record()
-
-    def take(video: Video, frames: Iterator[Frames]) -> None:
-        record.windows += video.judged(frames) + video.dropped
-
-    with read_ahead(decoded(task, group), AHEAD_CHUNKS) as events:
-        for source in group.sources:
-            record.statuses.append(read_video(task, group.corpus, source, events, take))
-    return _recorded(task, group, record)
+def _decoder(limits: LimitsConfig) -> Decoder:
+    """This process's one decoder, kept from group to group as long as the limits stay."""
+    if limits not in _DECODERS:
+        close_decoder()
+        _DECODERS[limits] = Decoder(limits)
+    return _DECODERS[limits]
 
 
-def _recorded(task: Task, group: Group, record: _Record) -> list[Status]:
-    stem = f"{group.corpus}/{shard_name(task, group.sources)}"
-    storage = Storage(task.out)
-    write_ledger(storage, stem, record.statuses, record.files, record.moments, record.windows)
-    return record.statuses
+def close_decoder() -> None:
+    """End this process's decoder, if there is one."""
+    while _DECODERS:
+        _DECODERS.popitem()[1].close()
 
 
-def _shard(
-    storage: Storage, task: Task, corpus: str, sources: tuple[Source, ...], suffix: str = "shard"
-) -> BucketWriter:
+atexit.register(close_decoder)
+
+
+def shard_name(task: Task, sources: Sequence[Source]) -> str:
+    """Name of what a group writes: depends on the dataset's version and the videos only."""
+    return hash_of([task.version, [source.id for source in sources]])[:20]
+
+
+def _shard(task: Task, corpus: str, sources: Sequence[Source], suffix: str) -> BucketWriter:
     lineage = {"version": task.version} | {name: version(name) for name in ("av", "decord", "torch")}
-    return BucketWriter(storage, corpus, f"{shard_name(task, sources)}-{suffix}", lineage)
-
-
-def _moments(latents: Latents) -> Moments:
-    """Of latents [T, C, h, w]."""
-    exact = latents.astype(np.float64)
-    positions = latents.size // latents.shape[1]
-    total, squares = exact.sum(axis=(0, 2, 3)), np.square(exact).sum(axis=(0, 2, 3))
-    return Moments(positions, total.tolist(), squares.tolist())
+    return BucketWriter(Storage(task.out), corpus, f"{shard_name(task, sources)}-{suffix}", lineage)
 
 
 _M_MMAP_THRESHOLD = -3

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from jobs.commands.ingest import Work, work_of
+from jobs.commands.ingest import Ingested
 from jobs.commands.inspect import inspect
 from jobs.config import load as configs
 from jobs.config.paths import RunPaths
 from models.errors import DataError
-from pipelines.data.ingest.video import new_status, rejected_status
+from pipelines.data.ingest.worker import new_status, rejected_status
 from pipelines.data.source.manifest import Source
 from pipelines.data.store.info import read_info, write_sealed
 from pipelines.data.types import Reject
@@ -95,8 +95,8 @@ def test_ingest_prints_one_object(stand):
 
 
 def test_rates():
-    work = Work(windows=30, video_hours=0.5, num_bytes=4_000_000, seconds=10.0)
-    assert work.rates == pytest.approx(
+    done = Ingested(info=None, windows=30, video_hours=0.5, num_bytes=4_000_000, seconds=10.0)
+    assert done.rates == pytest.approx(
         {"windows_per_second": 3.0, "video_hours_per_hour": 180.0, "megabytes_per_second": 0.4}
     )
 
@@ -105,8 +105,10 @@ def test_only_what_was_written_counts_as_work():
     source = Source(id="a", path="a.mp4", caption="", num_bytes=500)
     written = replace(new_status("short", source), num_windows=3, seconds=7200.0)
     refused = rejected_status(written, Reject("crash", "it died"))
-    assert work_of([written, refused], 5.0) == Work(windows=3, video_hours=2.0, num_bytes=500, seconds=5.0)
-    assert work_of([], 5.0).windows == 0
+    done = Ingested.of(None, [written, refused], 5.0)
+    assert (done.windows, done.video_hours, done.num_bytes, done.seconds) == (3, 2.0, 500, 5.0)
+    assert done.rates["windows_per_second"] == 0.6
+    assert Ingested.of(None, [], 5.0).windows == 0
 
 
 def test_ingest_again_says_that_nothing_was_left(stand):

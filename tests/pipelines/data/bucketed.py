@@ -9,8 +9,8 @@ import numpy as np
 from models.autoencoders.pca import PcaAutoencoder
 from models.config import AutoencoderConfig
 from pipelines.data.config import DataConfig
-from pipelines.data.ingest.finalize import finish
-from pipelines.data.ingest.groups import Task
+from pipelines.data.ingest.finalize import finalize
+from pipelines.data.ingest.worker import Task
 from pipelines.data.source.manifest import Source
 from pipelines.data.store.info import DatasetInfo
 from pipelines.data.store.ledger import Moments, Status, Window, write_ledger
@@ -118,7 +118,7 @@ def make(root: Path, holdout: float = 0.0) -> DatasetInfo:
         write_ledger(storage, f"{corpus}/made", [_status(corpus)], writer.commit(), moments, windows)
     source = Source(id="0", path="0.mp4", caption="red sun", num_bytes=1)
     task = Task(out=str(root), folders={}, version="v", data=replace(MADE, holdout=holdout))
-    return finish(storage, task, 0, "made", {c: [source] for c in MADE_ROWS}, [*map(_status, MADE_ROWS)])
+    return finalize(storage, task, 0, "made", {c: [source] for c in MADE_ROWS}, [*map(_status, MADE_ROWS)])
 
 
 def _random(pixels: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:

@@ -8,8 +8,8 @@ import numpy as np
 from models.autoencoders.pca import PcaAutoencoder
 from models.config import AutoencoderConfig
 from pipelines.data.config import DataConfig
-from pipelines.data.ingest.finalize import finish
-from pipelines.data.ingest.groups import Task
+from pipelines.data.ingest.finalize import finalize
+from pipelines.data.ingest.worker import Task
 from pipelines.data.source.manifest import Source
 from pipelines.data.store.info import DatasetInfo
 from pipelines.data.store.ledger import Moments, Status, Window, write_ledger
@@ -52,7 +52,7 @@ def end(root: Path, statuses: list[Status], holdout: float = 0.0) -> DatasetInfo
     data = DataConfig(height=8, width=8, short_frames=4, long_frames=8, holdout=holdout)
     task = Task(out=str(root), folders={}, version="v", data=data)
     videos = {corpus: [_source(f"{part}") for part in range(3)] for corpus in ("short", "long")}
-    return finish(Storage(root), task, 0, "made", videos, statuses)
+    return finalize(Storage(root), task, 0, "made", videos, statuses)
 
 
 def _source(name: str) -> Source:

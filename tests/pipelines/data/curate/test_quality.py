@@ -204,7 +204,7 @@ def test_copies_of_a_video_are_near_duplicates_and_its_mirror_image_is_not(
         frames, crf = made[name]
         path = write_video(tmp_path / f"{name}.mp4", np.ascontiguousarray(frames, np.uint8), crf=crf)
         curator = Curator(CurationConfig(), 8.0)
-        for _ in curator.watch(chunk for _, chunk in decoder.stream(path, 64, 64).chunks()):
+        for _ in curator.watch(decoder.open(path, [(64, 64)]).frames):
             pass
         fingerprints.append(curator.judge(0, 12).scores.fingerprint)
     hashes = np.frombuffer(b"".join(fingerprints), "<u8").reshape(-1, 3)
@@ -220,9 +220,9 @@ def test_copies_of_a_video_are_near_duplicates_and_its_mirror_image_is_not(
 def test_the_two_joins_of_a_real_clip_are_its_only_cuts(
     fps: float | None, joins: list[int], decoder: Decoder
 ) -> None:
-    stream = decoder.stream(f"{CLIPS}/long/talk_125s_256.mp4", 64, 64, fps)
-    curator = Curator(CurationConfig(), fps or stream.probe.fps, stream.probe.fps)
-    for _ in curator.watch(frames for _, frames in stream.chunks()):
+    clip = decoder.open(f"{CLIPS}/long/talk_125s_256.mp4", [(64, 64)], fps)
+    curator = Curator(CurationConfig(), fps or clip.probe.fps, clip.probe.fps)
+    for _ in curator.watch(clip.frames):
         pass
     assert list(curator.shot_starts) == joins
 

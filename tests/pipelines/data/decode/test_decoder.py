@@ -15,7 +15,7 @@ import pytest
 from models.errors import DataError
 from pipelines.data.config import LimitsConfig
 from pipelines.data.decode import decoder as module
-from pipelines.data.decode.decoder import Decoder, Probe
+from pipelines.data.decode.decoder import Decoder
 from pipelines.data.types import Reject, Rejected
 from tests.pipelines.data.videos import cut_by_stream_copy, numbers, stamped, write_video
 
@@ -38,8 +38,7 @@ def long_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def frames_of(decoder: Decoder, path: Path, **wanted: float) -> np.ndarray:
-    stream = decoder.stream(path, 64, 96, **wanted)  # type: ignore[arg-type]
-    return np.concatenate([frames for _, frames in stream.chunks()])
+    return np.concatenate(list(decoder.open(path, [(64, 96)], **wanted).frames))  # type: ignore[arg-type]
 
 
 def rejected(decoder: Decoder, path: Path) -> Reject:
@@ -52,44 +51,34 @@ def test_frames_arrive_in_order(decoder: Decoder, clip: Path) -> None:
     assert numbers(frames_of(decoder, clip)) == list(range(40))
 
 
-def test_iterating_gives_number_time_and_picture(decoder: Decoder, clip: Path) -> None:
-    stream = decoder.stream(clip, 64, 96)
-    for expected, (number, time_s, rgb) in enumerate(stream):
-        assert number == expected
-        assert time_s == pytest.approx(expected / 8)
-        assert numbers(rgb[None]) == [expected]
-    assert expected == 39
-
-
 def test_the_probe_says_who_reads_and_what(decoder: Decoder, clip: Path) -> None:
-    probe = decoder.probe(clip)
-    assert isinstance(probe, Probe)
+    probe = decoder.open(clip, [(64, 96)]).probe
     assert (probe.reader, probe.reader_reason) == ("decord", "")
-    assert (probe.width, probe.height, probe.num_frames) == (96, 64, 40)
-    assert (probe.codec, probe.container) == ("h264", "mov")
+    assert (probe.width, probe.height) == (96, 64)
     assert probe.fps == pytest.approx(8)
     assert probe.seconds == pytest.approx(5)
 
 
-def test_a_probe_of_no_video_is_a_reject(decoder: Decoder, tmp_path: Path) -> None:
+def test_what_is_no_video_is_rejected(decoder: Decoder, tmp_path: Path) -> None:
     (tmp_path / "a.mp4").write_text("words")
-    answer = decoder.probe(tmp_path / "a.mp4")
-    assert answer == Reject("bytes", "the first bytes are of no known video container")
+    assert rejected(decoder, tmp_path / "a.mp4") == Reject(
+        "bytes", "the first bytes are of no known video container"
+    )
 
 
 def test_the_second_reader_is_recorded_with_why(decoder: Decoder, clip: Path, tmp_path: Path) -> None:
-    probe = decoder.probe(cut_by_stream_copy(clip, tmp_path / "cut.mp4", 10))
-    assert isinstance(probe, Probe)
+    probe = decoder.open(cut_by_stream_copy(clip, tmp_path / "cut.mp4", 10), [(64, 96)]).probe
     assert probe.reader == "pyav"
     assert probe.reader_reason == "decord counts 40 frames, the packets 30"
 
 
-def test_frames_are_resized_inside_the_child(decoder: Decoder, clip: Path) -> None:
-    stream = decoder.stream(clip, 16, 24)
-    frames = np.concatenate([frames for _, frames in stream.chunks()])
+def test_frames_are_resized_to_the_size_of_the_nearest_aspect_ratio(decoder: Decoder, clip: Path) -> None:
+    opened = decoder.open(clip, [(24, 16), (16, 24)])
+    assert opened.size == (16, 24)
+    frames = np.concatenate(list(opened.frames))
     assert frames.shape == (40, 16, 24, 3)
     assert numbers(frames) == list(range(40))
-    assert (stream.probe.height, stream.probe.width) == (64, 96)
+    assert (opened.probe.height, opened.probe.width) == (64, 96)
 
 
 def test_frames_are_resampled_by_time(decoder: Decoder, clip: Path) -> None:
@@ -101,33 +90,34 @@ def test_picks_are_spread(decoder: Decoder, clip: Path) -> None:
     assert numbers(frames_of(decoder, clip, picks=4)) == [5, 15, 25, 35]
 
 
-def test_one_child_serves_many_videos(clip: Path) -> None:
+def test_one_worker_serves_many_videos(clip: Path) -> None:
     with Decoder(LimitsConfig()) as decoder:
         frames_of(decoder, clip)
-        child = decoder.pid
+        worker = decoder.pid
         for _ in range(20):
             frames_of(decoder, clip)
-            decoder.probe("/nonexistent.mp4")
-        assert decoder.pid == child
+            rejected(decoder, Path("/nonexistent.mp4"))
+        assert decoder.pid == worker
 
 
 def test_a_file_that_the_disk_does_not_give_may_be_fetched_again(decoder: Decoder) -> None:
-    answer = decoder.probe("/nonexistent.mp4")
-    assert answer == Reject("fetch", "it cannot be read: No such file or directory")
+    assert rejected(decoder, Path("/nonexistent.mp4")) == Reject(
+        "fetch", "it cannot be read: No such file or directory"
+    )
 
 
 def test_a_stream_left_half_read_does_not_leak_into_the_next(
     decoder: Decoder, clip: Path, long_clip: Path
 ) -> None:
-    next(iter(decoder.stream(long_clip, 64, 96).chunks()))
+    next(decoder.open(long_clip, [(64, 96)]).frames)
     assert numbers(frames_of(decoder, clip)) == list(range(40))
 
 
 @pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGABRT, signal.SIGSEGV])
-def test_a_child_that_dies_costs_one_video(
+def test_a_worker_that_dies_costs_one_video(
     blow: signal.Signals, decoder: Decoder, clip: Path, long_clip: Path
 ) -> None:
-    chunks = decoder.stream(long_clip, 64, 96).chunks()
+    chunks = decoder.open(long_clip, [(64, 96)]).frames
     next(chunks)
     assert decoder.pid is not None
     os.kill(decoder.pid, blow)
@@ -138,9 +128,9 @@ def test_a_child_that_dies_costs_one_video(
     assert numbers(frames_of(decoder, clip)) == list(range(40))
 
 
-def test_a_silent_child_is_replaced_in_time(clip: Path, long_clip: Path) -> None:
+def test_a_silent_worker_is_replaced_in_time(clip: Path, long_clip: Path) -> None:
     with Decoder(LimitsConfig(timeout_s=0.7)) as decoder:
-        chunks = decoder.stream(long_clip, 64, 96).chunks()
+        chunks = decoder.open(long_clip, [(64, 96)]).frames
         next(chunks)
         assert decoder.pid is not None
         silent = decoder.pid
@@ -163,7 +153,7 @@ def test_memory_beyond_the_limit_is_a_reject(clip: Path, tmp_path: Path) -> None
         assert len(frames_of(decoder, greedy)) == 3
 
 
-def test_the_child_cannot_write_large_files_nor_dump_core(decoder: Decoder, clip: Path) -> None:
+def test_the_worker_cannot_write_large_files_nor_dump_core(decoder: Decoder, clip: Path) -> None:
     frames_of(decoder, clip)
     process = psutil.Process(decoder.pid)
     assert process.rlimit(psutil.RLIMIT_CORE) == (0, 0)
@@ -171,46 +161,46 @@ def test_the_child_cannot_write_large_files_nor_dump_core(decoder: Decoder, clip
     assert process.rlimit(psutil.RLIMIT_AS)[0] < psutil.virtual_memory().total + (8 << 30)
 
 
-def test_the_child_ends_with_its_decoder(clip: Path) -> None:
+def test_the_worker_ends_with_its_decoder(clip: Path) -> None:
     with Decoder(LimitsConfig()) as decoder:
         frames_of(decoder, clip)
-        child = decoder.pid
-        assert child is not None
-        assert psutil.pid_exists(child)
-    assert not psutil.pid_exists(child)
+        worker = decoder.pid
+        assert worker is not None
+        assert psutil.pid_exists(worker)
+    assert not psutil.pid_exists(worker)
     assert decoder.pid is None
 
 
-def test_the_child_ends_when_its_parent_is_killed() -> None:
+def test_the_worker_ends_when_its_parent_is_killed() -> None:
     code = (
         "import os; from pipelines.data.decode.decoder import Decoder, LimitsConfig\n"
-        "decoder = Decoder(LimitsConfig()); decoder.probe('/none.mp4'); print(decoder.pid, flush=True)\n"
+        "decoder = Decoder(LimitsConfig()); decoder._start(); print(decoder.pid, flush=True)\n"
         "os.kill(os.getpid(), 9)"
     )
     root = Path(module.__file__).parents[3]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, stdout=subprocess.PIPE, check=False)
     assert done.returncode == -signal.SIGKILL
-    child = int(done.stdout)
+    worker = int(done.stdout)
     deadline = time.monotonic() + 10
-    while psutil.pid_exists(child) and psutil.Process(child).status() != psutil.STATUS_ZOMBIE:
+    while psutil.pid_exists(worker) and psutil.Process(worker).status() != psutil.STATUS_ZOMBIE:
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
 
-def test_a_child_that_cannot_start_says_why(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_cannot_start_says_why(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module.sys, "executable", "/bin/false")
     with pytest.raises(DataError, match="does not start"):
-        Decoder(LimitsConfig()).probe(clip)
+        Decoder(LimitsConfig()).open(clip, [(64, 96)])
 
 
-def test_a_child_is_retired_after_many_videos(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "VIDEOS_PER_CHILD", 2)
+def test_a_worker_is_retired_after_many_videos(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "VIDEOS_PER_WORKER", 2)
     with Decoder(LimitsConfig()) as decoder:
-        children = []
+        workers = []
         for _ in range(3):
             frames_of(decoder, clip)
-            children.append(decoder.pid)
-    assert children[0] == children[1] != children[2]
+            workers.append(decoder.pid)
+    assert workers[0] == workers[1] != workers[2]
 
 
 def test_flipped_bits_give_frames_or_reasons(clip: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ def clip(times: list[float]) -> list[tuple[float, np.ndarray]]:
 
 
 def shown(frames: object) -> list[int]:
-    return [int(frame[0, 0, 0]) for _, frame in frames]  # type: ignore[attr-defined]
+    return [int(frame[0, 0, 0]) for frame in frames]  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(
@@ -40,11 +40,8 @@ def test_a_turned_video_gets_the_turned_size(height: int, width: int) -> None:
 
 
 @pytest.mark.parametrize("rate", [1.0, 8.0, 23.976, 30.0])
-def test_without_a_rate_every_frame_passes_with_its_time(rate: float) -> None:
-    times = [i / rate for i in range(7)]
-    passed = list(resample(clip(times), rate, None))
-    assert [time for time, _ in passed] == times
-    assert shown(passed) == list(range(7))
+def test_without_a_rate_every_frame_passes(rate: float) -> None:
+    assert shown(resample(clip([i / rate for i in range(7)]), rate, None)) == list(range(7))
 
 
 @pytest.mark.parametrize(
@@ -76,9 +73,8 @@ def test_each_tick_shows_the_frame_nearest_in_time(gaps: list[float], fps: float
     times = list(np.cumsum([0.0, *gaps]))
     rate = len(gaps) / times[-1]
     out = list(resample(clip(times), rate, fps))
-    for tick, (time, frame) in enumerate(out):
-        assert time == tick / fps
-        distances = np.abs(np.asarray(times) - time)
+    for tick, frame in enumerate(out):
+        distances = np.abs(np.asarray(times) - tick / fps)
         assert distances[int(frame[0, 0, 0])] <= distances.min() + 1e-9
     assert shown(out) == sorted(shown(out))
 

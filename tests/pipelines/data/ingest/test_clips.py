@@ -16,7 +16,8 @@ import pytest
 
 from models.config import AutoencoderConfig
 from pipelines.data.config import DataConfig
-from pipelines.data.decode.decoder import Decoder, VideoStream
+from pipelines.data.decode.decoder import Clip, Decoder
+from pipelines.data.decode.readers import open_video
 from pipelines.data.decode.transforms import resize
 from pipelines.data.ingest.pipeline import ingest
 from pipelines.data.types import Rejected
@@ -69,13 +70,17 @@ def decoder() -> Iterator[Decoder]:
         yield decoder
 
 
-def count(stream: VideoStream) -> int:
-    return sum(len(frames) for _, frames in stream.chunks())
+def open_clip(decoder: Decoder, file: str, height: int = 64, width: int = 64) -> Clip:
+    return decoder.open(f"{CLIPS}/{file}", [(height, width)])
 
 
-def count_seen(stream: VideoStream) -> int:
+def count(clip: Clip) -> int:
+    return sum(len(chunk) for chunk in clip.frames)
+
+
+def count_seen(clip: Clip) -> int:
     """Frames that show something: a reader that jumps into mouse_78s.mp4 sees flat grey."""
-    return sum(int((np.ptp(frames, axis=(1, 2, 3)) > 20).sum()) for _, frames in stream.chunks())
+    return sum(int((np.ptp(chunk, axis=(1, 2, 3)) > 20).sum()) for chunk in clip.frames)
 
 
 def good() -> list[tuple[str, int, int]]:
@@ -95,9 +100,9 @@ def test_the_good_clips_are_listed() -> None:
 def test_a_good_clip_gives_the_frames_that_were_counted(
     file: str, by_decord: int, by_pyav: int, decoder: Decoder
 ) -> None:
-    stream = decoder.stream(f"{CLIPS}/{file}", 64, 64)
-    found = count_seen(stream) if "mouse" in file else count(stream)
-    assert found == {"decord": by_decord, "pyav": by_pyav}[stream.probe.reader]
+    clip = open_clip(decoder, file)
+    found = count_seen(clip) if "mouse" in file else count(clip)
+    assert found == {"decord": by_decord, "pyav": by_pyav}[clip.probe.reader]
 
 
 def reference(path: str) -> Iterator[np.ndarray]:
@@ -111,65 +116,67 @@ def reference(path: str) -> Iterator[np.ndarray]:
 @pytest.mark.parametrize("file", [file for file, *_ in good()])
 def test_every_frame_is_that_of_reading_in_order(file: str, decoder: Decoder) -> None:
     """To the bit, whichever reader it was: the two agree on every good clip."""
-    path = f"{CLIPS}/{file}"
-    child = decoder.pid
-    for ours, theirs in zip(decoder.stream(path, 64, 64), reference(path), strict=True):
+    worker = decoder.pid
+    frames = (frame for chunk in open_clip(decoder, file).frames for frame in chunk)
+    for number, (ours, theirs) in enumerate(zip(frames, reference(f"{CLIPS}/{file}"), strict=True)):
         expected = resize(np.ascontiguousarray(theirs), 64, 64)
-        assert np.array_equal(ours.rgb, expected), f"frame {ours.number}"
-    assert decoder.pid == child or child is None
+        assert np.array_equal(ours, expected), f"frame {number}"
+    assert decoder.pid == worker or worker is None
 
 
 @pytest.mark.parametrize("name", sorted(UPRIGHT))
 def test_a_turned_video_stands_upright(name: str, decoder: Decoder) -> None:
-    path = f"{CLIPS}/bad/{name}"
-    for ours, theirs in zip(decoder.stream(path, 64, 64), reference(path), strict=True):
-        assert np.array_equal(ours.rgb, resize(np.ascontiguousarray(theirs), 64, 64))
+    frames = (frame for chunk in open_clip(decoder, f"bad/{name}").frames for frame in chunk)
+    for ours, theirs in zip(frames, reference(f"{CLIPS}/bad/{name}"), strict=True):
+        assert np.array_equal(ours, resize(np.ascontiguousarray(theirs), 64, 64))
 
 
 def test_no_bad_clip_ends_the_decoder(decoder: Decoder) -> None:
-    decoder.probe(f"{CLIPS}/short/robot.mp4")
-    child, deadly = decoder.pid, []
+    count(open_clip(decoder, "short/robot.mp4"))
+    worker, deadly = decoder.pid, []
     for name in sorted({*READ, *REJECTED}):
         try:
-            count(decoder.stream(f"{CLIPS}/bad/{name}", 64, 64))
+            count(open_clip(decoder, f"bad/{name}"))
         except Rejected as rejected:
             deadly += [name] if rejected.reject.stage in ("crash", "timeout", "memory") else []
-        assert decoder.pid == child, name
+        assert decoder.pid == worker, name
     assert deadly == []
 
 
 @pytest.mark.parametrize("file", ["short/highway_30s.avi", "short/ucf_makeup.avi"])
 def test_files_with_invented_times_go_to_the_second_reader(file: str, decoder: Decoder) -> None:
-    stream = decoder.stream(f"{CLIPS}/{file}", 64, 64)
-    assert stream.probe.reader == "pyav"
-    assert "times are off" in stream.probe.reader_reason
-    times = [time for times, _ in stream.chunks() for time in times]
+    clip = open_clip(decoder, file)
+    assert clip.probe.reader == "pyav"
+    assert "times are off" in clip.probe.reader_reason
+    assert 5 < clip.probe.seconds < 31
+    times = [time for time, _ in open_video(f"{CLIPS}/{file}", DataConfig().limits).frames]
     assert times == sorted(times)
     assert 5 < times[-1] < 31
+    assert len(times) == count(clip)
 
 
 def test_the_larger_of_two_streams_is_read(decoder: Decoder) -> None:
-    stream = decoder.stream(f"{CLIPS}/short/nasa_13013.mp4", 270, 480)
-    assert (stream.probe.width, stream.probe.height) == (480, 270)
-    assert count(stream) == 390
+    clip = open_clip(decoder, "short/nasa_13013.mp4", 270, 480)
+    assert (clip.probe.width, clip.probe.height) == (480, 270)
+    assert count(clip) == 390
 
 
 @pytest.mark.parametrize("name", sorted(READ))
 def test_an_odd_clip_is_read_whole(name: str, decoder: Decoder) -> None:
     frames, reader = READ[name]
-    stream = decoder.stream(f"{CLIPS}/bad/{name}", 64, 64)
-    assert stream.probe.reader == reader
-    assert bool(stream.probe.reader_reason) == (reader == "pyav")
+    clip = open_clip(decoder, f"bad/{name}")
+    assert clip.probe.reader == reader
+    assert bool(clip.probe.reader_reason) == (reader == "pyav")
     if name in UPRIGHT:
-        assert (stream.probe.width, stream.probe.height) == UPRIGHT[name]
-    assert count(stream) == frames
+        assert (clip.probe.width, clip.probe.height) == UPRIGHT[name]
+    assert count(clip) == frames
 
 
 @pytest.mark.parametrize("name", sorted(REJECTED))
 def test_a_bad_clip_ends_as_one_reject_with_its_reason(name: str, decoder: Decoder) -> None:
     stage, words = REJECTED[name]
     with pytest.raises(Rejected) as caught:
-        count(decoder.stream(f"{CLIPS}/bad/{name}", 64, 64))
+        count(open_clip(decoder, f"bad/{name}"))
     assert caught.value.reject.stage == stage
     assert words in caught.value.reject.reason
 
@@ -180,8 +187,8 @@ def test_every_bad_clip_is_expected_to_end_somewhere() -> None:
 
 def test_times_of_dropped_frames_are_the_files_own(decoder: Decoder) -> None:
     """1340 frames over 64.5 s: at 24 a second by index they would end 8 s early."""
-    stream = decoder.stream(f"{CLIPS}/bad/dropped_frames_64s.ogv", 32, 32, fps=4.0)
-    assert count(stream) == pytest.approx(64.5 * 4, abs=2)
+    clip = decoder.open(f"{CLIPS}/bad/dropped_frames_64s.ogv", [(32, 32)], fps=4.0)
+    assert count(clip) == pytest.approx(64.5 * 4, abs=2)
 
 
 def test_bad_clips_among_good_ones_are_ingested_without_a_death(ray_local: None, tmp_path: Path) -> None:

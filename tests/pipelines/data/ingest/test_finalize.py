@@ -7,7 +7,7 @@ import pytest
 
 from models.errors import ClusterError, DataError
 from pipelines.data.ingest import finalize as module
-from pipelines.data.ingest.video import rejected_status
+from pipelines.data.ingest.worker import rejected_status
 from pipelines.data.report.summary import read_tables, summarise
 from pipelines.data.store.info import read_info
 from pipelines.data.store.ledger import Status

@@ -10,13 +10,13 @@ from models.autoencoders.pca import PcaAutoencoder
 from models.config import AutoencoderConfig
 from models.errors import CheckpointError, ClusterError, ConfigError
 from pipelines.data.ingest import fit_autoencoder as fit
-from pipelines.data.ingest.fit_autoencoder import _drawn, _groups, prepare_autoencoder
-from pipelines.data.ingest.groups import Task
+from pipelines.data.ingest.fit_autoencoder import _draw, _groups, prepare_autoencoder, sample_group
+from pipelines.data.ingest.worker import Group, Task
 from pipelines.data.source.manifest import Source, list_corpus
 from pipelines.data.store.info import dataset_autoencoder
 from pipelines.data.types import CORPORA
 from pipelines.storage import Storage
-from tests.pipelines.data.corpora import DATA
+from tests.pipelines.data.corpora import DATA, SIZE
 from tests.pipelines.data.videos import low_rank
 
 
@@ -31,16 +31,15 @@ def listed(count: int) -> list[Source]:
 def test_many_videos_give_few_frames_each_and_few_give_many(
     videos: int, frames: int, drawn: int, each: int
 ) -> None:
-    picked = _drawn(listed(videos), frames, seed=0)
-    assert len(picked) == drawn
-    assert {count for _, count in picked} == {each}
-    assert len({source.id for source, _ in picked}) == drawn
+    picked, picks = _draw(listed(videos), frames, seed=0)
+    assert (len(picked), picks) == (drawn, each)
+    assert len({source.id for source in picked}) == drawn
     assert frames <= drawn * each < frames + each + drawn
 
 
 def test_the_draw_is_the_seeds_not_the_listings() -> None:
     def ids(videos: list[Source], seed: int) -> list[str]:
-        return [source.id for source, _ in _drawn(videos, 20, seed)]
+        return [source.id for source in _draw(videos, 20, seed)[0]]
 
     videos = listed(100)
     assert ids(videos, 0) == ids(videos[::-1], 0)
@@ -50,10 +49,10 @@ def test_the_draw_is_the_seeds_not_the_listings() -> None:
 
 def test_groups_are_bounded_by_the_bytes_of_their_frames(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fit, "GROUP_BYTES", 100)
-    groups = _groups("short", [(source, 3) for source in listed(7)], frame_bytes=10)
+    groups = _groups("short", listed(7), 3, frame_bytes=10)
     assert [len(group.sources) for group in groups] == [3, 3, 1]
-    assert groups[0].picks == (3, 3, 3)
-    assert _groups("short", [], frame_bytes=10) == []
+    assert groups[0].picks == 3
+    assert _groups("short", [], 3, frame_bytes=10) == []
 
 
 def make_task(corpora: tuple[Path, Path], out: Path) -> Task:
@@ -103,6 +102,22 @@ def test_another_seed_samples_other_frames(
         codes.append(code.scale)
     assert torch.equal(codes[0], codes[1])
     assert not torch.equal(codes[0], codes[2])
+
+
+def test_a_sample_has_the_frames_that_were_asked_for(corpora: tuple[Path, Path], tmp_path: Path) -> None:
+    group = Group(corpus="short", sources=tuple(videos(corpora)["short"]), picks=3)
+    frames, rejects = sample_group(make_task(corpora, tmp_path), group)
+    assert set(frames) == {source.id for source in group.sources}
+    assert {own.shape for own in frames.values()} == {(3, SIZE, SIZE, 3)}
+    assert rejects == {}
+
+
+def test_a_sample_names_what_cannot_be_read(corpora: tuple[Path, Path], tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").write_text("words")
+    group = Group(corpus="short", sources=tuple(list_corpus(tmp_path).sources), picks=2)
+    frames, rejects = sample_group(make_task((tmp_path, corpora[1]), tmp_path), group)
+    assert frames == {}
+    assert "no known video container" in rejects["a.mp4"]
 
 
 def wan(pretrained: str | None) -> AutoencoderConfig:

@@ -102,7 +102,7 @@ def test_raised_limits_give_what_they_refused_another_chance(copied: Ingested) -
     (reject,) = table(copied.out, "rejects.parquet")
     assert (reject["path"], reject["stage"]) == ("lasting.mp4", "limits")
     read: list[Status] = []
-    info = run(copied.short, copied.long, copied.out, tell=read.append)
+    info = run(copied.short, copied.long, copied.out, on_video=read.append)
     assert info.short.rejects == 0
     assert info.short.windows == copied.info.short.windows + 8
     assert [(s.source, s.num_windows) for s in read] == [("lasting.mp4", 8)], "what this run did"

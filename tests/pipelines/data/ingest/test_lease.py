@@ -9,7 +9,7 @@ import pytest
 
 from models.errors import ClusterError
 from pipelines.data.ingest import lease as module
-from pipelines.data.ingest.lease import CLAIM_FILE, claimed
+from pipelines.data.ingest.lease import LEASE_FILE, hold_lease
 from pipelines.storage import Storage
 
 
@@ -20,7 +20,7 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
 
 def put(storage: Storage, host: str, pid: int, namespace: str = "") -> None:
     owner = {"host": host, "pid": pid, "namespace": namespace or os.readlink("/proc/self/ns/pid")}
-    storage.write_json(CLAIM_FILE, owner | {"beat": 0})
+    storage.write_json(LEASE_FILE, owner | {"beat": 0})
 
 
 def ended() -> int:
@@ -30,19 +30,19 @@ def ended() -> int:
     return process.pid
 
 
-def test_the_claim_is_there_as_long_as_the_work_lasts(storage: Storage) -> None:
-    with claimed(storage):
-        assert storage.read_json(CLAIM_FILE)["pid"] == os.getpid()
+def test_the_lease_is_there_as_long_as_the_work_lasts(storage: Storage) -> None:
+    with hold_lease(storage):
+        assert storage.read_json(LEASE_FILE)["pid"] == os.getpid()
     assert storage.list() == []
-    with pytest.raises(RuntimeError), claimed(storage):
+    with pytest.raises(RuntimeError), hold_lease(storage):
         raise RuntimeError
     assert storage.list() == []
 
 
-def test_a_claim_that_another_has_taken_over_is_left_to_it(storage: Storage) -> None:
-    with claimed(storage):
+def test_a_lease_that_another_has_taken_over_is_left_to_it(storage: Storage) -> None:
+    with hold_lease(storage):
         put(storage, "elsewhere", 1)
-    assert storage.read_json(CLAIM_FILE)["host"] == "elsewhere"
+    assert storage.read_json(LEASE_FILE)["host"] == "elsewhere"
 
 
 def test_a_store_that_fails_at_the_end_does_not_hide_what_ended_the_work(
@@ -52,7 +52,7 @@ def test_a_store_that_fails_at_the_end_does_not_hide_what_ended_the_work(
         raise ClusterError("the store is away", "Wait")
 
     def work() -> None:
-        with claimed(storage):
+        with hold_lease(storage):
             monkeypatch.setattr(Storage, "delete", fails)
             raise RuntimeError("the work")
 
@@ -64,11 +64,11 @@ def test_a_second_one_is_refused_while_the_first_lives(
     storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "BEAT_S", 0.05)
-    with claimed(storage):
-        with pytest.raises(ClusterError, match=f"process {os.getpid()} on") as caught, claimed(storage):
+    with hold_lease(storage):
+        with pytest.raises(ClusterError, match=f"process {os.getpid()} on") as caught, hold_lease(storage):
             pass
         assert "Wait" in caught.value.remedy
-        assert storage.exists(CLAIM_FILE), "the first one's"
+        assert storage.exists(LEASE_FILE), "the first one's"
 
 
 def test_a_process_of_this_machine_that_has_ended_is_not_waited_for(
@@ -76,8 +76,8 @@ def test_a_process_of_this_machine_that_has_ended_is_not_waited_for(
 ) -> None:
     monkeypatch.setattr(module.time, "sleep", lambda _: pytest.fail("it waits"))
     put(storage, socket.gethostname(), ended())
-    with claimed(storage):
-        assert storage.read_json(CLAIM_FILE)["pid"] == os.getpid()
+    with hold_lease(storage):
+        assert storage.read_json(LEASE_FILE)["pid"] == os.getpid()
 
 
 @pytest.mark.parametrize(("host", "namespace"), [("elsewhere", ""), (socket.gethostname(), "pid:[1]")])
@@ -89,12 +89,12 @@ def test_another_machines_is_taken_over_when_its_heart_stands_still(
     monkeypatch.setattr(module.time, "monotonic", lambda: float(sum(naps)))
     monkeypatch.setattr(module.time, "sleep", naps.append)
     put(storage, host, ended(), namespace)
-    with claimed(storage):
+    with hold_lease(storage):
         assert module.STALE_S <= sum(naps) <= module.STALE_S + module.BEAT_S
 
 
 def test_one_that_ends_meanwhile_makes_way(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module.time, "sleep", lambda _: storage.delete(CLAIM_FILE))
+    monkeypatch.setattr(module.time, "sleep", lambda _: storage.delete(LEASE_FILE))
     put(storage, "elsewhere", 1)
-    with claimed(storage):
-        assert storage.read_json(CLAIM_FILE)["pid"] == os.getpid()
+    with hold_lease(storage):
+        assert storage.read_json(LEASE_FILE)["pid"] == os.getpid()

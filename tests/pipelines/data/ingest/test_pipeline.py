@@ -20,10 +20,8 @@ from pipelines import ray_map
 from pipelines.data.config import DataConfig
 from pipelines.data.decode.decoder import Decoder
 from pipelines.data.ingest import pipeline as ingest_module
-from pipelines.data.ingest.groups import Group, Task
-from pipelines.data.ingest.pipeline import Statuses, ingest, write_all
-from pipelines.data.ingest.video import new_status
-from pipelines.data.ingest.worker import write_group
+from pipelines.data.ingest.pipeline import ingest, read_videos
+from pipelines.data.ingest.worker import Group, Task, new_status, write_group
 from pipelines.data.source.manifest import Source, list_corpus
 from pipelines.data.store.dataset import ShardDataset
 from pipelines.data.store.info import dataset_autoencoder, dataset_version, read_info, write_sealed
@@ -97,8 +95,7 @@ def test_rows_are_the_encoded_frames_of_their_windows(ingested: Ingested) -> Non
     stored = {row["window_id"]: row for f in ingested.info.long.files for row in table(ingested.out, f.file)}
     with Decoder(ingested.data.limits) as decoder:
         for row in rows:
-            stream = decoder.stream(ingested.long / row["source"], SIZE, SIZE)
-            frames = np.concatenate([chunk for _, chunk in stream.chunks()])
+            frames = np.concatenate(list(decoder.open(ingested.long / row["source"], [(SIZE, SIZE)]).frames))
             window = frames[row["start_frame"] : row["start_frame"] + row["num_frames"]]
             latents = code.encode(torch.from_numpy(window)[None])[0].numpy()
             found = np.asarray(stored[row["window_id"]]["latents"]).reshape(latents.shape)
@@ -416,8 +413,9 @@ def test_no_group_looks_at_all_videos(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(ingest_module, "ray_map", map_here)
     said: list[tuple[str, int, int]] = []
     task = Task(out=str(tmp_path), folders={}, version="v", data=replace(DATA, block_bytes=10))
-    ends: Statuses = {("short", listed[0].id): new_status("short", listed[0])}
-    added = write_all(task, {"short": listed, "long": []}, ends, written, lambda *step: said.append(step))
+    done = {("short", listed[0].id)}
+    videos = {"short": listed, "long": []}
+    added = list(read_videos(task, videos, done, written, lambda *step: said.append(step)))
     assert listed.times < 10
     assert said == [("short", count, 300) for count in range(2, 301)]
     assert [s.source for s in added] == [source.path for source in list(listed)[1:]]
@@ -446,13 +444,12 @@ def test_a_video_that_kills_its_worker_ends_as_one_reject(
         version="v",
         data=replace(DATA, block_bytes=60_000),
     )
-    ends: Statuses = {}
     pool = Pool(1, 2) if actors else None
-    write_all(task, {"short": listed, "long": []}, ends, work, lambda *step: None, pool)
+    videos = {"short": listed, "long": []}
+    ends = list(read_videos(task, videos, (), work, lambda *step: None, pool))
     assert len(ends) == len(listed)
-    assert ends["short", poison].stage == "worker"
-    assert [s.source_id for s in ends.values() if s.status == "rejected"] == [poison]
+    assert [(s.source_id, s.stage) for s in ends if s.status == "rejected"] == [(poison, "worker")]
     files = [file for ledger in read_ledgers(Storage(out), "short") for file in ledger.files]
-    assert sum(file.rows for file in files) == sum(s.num_windows for s in ends.values())
+    assert sum(file.rows for file in files) == sum(s.num_windows for s in ends)
     tries = len(list((out / "tries").iterdir()))
     assert 2 <= tries <= 2 * (1 + ray_map.MAX_RETRIES)

@@ -55,8 +55,8 @@ def check_rows(folder: Path, out: Path, wan: Path, length: int) -> int:
     found = dict(zip(rows.ids, rows.read(range(len(rows))).latents, strict=True))
     with Decoder(DataConfig().limits) as decoder:
         for row in places:
-            stream = decoder.stream(folder / names[row["source_id"]], SIZE, SIZE)
-            frames = np.concatenate([chunk for _, chunk in stream.chunks()])
+            clip = decoder.open(folder / names[row["source_id"]], [(SIZE, SIZE)])
+            frames = np.concatenate(list(clip.frames))
             window = torch.from_numpy(frames[row["start_frame"] : row["start_frame"] + length])
             expected = code.encode(window[None])[0]
             torch.testing.assert_close(found[row["window_id"]], expected, atol=1e-5, rtol=1e-5)

@@ -1,7 +1,8 @@
-"""Windows are cut as the shared arithmetic says, however the frames arrive."""
+"""Windows are cut shot by shot, however the frames arrive, and each is encoded as its autoencoder asks."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pipelines.data.ingest.windowing import Cutting, encoded_windows, reblocked, sliding
+from pipelines.data.config import CurationConfig, DataConfig
+from pipelines.data.curate.quality import UNSCORED, Verdict
+from pipelines.data.decode.decoder import Clip, Probe
+from pipelines.data.ingest.windowing import Video, encoded_windows, reblocked, slide
+from pipelines.data.store.ledger import Status
+from pipelines.data.types import Rejected
 
 
 def split(values: np.ndarray, sizes: list[int]) -> list[np.ndarray]:
@@ -22,56 +28,19 @@ def split(values: np.ndarray, sizes: list[int]) -> list[np.ndarray]:
     return parts
 
 
-def starts(first: int, last: int, length: int, stride: int) -> range:
-    return range(first, last - length + 1, stride)
-
-
-@given(st.integers(0, 90), st.integers(1, 20), st.integers(1, 30), st.lists(st.integers(1, 25), min_size=1))
-def test_sliding_cuts_the_spans_of_the_shared_arithmetic(
-    total: int, length: int, stride: int, sizes: list[int]
-) -> None:
-    rows = np.arange(total)
-    found = list(sliding(split(rows, sizes), Cutting(length, stride)))
-    assert [start for start, _ in found] == list(starts(0, total, length, stride))
-    for start, window in found:
-        np.testing.assert_array_equal(window, rows[start : start + length])
-
-
 class Arriving:
-    """Chunks of rows, and the cuts among the rows that have been given out."""
+    """Chunks of rows, and the starts of shots among the rows that have been given out."""
 
-    def __init__(self, parts: list[np.ndarray], cuts: list[int]) -> None:
-        self.parts, self._cuts, self._given = parts, cuts, 0
+    def __init__(self, parts: list[np.ndarray], shot_starts: list[int]) -> None:
+        self._parts, self._all = parts, shot_starts
+        self.shot_starts: list[int] = []
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        for part in self.parts:
-            self._given += len(part)
+        given = 0
+        for part in self._parts:
+            given += len(part)
+            self.shot_starts += [start for start in self._all if given - len(part) <= start < given]
             yield part
-
-    def cuts(self) -> list[int]:
-        return [cut for cut in self._cuts if cut < self._given]
-
-
-@given(
-    st.integers(0, 90),
-    st.integers(1, 20),
-    st.integers(1, 30),
-    st.lists(st.integers(1, 25), min_size=1),
-    st.sets(st.integers(1, 89), max_size=8),
-)
-def test_each_shot_is_cut_as_a_video_of_its_own(
-    total: int, length: int, stride: int, sizes: list[int], places: set[int]
-) -> None:
-    cuts = sorted(cut for cut in places if cut < total)
-    rows = np.arange(total)
-    arriving = Arriving(split(rows, sizes), cuts)
-    found = list(sliding(arriving, Cutting(length, stride, arriving.cuts)))
-    expected = [
-        start for first, last in pairwise([0, *cuts, total]) for start in starts(first, last, length, stride)
-    ]
-    assert [start for start, _ in found] == expected
-    for start, window in found:
-        np.testing.assert_array_equal(window, rows[start : start + length])
 
 
 @given(
@@ -84,28 +53,27 @@ def test_each_shot_is_cut_as_a_video_of_its_own(
 def test_each_shot_has_windows_of_the_longest_length_that_it_holds(
     total: int, lengths: set[int], stride: int, sizes: list[int], places: set[int]
 ) -> None:
-    """However frames and cuts arrive; the strides of shorter windows are their own."""
-    cuts = sorted(cut for cut in places if cut < total)
+    """However frames and shots arrive; the strides of shorter windows are their own."""
+    shot_starts = sorted(start for start in places if start < total)
     rows = np.arange(total)
-    arriving = Arriving(split(rows, sizes), cuts)
-    (longest, own), *shorter = [(length, stride + length % 3) for length in sorted(lengths, reverse=True)]
-    found = list(sliding(arriving, Cutting(longest, own, arriving.cuts, shorter=shorter)))
+    arriving = Arriving(split(rows, sizes), shot_starts)
+    plan = [(length, stride + length % 3) for length in sorted(lengths, reverse=True)]
+    found = [(span, window.copy()) for span, window in slide(arriving, arriving.shot_starts, plan)]
     expected = []
-    for first, last in pairwise([0, *cuts, total]):
-        length = max((n for n in lengths if n <= last - first), default=longest)
-        expected += [(start, length) for start in starts(first, last, length, stride + length % 3)]
-    assert [(start, len(window)) for start, window in found] == expected
-    for start, window in found:
-        np.testing.assert_array_equal(window, rows[start : start + len(window)])
+    for first, last in pairwise([0, *shot_starts, total]):
+        length, step = next((one for one in plan if one[0] <= last - first), plan[0])
+        expected += [(start, length) for start in range(first, last - length + 1, step)]
+    assert [tuple(span) for span, _ in found] == expected
+    for span, window in found:
+        np.testing.assert_array_equal(window, rows[span.start : span.stop])
 
 
-def test_cuts_that_are_known_before_their_frames_change_no_window() -> None:
-    """A crop-safe code gives latents out in blocks, later than the cuts among them are found."""
-    rows, cuts = np.arange(50), [11, 20, 43]
-    cutting = Cutting(9, 9, lambda: cuts, shorter=[(5, 2)])
+def test_shots_that_are_known_before_their_frames_change_no_window() -> None:
+    """A crop-safe code gives latents out in blocks, later than the shots among them are found."""
+    rows, shot_starts = np.arange(50), [11, 20, 43]
     for sizes in ([1], [4], [50]):
-        found = [(start, len(window)) for start, window in sliding(split(rows, sizes), cutting)]
-        assert found == [(0, 9), (11, 9), (20, 9), (29, 9), (43, 5), (45, 5)]
+        spans = [span for span, _ in slide(split(rows, sizes), shot_starts, [(9, 9), (5, 2)])]
+        assert spans == [(0, 9), (11, 9), (20, 9), (29, 9), (43, 5), (45, 5)]
 
 
 def test_a_video_that_does_not_end_holds_no_more_frames_than_the_longest_window() -> None:
@@ -117,37 +85,10 @@ def test_a_video_that_does_not_end_holds_no_more_frames_than_the_longest_window(
             given.append(len(given))
             yield np.array(given[-1:])
 
-    windows = sliding(endless(), Cutting(12, 12, shorter=[(4, 4)]))
+    windows = slide(endless(), [], [(12, 12), (4, 4)])
     for number in range(5):
-        start, rows = next(windows)
-        assert (start, len(rows), len(given)) == (12 * number, 12, 12 * (number + 1))
-
-
-@pytest.mark.parametrize("crop_safe", [True, False])
-def test_windows_of_one_length_only_are_encoded_together(crop_safe: bool) -> None:
-    code = Counting(crop_safe, temporal_factor=1)
-    cutting = Cutting(8, 4, lambda: [22, 28], batch=3, shorter=[(5, 5)])
-    windows = [(start, len(rows)) for start, rows in encoded_windows(split(video(33), [7]), code, cutting)]
-    assert windows == [(0, 8), (4, 8), (8, 8), (12, 8), (22, 5), (28, 5)]
-    assert code.batches == ([1] * 3 if crop_safe else [3, 1, 2])
-
-
-@pytest.mark.parametrize("crop_safe", [True, False])
-def test_what_is_not_kept_is_not_given(crop_safe: bool) -> None:
-    code = Counting(crop_safe, temporal_factor=1)
-    cutting = Cutting(8, 8, keeps=lambda start, _length: start % 16 == 0, batch=2)
-    windows = list(encoded_windows(split(video(50), [7]), code, cutting))
-    assert [start for start, _ in windows] == [0, 16, 32]
-    assert sum(code.calls) == (50 if crop_safe else 24)
-
-
-@pytest.mark.parametrize(("batch", "calls"), [(1, [1] * 6), (4, [4, 2]), (9, [6])])
-def test_windows_of_a_neural_code_are_encoded_together(batch: int, calls: list[int]) -> None:
-    code = Counting(crop_safe=False, temporal_factor=4)
-    windows = list(encoded_windows(split(video(30), [7]), code, Cutting(9, 4, batch=batch)))
-    assert code.batches == calls
-    for start, found in windows:
-        np.testing.assert_array_equal(found.ravel(), start + 4 * np.arange(3))
+        span, _ = next(windows)
+        assert (span.start, span.length, len(given)) == (12 * number, 12, 12 * (number + 1))
 
 
 @given(st.integers(0, 90), st.integers(1, 20), st.lists(st.integers(1, 25), min_size=1))
@@ -179,13 +120,85 @@ class Counting:
         raise NotImplementedError
 
 
-def video(count: int) -> np.ndarray:
-    return np.broadcast_to(np.arange(count, dtype=np.uint8)[:, None, None, None], (count, 2, 2, 3))
+def chunks(count: int, sizes: list[int]) -> list[np.ndarray]:
+    """Frames that show their number."""
+    numbered = np.arange(count, dtype=np.uint8)[:, None, None, None]
+    return split(np.broadcast_to(numbered, (count, 2, 2, 3)), sizes)
+
+
+def opened(frames: Iterable[np.ndarray], length: int, stride: int, **data: Any) -> tuple[Video, Any]:
+    """A LONG video of these frames, and the frames as they are watched."""
+    config = DataConfig(
+        short_frames=1,
+        long_frames=length,
+        long_stride=stride,
+        curation=CurationConfig(cuts=False, scores=False),
+        **data,
+    )
+    status = Status(corpus="long", source_id="0", source="0.mp4", caption="", num_bytes=1, status="written")
+    probe = Probe(reader="decord", reader_reason="", width=2, height=2, fps=8.0, seconds=1.0)
+    video = Video(config, status)
+    return video, video.watch(Clip(probe, (2, 2), iter(frames)))
+
+
+def encode(
+    code: Counting, frames: Iterable[np.ndarray], length: int, stride: int, batch: int = 1
+) -> list[tuple[int, np.ndarray]]:
+    video, watched = opened(frames, length, stride)
+    return [(window.start_frame, latents) for window, latents in encoded_windows(video, watched, code, batch)]
+
+
+@pytest.mark.parametrize("crop_safe", [True, False])
+def test_windows_of_one_length_only_are_encoded_together(crop_safe: bool) -> None:
+    code = Counting(crop_safe, temporal_factor=1)
+    video, frames = opened(chunks(33, [7]), 8, 4, long_lengths=(5,))
+    video._curator.shot_starts += [22, 28]
+    windows = [w for w, _ in encoded_windows(video, frames, code, batch=3)]
+    assert [(w.start_frame, w.num_frames) for w in windows] == [
+        (0, 8), (4, 8), (8, 8), (12, 8), (22, 5), (28, 5)
+    ]  # fmt: skip
+    assert code.batches == ([1] * 3 if crop_safe else [3, 1, 2])
+
+
+@pytest.mark.parametrize("crop_safe", [True, False])
+def test_what_is_not_kept_is_dropped_and_counted(crop_safe: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = Counting(crop_safe, temporal_factor=1)
+    video, frames = opened(chunks(50, [7]), 8, 8)
+    verdicts = {start: Verdict(0, UNSCORED, "min_motion" if start % 16 else "") for start in range(0, 50, 8)}
+    monkeypatch.setattr(video._curator, "judge", lambda start, _length: verdicts[start])
+    assert [w.start_frame for w, _ in encoded_windows(video, frames, code, batch=2)] == [0, 16, 32]
+    assert [w.start_frame for w in video.dropped] == [8, 24, 40]
+    assert sum(code.calls) == (50 if crop_safe else 24)
+    video.finish()
+    status = video.status
+    assert (status.num_frames, status.num_windows, status.dropped_windows, status.tail_frames) == (
+        50,
+        3,
+        3,
+        2,
+    )
+
+
+def test_a_video_without_a_window_is_rejected() -> None:
+    video, frames = opened(chunks(7, [7]), 8, 8)
+    assert list(video.windows(frames)) == []
+    with pytest.raises(Rejected, match="window: 7 frames, a window of LONG needs 8"):
+        video.finish()
+    assert (video.status.num_frames, video.status.tail_frames) == (7, 7)
+
+
+@pytest.mark.parametrize(("batch", "calls"), [(1, [1] * 6), (4, [4, 2]), (9, [6])])
+def test_windows_of_a_neural_code_are_encoded_together(batch: int, calls: list[int]) -> None:
+    code = Counting(crop_safe=False, temporal_factor=4)
+    windows = encode(code, chunks(30, [7]), 9, 4, batch)
+    assert code.batches == calls
+    for start, found in windows:
+        np.testing.assert_array_equal(found.ravel(), start + 4 * np.arange(3))
 
 
 def test_a_crop_safe_code_reads_each_frame_once() -> None:
     code = Counting(crop_safe=True, temporal_factor=1)
-    windows = list(encoded_windows(split(video(50), [7]), code, Cutting(20, 5)))
+    windows = encode(code, chunks(50, [7]), 20, 5)
     assert [start for start, _ in windows] == [0, 5, 10, 15, 20, 25, 30]
     assert sum(code.calls) == 50
     for start, latents in windows:
@@ -196,7 +209,7 @@ def test_blocks_do_not_depend_on_how_frames_arrive() -> None:
     calls = []
     for sizes in ([50], [1], [7, 3]):
         code = Counting(crop_safe=True, temporal_factor=1)
-        list(encoded_windows(split(video(50), sizes), code, Cutting(8, 8)))
+        encode(code, chunks(50, sizes), 8, 8)
         calls.append(code.calls)
     assert calls == [[16, 16, 16, 2]] * 3
 
@@ -204,7 +217,7 @@ def test_blocks_do_not_depend_on_how_frames_arrive() -> None:
 @pytest.mark.parametrize(("length", "latents"), [(9, 3), (5, 2)])
 def test_another_code_reads_each_window_from_its_own_first_frame(length: int, latents: int) -> None:
     code = Counting(crop_safe=False, temporal_factor=4)
-    windows = list(encoded_windows(split(video(30), [7]), code, Cutting(length, 4)))
+    windows = encode(code, chunks(30, [7]), length, 4)
     assert code.calls == [length] * len(windows)
     for start, found in windows:
         np.testing.assert_array_equal(found.ravel(), start + 4 * np.arange(latents))

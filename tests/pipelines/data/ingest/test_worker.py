@@ -2,21 +2,26 @@
 
 import os
 import shutil
+import threading
+import time
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from models.autoencoders.pca import PcaAutoencoder
 from models.config import AutoencoderConfig
 from pipelines.data.config import LimitsConfig
-from pipelines.data.ingest import decoded, video
-from pipelines.data.ingest import worker as tasks
-from pipelines.data.ingest.decoded import sample_group
-from pipelines.data.ingest.groups import Group, Task, group_by_bytes, shard_name
-from pipelines.data.ingest.worker import write_group
+from pipelines.data.decode.decoder import Clip, Probe
+from pipelines.data.ingest import pipeline
+from pipelines.data.ingest import worker as module
+from pipelines.data.ingest.pipeline import group_by_bytes
+from pipelines.data.ingest.worker import ClipsAhead, Group, Task, shard_name, write_group
 from pipelines.data.source.manifest import Source, list_corpus
 from pipelines.data.store.ledger import ShardFile, Status, read_ledgers
 from pipelines.data.types import Reject, Rejected
@@ -41,7 +46,8 @@ def source(name: str, num_bytes: int) -> Source:
     return Source(id=name, path=f"{name}.mp4", caption="", num_bytes=num_bytes)
 
 
-def test_neighbours_share_a_group_up_to_the_bound() -> None:
+def test_neighbours_share_a_group_up_to_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "SHARES", 1)
     listed = [source(str(i), size) for i, size in enumerate([3, 3, 3, 100, 1, 9, 5, 5])]
     groups = group_by_bytes("short", listed, block_bytes=10, most=100)
     assert [[s.id for s in g.sources] for g in groups] == [["0", "1", "2"], ["3"], ["4", "5"], ["6", "7"]]
@@ -92,7 +98,7 @@ def test_a_large_video_gets_a_shard_of_its_own(task: Task, monkeypatch: pytest.M
     one_window = 24 * RANK * 4
     together = write_group(task, group(task, "long"))
     shutil.rmtree(Path(task.out) / "long")
-    monkeypatch.setattr(tasks, "SPILL_BYTES", 2 * one_window)
+    monkeypatch.setattr(module, "SPILL_BYTES", 2 * one_window)
     assert write_group(task, group(task, "long")) == together
     statuses, files = recorded(task, "long")
     assert len(files) == len(statuses) == 4
@@ -102,8 +108,8 @@ def test_a_large_video_gets_a_shard_of_its_own(task: Task, monkeypatch: pytest.M
 def test_a_video_that_breaks_half_way_leaves_no_window(
     spill: int, task: Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tasks, "SPILL_BYTES", spill)
-    monkeypatch.setattr(video, "encoded_windows", breaking(video.encoded_windows, at=2))
+    monkeypatch.setattr(module, "SPILL_BYTES", spill)
+    monkeypatch.setattr(module, "encoded_windows", breaking(module.encoded_windows, at=2))
     write_group(task, group(task, "long"))
     statuses, files = recorded(task, "long")
     broken = [status for status in statuses if status.status == "rejected"]
@@ -118,12 +124,12 @@ def breaking(original, at: int):
     """The second video of the group turns out damaged after `at` windows."""
     videos = []
 
-    def windows(chunks, *rest):
-        videos.append(chunks)
+    def windows(video, frames, *rest):
+        videos.append(video)
         second = len(videos) == 2
-        for number, window in enumerate(original(chunks, *rest)):
+        for number, window in enumerate(original(video, frames, *rest)):
             if second and number == at:
-                deque(chunks, maxlen=0)
+                deque(frames, maxlen=0)
                 raise Rejected(Reject("decode", "damaged"))
             yield window
 
@@ -131,7 +137,7 @@ def breaking(original, at: int):
 
 
 def test_a_defect_half_way_leaves_nothing_at_all(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
-    original, count = video.encoded_windows, []
+    original, count = module.encoded_windows, []
 
     def windows(*rest):
         for window in original(*rest):
@@ -140,32 +146,86 @@ def test_a_defect_half_way_leaves_nothing_at_all(task: Task, monkeypatch: pytest
                 raise ZeroDivisionError
             yield window
 
-    monkeypatch.setattr(tasks, "SPILL_BYTES", 1)
-    monkeypatch.setattr(video, "encoded_windows", windows)
+    monkeypatch.setattr(module, "SPILL_BYTES", 1)
+    monkeypatch.setattr(module, "encoded_windows", windows)
     with pytest.raises(ZeroDivisionError):
         write_group(task, group(task, "long"))
     assert recorded(task, "long") == ([], [])
     assert os.listdir(Path(task.out) / "long") == []
 
 
-def test_a_sample_has_the_frames_that_were_asked_for(task: Task) -> None:
-    videos = group(task, "short")
-    found, rejects = sample_group(task, replace(videos, picks=tuple(3 for _ in videos.sources)))
-    assert set(found) == {s.id for s in videos.sources}
-    assert {frames.shape for frames in found.values()} == {(3, SIZE, SIZE, 3)}
-    assert rejects == {}
-
-
-def test_a_sample_names_what_cannot_be_read(task: Task, tmp_path: Path) -> None:
-    folder = tmp_path / "bad"
-    folder.mkdir()
-    (folder / "a.mp4").write_text("words")
-    bad = replace(task, folders={"short": str(folder)})
-    found, rejects = sample_group(bad, replace(group(bad, "short"), picks=(2,)))
-    assert found == {}
-    assert "no known video container" in rejects["a.mp4"]
-
-
 def test_the_same_decoder_serves_groups_with_the_same_limits() -> None:
     limits = LimitsConfig(timeout_s=3)
-    assert decoded._decoder(limits) is decoded._decoder(LimitsConfig(timeout_s=3))
+    assert module._decoder(limits) is module._decoder(LimitsConfig(timeout_s=3))
+
+
+def decoding(monkeypatch: pytest.MonkeyPatch, chunks: int, fails: tuple[str, ...] = ()) -> list[str]:
+    """Clips of so many chunks each, those named `fails` damaged in the middle; logs the decoding."""
+    log: list[str] = []
+
+    @contextmanager
+    def open_clip(_task: Task, _corpus: str, source: Source) -> Iterator[Clip]:
+        def frames() -> Iterator[np.ndarray]:
+            for number in range(chunks):
+                if source.id in fails and number == chunks // 2:
+                    raise Rejected(Reject("decode", source.id))
+                log.append(f"{source.id}{number}")
+                yield np.full(1, number)
+
+        try:
+            yield Clip(PROBE, (8, 8), frames())
+        finally:
+            log.append(f"close {source.id}")
+
+    monkeypatch.setattr(module, "open_clip", open_clip)
+    return log
+
+
+PROBE = Probe(reader="decord", reader_reason="", width=8, height=8, fps=8.0, seconds=1.0)
+NAMED = Group(corpus="short", sources=tuple(source(name, 1) for name in "abc"))
+
+
+def test_clips_come_in_order_and_a_damaged_one_costs_only_itself(
+    task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = decoding(monkeypatch, chunks=4, fails=("b",))
+    with ClipsAhead(task, NAMED) as clips:
+        assert [len(list(clips.open().frames)) for _ in "a"] == [4]
+        frames = clips.open().frames
+        assert [next(frames)[0], next(frames)[0]] == [0, 1]
+        with pytest.raises(Rejected, match="decode: b"):
+            next(frames)
+        assert [chunk[0] for chunk in clips.open().frames] == [0, 1, 2, 3]
+    assert [step for step in log if step.startswith("close")] == ["close a", "close b", "close c"]
+
+
+def test_the_next_clip_is_decoded_while_this_one_is_read_but_not_further_than_allowed(
+    task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "AHEAD_CHUNKS", 6)
+    log = decoding(monkeypatch, chunks=3)
+    with ClipsAhead(task, NAMED) as clips:
+        first = clips.open()
+        deadline = time.monotonic() + 10
+        while "b0" not in log and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert log == ["a0", "a1", "a2", "close a", "b0"], "a and its end, b: one taken, six ahead"
+        assert len(list(first.frames)) == 3
+    assert log[-1] == "close b"
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("decode-ahead")]
+
+
+def test_leaving_early_closes_the_clip_and_ends_the_thread(
+    task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = decoding(monkeypatch, chunks=1000)
+
+    def leave() -> None:
+        with ClipsAhead(task, NAMED) as clips:
+            clips.open()
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        leave()
+    assert log[-1] == "close a"
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("decode-ahead")]
