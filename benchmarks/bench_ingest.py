@@ -2,11 +2,11 @@
 
     python benchmarks/bench_ingest.py [--short DIR --long DIR] [--repeats 3] [--cores 2] [--json FILE]
 
-Windows a second of wall time once every process is warm and the autoencoder is fitted, best of the repeats,
-which take turns (Ray Data's reader has one turn); start-up is told apart. The plain loop decodes with decord,
-resizes, encodes and writes parquet in as many processes as there are cores, behind no fence, without Ray, and
-checks nothing. Ray Data's reader gives a row a frame; they are encoded, and grouped by file again. CPU
-seconds are those of all processes involved. Without folders, clips of a few seconds of 128x128 to 512x512
+Windows per second of wall time once every process is warm and the autoencoder is fitted: the best of the
+repeats, which take turns (Ray Data's reader has one turn); start-up is reported separately. The plain loop
+decodes with decord, resizes, encodes and writes parquet in as many processes as there are cores: no fence, no
+Ray, no checks. Ray Data's reader gives one row per frame; the frames are encoded, and grouped by file again.
+CPU seconds are those of all processes involved. Without folders, clips of a few seconds of 128x128 to 512x512
 pixels and one long video are made.
 """
 
@@ -191,8 +191,8 @@ def apart(case: Case, cores: int, repeats: int, *, reader: bool) -> dict[str, An
     command = [sys.executable, __file__, "--part", str(cores), "--repeats", str(repeats)]
     command += ["--short", str(case.short), "--long", str(case.long)] + (["--reader"] if reader else [])
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=ROOT)
-    told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return told | {"runs": {name: Run(*run) for name, run in told["runs"].items()}}
+    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return answer | {"runs": {name: Run(*run) for name, run in answer["runs"].items()}}
 
 
 def part(given: argparse.Namespace) -> None:

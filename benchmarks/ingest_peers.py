@@ -1,4 +1,4 @@
-"""What ingest is measured against: a plain loop over the files, and Ray Data's reader of videos."""
+"""The peers of ingest: a plain loop over the files, and Ray Data's reader of videos."""
 
 import multiprocessing
 from collections.abc import Iterator, Sequence
@@ -82,7 +82,7 @@ def convert(path: str, out: str, cut: Cut) -> int:
 
 
 class PlainLoop:
-    """So many processes, started and warm, that share a list of files; a larger file is begun earlier."""
+    """Warm processes that share a list of files, the largest first."""
 
     def __init__(self, processes: int) -> None:
         self._pool = ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn"))
@@ -112,7 +112,7 @@ def _warm(_number: int) -> None:
 
 
 def read_videos(paths: Sequence[str], cut: Cut, out: Path) -> int:
-    """Ray Data's own reader, a row a frame, encoded and brought together again by file; how many windows."""
+    """Ray Data's own reader: one row per frame, encoded, then grouped by file; how many windows."""
 
     def encode(batch: dict[str, Any]) -> dict[str, Any]:
         latents = _encode(cut, list(batch["frame"]))

@@ -1,7 +1,7 @@
-"""Opening and reading one video in order. Runs only inside the decoding process (child.py).
+"""Opening and reading one video in order. Runs only inside the decoding process (worker.py).
 
-PyAV looks at every packet before a frame is decoded. decord then reads the frames, if what it says of the
-file agrees with the packets; else PyAV does. decord alone repeats frames where a file has an edit list,
+PyAV looks at every packet before a frame is decoded. decord then reads the frames if its account of the file
+agrees with the packets; else PyAV does. decord alone repeats frames where a file has an edit list,
 invents frames and times in some AVI files, hangs at the end of MPEG-TS, and gives garbage for some widths,
 all without an error; of a long video it holds as many frames as its thread has fallen behind.
 """
@@ -26,7 +26,7 @@ LOST_SHARE = 0.1
 AHEAD_BYTES = 256 << 20
 """Largest video, as pixels, that decord reads: on a busy machine it decodes ahead without a bound."""
 DEFAULT_RATE = 25.0
-"""Frames a second of a file that says nothing about time."""
+"""Frames per second of a file without a frame rate."""
 MOV_ATOMS = frozenset({b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot", b"styp"})
 HEAD_BYTES = 188 * 3 + 5
 
@@ -35,7 +35,7 @@ av.logging.set_level(None)
 
 
 class Refused(Exception):
-    """This video is not read.
+    """A video that is not read.
 
     Args:
         stage: `bytes`, `open`, `limits` or `decode`.
@@ -50,17 +50,16 @@ class Refused(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """What the packets of a video say; sizes are those before any rotation."""
+    """A video by its packets; sizes are those before any rotation."""
 
     container: str
-    codec: str
     stream: int
     width: int
     height: int
     rate: float
-    """Frames a second."""
+    """Frames per second."""
     times: list[float] = field(repr=False)
-    """Seconds from the first frame that is to be shown, rising; what an edit list hides is left out."""
+    """Seconds from the first visible frame, rising; frames that an edit list hides are left out."""
 
     @property
     def seconds(self) -> float:
@@ -75,7 +74,7 @@ class Opened:
     header: Header
     reader: str
     """`decord` or `pyav`."""
-    why: str
+    reader_reason: str
     """Why not decord; empty where it is."""
     height: int
     """Pixels, upright."""
@@ -86,7 +85,7 @@ class Opened:
 
 
 def open_video(path: str, limits: LimitsConfig) -> Opened:
-    """Inspect a video, choose its reader and read the first frame.
+    """Inspect a video, choose its reader and decode the first frame.
 
     Raises:
         Refused: it is no video, is damaged, asks for more than `limits`, or neither reader takes it.
@@ -100,7 +99,12 @@ def open_video(path: str, limits: LimitsConfig) -> Opened:
         raise Refused("decode", "not one frame could be decoded")
     height, width = first[1].shape[:2]
     return Opened(
-        header=header, reader=reader, why=why, height=height, width=width, frames=chain([first], frames)
+        header=header,
+        reader=reader,
+        reader_reason=why,
+        height=height,
+        width=width,
+        frames=chain([first], frames),
     )
 
 
@@ -156,7 +160,11 @@ def _open(path: str, container: str) -> "av.container.InputContainer":
 
 
 def _inspect_packets(file: "av.container.InputContainer", container: str, limits: LimitsConfig) -> Header:
-    stream = _largest_stream(file)
+    cover = av.stream.Disposition.attached_pic
+    streams = [s for s in file.streams.video if not s.disposition & cover and s.width and s.height]
+    if not streams:
+        raise Refused("open", "no video stream")
+    stream = max(streams, key=lambda s: s.width * s.height)
     if stream.width * stream.height > limits.max_pixels:
         size = f"{stream.width}x{stream.height} pixels"
         raise Refused("limits", f"{size}, more than data.limits.max_pixels = {limits.max_pixels}")
@@ -170,15 +178,15 @@ def _inspect_packets(file: "av.container.InputContainer", container: str, limits
     if len(dated) < len(times):
         dated = [i / rate for i in range(len(times))]
     seconds = dated[-1] - dated[0]
-    if container == "matroska" and file.duration:
-        _refuse_cut_off(dated[-1], file.duration / av.time_base)
+    claimed = file.duration / av.time_base if container == "matroska" and file.duration else 0.0
+    if claimed and claimed - dated[-1] > max(1.0, LOST_SHARE * claimed):
+        raise Refused("open", f"truncated: the pictures end at {dated[-1]:.1f} s of {claimed:.1f} s")
     if seconds > limits.max_seconds:
         raise Refused(
             "limits", f"{seconds:.0f} s, longer than data.limits.max_seconds = {limits.max_seconds:.0f}"
         )
     return Header(
         container=container,
-        codec=stream.codec_context.name,
         stream=stream.index,
         width=stream.width,
         height=stream.height,
@@ -187,19 +195,10 @@ def _inspect_packets(file: "av.container.InputContainer", container: str, limits
     )
 
 
-def _largest_stream(file: "av.container.InputContainer") -> "av.VideoStream":
-    cover = av.stream.Disposition.attached_pic
-    streams = [s for s in file.streams.video if not s.disposition & cover and s.width and s.height]
-    if not streams:
-        raise Refused("open", "no video stream")
-    return max(streams, key=lambda s: s.width * s.height)
-
-
 def _packet_times(
     file: "av.container.InputContainer", stream: "av.VideoStream", max_frames: int
 ) -> tuple[list[float | None], int]:
-    """The time of every packet that is to be shown (None: undated), in storage order, and how many are
-    hidden."""
+    """The time of each visible packet (None: undated), in storage order, and how many are hidden."""
     times: list[float | None] = []
     hidden = 0
     for packet in file.demux(stream):
@@ -212,11 +211,6 @@ def _packet_times(
         if len(times) + hidden > max_frames:
             raise Refused("limits", f"more than data.limits.max_frames = {max_frames} frames")
     return times, hidden
-
-
-def _refuse_cut_off(last: float, claimed: float) -> None:
-    if claimed - last > max(1.0, LOST_SHARE * claimed):
-        raise Refused("open", f"truncated: the pictures end at {last:.1f} s of {claimed:.1f} s")
 
 
 def _by_decord(path: str, header: Header) -> tuple[Iterator[Timed] | None, str]:
@@ -294,7 +288,7 @@ def _upright(pixels: Frame, rotation: float) -> Frame:
 
 
 def _plain(error: BaseException) -> str:
-    """A library's message in one line that is the same on every run: no clock, no folder, no memory."""
+    """A library's message in one line that is the same on every run: no time, folder or address in it."""
     lines = str(error).strip().splitlines()
     text = lines[0] if lines else type(error).__name__
     text = re.sub(r"^\[[\d:]+\] +\S+: ", "", text)

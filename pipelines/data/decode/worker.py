@@ -64,7 +64,7 @@ def _serve(request: dict[str, Any], limits: LimitsConfig, answers: BinaryIO) -> 
         probe = {
             "kind": protocol.PROBE,
             "reader": opened.reader,
-            "reader_reason": opened.why,
+            "reader_reason": opened.reader_reason,
             "width": opened.width,
             "height": opened.height,
             "fps": opened.header.rate,

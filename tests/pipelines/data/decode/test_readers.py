@@ -34,7 +34,7 @@ def read(path: Path) -> tuple[Opened, list[float], list[int]]:
 def test_decord_reads_common_files(name: str, codec: str, muxer: str | None, tmp_path: Path) -> None:
     path = write_video(tmp_path / name, stamped(40), codec=codec, container=muxer)
     opened, times, found = read(path)
-    assert (opened.reader, opened.why) == ("decord", "")
+    assert (opened.reader, opened.reader_reason) == ("decord", "")
     assert found == list(range(40))
     np.testing.assert_allclose(times, np.arange(40) / 8, atol=1e-3)
     assert (opened.height, opened.width) == (64, 96)
@@ -46,7 +46,7 @@ def test_streams_that_decord_never_ends_go_to_pyav(muxer: str, codec: str, tmp_p
     path = write_video(tmp_path / "a.ts", stamped(30), fps=25, codec=codec, container=muxer)
     opened, times, found = read(path)
     assert opened.reader == "pyav"
-    assert muxer in opened.why
+    assert muxer in opened.reader_reason
     assert found == list(range(30))
     np.testing.assert_allclose(times, np.arange(30) / 25, atol=1e-3)
 
@@ -58,7 +58,7 @@ def test_videos_too_long_for_decord_go_to_pyav(tmp_path: Path, monkeypatch: pyte
     assert read(path)[0].reader == "decord"
     monkeypatch.setattr(readers, "AHEAD_BYTES", 30 * 64 * 96 * 3 - 1)
     opened, _, found = read(path)
-    assert (opened.reader, opened.why) == ("pyav", "decord could hold all of its 0 MiB")
+    assert (opened.reader, opened.reader_reason) == ("pyav", "decord could hold all of its 0 MiB")
     assert found == list(range(30))
 
 
@@ -66,7 +66,7 @@ def test_videos_too_long_for_decord_go_to_pyav(tmp_path: Path, monkeypatch: pyte
 def test_widths_that_decord_garbles_go_to_pyav(width: int, tmp_path: Path) -> None:
     opened, _, found = read(write_video(tmp_path / "a.mp4", stamped(12, 64, width)))
     assert opened.reader == "pyav"
-    assert "shape" in opened.why
+    assert "shape" in opened.reader_reason
     assert found == list(range(12))
 
 
