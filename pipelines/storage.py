@@ -76,14 +76,14 @@ class Storage:
     """Files under one root. Small enough to be sent to other processes.
 
     Args:
-        root: a folder (made absolute) or an fsspec URI. It need not exist.
+        root: a folder (made absolute), an fsspec URI, or another storage. It need not exist.
 
     Raises:
         ClusterError: the URI's file system is unknown or not installed. Every method raises it, with the
             remedy, when the disk is full, a file is missing, or permission is denied.
     """
 
-    def __init__(self, root: str | Path) -> None:
+    def __init__(self, root: "str | Path | Storage") -> None:
         try:
             self._fs, path = fsspec.core.url_to_fs(str(root))
         except (ValueError, ImportError) as error:

@@ -27,7 +27,7 @@ from pipelines.storage import Storage, hash_of
 
 FOLDER = "text"
 PART_CAPTIONS = 64
-"""Captions a part; of 512 tokens of 4096 numbers they are 256 MiB."""
+"""Captions per part; of 512 tokens of 4096 numbers they are 256 MiB."""
 CACHE_BYTES = 256 << 20
 """Embeddings that a reader holds in memory."""
 _SCHEMA = pa.schema([("caption", pa.string()), ("num_tokens", pa.int32()), ("tokens", pa.large_binary())])
@@ -52,7 +52,7 @@ class Part:
 
 @dataclass(frozen=True)
 class CaptionGroup:
-    """Captions that become one part."""
+    """Captions of one part: what a worker is given at a time."""
 
     captions: tuple[str, ...]
 
@@ -107,7 +107,7 @@ def embed_captions(
     kind = text_kind(config)
     if not kind.stored:
         return 0
-    storage = dataset if isinstance(dataset, Storage) else Storage(dataset)
+    storage = Storage(dataset)
     wanted = dataset_captions(storage) if captions is None else set(captions)
     wanted |= {withhold(caption, config.withheld_words) for caption in wanted if config.withheld_words}
     wanted |= {"", config.negative_caption}
@@ -194,21 +194,21 @@ def read_parts(storage: Storage, config: TextConfig) -> list[Part]:
         DataError: a ledger is damaged, or was made with other settings.
     """
     parts = []
+    remedy = f"Delete {storage}/{FOLDER} and ingest again: only the captions are embedded anew"
     for name in storage.list(FOLDER):
         if not name.endswith(".json"):
             continue
         plain = storage.read_json(f"{FOLDER}/{name}")
-        remedy = f"Delete {storage}/{FOLDER} and ingest again: only the captions are embedded anew"
         try:
             seal = plain.pop("ledger_sha256")
             part = Part(**{**plain, "captions": tuple(plain["captions"])})
-        except (KeyError, TypeError, AttributeError) as error:
+            if seal != hash_of(plain):
+                raise ValueError("its sha256 differs")
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise DataError(f"{storage}/{FOLDER}/{name} is damaged: {error}", remedy) from error
-        if seal != hash_of(plain):
-            raise DataError(f"{storage}/{FOLDER}/{name} is damaged: its sha256 differs", remedy)
         if (part.max_tokens, part.dim) != (config.max_tokens, config.dim):
             raise DataError(
-                f"{storage}/{FOLDER} holds {part.max_tokens} tokens of {part.dim} numbers at most, and "
+                f"{storage}/{FOLDER} holds up to {part.max_tokens} tokens of {part.dim} numbers, but "
                 f"text.max_tokens and text.dim are {config.max_tokens} and {config.dim}",
                 remedy,
             )
@@ -227,7 +227,7 @@ class StoredEmbeddings:
 
     def __init__(self, config: TextConfig, dataset: str | Storage, cache_bytes: int = CACHE_BYTES) -> None:
         self._config = config
-        self._storage = dataset if isinstance(dataset, Storage) else Storage(dataset)
+        self._storage = Storage(dataset)
         remedy = f"Delete {self._storage}/{FOLDER} and ingest again: only the captions are embedded anew"
         self._rows = RowGroups(self._storage, "tokens", cache_bytes, remedy=remedy)
         self._places: dict[str, tuple[Part, int]] = {}

@@ -49,7 +49,7 @@ class ShardDataset:
         split: Literal["train", "holdout"] = "train",
         memory_bytes: int = MEMORY_BYTES,
     ) -> None:
-        storage = folder if isinstance(folder, Storage) else Storage(folder)
+        storage = Storage(folder)
         self.info = read_info(storage)
         described = self.info.corpus(corpus)
         self.latent_shape = described.latent_shape

@@ -36,9 +36,25 @@ def build_index(
         holdout: share of the windows that is not trained on.
         curation: how near a duplicate must be.
     """
-    parts = [_of_corpus(corpus, ledgers[corpus], sources, holdout) for corpus, sources in listed.items()]
-    table = pa.concat_tables(parts)
-    return _without_duplicates(table, curation)
+    table = pa.concat_tables(
+        _of_corpus(corpus, ledgers[corpus], sources, holdout) for corpus, sources in listed.items()
+    )
+    if curation.duplicate_distance is None:
+        return table
+    rows = np.flatnonzero(table["kept"].to_numpy())
+    kept = table.filter(table["kept"])
+    duplicates = near_duplicates(
+        *(kept[name].to_pylist() for name in ("window_id", "corpus", "source_id")),
+        fingerprints(kept),
+        curation.duplicate_distance,
+        curation.duplicates_across,
+    )
+    reasons, ids = table["reason"].to_pylist(), kept["window_id"].to_pylist()
+    for dropped, like in duplicates.items():
+        reasons[rows[dropped]] = f"near duplicate of {ids[like]}"
+    reason = pa.array(reasons, pa.string())
+    table = table.set_column(table.column_names.index("reason"), "reason", reason)
+    return table.set_column(table.column_names.index("kept"), "kept", pc.equal(reason, ""))
 
 
 def _of_corpus(corpus: str, ledgers: Sequence[Ledger], sources: Sequence[Source], holdout: float) -> pa.Table:
@@ -66,33 +82,10 @@ def _own_rows(ledgers: Sequence[Ledger], wanted: set[str]) -> Iterator[pa.Table]
         for number, ledger in enumerate(ledgers):
             owners |= {s.source_id: number for s in ledger.statuses if s.status == end}
     for number, ledger in enumerate(ledgers):
-        own = (s.source_id for s in ledger.statuses if owners[s.source_id] == number)
-        ids = {source_id for source_id in own if source_id in wanted}
+        own = {s.source_id for s in ledger.statuses if owners[s.source_id] == number}
+        ids = sorted(source_id for source_id in own if source_id in wanted)
         rows = ledger.windows.replace_schema_metadata(None)
-        yield rows.filter(pc.is_in(rows["source_id"], pa.array(sorted(ids), pa.string())))
-
-
-def _without_duplicates(table: pa.Table, curation: CurationConfig) -> pa.Table:
-    """Near duplicates are marked as dropped, each with the window it resembles."""
-    if curation.duplicate_distance is None:
-        return table
-    reasons, ids = table["reason"].to_pylist(), table["window_id"].to_pylist()
-    for dropped, kept in _duplicates(table, curation).items():
-        reasons[dropped] = f"near duplicate of {ids[kept]}"
-    reason = pa.array(reasons, pa.string())
-    table = table.set_column(table.column_names.index("reason"), "reason", reason)
-    return table.set_column(table.column_names.index("kept"), "kept", pc.equal(reason, ""))
-
-
-def _duplicates(table: pa.Table, curation: CurationConfig) -> dict[int, int]:
-    """Row of the table -> the row it resembles."""
-    rows = np.flatnonzero(table["kept"].to_numpy())
-    kept = table.filter(table["kept"])
-    ids, corpora, sources = (kept[name].to_pylist() for name in ("window_id", "corpus", "source_id"))
-    distance = curation.duplicate_distance
-    assert distance is not None
-    found = near_duplicates(ids, corpora, sources, fingerprints(kept), distance, curation.duplicates_across)
-    return {int(rows[dropped]): int(rows[like]) for dropped, like in found.items()}
+        yield rows.filter(pc.is_in(rows["source_id"], pa.array(ids, pa.string())))
 
 
 def fingerprints(table: pa.Table) -> NDArray[np.uint64]:
@@ -113,13 +106,5 @@ def write_index(storage: Storage, table: pa.Table) -> str:
 
 
 def read_index(storage: Storage, sha256: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """The stored index.
-
-    Args:
-        sha256: what dataset.json says of it.
-        columns: which; None is all.
-
-    Raises:
-        DataError: it is damaged.
-    """
+    """The stored index; as `read_table`, with the sha256 that dataset.json gives."""
     return read_table(storage, INDEX_FILE, columns, sha256)

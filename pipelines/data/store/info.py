@@ -48,7 +48,7 @@ class Bucket:
     latent_shape: tuple[int, int, int, int]
     """[T, C, h, w] of a window."""
     windows: int
-    """That are kept, training and holdout windows together."""
+    """Kept windows, holdout included."""
 
     @property
     def frames(self) -> int:
@@ -68,37 +68,37 @@ class CorpusInfo:
     """One corpus of a dataset."""
 
     videos: int
-    """Videos that gave at least one window, though it may resemble another's."""
+    """Videos that gave at least one window, near duplicates included."""
     rejects: int
     windows: int
-    """That are kept, training and holdout windows together."""
+    """Kept windows, holdout included."""
     holdout_windows: int
     dropped_windows: int
     frames: int
     """Of the videos, after resampling."""
     hours: float
     fps: float
-    """Frames a second: data.fps, or the median of the videos."""
+    """data.fps, or the median of the videos."""
     captions: int
-    """Different captions."""
+    """Distinct captions."""
     window_frames: int
-    """Pixel frames a window of the main bucket, those included that an autoencoder was padded with."""
+    """Pixel frames per window of the main bucket, padding included."""
     window_stride: int
     """Pixel frames from one window to the next, in the main bucket."""
     latent_shape: tuple[int, int, int, int]
     """[T, C, h, w] of a window of the main bucket: the longest windows, at the dataset's height x width."""
     latent_mean: tuple[float, ...]
-    """Of each channel, over all windows in its ledgers: near duplicates and videos that were removed too."""
+    """Per channel, over all windows in its ledgers: near duplicates and removed videos too."""
     latent_std: tuple[float, ...]
     files: tuple[ShardFile, ...]
     padded_frames: int = 0
-    """How many of a window's frames repeat its last one, because the autoencoder takes 4k+1."""
+    """Frames of a window that repeat its last one, because the autoencoder takes 4k+1."""
     buckets: tuple[Bucket, ...] = ()
     """The shapes of its windows, the main one first; empty where the settings allow one shape only."""
 
     @property
     def latent_bytes(self) -> int:
-        """Of all rows of its files, decoded; some are of windows that do not count."""
+        """Of all rows of its files, decoded, windows that were dropped later included."""
         return sum(file.rows * math.prod(self.shape_of(file)) * 4 for file in self.files)
 
     def shape_of(self, file: ShardFile) -> tuple[int, int, int, int]:
@@ -138,9 +138,7 @@ class DatasetInfo:
     index_sha256: str
     """Of index.parquet."""
     height: int
-    """Pixels."""
     width: int
-    """Pixels."""
     holdout: float
     seed: int
     autoencoder: dict[str, Any]
@@ -195,7 +193,7 @@ def read_info(folder: str | Storage) -> DatasetInfo:
     Raises:
         DataError: there is none, it is not finished, or it is damaged.
     """
-    storage = folder if isinstance(folder, Storage) else Storage(folder)
+    storage = Storage(folder)
     if not storage.exists(INFO_FILE):
         raise DataError(f"{storage} holds no dataset", "Run ingest first, with the same settings")
     value = read_sealed(storage)
@@ -218,6 +216,5 @@ def dataset_autoencoder(folder: str | Storage, device: torch.device | str = "cpu
         ConfigError: the device is not there.
         CheckpointError: it is missing or damaged.
     """
-    storage = folder if isinstance(folder, Storage) else Storage(folder)
-    with storage.on_disk(AUTOENCODER_FOLDER) as local:
+    with Storage(folder).on_disk(AUTOENCODER_FOLDER) as local:
         return load_autoencoder(local, device)

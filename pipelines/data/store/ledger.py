@@ -35,7 +35,7 @@ class Window:
     brightness: float = 0.0
     """Mean luma, 0 to 1."""
     motion: float = 0.0
-    """Mean change of a pixel's luma in a second, the whole picture's change taken out; 0 or more."""
+    """Mean change of a pixel's luma per second, without the change of the whole picture."""
     flash: float = 0.0
     """Largest flash, 0 to 1."""
     sharpness: float = 0.0
@@ -67,14 +67,12 @@ class Status:
     reader: str = ""
     reader_reason: str = ""
     width: int = 0
-    """Pixels before resizing."""
+    """Of the video, in pixels; the dataset has the size of its settings."""
     height: int = 0
-    """Pixels before resizing."""
     source_fps: float = 0.0
     num_frames: int = 0
-    """Frames after resampling."""
+    """After resampling."""
     seconds: float = 0.0
-    """Of those frames."""
     num_windows: int = 0
     """Windows with latents."""
     dropped_windows: int = 0
@@ -108,10 +106,10 @@ class ShardFile:
 
 
 class Moments(NamedTuple):
-    """Sums over every latent of some windows, a channel at a time."""
+    """Sums over every latent of some windows, per channel."""
 
     positions: int
-    """Values a channel."""
+    """Values per channel."""
     total: list[float]
     squares: list[float]
 
