@@ -1,7 +1,6 @@
 """Networks as folders: weights in safetensors, their shape in network.json, a manifest of sha256 sums."""
 
 import dataclasses
-import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +18,7 @@ from models.dit import DiT
 from models.errors import CheckpointError
 from models.lora import add_adapters, merge_adapters
 from models.weights import TensorFiles, save_tensors
-from pipelines.storage import Storage
+from pipelines.storage import Storage, file_sha256
 
 Role = Literal["teacher", "student"]
 NETWORK_FILE = "network.json"
@@ -89,15 +88,6 @@ class Network:
 
     model: DiT | Student
     spec: NetworkSpec
-
-
-def file_sha256(path: Path) -> str:
-    """Hex sha256 of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while chunk := stream.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def seal(folder: Path) -> None:

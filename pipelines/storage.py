@@ -295,6 +295,11 @@ def hash_of(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
+def file_sha256(path: str | Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def temporary_file(suffix: str = "") -> IO[bytes]:
     """An open file with a name on the local disk, private; it is gone when it is closed.
 

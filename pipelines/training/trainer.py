@@ -1,8 +1,6 @@
 """One stage as a Ray Train run: started, resumed or skipped by the same call."""
 
 import dataclasses
-import hashlib
-import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +20,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from models.errors import CheckpointError, SostenutoError
 from models.wan.transformer import read_transformer
 from pipelines.checkpoints import NetworkSpec, save_network
-from pipelines.storage import Storage
+from pipelines.storage import Storage, hash_of
 from pipelines.tracking import TrackerFactory
 from pipelines.training.config import ClusterConfig
 from pipelines.training.loop import WorkerJob, train_worker
@@ -77,7 +75,7 @@ def recipe_hash(recipe: Recipe) -> str:
     """Changes with all that decides a stage's weights: not with where it starts from, nor what it logs."""
     plain = dataclasses.asdict(recipe) | {"start": sorted(recipe.start)}
     plain["stage"] = {name: value for name, value in plain["stage"].items() if name not in _NOT_HASHED}
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+    return hash_of(plain)[:16]
 
 
 def finished_stage(root: str, name: str, recipe: Recipe | None = None) -> StageOutcome | None:

@@ -5,11 +5,11 @@ A shard holds what decoding gave and nothing that can change afterwards: caption
 
 import hashlib
 import json
+import os
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from models.errors import DataError
 from pipelines.data.store.ledger import ShardFile, Window
 from pipelines.data.tables import REMEDY, open_parquet, parquet_errors
-from pipelines.storage import Pending, Storage
+from pipelines.storage import Pending, Storage, file_sha256
 
 ROW_GROUP_BYTES = 4 << 20
 SHARD_BYTES = 256 << 20
@@ -144,11 +144,13 @@ class ShardWriter:
         with self._storage.errors_about(name):
             writer.add_key_value_metadata({_LINEAGE: self._lineage})
             writer.close()
-            path = Path(pending.path)
-            with path.open("rb") as file:
-                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-            size = path.stat().st_size
-        part = ShardFile(file=name, rows=self._part_rows, num_bytes=size, sha256=sha256, pixels=self._pixels)
+            part = ShardFile(
+                file=name,
+                rows=self._part_rows,
+                num_bytes=os.path.getsize(pending.path),
+                sha256=file_sha256(pending.path),
+                pixels=self._pixels,
+            )
         pending.commit()
         self._done.append(part)
         self._part = None
