@@ -43,13 +43,10 @@ def build_index(
         return table
     rows = np.flatnonzero(table["kept"].to_numpy())
     kept = table.filter(table["kept"])
-    duplicates = near_duplicates(
-        *(kept[name].to_pylist() for name in ("window_id", "corpus", "source_id")),
-        fingerprints(kept),
-        curation.duplicate_distance,
-        curation.duplicates_across,
-    )
-    reasons, ids = table["reason"].to_pylist(), kept["window_id"].to_pylist()
+    ids, corpora, sources = (kept[name].to_pylist() for name in ("window_id", "corpus", "source_id"))
+    distance, across = curation.duplicate_distance, curation.duplicates_across
+    duplicates = near_duplicates(ids, corpora, sources, fingerprints(kept), distance, across)
+    reasons = table["reason"].to_pylist()
     for dropped, like in duplicates.items():
         reasons[rows[dropped]] = f"near duplicate of {ids[like]}"
     reason = pa.array(reasons, pa.string())
