@@ -1,4 +1,7 @@
-"""What a pipeline may tell a tracking service. jobs/tracking.py gives the MLflow one."""
+"""What pipelines report while they work: metrics and files to a tracker, progress to whoever watches.
+
+jobs/tracking.py has the MLflow tracker, jobs/console.py the progress of a terminal.
+"""
 
 from collections.abc import Callable, Mapping
 from typing import Literal, Protocol
@@ -6,14 +9,21 @@ from typing import Literal, Protocol
 RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
 
 
+class Progress(Protocol):
+    """Shows how far a task is. It returns at once and may be called from any thread."""
+
+    def __call__(self, task: str, done: int, total: int, note: str = "", /) -> None:
+        """`done` of `total` units of `task` are done; the note has the newest numbers, for people."""
+
+
 class Tracker(Protocol):
     """One run of a tracking service, held by one process. No method raises when the service is away."""
 
     def params(self, values: Mapping[str, object]) -> None:
-        """Record settings under their dotted names; a second value for a name does not replace the first."""
+        """Record settings under their dotted names; the first value of a name stays."""
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Record numbers such as `train/loss` at a step. Cheap enough to be called at every step."""
+        """Record numbers such as `train/loss` at a step. Cheap enough for every step."""
 
     def artifact(self, path: str, folder: str = "") -> None:
         """Copy a local file into `folder` of the run's artifacts."""
@@ -22,27 +32,22 @@ class Tracker(Protocol):
         """Set tags; a second value for a name replaces the first."""
 
     def close(self, status: RunStatus = "FINISHED") -> None:
-        """Send what is held back and end the run. Nothing may be recorded afterwards."""
+        """Send what is buffered and end the run. Nothing may be recorded afterwards."""
 
 
 class NullTracker:
-    """A Tracker that forgets everything."""
+    """A Tracker that records nothing."""
 
-    def params(self, values: Mapping[str, object]) -> None:
-        """Forget the settings."""
+    def params(self, values: Mapping[str, object]) -> None: ...
 
-    def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Forget the numbers."""
+    def metrics(self, step: int, values: Mapping[str, float]) -> None: ...
 
-    def artifact(self, path: str, folder: str = "") -> None:
-        """Leave the file where it is."""
+    def artifact(self, path: str, folder: str = "") -> None: ...
 
-    def tags(self, values: Mapping[str, str]) -> None:
-        """Forget the tags."""
+    def tags(self, values: Mapping[str, str]) -> None: ...
 
-    def close(self, status: RunStatus = "FINISHED") -> None:
-        """Nothing is open."""
+    def close(self, status: RunStatus = "FINISHED") -> None: ...
 
 
 TrackerFactory = Callable[[], Tracker]
-"""Opens a Tracker in the process that calls it. Picklable, so that it can travel to a worker."""
+"""Opens a Tracker in the calling process. Picklable: it travels to a worker."""

@@ -19,7 +19,7 @@ from pipelines.evaluation.run import RESULT, Evaluation
 from pipelines.evaluation.run import evaluate as compare
 from pipelines.evaluation.settings import EvaluationSettings, System
 from pipelines.storage import Storage
-from pipelines.training.trainer import finished_stage
+from pipelines.training.recipes import finished_stage
 
 INPUTS = "inputs.json"
 """The file, beside the result, that tells what it was made from."""

@@ -10,7 +10,6 @@ import yaml
 
 from jobs.commands.card import find_licence, model_card
 from jobs.commands.evaluate import INPUTS, systems_of
-from jobs.commands.recipes import last_checkpoint
 from jobs.config import load as configs
 from jobs.config.paths import RunPaths
 from jobs.config.schema import RunConfig
@@ -25,6 +24,7 @@ from pipelines.data.store.info import DatasetInfo, read_info
 from pipelines.evaluation.run import RESULT, Evaluation
 from pipelines.generation import require_head
 from pipelines.storage import Storage
+from pipelines.training.recipes import require_finished
 
 HEAD_NAMES: dict[str, HeadName] = {"dm": "distribution_matching", "fm": "flow_matching"}
 SETTINGS_FILE = "sostenuto.yaml"
@@ -56,7 +56,7 @@ def export(
     target = Storage(out)
     if target.list():
         raise ConfigError(f"{target} is not empty", "Name a new folder by --out")
-    found = checkpoint or last_checkpoint(RunPaths.of(config).seed(config.seed), stage, "export")
+    found = checkpoint or require_finished(RunPaths.of(config).seed(config.seed), stage, "export").checkpoint
     folder = str(Storage(found))
     settings, spec = _settings(folder), read_spec(folder)
     _require_exportable(folder, spec, head)

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.commands.recipes import last_checkpoint
 from jobs.config.paths import RunPaths
 from jobs.config.schema import RunConfig
 from jobs.console import ConsoleProgress, print_line
@@ -24,6 +23,7 @@ from pipelines.generation import Head, Method, check, generate_latents
 from pipelines.media.contact_sheet import contact_sheet, evenly, video_strip
 from pipelines.media.video import write_gif, write_mp4
 from pipelines.storage import Storage
+from pipelines.training.recipes import require_finished
 
 SHEET_COLUMNS = 9
 SHEET_ROWS = 8
@@ -59,7 +59,7 @@ def sample(
         CheckpointError: there is no finished student.
     """
     paths = RunPaths.of(config)
-    folder = checkpoint or last_checkpoint(paths.seed(config.seed), "distill", "sample")
+    folder = checkpoint or require_finished(paths.seed(config.seed), "distill", "sample").checkpoint
     info = read_info(paths.dataset)
     method, device = _method(config, head, steps), compute_device(config.cluster.use_gpu)
     spec = read_spec(folder)

@@ -1,88 +1,38 @@
 """`sostenuto train`: one stage, or all that are missing, on Ray Train."""
 
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
-
-import ray
-from ray.train import UserCallback
-
-from jobs.commands.recipes import StagePlan, make_recipe, stage_plan
-from jobs.config.load import config_hash, flatten, to_dict
+from jobs.config.load import config_hash, flatten
 from jobs.config.paths import RunPaths
 from jobs.config.schema import RunConfig
 from jobs.console import ConsoleProgress, print_line
 from jobs.estimate.report import dry_run as estimate
 from jobs.ray_session import ray_session
 from jobs.tracking import RunReference, factory, open_run
-from pipelines.data.store.info import read_info
 from pipelines.storage import Storage
-from pipelines.training.progress import BoardReporter, ProgressBoard
-from pipelines.training.trainer import StageOutcome, TrainingRun, adopt_teacher, train_stage
-
-POLL_S = 0.5
-
-
-@contextmanager
-def progress_board(progress: ConsoleProgress) -> Iterator[BoardReporter]:
-    """Shows on this terminal what workers report, for the length of a `with` block."""
-    board: Any = ProgressBoard.remote()  # type: ignore[attr-defined]
-    stop = threading.Event()
-    shown: dict[str, int] = {}
-
-    def show() -> None:
-        for entry in ray.get(board.read.remote()):
-            if shown.get(entry.name) != entry.done:
-                shown[entry.name] = entry.done
-                progress(entry.name, entry.done, entry.total, entry.text)
-
-    def watch() -> None:
-        while not stop.wait(POLL_S):
-            show()
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        yield BoardReporter(board)
-    finally:
-        stop.set()
-        watcher.join()
-        show()
-        ray.kill(board)
+from pipelines.training.monitors import BoardProgress, progress_board
+from pipelines.training.recipes import StageOutcome, make_recipe
+from pipelines.training.trainer import adopt_teacher, train_stage
 
 
 def run_stage(
-    config: RunConfig,
-    plan: StagePlan,
-    seed: int,
-    reporter: BoardReporter | None,
-    parent: RunReference | None = None,
-    callbacks: Sequence[UserCallback] = (),
+    config: RunConfig, stage: str, seed: int, progress: BoardProgress, parent: RunReference | None = None
 ) -> StageOutcome:
     """Trains one stage of one seed, resumes it, or returns what it had finished.
 
     Args:
         config: the run's settings.
-        plan: the stage.
+        stage: its name.
         seed: seed of training.
-        reporter: takes progress.
+        progress: shows the worker's.
         parent: MLflow run that the stage's run is a child of.
-        callbacks: passed to Ray Train.
     """
     paths = RunPaths.of(config)
-    root = paths.seed(seed)
-    recipe = make_recipe(config, plan, read_info(paths.dataset), root, seed)
-    if plan.name == "teacher" and config.model.pretrained is not None:
-        return adopt_teacher(root, recipe, config.model.pretrained)
-    name = f"seed-{seed}/{plan.name}"
-    reference = open_run(config, name, parent=parent, tags={"sostenuto.config_hash": config_hash(config)})
-    tracker = factory(reference)
+    recipe = make_recipe(config, stage, seed, paths.seed(seed), paths.dataset)
+    if stage == "teacher" and config.model.pretrained is not None:
+        return adopt_teacher(recipe, config.model.pretrained)
+    tags = {"sostenuto.config_hash": config_hash(config)}
+    tracker = factory(open_run(config, f"seed-{seed}/{stage}", parent=parent, tags=tags))
     tracker().params(flatten(config))
-    run = TrainingRun(
-        plan.name, root, paths.dataset, recipe, config.cluster, to_dict(config), tracker, reporter
-    )
-    return train_stage(run, callbacks)
+    return train_stage(recipe, tracker, progress)
 
 
 def train(
@@ -99,7 +49,7 @@ def train(
     Args:
         config: the run's settings.
         stage: teacher, sft, mixed, warmup or distill; None is all, with `dry_run` only.
-        fresh: remove what the stage has first.
+        fresh: delete the stage first.
         dry_run: print what it would take, and whether it fits on `gpu`, `as_json` or as text; train nothing.
 
     Returns:
@@ -116,8 +66,8 @@ def train(
     root = RunPaths.of(config).seed(config.seed)
     if fresh:
         Storage(root).delete(stage)
-    with ray_session(config.cluster), ConsoleProgress() as progress, progress_board(progress) as reporter:
-        outcome = run_stage(config, stage_plan(config, stage), config.seed, reporter)
+    with ray_session(config.cluster), ConsoleProgress() as progress, progress_board(progress) as board:
+        outcome = run_stage(config, stage, config.seed, board)
     print_line(f"{stage}: {outcome.summary['steps']:.0f} steps, {outcome.summary['cpu_seconds']:.0f} CPU-s")
     print_line(f"checkpoint: {outcome.checkpoint}")
     return outcome

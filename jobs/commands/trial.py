@@ -13,18 +13,18 @@ from ray.train import Checkpoint, UserCallback
 from ray.util.queue import Queue
 
 from jobs.commands.evaluate import settings_of
-from jobs.commands.recipes import make_recipe, stage_plan
-from jobs.config.load import flatten, from_json, to_dict, with_values
+from jobs.config.load import flatten, from_json, with_values
 from jobs.config.paths import RunPaths, is_remote
 from jobs.config.schema import RunConfig
 from jobs.ray_session import quiet
 from jobs.tracking import RunReference, factory, open_run
 from models.errors import ConfigError
-from pipelines.data.store.info import read_info
 from pipelines.evaluation.run import evaluate
 from pipelines.evaluation.settings import EvaluationSettings, System
 from pipelines.storage import Storage
-from pipelines.training.trainer import StageOutcome, TrainingRun, train_stage
+from pipelines.tracking import TrackerFactory
+from pipelines.training.recipes import Recipe, StageOutcome, make_recipe
+from pipelines.training.trainer import train_stage
 
 SYSTEM = "trial"
 """Name of the one system that a trial's evaluations compare with real videos."""
@@ -137,16 +137,13 @@ def measurements(
     """
     drawn = {name: value.item() if hasattr(value, "item") else value for name, value in space.items()}
     config, paths = with_values(base, drawn), RunPaths.of(base)
-    plan = stage_plan(config, config.sweep.stage)
-    recipe = make_recipe(config, plan, read_info(paths.dataset), paths.seed(config.seed), config.seed)
-    reference = open_run(config, f"sweep/{trial}", parent=parent)
-    tracker = factory(reference)()
-    tracker.params(flatten(config))
+    stage, seed = config.sweep.stage, config.seed
+    recipe = make_recipe(config, stage, seed, paths.seed(seed), paths.dataset)
     root = f"{paths.sweeps}/trials/{trial}"
-    run = TrainingRun(
-        plan.name, root, paths.dataset, recipe, config.cluster, to_dict(config), factory(reference)
-    )
-    for step, checkpoint in _checkpoints(run):
+    tracker_factory = factory(open_run(config, f"sweep/{trial}", parent=parent))
+    tracker = tracker_factory()
+    tracker.params(flatten(config))
+    for step, checkpoint in _checkpoints(dataclasses.replace(recipe, root=root), tracker_factory):
         metrics = _measure(config, base, checkpoint, references, f"{root}/step-{step}")
         if metrics is not None:
             tracker.metrics(step, {f"eval/{name}": value for name, value in metrics.items()})
@@ -168,14 +165,14 @@ def _measure(
     return {name: float(value) for name, value in values.items() if isinstance(value, float | int)}
 
 
-def _checkpoints(run: TrainingRun) -> Iterator[tuple[int, str]]:
+def _checkpoints(recipe: Recipe, tracker: TrackerFactory) -> Iterator[tuple[int, str]]:
     """Steps and folders of checkpoints as they are written: the last always, one that was overtaken never."""
     queue, ended = Queue(actor_options={"num_cpus": 0}), list[StageOutcome | BaseException]()
-    held = None if is_remote(run.root) else f"{run.root}/held"
+    held = None if is_remote(recipe.root) else f"{recipe.root}/held"
 
     def work() -> None:
         try:
-            ended.append(train_stage(run, [Relay(queue, held)]))
+            ended.append(train_stage(recipe, tracker, callbacks=[Relay(queue, held)]))
         except BaseException as error:  # noqa: BLE001 - raised again where the checkpoints are read
             ended.append(error)
         finally:

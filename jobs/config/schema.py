@@ -7,19 +7,10 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import ConfigDict
 
-from models.config import (
-    AutoencoderConfig,
-    FlowConfig,
-    LoraConfig,
-    LossConfig,
-    ModelConfig,
-    PositiveInt,
-    SamplingConfig,
-    TextConfig,
-)
+from models.config import AutoencoderConfig, PositiveInt
 from pipelines.data.config import DataConfig
 from pipelines.evaluation.config import EvaluationConfig
-from pipelines.training.config import ClusterConfig, DistillConfig, StageConfig, WarmupConfig
+from pipelines.training.config import TrainingConfig
 from pipelines.world.config import WorldConfig
 
 STAGES = ("teacher", "sft", "mixed", "warmup", "distill")
@@ -82,34 +73,20 @@ class SweepConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig:
+class RunConfig(TrainingConfig):
     """Every setting of a run. Its dotted name is its only name: in YAML, `--set`, Ray Tune and MLflow."""
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     name: str = "run"
     """Folder of the run in `storage.root`."""
-    seed: int = 0
-    """Seed of training and sampling; `quickstart --seeds 3` runs seed, seed + 1 and seed + 2."""
     world: WorldConfig = WorldConfig()
     data: DataConfig = DataConfig()
     autoencoder: AutoencoderConfig = AutoencoderConfig()
-    text: TextConfig = TextConfig()
-    model: ModelConfig = ModelConfig()
-    lora: LoraConfig = LoraConfig()
-    flow: FlowConfig = FlowConfig()
-    loss: LossConfig = LossConfig()
-    sampling: SamplingConfig = SamplingConfig()
-    teacher: StageConfig = StageConfig(steps=1500, short_batch=64, learning_rate=3e-3, t_std=1.2)
-    sft: StageConfig = StageConfig(long_batch=32, t_mean=0.6)
-    mixed: StageConfig = StageConfig(short_batch=64, long_batch=32, t_mean=0.6)
-    warmup: WarmupConfig = WarmupConfig()
-    distill: DistillConfig = DistillConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     sweep: SweepConfig = field(default_factory=SweepConfig)
     storage: StorageConfig = StorageConfig()
     tracking: TrackingConfig = TrackingConfig()
-    cluster: ClusterConfig = ClusterConfig()
 
     @property
     def uses_world(self) -> bool:

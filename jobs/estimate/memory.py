@@ -14,8 +14,8 @@ from jobs.estimate.networks import SCORED, Networks, parameters, trained
 from jobs.estimate.phases import tokens
 from jobs.estimate.shapes import scored_windows, shapes
 from models.ddt import Student
+from pipelines.training.batches import HELD_OUT_WINDOWS
 from pipelines.training.collectives import MESSAGE
-from pipelines.training.supervised import HELD_OUT_WINDOWS
 
 FLOAT, HALF = 4, 2
 """Bytes of a number in float32 and bfloat16."""

@@ -13,7 +13,11 @@ from pipelines.data.store.dataset import ShardDataset
 from pipelines.data.types import CorpusName
 from pipelines.training.collectives import Workers
 from pipelines.training.config import StageConfig
-from pipelines.training.supervised import Batch, Batches
+from pipelines.training.recipes import Recipe
+from pipelines.training.stage import Batch, Batches
+
+HELD_OUT_WINDOWS = 64
+"""Most windows of the held-out part, over all workers."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +27,7 @@ class Corpus:
     Args:
         rows: its windows.
         plan: which of them make a batch, all of one shape.
-        order: numbers of the rows, bucket after bucket, as the plan counts them.
+        order: row numbers, bucket after bucket, as the plan counts them.
     """
 
     rows: ShardDataset
@@ -32,7 +36,7 @@ class Corpus:
 
     @classmethod
     def of(cls, rows: ShardDataset, seed: int, batch: int, name: CorpusName) -> "Corpus":
-        """A corpus in the order of a seed; raises as BatchPlan does."""
+        """A corpus in the order of a seed."""
         sizes = tuple(len(bucket) for bucket in rows.buckets)
         return cls(rows, BatchPlan(seed, sizes, batch, name), np.concatenate(rows.buckets))
 
@@ -49,8 +53,8 @@ class BatchSource:
     Args:
         dataset: folder of an ingested dataset.
         stage: how many windows of each corpus a step takes.
-        seed: names the order.
-        workers: who reads it, and who else reads the rest.
+        seed: decides the order.
+        workers: this worker's place.
     """
 
     def __init__(self, dataset: str, stage: StageConfig, seed: int, workers: Workers) -> None:
@@ -78,3 +82,16 @@ class BatchSource:
 
     def _read(self, step: int) -> dict[str, Batch]:
         return {name: corpus.batch(step, self._workers) for name, corpus in self.corpora.items()}
+
+
+def held_out_batch(recipe: Recipe, frames: int, workers: Workers, device: torch.device) -> Batch | None:
+    """This worker's part of up to 64 windows that training never sees, of the main bucket of the corpus whose
+    windows have `frames` frames; None where nothing is held out."""
+    name: CorpusName = "short" if frames == recipe.short_shape[0] else "long"
+    rows = ShardDataset(recipe.dataset, name, split="holdout")
+    chosen = rows.main[:HELD_OUT_WINDOWS]
+    if not chosen:
+        return None
+    samples = range(len(chosen))[workers.rank :: workers.size]
+    read = rows.read([chosen[sample] for sample in samples])
+    return Batch(read.latents.to(device), read.captions, samples)

@@ -3,19 +3,30 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from models.config import NonNegativeInt, PositiveFloat, PositiveInt, Share
+from models.config import (
+    FlowConfig,
+    LoraConfig,
+    LossConfig,
+    ModelConfig,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    SamplingConfig,
+    Share,
+    TextConfig,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class StageConfig:
-    """One supervised stage: teacher, sft or mixed (pipelines/training/supervised.py)."""
+    """A supervised stage: teacher, sft or mixed (pipelines/training/supervised.py)."""
 
     steps: PositiveInt = 1000
     """Optimiser steps."""
     short_batch: NonNegativeInt = 0
-    """SHORT windows a step, over all workers."""
+    """SHORT windows per step, over all workers."""
     long_batch: NonNegativeInt = 0
-    """LONG windows a step, over all workers."""
+    """LONG windows per step, over all workers."""
     learning_rate: PositiveFloat = 1.5e-3
     """Peak learning rate of AdamW."""
     beta1: float = 0.9
@@ -25,23 +36,23 @@ class StageConfig:
     weight_decay: float = 0.01
     """AdamW's weight decay."""
     warmup_steps: int = 50
-    """Steps of linear warm-up."""
+    """Steps of linear learning-rate warm-up."""
     schedule: Literal["cosine", "constant"] = "cosine"
-    """Learning rate after the warm-up."""
+    """How the learning rate goes on after the warm-up."""
     clip_norm: PositiveFloat = 1.0
     """Largest gradient norm."""
     ema_decay: Share = 0.995
-    """Decay of the averaged weights, ramped as (1 + k) / (10 + k)."""
+    """Decay of the weight average, ramped as (1 + k) / (10 + k)."""
     t_mean: float = 0.0
-    """Mean of the normal whose sigmoid is the time of training."""
+    """Mean of the normal distribution whose sigmoid is the training time t."""
     t_std: PositiveFloat = 1.0
     """Its standard deviation."""
     checkpoint_every: PositiveInt = 500
     """Steps between checkpoints; the last step is always saved."""
     preview_every: int = 0
-    """Steps between previews in MLflow, and one at the end; 0 is none."""
+    """Steps between preview videos in MLflow, with one more at the end; 0 turns them off."""
     log_every: PositiveInt = 25
-    """Steps between lines of metrics."""
+    """Steps between progress lines."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +60,7 @@ class WarmupConfig:
     """FM head copied to DM head, critic from the teacher, then critic-only steps as `distill` takes them."""
 
     steps: NonNegativeInt = 0
-    """Critic-only steps before distillation; 0 goes straight to it."""
+    """Critic-only steps before distillation; 0 skips the warm-up."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,27 +78,27 @@ class DistillConfig(StageConfig):
     checkpoint_every: PositiveInt = 50
     log_every: PositiveInt = 10
     rollout_batch: PositiveInt = 32
-    """Videos a rollout, over all workers."""
+    """Videos per rollout, over all workers."""
     caption_source: Literal["long", "short", "both"] = "both"
-    """Corpus that rollout captions are drawn from; `both` takes half from each."""
+    """Corpus that rollout captions come from; `both` takes half from each."""
     ramp_steps: NonNegativeInt = 0
     """Steps over which the reverse-KL weight rises from 0."""
     window_frames: PositiveInt = 8
-    """Latent frames a window: the teacher's length."""
+    """Latent frames per window: the teacher's length."""
     window_stride: PositiveInt = 4
     """Latent frames between windows; the phase of the tiling is random."""
     windows_per_video: int | None = None
-    """Windows of the tiling that are scored, drawn at random; None is all."""
+    """Windows of the tiling to score, drawn at random; None scores all."""
     critic_learning_rate: PositiveFloat = 5e-4
-    """Learning rate of the critic."""
+    """The critic's learning rate, constant."""
     critic_updates: NonNegativeInt = 1
-    """Critic steps an iteration."""
+    """Critic steps per iteration."""
     critic_batch: PositiveInt = 128
-    """Windows a critic step, over all workers, from the rollout pool."""
+    """Windows per critic step, over all workers, drawn from the rollout pool."""
     rollout_pool: PositiveInt = 3
     """Rollouts kept for the critic."""
     teacher_gate: Literal["refuse", "warn"] = "warn"
-    """What happens when the teacher's windows are far from the corpus."""
+    """What to do when the teacher's windows are far from the corpus."""
     teacher_gate_ratio: PositiveFloat = 3.0
     """Largest Frechet distance of the teacher's windows to SHORT, in units of SHORT's own floor."""
 
@@ -99,11 +110,30 @@ class ClusterConfig:
     num_workers: PositiveInt = 1
     """Data-parallel training workers."""
     use_gpu: bool = False
-    """One GPU a worker, bfloat16, Triton kernels."""
+    """One GPU per worker, bfloat16, Triton kernels."""
     activation_checkpointing: bool = False
-    """Compute the activations of a block again in the backward pass instead of keeping them: a fraction of
-    the memory, a third more time."""
+    """Recompute a block's activations in the backward pass: a fraction of the memory, a third more time."""
     max_failures: NonNegativeInt = 2
     """Worker failures a stage survives, from its last checkpoint."""
     logical_cpus: int | None = None
-    """CPUs a local Ray counts; None is the machine's, at least 4, so that controllers never wait."""
+    """CPUs that a local Ray counts; None is the machine's, at least 4, so that controllers never wait."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """Every setting that training reads; a run's settings (jobs/config/schema.py) extend it."""
+
+    seed: int = 0
+    """Seed of training and sampling; `quickstart --seeds 3` runs seed, seed + 1 and seed + 2."""
+    text: TextConfig = TextConfig()
+    model: ModelConfig = ModelConfig()
+    lora: LoraConfig = LoraConfig()
+    flow: FlowConfig = FlowConfig()
+    loss: LossConfig = LossConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    teacher: StageConfig = StageConfig(steps=1500, short_batch=64, learning_rate=3e-3, t_std=1.2)
+    sft: StageConfig = StageConfig(long_batch=32, t_mean=0.6)
+    mixed: StageConfig = StageConfig(short_batch=64, long_batch=32, t_mean=0.6)
+    warmup: WarmupConfig = WarmupConfig()
+    distill: DistillConfig = DistillConfig()
+    cluster: ClusterConfig = ClusterConfig()

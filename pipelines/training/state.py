@@ -1,13 +1,21 @@
-"""What a stage trains, and everything a checkpoint must hold to go on exactly."""
+"""What a stage trains, and its checkpoints: everything that is needed to go on exactly.
 
-from collections.abc import Iterable
+A checkpoint is a folder of safetensors and JSON without pickle. Its manifest of sha256 sums is written last,
+so that a folder that a crash left half written is not taken for a checkpoint; Ray Train names the latest one.
+"""
+
+import json
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from models.ema import Ema
-from pipelines.training.config import StageConfig
+from models.weights import copy_into, load_tensors, save_tensors
+from pipelines.checkpoints import NETWORK_FILE, NetworkSpec, check_seal, seal
+
+STATE_FILE = "state.json"
 
 
 @dataclass(frozen=True)
@@ -46,20 +54,58 @@ class TrainState:
     held_out_start: float | None = None
 
 
-def adamw(
-    parameters: Iterable[nn.Parameter], config: StageConfig, learning_rate: float | None = None
-) -> torch.optim.AdamW:
-    """AdamW with the stage's settings, fused on every device."""
-    rate = config.learning_rate if learning_rate is None else learning_rate
-    betas = (float(config.beta1), float(config.beta2))
-    return torch.optim.AdamW(parameters, lr=rate, betas=betas, weight_decay=config.weight_decay, fused=True)
+def save_state(state: TrainState, spec: NetworkSpec, folder: Path) -> None:
+    """Writes a state into an empty folder, the manifest last; `spec` is the network that is sampled."""
+    for role, module in state.modules.items():
+        save_tensors(module.state_dict(), folder / f"{role}.safetensors")
+    for role, optimizer in state.optimizers.items():
+        states = optimizer.state_dict()["state"]
+        tensors = {f"{i}.{name}": value for i, entry in states.items() for name, value in entry.items()}
+        save_tensors(tensors, folder / f"{role}.optimizer.safetensors")
+    for role, average in state.averages.items():
+        save_tensors(average.tensors(), folder / f"{role}.average.safetensors")
+    if state.pool:
+        latents = {f"{i}": rollout.latents for i, rollout in enumerate(state.pool)}
+        save_tensors(latents, folder / "pool.safetensors")
+    plain = {
+        "step": state.step,
+        "cpu_seconds": state.cpu_seconds,
+        "held_out_start": state.held_out_start,
+        "averages": {role: average.updates for role, average in state.averages.items()},
+        "pool": [list(rollout.captions) for rollout in state.pool],
+    }
+    (folder / STATE_FILE).write_text(json.dumps(plain))
+    (folder / NETWORK_FILE).write_text(json.dumps(spec.to_json(), indent=1))
+    seal(folder)
 
 
-def learning_rate_factor(config: StageConfig, step: int) -> float:
-    """Linear warm-up, then 1 or a half cosine to 0 at `steps`."""
-    if step < config.warmup_steps:
-        return (step + 1) / config.warmup_steps
-    if config.schedule == "constant":
-        return 1.0
-    done = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
-    return 0.5 * (1.0 + float(torch.cos(torch.tensor(torch.pi * done, dtype=torch.float64))))
+def load_state(state: TrainState, folder: Path) -> None:
+    """Fills a fresh state from a folder, bit for bit, after checking its manifest.
+
+    Raises:
+        CheckpointError: the folder is damaged, or belongs to another network.
+    """
+    check_seal(folder)
+    plain = json.loads((folder / STATE_FILE).read_text())
+    for role, module in state.modules.items():
+        copy_into(module, load_tensors(folder / f"{role}.safetensors"), str(folder))
+    for role, optimizer in state.optimizers.items():
+        states: dict[int, dict[str, Tensor]] = {}
+        for key, value in load_tensors(folder / f"{role}.optimizer.safetensors").items():
+            number, name = key.split(".", 1)
+            states.setdefault(int(number), {})[name] = value.clone()
+        groups = optimizer.state_dict()["param_groups"]
+        optimizer.load_state_dict({"state": states, "param_groups": groups})
+    for role, average in state.averages.items():
+        tensors = load_tensors(folder / f"{role}.average.safetensors")
+        for name, tensor in average.average.items():
+            tensor.copy_(tensors[name])
+        average.updates = plain["averages"][role]
+    if plain["pool"]:
+        latents = load_tensors(folder / "pool.safetensors")
+        device = next(state.modules["student"].parameters()).device
+        state.pool = [
+            Rollout(latents[f"{i}"].to(device, copy=True), tuple(c)) for i, c in enumerate(plain["pool"])
+        ]
+    state.step, state.cpu_seconds = plain["step"], plain["cpu_seconds"]
+    state.held_out_start = plain.get("held_out_start")

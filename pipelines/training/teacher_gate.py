@@ -14,7 +14,8 @@ from models.text.conditioning import Conditioning
 from pipelines.distances import FactorFeatures, Moments
 from pipelines.training.collectives import ALONE, Workers
 from pipelines.training.config import DistillConfig
-from pipelines.training.supervised import Batch, Captions, Recipe
+from pipelines.training.recipes import Recipe
+from pipelines.training.stage import Batch, Captions
 
 WINDOWS = 256
 STEPS = 25
@@ -29,15 +30,15 @@ def teacher_ratio(
     key: Key,
     batch: int,
 ) -> float:
-    """Frechet distance of the teacher's windows to SHORT, in units of SHORT's own.
+    """Frechet distance of the teacher's windows to SHORT, in units of SHORT's distance to itself.
 
     Args:
-        teacher: the velocity.
+        teacher: what is judged.
         conditioning: captions of `real`.
         real, other: disjoint windows of SHORT [n, L, C, h, w].
         shift: of the sampler's times.
-        key: names the noise.
-        batch: windows that are sampled together.
+        key: of the noise.
+        batch: windows to sample at once.
 
     Returns:
         distance(samples, real) / distance(other, real), on the fixed random features of `factors-32`.
@@ -56,9 +57,9 @@ def teacher_ratio(
 def check_teacher(
     teacher: VelocityModel, short: Batch, recipe: Recipe, captions: Captions, workers: Workers = ALONE
 ) -> float | None:
-    """Compares the teacher's windows with half of some SHORT windows; the ratio, None for too few windows.
+    """Compares the teacher's windows with one half of `short`, and the other half too; None for too few.
 
-    Each worker does all of it, no more windows at a time than in its critic's step, and they go by the mean.
+    Every worker does all of it, with as many windows at once as in its critic's step; the mean counts.
 
     Raises:
         ConfigError: the ratio is above `distill.teacher_gate_ratio` and `distill.teacher_gate` is `refuse`.

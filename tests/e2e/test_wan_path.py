@@ -28,7 +28,7 @@ from pipelines.data.store.caption_embeddings import text_encoder
 from pipelines.data.store.dataset import ShardDataset
 from pipelines.data.store.info import read_info
 from pipelines.media.video import read_mp4
-from pipelines.training.trainer import finished_stage
+from pipelines.training.recipes import finished_stage
 from tests.command import REPOSITORY, succeed
 from tests.e2e.wan_base import BASE, SMALL, write_base, write_corpora
 from tests.models.wan.wan_folders import relative, velocity

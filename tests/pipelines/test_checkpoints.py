@@ -17,8 +17,8 @@ from pipelines.checkpoints import (
     seal,
 )
 from pipelines.storage import Storage
-from pipelines.training.checkpoint import save_state
 from pipelines.training.distill import DistillStage
+from pipelines.training.state import save_state
 from pipelines.training.supervised import SupervisedStage
 from tests.pipelines.training.makers import CAPTIONS, DISTILL, SFT, recipe, run, trained_starts
 
@@ -28,7 +28,7 @@ def starts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Teacher and student, and the critic of a warm-up."""
     folder = tmp_path_factory.mktemp("starts")
     made = trained_starts(folder)
-    warm = DistillStage(recipe(DISTILL, made), CAPTIONS, critic_only=True)
+    warm = DistillStage(recipe(DISTILL, made, critic_only=True), CAPTIONS)
     state = warm.init("cpu")
     run(warm, state, 1)
     (folder / "critic").mkdir()

@@ -31,8 +31,7 @@ from pipelines.evaluation.run import Evaluation
 from pipelines.evaluation.scores import Scores
 from pipelines.generation import few_step_times
 from pipelines.storage import Storage
-from pipelines.training.checkpoint import save_state
-from pipelines.training.state import TrainState
+from pipelines.training.state import TrainState, save_state
 from tests.models.builders import randomize
 from tests.models.wan.wan_folders import inputs, relative, velocity
 

@@ -156,8 +156,9 @@ def test_a_step_of_distillation_costs_its_phases_on_average(rank, guidance, star
 
 @pytest.mark.usefixtures("plain_attention")
 def test_a_step_of_the_warm_up_costs_rollout_and_critic(starts):
-    recipe = dataclasses.replace(distill_recipe(starts, 0, 3.0), sampling=SamplingConfig(steps=(1.0,)))
-    stage = DistillStage(recipe, makers.CAPTIONS, critic_only=True)
+    recipe = distill_recipe(starts, 0, 3.0)
+    recipe = dataclasses.replace(recipe, sampling=SamplingConfig(steps=(1.0,)), critic_only=True)
+    stage = DistillStage(recipe, makers.CAPTIONS)
     seen, _ = step_flops(stage, stage.init("cpu"), Key(0))
     config = run_config(recipe, distill=makers.DISTILL, warmup=WarmupConfig(steps=1))
     ours = phases(config, "warmup", networks(config, "warmup"))

@@ -87,8 +87,10 @@ def anchor(stage):
 @pytest.mark.parametrize("warm", [False, True])
 @pytest.mark.parametrize("rank", [0, 2])
 def test_the_state_of_distillation_has_the_bytes_told(rank, warm, starts):
-    recipe = dataclasses.replace(makers.recipe(makers.DISTILL, starts), lora=LoraConfig(rank=rank))
-    stage = DistillStage(recipe, makers.CAPTIONS, critic_only=warm)
+    recipe = dataclasses.replace(
+        makers.recipe(makers.DISTILL, starts, critic_only=warm), lora=LoraConfig(rank=rank)
+    )
+    stage = DistillStage(recipe, makers.CAPTIONS)
     state = stage.init("cpu")
     seen = gradients_at_updates(state)
     makers.run(stage, state, 1)

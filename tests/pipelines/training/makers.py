@@ -5,14 +5,15 @@ from pathlib import Path
 
 import torch
 
-from models.config import FlowConfig, LossConfig, SamplingConfig, TextConfig
+from models.config import FlowConfig, LoraConfig, LossConfig, SamplingConfig, TextConfig
 from models.rng import Key
-from pipelines.training.checkpoint import save_state
 from pipelines.training.collectives import ALONE, Workers
-from pipelines.training.config import DistillConfig, StageConfig
+from pipelines.training.config import ClusterConfig, DistillConfig, StageConfig
 from pipelines.training.distill import DistillStage
-from pipelines.training.state import TrainState
-from pipelines.training.supervised import Batch, Batches, Recipe, SupervisedStage
+from pipelines.training.recipes import Recipe
+from pipelines.training.stage import Batch, Batches
+from pipelines.training.state import TrainState, save_state
+from pipelines.training.supervised import SupervisedStage
 from tests.models.builders import TINY, latents
 
 TEXT = TextConfig(dim=10, withheld_words=("red",), withhold_probability=0.3)
@@ -33,9 +34,14 @@ DISTILL = DistillConfig(
 )
 
 
-def recipe(stage: StageConfig, start: dict[str, str] | None = None) -> Recipe:
+def recipe(stage: StageConfig, start: dict[str, str] | None = None, critic_only: bool = False) -> Recipe:
     """A recipe of tiny networks."""
     return Recipe(
+        name="stage",
+        root="nowhere",
+        dataset="nowhere",
+        cluster=ClusterConfig(),
+        settings={},
         model=dataclasses.replace(
             TINY, head_dim=24, window=3, num_layers=2, head_layers=1, attention_pattern="WG"
         ),
@@ -48,6 +54,9 @@ def recipe(stage: StageConfig, start: dict[str, str] | None = None) -> Recipe:
         long_shape=LONG,
         start=start or {},
         seed=0,
+        lora=LoraConfig(),
+        critic_only=critic_only,
+        crop_safe=True,
     )
 
 

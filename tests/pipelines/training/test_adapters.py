@@ -10,10 +10,10 @@ from torch import Tensor
 from models.config import LoraConfig
 from models.ddt import Student
 from pipelines.checkpoints import NetworkSpec, critic_weights, load_network
-from pipelines.training.checkpoint import load_state, save_state
 from pipelines.training.distill import DistillStage
-from pipelines.training.state import TrainState
-from pipelines.training.supervised import Recipe, SupervisedStage
+from pipelines.training.recipes import Recipe
+from pipelines.training.state import TrainState, load_state, save_state
+from pipelines.training.supervised import SupervisedStage
 from tests.models.builders import captions, latents
 from tests.pipelines.training.makers import CAPTIONS, DISTILL, SFT, recipe, run, trained_starts
 
@@ -34,7 +34,7 @@ def sft(starts: dict[str, str]) -> SupervisedStage:
 
 
 def distill(starts: dict[str, str], critic_only: bool = False) -> DistillStage:
-    return DistillStage(adapted(recipe(DISTILL, starts)), CAPTIONS, critic_only=critic_only)
+    return DistillStage(adapted(recipe(DISTILL, starts, critic_only)), CAPTIONS)
 
 
 def weights(state: TrainState) -> dict[str, Tensor]:

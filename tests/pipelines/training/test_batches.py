@@ -10,7 +10,7 @@ from models.errors import DataError
 from pipelines.training.batches import BatchSource
 from pipelines.training.collectives import Workers
 from pipelines.training.config import StageConfig
-from pipelines.training.supervised import Batches
+from pipelines.training.stage import Batches
 from tests.pipelines.data.made import COUNT, make
 
 STAGE = StageConfig(steps=40, short_batch=12, long_batch=4)

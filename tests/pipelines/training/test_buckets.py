@@ -13,15 +13,15 @@ from models.rng import Key
 from pipelines.data.store.dataset import ShardDataset
 from pipelines.data.types import CORPORA, CorpusName
 from pipelines.training import distill
-from pipelines.training.batches import BatchSource
-from pipelines.training.checkpoint import load_state, save_state
+from pipelines.training.batches import BatchSource, held_out_batch
 from pipelines.training.collectives import Workers
 from pipelines.training.config import StageConfig
-from pipelines.training.diagnostics import Diagnostics
 from pipelines.training.distill import DistillStage
-from pipelines.training.loop import _held_out
-from pipelines.training.state import Rollout, TrainState
-from pipelines.training.supervised import Batches, Recipe, SupervisedStage
+from pipelines.training.monitors import Diagnostics
+from pipelines.training.recipes import Recipe
+from pipelines.training.stage import Batches
+from pipelines.training.state import Rollout, TrainState, load_state, save_state
+from pipelines.training.supervised import SupervisedStage
 from tests.pipelines.data import bucketed
 from tests.pipelines.data.bucketed import MADE_ROWS, latents_of
 from tests.pipelines.training import makers
@@ -94,7 +94,8 @@ def test_short_and_long_take_their_shapes_independently(unbroken: list[dict[str,
 def test_what_is_held_out_is_of_the_main_bucket(corpus: CorpusName, tmp_path: Path) -> None:
     bucketed.make(tmp_path, holdout=0.4)
     rows = ShardDataset(str(tmp_path), corpus, "holdout")
-    batch = _held_out(str(tmp_path), MAIN[corpus][0], recipe(makers.SFT), Workers(), torch.device("cpu"))
+    made = dataclasses.replace(recipe(makers.SFT), dataset=str(tmp_path))
+    batch = held_out_batch(made, MAIN[corpus][0], Workers(), torch.device("cpu"))
     assert batch is not None
     assert 0 < len(batch.latents) == len(rows.main) < len(rows)
     assert tuple(batch.latents.shape[1:]) == MAIN[corpus]
@@ -164,7 +165,9 @@ def test_each_rollout_has_the_shape_of_its_steps_long_batch(dataset: str, starts
 def test_the_warm_up_rolls_out_at_the_batches_shape_or_the_main_one(
     long: bool, dataset: str, starts: dict[str, str]
 ) -> None:
-    stage = DistillStage(recipe(makers.DISTILL, starts), makers.CAPTIONS, critic_only=True)
+    stage = DistillStage(
+        dataclasses.replace(recipe(makers.DISTILL, starts), critic_only=True), makers.CAPTIONS
+    )
     state, data = stage.init("cpu"), source(dataset, stage=makers.DISTILL)
     shapes = set()
     for step in range(8):

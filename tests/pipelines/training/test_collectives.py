@@ -11,8 +11,9 @@ from models.ddt import Student
 from pipelines.training import collectives as parallel
 from pipelines.training.collectives import ALONE, Workers
 from pipelines.training.distill import DistillStage
+from pipelines.training.stage import Batch
 from pipelines.training.state import TrainState
-from pipelines.training.supervised import Batch, held_out_loss
+from pipelines.training.supervised import held_out_loss
 from tests.pipelines.training.makers import CAPTIONS, DISTILL, batches, recipe, run, trained_starts
 
 STEPS = 4

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from models.blocks import checkpoint_blocks
+from models.ddt import Student
 from models.device import half_precision
 from models.rng import Key
-from pipelines.training.checkpoint import load_state, save_state
 from pipelines.training.distill import DistillStage
-from pipelines.training.state import TrainState
+from pipelines.training.state import Rollout, TrainState, load_state, save_state
 from tests.pipelines.training import makers
 
 ON_A_GPU = pytest.param(
@@ -59,8 +59,10 @@ def test_every_update_of_the_critic_sees_the_one_before(starts: dict[str, str], 
 
     def losses(around_all: AbstractContextManager[Any], around_one: Callable[[], Any]) -> list[float]:
         state = stage.init(device)
-        simulated = stage._simulate(state, makers.LONG, key)
-        stage._remember(state, simulated.x_t, simulated)
+        student = state.modules["student"]
+        assert isinstance(student, Student)
+        rollout = stage._simulate(student, makers.LONG, key)
+        state.pool = [Rollout(rollout.video.detach(), tuple(rollout.captions))]
         seen = []
         with around_all:
             for _ in range(4):

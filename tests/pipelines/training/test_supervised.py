@@ -16,10 +16,10 @@ from models.losses import Loss
 from models.rng import Key
 from pipelines.checkpoints import MANIFEST_FILE, load_network
 from pipelines.training import distill
-from pipelines.training.checkpoint import load_state, save_state
 from pipelines.training.collectives import Workers
 from pipelines.training.distill import DistillStage
-from pipelines.training.state import TrainState, learning_rate_factor
+from pipelines.training.stage import learning_rate
+from pipelines.training.state import TrainState, load_state, save_state
 from pipelines.training.supervised import SupervisedStage, held_out_loss
 from tests.pipelines.training.makers import (
     CAPTIONS,
@@ -51,14 +51,14 @@ def _changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
 
 
 def test_the_rate_warms_up_and_falls_to_zero() -> None:
-    config = dataclasses.replace(SFT, steps=100, warmup_steps=10)
-    factors = [learning_rate_factor(config, step) for step in range(100)]
+    config = dataclasses.replace(SFT, steps=100, warmup_steps=10, learning_rate=1.0)
+    factors = [learning_rate(config, step) for step in range(100)]
     assert factors[0] == pytest.approx(0.1)
     assert factors[10] == pytest.approx(1.0)
     assert factors[55] == pytest.approx(0.5, abs=0.01)
     assert factors[99] < 0.001
     constant = dataclasses.replace(config, schedule="constant", warmup_steps=0)
-    assert learning_rate_factor(constant, 99) == 1.0
+    assert learning_rate(constant, 99) == 1.0
 
 
 def test_a_teacher_learns_the_data_it_sees() -> None:
@@ -119,7 +119,7 @@ def test_distillation_trains_encoder_heads_and_critic_but_not_the_teacher(starts
 
 
 def test_the_warm_up_trains_the_critic_alone(starts: dict[str, str]) -> None:
-    stage = DistillStage(recipe(DISTILL, starts), CAPTIONS, critic_only=True)
+    stage = DistillStage(recipe(DISTILL, starts, critic_only=True), CAPTIONS)
     state = stage.init("cpu")
     before = _weights(state)
     run(stage, state, 2)

@@ -7,7 +7,7 @@ import pytest
 
 from models.errors import ConfigError
 from models.rng import Key, normal
-from pipelines.training.supervised import Batch, Captions
+from pipelines.training.stage import Batch, Captions
 from pipelines.training.teacher_gate import check_teacher, teacher_ratio
 from tests.models.builders import GaussianVelocity, captions
 from tests.pipelines.training.makers import DISTILL, SHORT, recipe

@@ -1,0 +1,172 @@
+"""What each stage of training is made from, which stages it starts from, and whether it has finished."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from models.config import FlowConfig, LoraConfig, LossConfig, ModelConfig, SamplingConfig, TextConfig
+from models.errors import CheckpointError, ConfigError
+from pipelines.data.store.info import read_info
+from pipelines.storage import Storage, hash_of
+from pipelines.training.config import ClusterConfig, StageConfig, TrainingConfig
+
+OUTCOME_FILE = "outcome.json"
+
+BASELINES = {"sft_longer": "sft", "mixed_longer": "mixed"}
+"""Baselines that train on for as many CPU-seconds as distillation took, and the stage each one continues."""
+
+_PLACES = frozenset({"name", "root", "dataset", "cluster", "settings"})
+_LOGGING = frozenset({"checkpoint_every", "preview_every", "log_every"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One training run, whole: built once, hashed, and sent to every worker as it is.
+
+    Args:
+        name: folder of the stage below `root`, and its name in progress.
+        root: storage of the stages of one seed.
+        dataset: folder of the dataset.
+        cluster: what it asks of Ray.
+        settings: the run's resolved settings, kept in every checkpoint.
+        seed: the run's seed.
+        model, text, flow, loss, sampling: settings of the networks and losses.
+        stage: settings of this stage.
+        lora: adapters of the student and the critic, where this stage trains by them.
+        critic_only: distillation's warm-up, which leaves the student alone.
+        start: checkpoint folders by role: `teacher`, `student`, `critic`.
+        short_shape, long_shape: latents [T, C, h, w] of a window of each corpus, in its main bucket: samples
+            and held-out windows have this shape, a training batch may have another.
+        crop_safe: whether encoding a window gives the window of the encoded video (the autoencoder's).
+    """
+
+    name: str
+    root: str
+    dataset: str
+    cluster: ClusterConfig
+    settings: dict[str, Any]
+    seed: int
+    model: ModelConfig
+    text: TextConfig
+    flow: FlowConfig
+    loss: LossConfig
+    sampling: SamplingConfig
+    stage: StageConfig
+    lora: LoraConfig
+    critic_only: bool
+    start: dict[str, str]
+    short_shape: tuple[int, int, int, int]
+    long_shape: tuple[int, int, int, int]
+    crop_safe: bool
+
+    def hash(self) -> str:
+        """Changes with everything that decides the weights: not with places, checkpoints or logging."""
+        plain = {name: v for name, v in dataclasses.asdict(self).items() if name not in _PLACES}
+        plain["start"] = sorted(self.start)
+        plain["stage"] = {name: v for name, v in plain["stage"].items() if name not in _LOGGING}
+        return hash_of(plain)[:16]
+
+
+@dataclass(frozen=True)
+class StageOutcome:
+    """A finished stage, as outcome.json holds it.
+
+    Args:
+        checkpoint: folder of its last checkpoint.
+        summary: `steps`, `cpu_seconds` and, with held-out windows, `held_out_loss_start` and `held_out_loss`.
+        recipe: hash of its recipe.
+    """
+
+    checkpoint: str
+    summary: dict[str, float]
+    recipe: str
+
+
+def stage_starts(config: TrainingConfig) -> dict[str, dict[str, str]]:
+    """Every stage in the order of a run: role to the stage whose last checkpoint the role starts from."""
+    before_distill = {"teacher": "teacher", "student": "sft"}
+    warmup = {"warmup": before_distill} if config.warmup.steps else {}
+    return {
+        "teacher": {},
+        "sft": {"teacher": "teacher"},
+        "mixed": {"teacher": "teacher"},
+        **warmup,
+        "distill": before_distill | ({"critic": "warmup"} if warmup else {}),
+        **{name: {"student": base} for name, base in BASELINES.items()},
+    }
+
+
+def stage_graph(config: TrainingConfig) -> dict[str, set[str]]:
+    """Every stage and those it waits for: a baseline also waits for distillation, whose time it gets."""
+    return {
+        name: {*starts.values(), *(["distill"] if name in BASELINES else [])}
+        for name, starts in stage_starts(config).items()
+    }
+
+
+def make_recipe(config: TrainingConfig, name: str, seed: int, root: str, dataset: str) -> Recipe:
+    """The recipe of a stage, from the checkpoints of the stages before it.
+
+    Raises:
+        ConfigError: the run has no such stage.
+        CheckpointError: a stage that it starts from has not finished.
+        DataError: the dataset is missing or damaged.
+    """
+    starts = stage_starts(config).get(name)
+    if starts is None:
+        raise ConfigError(f"this run has no stage {name}", "For a warm-up set warmup.steps above 0")
+    info = read_info(dataset)
+    return Recipe(
+        name=name,
+        root=root,
+        dataset=dataset,
+        cluster=config.cluster,
+        settings=dataclasses.asdict(config),
+        seed=seed,
+        model=config.model,
+        text=config.text,
+        flow=config.flow,
+        loss=config.loss,
+        sampling=config.sampling,
+        stage=_stage_settings(config, name, root),
+        lora=config.lora if BASELINES.get(name, name) in config.lora.stages else LoraConfig(),
+        critic_only=name == "warmup",
+        start={role: require_finished(root, stage, name).checkpoint for role, stage in starts.items()},
+        short_shape=info.short.latent_shape,
+        long_shape=info.long.latent_shape,
+        crop_safe=info.autoencoder["crop_safe"],
+    )
+
+
+def _stage_settings(config: TrainingConfig, name: str, root: str) -> StageConfig:
+    if name == "warmup":
+        return dataclasses.replace(config.distill, steps=config.warmup.steps)
+    settings: StageConfig = getattr(config, BASELINES.get(name, name))
+    if name not in BASELINES:
+        return settings
+    # As many steps as distillation's CPU-seconds allow at the pace of the stage that is continued.
+    base, distill = (require_finished(root, stage, name).summary for stage in (BASELINES[name], "distill"))
+    pace = base["cpu_seconds"] / base["steps"]
+    steps = max(1, round(distill["cpu_seconds"] / pace))
+    return dataclasses.replace(settings, steps=steps, warmup_steps=min(settings.warmup_steps, steps))
+
+
+def finished_stage(root: str, name: str) -> StageOutcome | None:
+    """The outcome of a stage that has run to its end, if there is one."""
+    storage, path = Storage(root), f"{name}/{OUTCOME_FILE}"
+    return StageOutcome(**storage.read_json(path)) if storage.exists(path) else None
+
+
+def require_finished(root: str, stage: str, wanted_by: str) -> StageOutcome:
+    """The outcome of a finished stage.
+
+    Raises:
+        CheckpointError: it has not finished.
+    """
+    outcome = finished_stage(root, stage)
+    if outcome is None:
+        raise CheckpointError(
+            f"{wanted_by} needs the finished stage {stage}, which is not in {root}",
+            f"Run `sostenuto train {stage}` with the same --config and --set first",
+        )
+    return outcome
