@@ -12,8 +12,8 @@ import torch
 from ray.train import Checkpoint
 
 from models.blocks import checkpoint_blocks
-from models.errors import SostenutoError, TrainingDiverged
 from models.device import half_precision
+from models.errors import SostenutoError, TrainingDiverged
 from models.rng import Key
 from pipelines.data.store.caption_embeddings import text_encoder
 from pipelines.data.store.dataset import ShardDataset

