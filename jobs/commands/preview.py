@@ -3,7 +3,7 @@
 from jobs.config.paths import RunPaths
 from jobs.config.schema import RunConfig
 from jobs.console import ConsoleProgress, print_line, print_table, tally_table, titled_table
-from jobs.estimate.describe import render
+from jobs.estimate.report import render
 from jobs.ray_session import ray_session
 from pipelines.data.ingest.preview import CorpusPreview
 from pipelines.data.ingest.preview import preview as run_preview

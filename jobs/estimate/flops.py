@@ -1,4 +1,4 @@
-"""Floating-point operations of a network, added up layer by layer from the network itself.
+"""Floating-point operations of a step, added up layer by layer from the networks of its stage.
 
 A product of [m, k] and [k, n] is 2 m k n operations. Attention is two products over the pairs of tokens that
 see each other, and four in the backward pass: what a kernel computes twice, or masks away, is not counted.
@@ -9,12 +9,73 @@ anything before it is. Norms, activations and rotations are not counted.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
+import torch
 from torch import nn
 
-from models.blocks import Block
-from models.config import ModelConfig
-from models.dit import Encoder, Head
+from jobs.config.schema import RunConfig
+from jobs.estimate.shapes import scored_windows, shapes
+from models.blocks import Block, checkpoint_blocks
+from models.config import LoraConfig, ModelConfig
+from models.ddt import HeadName, Student
+from models.dit import DiT, Encoder, Head
+from models.lora import add_adapters
+from pipelines.training.config import StageConfig
+from pipelines.training.supervised import freeze_unused_head
+
+SCORED = ("warmup", "distill")
+"""Stages with a critic and a frozen teacher."""
+
+
+@dataclass(frozen=True)
+class Networks:
+    """The networks of a stage on torch's meta device, as the stage trains them."""
+
+    teacher: DiT
+    """All weights trained: the teacher's stage, or the shape of a frozen one."""
+    student: Student
+    critic: DiT
+    frozen_student: Student
+    """The long-SFT network that the student starts from."""
+
+
+def networks(config: RunConfig, stage: str) -> Networks:
+    """The networks of a stage, adapters and frozen heads as the trainer sets them; not to be changed.
+
+    Raises:
+        ConfigError: adapters are asked for, and peft is not installed.
+    """
+    lora = config.lora if stage in config.lora.stages else LoraConfig()
+    size = config.model, shapes(config).channels, config.text.dim
+    return _built(size, lora, stage in SCORED, config.cluster.activation_checkpointing)
+
+
+@lru_cache(maxsize=8)
+def _built(
+    size: tuple[ModelConfig, int, int], lora: LoraConfig, scored: bool, checkpointed: bool
+) -> Networks:
+    with torch.device("meta"):
+        built = Networks(DiT(*size), Student(*size), DiT(*size), Student(*size))
+    if lora.rank:
+        add_adapters(built.student, lora)
+        add_adapters(built.critic, lora)
+    if not scored:
+        freeze_unused_head(built.student)
+    if checkpointed:
+        for network in (built.teacher, built.student, built.critic):
+            checkpoint_blocks(network)
+    return built
+
+
+def parameters(module: nn.Module) -> int:
+    """Parameter count."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def trained(module: nn.Module) -> int:
+    """Trainable parameter count."""
+    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
 
 
 @dataclass(frozen=True)
@@ -138,3 +199,82 @@ def _linears(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 def _trains(module: nn.Module) -> bool:
     return any(parameter.requires_grad for parameter in module.parameters())
+
+
+def tokens(config: RunConfig, frames: int, clips: int = 1) -> Tokens:
+    """What a network reads of clips of `frames` latent frames; captions count with all their tokens."""
+    steps = frames // config.model.patch_size[0]
+    return Tokens(steps, shapes(config).tokens_per_frame, config.text.max_tokens, clips)
+
+
+def plain_flops(config: RunConfig, network: DiT, frames: int) -> Flops:
+    """One clip through the teacher or the critic."""
+    return stack_flops(network.encoder, network.head, config.model, tokens(config, frames))
+
+
+def student_flops(config: RunConfig, student: Student, name: HeadName, frames: int, clips: int) -> Flops:
+    """One of `clips` clips through the student's encoder and one head."""
+    head = student.heads[name if config.model.heads == "decoupled" else "flow_matching"]
+    read = tokens(config, frames, clips)
+    return stack_flops(student.encoder, head, config.model, read)  # type: ignore[arg-type]
+
+
+def phases(config: RunConfig, stage: str, built: Networks) -> dict[str, float]:
+    """Operations of one step by phase.
+
+    A rollout stops at a step drawn at random, so that its part, and the anchor's, are means.
+    """
+    if stage == "teacher":
+        size = shapes(config).short_frames
+        one = plain_flops(config, built.teacher, size) * config.teacher.short_batch
+        return {"forward": one.forward, "backward": one.backward}
+    if stage not in ("warmup", "distill"):
+        return _supervised(config, getattr(config, stage), built.student)
+    shared = {"rollout": _rollout(config, built), **_critic(config, built)}
+    if stage == "warmup":
+        return shared
+    return _supervised(config, config.distill, built.student) | shared | _student(config, built)
+
+
+def _supervised(config: RunConfig, stage: StageConfig, student: Student) -> dict[str, float]:
+    size, total = shapes(config), Flops()
+    for batch, frames in ((stage.short_batch, size.short_frames), (stage.long_batch, size.long_frames)):
+        if batch:
+            total += student_flops(config, student, "flow_matching", frames, batch) * batch
+    return {"forward": total.forward, "backward": total.backward}
+
+
+def _one(config: RunConfig, built: Networks) -> Flops:
+    """One LONG clip through the student's DM head."""
+    clips = config.distill.rollout_batch
+    return student_flops(config, built.student, "distribution_matching", shapes(config).long_frames, clips)
+
+
+def _rollout(config: RunConfig, built: Networks) -> float:
+    """Forward passes up to the exit step, which carries the graph."""
+    passes = (len(config.sampling.steps) + 1) / 2
+    return passes * config.distill.rollout_batch * _one(config, built).forward
+
+
+def _student(config: RunConfig, built: Networks) -> dict[str, float]:
+    """Backward pass of the exit step, the scores, and the anchor when the exit step is the first."""
+    distill, rows = config.distill, config.distill.rollout_batch
+    windows = rows * scored_windows(config)
+    teacher_calls = 1 if config.loss.guidance_scale == 1 else 2
+    frozen = plain_flops(config, built.teacher, distill.window_frames).forward
+    critic = plain_flops(config, built.critic, distill.window_frames).forward
+    share = bool(config.loss.anchor_weight) / len(config.sampling.steps)
+    reference = student_flops(config, built.frozen_student, "flow_matching", shapes(config).long_frames, rows)
+    return {
+        "student_backward": rows * _one(config, built).backward,
+        "score_teacher": windows * teacher_calls * frozen,
+        "score_critic": windows * critic,
+        "anchor": rows * share * reference.forward,
+    }
+
+
+def _critic(config: RunConfig, built: Networks) -> dict[str, float]:
+    distill = config.distill
+    one = plain_flops(config, built.critic, distill.window_frames)
+    updates = one * (distill.critic_updates * distill.critic_batch)
+    return {"critic_forward": updates.forward, "critic_backward": updates.backward}

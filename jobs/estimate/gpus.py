@@ -1,9 +1,22 @@
-"""GPUs that a dry run can be asked about."""
+"""The GPUs that a dry run knows, and what to change when a stage does not fit on one.
+
+Each remedy has been tried by the same sums.
+"""
 
 import difflib
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 
+from jobs.config.schema import RunConfig
+from jobs.estimate.flops import networks
+from jobs.estimate.memory import footprint
+from jobs.estimate.shapes import scored_windows
+from models.autoencoders.kinds import autoencoder_kind
 from models.errors import ConfigError
+
+RANK = 32
+"""Rank of the adapters that are proposed."""
 
 USABLE = 0.92
 """Share of a GPU's memory that training can fill; the rest is the driver's or lost in gaps (assumed)."""
@@ -26,15 +39,10 @@ GIB = {
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU.
-
-    Args:
-        name: as on the command line.
-        bytes: its memory as its data sheet tells it.
-    """
-
     name: str
+    """As on the command line."""
     bytes: int
+    """Memory by its data sheet."""
 
     @property
     def usable(self) -> int:
@@ -59,3 +67,80 @@ def gpu(name: str) -> Gpu:
 def smallest(needed: int) -> Gpu | None:
     """The smallest GPU of the table that holds `needed` bytes."""
     return next((one for one in map(gpu, sorted(GIB, key=GIB.__getitem__)) if one.usable >= needed), None)
+
+
+def require_fit(config: RunConfig, stages: Mapping[str, Mapping[str, int]], on: Gpu) -> None:
+    """Refuse a run of which a stage does not fit on a GPU.
+
+    Args:
+        config: the run's settings.
+        stages: bytes per worker by part, of each stage.
+        on: the GPU.
+
+    Raises:
+        ConfigError: the stage that needs most, and what to change.
+    """
+    stage, parts = max(stages.items(), key=lambda entry: sum(entry[1].values()))
+    needed, largest = sum(parts.values()), max(parts, key=lambda name: parts[name])
+    if needed <= on.usable:
+        return
+    larger = smallest(needed)
+    or_larger = f", or take {larger.name}" if larger else ""
+    chosen: list[str] = []
+    remedy = f"No fewer LONG frames, adapters or workers make it fit{or_larger}; nothing is sharded over GPUs"
+    for setting, changed in _remedies(config, stage, on):
+        chosen.append(setting)
+        if _bytes(changed, stage) <= on.usable:
+            remedy = f"Set {' '.join(chosen)}{or_larger}; weights are not sharded over GPUs"
+            break
+    raise ConfigError(
+        f"{stage} needs {_gib(needed)} a worker, {_gib(parts[largest])} of it {largest.replace('_', ' ')}, "
+        f"but of {on.name} {_gib(on.usable)} can be used",
+        remedy,
+    )
+
+
+def _remedies(config: RunConfig, stage: str, on: Gpu) -> Iterator[tuple[str, RunConfig]]:
+    """Settings that save memory, one after another, each with the config that has all of them so far."""
+    if not config.cluster.activation_checkpointing:
+        config = replace(config, cluster=replace(config.cluster, activation_checkpointing=True))
+        yield "cluster.activation_checkpointing=true", config
+    settings = config.distill if stage == "warmup" else getattr(config, stage)
+    batches = ("short_batch", "long_batch", "rollout_batch", "critic_batch")
+    most = math.gcd(*(getattr(settings, name, 0) for name in batches))
+    if most > config.cluster.num_workers:
+        config = replace(config, cluster=replace(config.cluster, num_workers=most))
+        yield f"cluster.num_workers={most}", config
+    if not config.lora.rank and stage in config.lora.stages:
+        config = replace(config, lora=replace(config.lora, rank=RANK))
+        yield f"lora.rank={RANK}", config
+    if stage != "teacher":
+        yield from _fewer_frames(config, stage, on)
+
+
+def _fewer_frames(config: RunConfig, stage: str, on: Gpu) -> Iterator[tuple[str, RunConfig]]:
+    """The longest LONG windows that fit, not shorter than SHORT ones, longer than those of other buckets."""
+    data, grain = config.data, autoencoder_kind(config.autoencoder).temporal_factor
+    least = max([data.short_frames, *(length + grain for length in data.long_lengths)])
+    low, high = 1, (data.long_frames - least) // grain
+    if high < 1:
+        return
+    while low < high:  # the fewest grains to cut
+        middle = (low + high) // 2
+        shorter = replace(config, data=replace(data, long_frames=data.long_frames - grain * middle))
+        low, high = (low, middle) if _bytes(shorter, stage) <= on.usable else (middle + 1, high)
+    frames = data.long_frames - grain * high
+    changed, setting = replace(config, data=replace(data, long_frames=frames)), f"data.long_frames={frames}"
+    windows = scored_windows(changed)
+    if windows < (changed.distill.windows_per_video or 0):
+        setting += f" distill.windows_per_video={windows}"
+        changed = replace(changed, distill=replace(changed.distill, windows_per_video=windows))
+    yield setting, changed
+
+
+def _bytes(config: RunConfig, stage: str) -> int:
+    return sum(footprint(config, stage, networks(config, stage), half=True).values())
+
+
+def _gib(count: int) -> str:
+    return f"{count / 2**30:,.1f} GiB"

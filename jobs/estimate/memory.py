@@ -9,9 +9,7 @@ their inputs alone.
 from dataclasses import dataclass
 
 from jobs.config.schema import RunConfig
-from jobs.estimate.flops import Tokens
-from jobs.estimate.networks import SCORED, Networks, parameters, trained
-from jobs.estimate.phases import tokens
+from jobs.estimate.flops import SCORED, Networks, Tokens, parameters, tokens, trained
 from jobs.estimate.shapes import scored_windows, shapes
 from models.ddt import Student
 from pipelines.training.batches import HELD_OUT_WINDOWS

@@ -9,10 +9,9 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from jobs.config import load as configs
 from jobs.config.schema import RunConfig
-from jobs.estimate.describe import stage_cost
-from jobs.estimate.flops import Tokens
+from jobs.estimate.flops import Tokens, networks
 from jobs.estimate.memory import activations, footprint
-from jobs.estimate.networks import networks
+from jobs.estimate.report import stage_cost
 from models.blocks import checkpoint_blocks
 from models.config import LoraConfig, ModelConfig
 from models.ddt import Student

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from jobs.config import load as configs
-from jobs.estimate.describe import describe, render, to_json
+from jobs.estimate.report import describe, render, to_json
 
 
 def test_the_tiny_networks_have_the_sizes_of_the_recipe():

@@ -9,9 +9,8 @@ from typer.testing import CliRunner
 
 from jobs.cli import app
 from jobs.config import load as configs
-from jobs.estimate.describe import describe
-from jobs.estimate.fitting import require_fit
-from jobs.estimate.gpus import GIB, gpu, smallest
+from jobs.estimate.gpus import GIB, gpu, require_fit, smallest
+from jobs.estimate.report import describe
 from models.errors import ConfigError
 
 WAN = ("train", "--config", "wan-1.3b", "--dry-run")
@@ -19,6 +18,10 @@ WAN = ("train", "--config", "wan-1.3b", "--dry-run")
 
 def call(*words):
     return CliRunner().invoke(app, words, prog_name="sostenuto")
+
+
+def fit(config, stage, asked):
+    require_fit(config, {cost.stage: cost.parts for cost in describe(config, stage, asked).stages}, asked)
 
 
 def test_one_object_on_standard_output_and_one_line_on_the_other():
@@ -67,13 +70,13 @@ def test_a_remedy_holds_when_it_is_taken(stage, memory, lengths):
     config = configs.load("wan-1.3b", [*SMALL, *lengths])
     asked = dataclasses.replace(gpu("h100"), name="small", bytes=memory << 30)
     with pytest.raises(ConfigError) as refused:
-        require_fit(config, describe(config, stage, asked), asked)
+        fit(config, stage, asked)
     settings = re.findall(SETTING, refused.value.remedy)
     if not settings:
         assert refused.value.remedy.startswith("No fewer")
         return
     again = configs.load("wan-1.3b", [*SMALL, *lengths, *settings])
-    require_fit(again, describe(again, stage, asked), asked)
+    fit(again, stage, asked)
 
 
 def test_one_setting_less_is_not_enough():
@@ -81,11 +84,11 @@ def test_one_setting_less_is_not_enough():
     config = configs.load("wan-1.3b", SMALL)
     asked = dataclasses.replace(gpu("h100"), name="small", bytes=32 << 30)
     with pytest.raises(ConfigError) as refused:
-        require_fit(config, describe(config, "sft", asked), asked)
+        fit(config, "sft", asked)
     settings = re.findall(SETTING, refused.value.remedy)
     less = configs.load("wan-1.3b", [*SMALL, *settings[:-1]])
     with pytest.raises(ConfigError):
-        require_fit(less, describe(less, "sft", asked), asked)
+        fit(less, "sft", asked)
 
 
 def test_the_smallest_that_holds_it():
