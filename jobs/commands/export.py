@@ -20,7 +20,7 @@ from models.flow import shift_for
 from models.wan.layout import is_windowed
 from models.wan.transformer import require_exportable, write_transformer
 from pipelines.checkpoints import NetworkSpec, checkpoint_file, load_network, read_spec
-from pipelines.data.store.info import DatasetInfo, read_info
+from pipelines.data.store.info import read_info
 from pipelines.evaluation.run import RESULT, Evaluation
 from pipelines.generation import require_head
 from pipelines.storage import Storage
@@ -59,7 +59,12 @@ def export(
     found = checkpoint or require_finished(RunPaths.of(config).seed(config.seed), stage, "export").checkpoint
     folder = str(Storage(found))
     settings, spec = _settings(folder), read_spec(folder)
-    _require_exportable(folder, spec, head)
+    if spec.role != "student":
+        raise CheckpointError(
+            f"{folder} holds a {spec.role}", "Give the folder of a student: --stage distill, sft or mixed"
+        )
+    require_exportable(spec.model)
+    require_head(spec, head)
     with tempfile.TemporaryDirectory() as name:
         student = load_network(folder).model
         assert isinstance(student, Student)
@@ -85,15 +90,6 @@ def _settings(folder: str) -> RunConfig:
         return configs.from_json(path.read_text())
 
 
-def _require_exportable(folder: str, spec: NetworkSpec, head: Literal["dm", "fm"]) -> None:
-    if spec.role != "student":
-        raise CheckpointError(
-            f"{folder} holds a {spec.role}", "Give the folder of a student: --stage distill, sft or mixed"
-        )
-    require_exportable(spec.model)
-    require_head(spec, head)
-
-
 def _write_beside(made: Path, settings: RunConfig, spec: NetworkSpec, folder: str, head: str) -> None:
     """Scheduler, settings, licence and card."""
     (made / "scheduler").mkdir()
@@ -103,13 +99,17 @@ def _write_beside(made: Path, settings: RunConfig, spec: NetworkSpec, folder: st
     licence = find_licence(settings)
     if licence.path is not None:
         shutil.copyfile(licence.path, made / "LICENSE")
+    try:
+        dataset = read_info(RunPaths.of(settings).dataset)
+    except (DataError, ClusterError):
+        dataset = None
     card = model_card(
         settings,
         spec,
         checkpoint="/".join(folder.rstrip("/").split("/")[-2:]),
         head=head,
         shift=scheduler["shift"],
-        dataset=_dataset(settings),
+        dataset=dataset,
         metrics=_metrics(settings, folder, head),
         licence=licence,
     )
@@ -132,7 +132,7 @@ def scheduler_fields(config: RunConfig, frames: int, head: str) -> dict[str, Any
 
 
 def _shared(config: RunConfig) -> str:
-    """The settings as YAML without places on this machine, so that they can be handed on."""
+    """The settings as YAML without paths on this machine, so that they can be shared."""
     tree = configs.to_dict(config)
     for group in ("storage", "tracking", "cluster", "sweep"):
         del tree[group]
@@ -141,13 +141,6 @@ def _shared(config: RunConfig) -> str:
         if tree[group][name] is not None:
             tree[group][name] = Path(tree[group][name]).name
     return yaml.safe_dump(tree, sort_keys=False)
-
-
-def _dataset(config: RunConfig) -> DatasetInfo | None:
-    try:
-        return read_info(RunPaths.of(config).dataset)
-    except (DataError, ClusterError):
-        return None
 
 
 def _metrics(config: RunConfig, folder: str, head: str) -> dict[str, dict[str, Any]]:

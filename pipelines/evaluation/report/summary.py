@@ -11,20 +11,9 @@ from pipelines.evaluation.scores import Value
 from pipelines.storage import Storage
 
 SUMMARY = "summary.json"
-WORLD_KEYS = (
-    "texture_error",
-    "motion_error",
-    "sharpness",
-    "rule",
-    "caption_accuracy",
-    "diversity",
-    "window_frechet",
-    "video_frechet",
-    "pixel_window_frechet",
-    "unseen_window_frechet",
-    "unseen_rule",
-    "nfe",
-    "seconds_per_video_second",
+WORLD_KEYS = tuple(
+    "texture_error motion_error sharpness rule caption_accuracy diversity window_frechet video_frechet "
+    "pixel_window_frechet unseen_window_frechet unseen_rule nfe seconds_per_video_second".split()
 )
 """Metrics in summary.json, per system of the built-in world."""
 MINUTE_KEYS = ("story_frechet", "rule_strict", "same_colour_withheld", "texture_error_by_eighth")

@@ -316,5 +316,5 @@ def test_the_command_finds_the_runs_student(tmp_path: Path) -> None:
     done = runner.invoke(app, words)
     assert done.exit_code == 0, done.output
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "README.md", "config.json", "diffusion_pytorch_model.safetensors", "sostenuto.yaml", "scheduler",
+        "README.md", "config.json", "diffusion_pytorch_model.safetensors", "scheduler", "sostenuto.yaml",
     ]  # fmt: skip
