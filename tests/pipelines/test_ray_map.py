@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import ray
 from ray import cloudpickle
 
 from models.errors import CheckpointError, ClusterError, DataError
@@ -78,3 +79,11 @@ def test_a_worker_that_dies_each_time_is_told(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(module, "ray_map", lambda *_: iter([(0, "a"), (2, "c")]))
     with pytest.raises(ClusterError, match="Work on item 1 was lost"):
         ray_map_all(str, ["item 0", "item 1", "item 2"])
+
+
+def test_ray_datas_settings_are_put_back(ray_local: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    context = ray.data.DataContext.get_current()
+    monkeypatch.setattr(context, "max_errored_blocks", 3)
+    monkeypatch.setattr(context, "enable_progress_bars", True)
+    list(ray_map(str, [1]))
+    assert (context.max_errored_blocks, context.enable_progress_bars) == (3, True)

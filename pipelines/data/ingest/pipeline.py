@@ -207,7 +207,7 @@ def _done_before(storage: Storage, videos: Mapping[str, Sequence[Source]]) -> di
     if known and not done and storage.exists(f"{AUTOENCODER_FOLDER}/config.json"):
         raise DataError(
             f"{storage} was made from other videos: none of those in the two corpora is in it",
-            "Give the run another name, or say --fresh to replace its dataset",
+            "Give the run another name, or use --fresh to replace its dataset",
         )
     return done
 

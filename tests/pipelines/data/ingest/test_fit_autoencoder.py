@@ -80,7 +80,7 @@ def test_the_sample_is_bounded_in_bytes(
     seen = []
     original = PcaAutoencoder.fit
     monkeypatch.setattr(
-        fit.PcaAutoencoder, "fit", lambda frames, *rest: seen.append(frames) or original(frames, *rest)
+        PcaAutoencoder, "fit", lambda frames, *rest: seen.append(frames) or original(frames, *rest)
     )
     config = AutoencoderConfig(components=4)
     prepare_autoencoder(make_task(corpora, tmp_path), videos(corpora), config, 0, lambda *step: None)

@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import ray
 import torch
 
 from models.config import AutoencoderConfig
-from models.errors import ClusterError, ConfigError, DataError, SostenutoError
+from models.errors import ClusterError, ConfigError, DataError
 from pipelines import ray_map
 from pipelines.data.config import DataConfig
 from pipelines.data.decode.decoder import Decoder
@@ -362,32 +361,6 @@ def test_ray_must_run(corpora: tuple[Path, Path], tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(ray_map.ray, "is_initialized", lambda: False)
     with pytest.raises(ClusterError, match="Ray is not running"):
         run(*corpora, tmp_path / "out")
-
-
-def test_a_full_disk_in_a_worker_is_told_as_such(ray_local: None, ingested: Ingested) -> None:
-    def work(group: Group) -> None:
-        raise ClusterError("the disk is full", "Free space")
-
-    videos = list_corpus(ingested.short).sources
-    with pytest.raises(ClusterError, match="the disk is full"):
-        list(ray_map.ray_map(work, [Group(corpus="short", sources=tuple(videos))]))
-
-
-def test_a_defect_in_a_worker_is_told_not_hidden(ray_local: None, ingested: Ingested) -> None:
-    def work(group: Group) -> None:
-        return {}["missing"]
-
-    videos = list_corpus(ingested.short).sources
-    with pytest.raises(SostenutoError, match=r"part0/clip0\.mp4 on: KeyError: 'missing'"):
-        list(ray_map.ray_map(work, [Group(corpus="short", sources=tuple(videos))]))
-
-
-def test_ray_datas_settings_are_put_back(ray_local: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    context = ray.data.DataContext.get_current()
-    monkeypatch.setattr(context, "max_errored_blocks", 3)
-    monkeypatch.setattr(context, "enable_progress_bars", True)
-    list(ray_map.ray_map(lambda item: item, [1]))
-    assert (context.max_errored_blocks, context.enable_progress_bars) == (3, True)
 
 
 class Walked(list[Source]):
