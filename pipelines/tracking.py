@@ -16,6 +16,10 @@ class Progress(Protocol):
         """`done` of `total` units of `task` are done; the note has the newest numbers, for people."""
 
 
+def no_progress(task: str, done: int, total: int, note: str = "", /) -> None:
+    """Shows nothing."""
+
+
 class Tracker(Protocol):
     """One run of a tracking service, held by one process. No method raises when the service is away."""
 

@@ -120,7 +120,7 @@ def ingest_corpora(
     """Render the built-in world where it is used, then ingest both corpora and embed their captions on the
     running Ray; `fresh` removes the dataset once both corpora are listed."""
     if config.uses_world:
-        render(config, paths, lambda done, total: progress("world", done, total))
+        render(config, paths, progress)
     short, long = paths.corpora(config)
     read: list[Status] = []
     began = time.monotonic()

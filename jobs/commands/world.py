@@ -2,7 +2,6 @@
 
 import os
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 from jobs.config.paths import RunPaths, is_remote
@@ -10,6 +9,7 @@ from jobs.config.schema import RunConfig
 from jobs.console import ConsoleProgress, print_line
 from models.errors import ConfigError
 from pipelines.storage import Storage
+from pipelines.tracking import Progress
 from pipelines.world.render import write_world
 
 
@@ -34,13 +34,13 @@ def world(config: RunConfig, *, fresh: bool = False) -> None:
     if fresh:
         Storage(paths.root).delete("world")
     with ConsoleProgress() as progress:
-        render(config, paths, lambda done, total: progress("world", done, total))
+        render(config, paths, progress)
     print_line(
         f"world: {config.world.short_clips} SHORT and {config.world.long_clips} LONG clips in {paths.world}"
     )
 
 
-def render(config: RunConfig, paths: RunPaths, progress: Callable[[int, int], None]) -> None:
+def render(config: RunConfig, paths: RunPaths, progress: Progress) -> None:
     """Write the world where the run keeps it; an object store gets it from a temporary folder."""
     workers = os.cpu_count() or 1
     if not is_remote(paths.world):

@@ -30,12 +30,13 @@ from pipelines.evaluation.measure import (
     among_first,
     cut,
 )
-from pipelines.evaluation.settings import EvaluationSettings, Group, Progress, System, VideoShape
+from pipelines.evaluation.settings import EvaluationSettings, Group, System, VideoShape
 from pipelines.generation import generate_latents
 from pipelines.media.color import Frames
 from pipelines.media.video import store_mp4
 from pipelines.ray_map import Pool, ray_map_all
 from pipelines.storage import Storage
+from pipelines.tracking import Progress
 
 CLIPS = "clips"
 """Folder of the showcase videos, below the evaluation's."""

@@ -22,11 +22,12 @@ from pipelines.data.store.info import dataset_autoencoder, read_info
 from pipelines.evaluation.features.extractors import EXTRACTORS
 from pipelines.evaluation.generate import write_clip
 from pipelines.evaluation.measure import Columns, Measurements, Measurer, among_first, cut
-from pipelines.evaluation.settings import EvaluationSettings, Progress, VideoShape
+from pipelines.evaluation.settings import EvaluationSettings, VideoShape
 from pipelines.evaluation.temporal import METRICS
 from pipelines.media.video import through_mp4
 from pipelines.ray_map import Tasks, ray_map_all
 from pipelines.storage import Storage
+from pipelines.tracking import Progress
 from pipelines.world.captions import caption
 from pipelines.world.config import WorldConfig
 from pipelines.world.factors import all_labels, draw_long

@@ -15,10 +15,10 @@ from pipelines.evaluation.generate import clip_path, generate
 from pipelines.evaluation.measure import Measurements, SystemMeasurements
 from pipelines.evaluation.reference import measure_real, reference_specs
 from pipelines.evaluation.scores import ClipScorer, Scores, WorldScorer, notes
-from pipelines.evaluation.settings import EvaluationSettings, Group, Progress, System, video_shape
+from pipelines.evaluation.settings import EvaluationSettings, Group, System, video_shape
 from pipelines.generation import check
 from pipelines.storage import Storage
-from pipelines.tracking import Tracker
+from pipelines.tracking import Progress, Tracker, no_progress
 
 RESULT = "evaluation.json"
 """The file, below the folder of an evaluation, that says it is finished."""
@@ -65,7 +65,7 @@ def evaluate(
     settings: EvaluationSettings,
     out: str,
     tracker: Tracker | None = None,
-    progress: Progress | None = None,
+    progress: Progress = no_progress,
 ) -> Evaluation:
     """Compares systems with each other and with real videos; Ray must be running or startable.
 
@@ -89,9 +89,9 @@ def evaluate(
         check(read_spec(system.checkpoint), system.method)
     shape = video_shape(settings)
 
-    real = measure_real(reference_specs(settings, shape), settings, progress or _silent)
+    real = measure_real(reference_specs(settings, shape), settings, progress)
     captions = _captions(settings, real)
-    measured = generate(systems, captions, shape, settings, out, progress or _silent)
+    measured = generate(systems, captions, shape, settings, out, progress)
     measured["corpus_long"] = SystemMeasurements([real["long"]], clip_seconds=shape.seconds)
     scorer: WorldScorer | ClipScorer
     if settings.world is None:
@@ -129,9 +129,9 @@ def evaluate(
     return result
 
 
-def prepare(settings: EvaluationSettings, progress: Progress | None = None) -> None:
+def prepare(settings: EvaluationSettings, progress: Progress = no_progress) -> None:
     """Measures the real videos that systems will be compared with, so that `evaluate` finds them ready."""
-    measure_real(reference_specs(settings, video_shape(settings)), settings, progress or _silent)
+    measure_real(reference_specs(settings, video_shape(settings)), settings, progress)
 
 
 def _captions(settings: EvaluationSettings, real: Mapping[str, Measurements]) -> dict[Group, Sequence[str]]:
@@ -147,7 +147,3 @@ def _captions(settings: EvaluationSettings, real: Mapping[str, Measurements]) ->
         few = real["ideal"].captions[: settings.evaluation.withheld_videos]
         groups["withheld"] = [withhold(text, settings.text.withheld_words) for text in few]
     return groups
-
-
-def _silent(task: str, done: int, total: int) -> None:
-    """Shows nothing."""

@@ -1,6 +1,5 @@
 """What an evaluation compares: the systems, the shape of their videos, and where everything is."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,8 +14,6 @@ from pipelines.evaluation.config import EvaluationConfig
 from pipelines.generation import Head, Method, Sampler
 from pipelines.world.config import WorldConfig
 
-Progress = Callable[[str, int, int], None]
-"""Called with the name of a phase, what is done of it, and its whole."""
 Group = Literal["seen", "unseen", "withheld"]
 """Captions of LONG, of textures that LONG never shows, or with the withheld words left out."""
 

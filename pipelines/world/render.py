@@ -3,7 +3,7 @@
 import json
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from models.errors import ClusterError, ConfigError, DataError
 from pipelines.media.video import encode
+from pipelines.tracking import Progress, no_progress
 from pipelines.world.config import WorldConfig
 from pipelines.world.factors import NUM_FACTORS, Clips, describe, draw_long, draw_short
 from pipelines.world.scene import paint
 
-Progress = Callable[[int, int], None]
 DESCRIPTION = "world.json"
 METADATA = "metadata.jsonl"
 CHUNK_FRAMES = 64
@@ -60,7 +60,7 @@ def clip_name(index: int) -> str:
 
 
 def write_world(
-    config: WorldConfig, folder: str | Path, progress: Progress | None = None, workers: int = 1
+    config: WorldConfig, folder: str | Path, progress: Progress = no_progress, workers: int = 1
 ) -> None:
     """Render short/ and long/ under a local folder: MP4 files, metadata.jsonl and world.json.
 
@@ -68,7 +68,7 @@ def write_world(
     same bytes, however often it is interrupted and with any number of workers.
 
     Args:
-        progress: called with (clips done, clips in all).
+        progress: shows the clips that are done.
         workers: processes; 1 renders in this one.
 
     Raises:
@@ -93,12 +93,10 @@ def write_world(
         tasks = [task for name in clips for task in _tasks(config, folder / name, clips[name])]
         total = config.short_clips + config.long_clips
         done = total - sum(len(task.paths) for task in tasks)
-        if progress is not None:
-            progress(done, total)
+        progress("world", done, total)
         for finished in _run(tasks, workers):
             done += finished
-            if progress is not None:
-                progress(done, total)
+            progress("world", done, total)
         for name, corpus in clips.items():
             rows = [
                 {"file_name": clip_name(i), "caption": caption} for i, caption in enumerate(corpus.captions)

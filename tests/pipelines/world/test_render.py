@@ -87,7 +87,7 @@ def test_the_same_config_gives_the_same_bytes_with_any_number_of_workers(
 ) -> None:
     monkeypatch.setattr(module, "TASK_FRAMES", 24)
     seen: list[tuple[int, int]] = []
-    write_world(CONFIG, tmp_path, lambda done, total: seen.append((done, total)), workers=2)
+    write_world(CONFIG, tmp_path, lambda task, done, total: seen.append((done, total)), workers=2)
     assert digests(tmp_path) == digests(world)
     assert seen[0] == (0, 10)
     assert seen[-1] == (10, 10)
@@ -109,7 +109,7 @@ def test_resume_keeps_what_is_whole_and_makes_what_is_missing(world: Path, tmp_p
         path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.mp4") if not path.name.startswith(".")
     }
     seen: list[tuple[int, int]] = []
-    write_world(CONFIG, tmp_path, lambda done, total: seen.append((done, total)))
+    write_world(CONFIG, tmp_path, lambda task, done, total: seen.append((done, total)))
     assert digests(tmp_path) == digests(world)
     assert all(path.stat().st_mtime_ns == time for path, time in kept.items())
     assert seen[0] == (8, 10)
@@ -121,7 +121,7 @@ def test_an_interrupted_run_is_finished_by_the_same_call(
 ) -> None:
     monkeypatch.setattr(module, "TASK_FRAMES", 8)
 
-    def stop(done: int, total: int) -> None:
+    def stop(task: str, done: int, total: int, note: str = "", /) -> None:
         if done >= total // 2:
             raise KeyboardInterrupt
 
@@ -136,7 +136,7 @@ def test_an_interrupted_run_is_finished_by_the_same_call(
 def test_a_finished_world_is_not_touched(world: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in world.rglob("*")}
     seen: list[tuple[int, int]] = []
-    write_world(CONFIG, world, lambda done, total: seen.append((done, total)), workers=2)
+    write_world(CONFIG, world, lambda task, done, total: seen.append((done, total)), workers=2)
     assert seen == [(10, 10)]
     assert {path: path.stat().st_mtime_ns for path in world.rglob("*")} == before
 
