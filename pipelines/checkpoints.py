@@ -27,7 +27,7 @@ MANIFEST_FILE = "manifest.json"
 
 @dataclass(frozen=True)
 class NetworkSpec:
-    """Everything needed to build a network before its weights are read.
+    """What a network is: enough to build it before its weights are read.
 
     Args:
         role: `teacher` is a plain stack, `student` has two heads.
@@ -35,8 +35,8 @@ class NetworkSpec:
         text: how captions are encoded.
         channels: latent channels.
         shape: latents of a clip, [T, C, h, w].
-        lora: the adapters that it is trained by, if any; they are merged when it is loaded.
-        distilled: whether a student's DM head has been trained: by distillation, not by its warm-up.
+        lora: adapters in its files, if any; loading merges them.
+        distilled: whether distillation, not just its warm-up, has trained a student's DM head.
     """
 
     role: Role
@@ -91,7 +91,7 @@ class Network:
 
 
 def seal(folder: Path) -> None:
-    """Flushes a folder's files to disk and writes their manifest last: without one, a folder is not whole."""
+    """Flushes a folder's files to disk, then writes their manifest: without one a folder is no checkpoint."""
     sums = {}
     for path in sorted(folder.iterdir()):
         with path.open("rb") as stream:
@@ -100,31 +100,31 @@ def seal(folder: Path) -> None:
     (folder / MANIFEST_FILE).write_text(json.dumps(sums, indent=1))
 
 
-def check_seal(folder: Path, names: Sequence[str] | None = None, told: str | None = None) -> None:
+def check_seal(folder: Path, names: Sequence[str] | None = None, place: str | None = None) -> None:
     """Compares files with the manifest.
 
     Args:
         folder: of a checkpoint, on this machine's disk.
-        names: files that are compared; None is all.
-        told: what the folder is called in an error; None is its path.
+        names: files to compare; None is all.
+        place: the folder's name in error messages; None is its path.
 
     Raises:
         CheckpointError: no manifest, a missing file, or one that has changed.
     """
-    told = told or str(folder)
+    place = place or str(folder)
     try:
         sums = json.loads((folder / MANIFEST_FILE).read_text())
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{told} is not a whole checkpoint: {error}", "use an earlier one") from error
+        raise CheckpointError(f"{place} is not a whole checkpoint: {error}", "use an earlier one") from error
     for name in sums if names is None else names:
         path = folder / name
         if not path.is_file() or file_sha256(path) != sums.get(name):
-            raise CheckpointError(f"{told}/{name} is missing or damaged", "use an earlier checkpoint")
+            raise CheckpointError(f"{place}/{name} is missing or damaged", "use an earlier checkpoint")
 
 
 @contextmanager
 def checkpoint_file(folder: str | Path, name: str) -> Iterator[Path]:
-    """One file of a checkpoint on this machine's disk, compared with the manifest; no other file is read.
+    """One file of a checkpoint, brought to this machine's disk and compared with the manifest.
 
     Args:
         folder: of local or remote storage.

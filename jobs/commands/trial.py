@@ -4,8 +4,7 @@ import dataclasses
 import os
 import shutil
 import threading
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any
 
 import ray
@@ -28,15 +27,6 @@ from pipelines.training.trainer import train_stage
 
 SYSTEM = "trial"
 """Name of the one system that a trial's evaluations compare with real videos."""
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """One checkpoint of a trial."""
-
-    step: int
-    metrics: Mapping[str, float]
-    """By the names of summary.json."""
 
 
 class Relay(UserCallback):
@@ -114,40 +104,25 @@ def run_trial(space: dict[str, Any], sweep: str, parent: RunReference | None, re
     quiet()
     base = from_json(sweep)
     trial = tune.get_context().get_trial_id()
-    for found in measurements(base, space, trial, parent, references):
-        if base.sweep.metric not in found.metrics:
-            raise ConfigError(
-                f"sweep.metric {base.sweep.metric!r} is not measured",
-                f"Choose one of {', '.join(sorted(found.metrics))}",
-            )
-        tune.report({**found.metrics, "step": found.step})
-
-
-def measurements(
-    base: RunConfig, space: Mapping[str, Any], trial: str, parent: RunReference | None, references: str
-) -> Iterator[Measurement]:
-    """Train the sweep's stage with other settings, and measure each checkpoint while training goes on.
-
-    Args:
-        base: the sweep's settings.
-        space: dotted names and values of this trial.
-        trial: its folder below the sweep's.
-        parent: MLflow run of the sweep.
-        references: folder of the measured references.
-    """
     drawn = {name: value.item() if hasattr(value, "item") else value for name, value in space.items()}
     config, paths = with_values(base, drawn), RunPaths.of(base)
     stage, seed = config.sweep.stage, config.seed
     recipe = make_recipe(config, stage, seed, paths.seed(seed), paths.dataset)
-    root = f"{paths.sweeps}/trials/{trial}"
+    recipe = dataclasses.replace(recipe, root=f"{paths.sweeps}/trials/{trial}")
     tracker_factory = factory(open_run(config, f"sweep/{trial}", parent=parent))
     tracker = tracker_factory()
     tracker.params(flatten(config))
-    for step, checkpoint in _checkpoints(dataclasses.replace(recipe, root=root), tracker_factory):
-        metrics = _measure(config, base, checkpoint, references, f"{root}/step-{step}")
-        if metrics is not None:
-            tracker.metrics(step, {f"eval/{name}": value for name, value in metrics.items()})
-            yield Measurement(step, metrics)
+    for step, checkpoint in _checkpoints(recipe, tracker_factory):
+        metrics = _measure(config, base, checkpoint, references, f"{recipe.root}/step-{step}")
+        if metrics is None:
+            continue
+        tracker.metrics(step, {f"eval/{name}": value for name, value in metrics.items()})
+        if base.sweep.metric not in metrics:
+            raise ConfigError(
+                f"sweep.metric {base.sweep.metric!r} is not measured",
+                f"Choose one of {', '.join(sorted(metrics))}",
+            )
+        tune.report({**metrics, "step": step})
     tracker.close()
 
 

@@ -3,7 +3,7 @@
 import hashlib
 import math
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -20,12 +20,11 @@ from pipelines.data.types import Rejected
 from pipelines.media.color import Frames
 from pipelines.ray_map import ray_map
 from pipelines.storage import Storage
+from pipelines.tracking import Progress
 
 SAMPLE_BYTES = 1 << 30
 """Most bytes of frames that the fit holds, whatever autoencoder.fit_frames says."""
 GROUP_BYTES = 16 << 20
-
-Progress = Callable[[str, int, int], object]
 
 
 def prepare_autoencoder(

@@ -18,7 +18,7 @@ from models.errors import DataError
 from pipelines.data.checks import check_ingest
 from pipelines.data.config import DataConfig
 from pipelines.data.ingest.finalize import check_rejects, finalize
-from pipelines.data.ingest.fit_autoencoder import Progress, check_autoencoder, prepare_autoencoder
+from pipelines.data.ingest.fit_autoencoder import check_autoencoder, prepare_autoencoder
 from pipelines.data.ingest.lease import LEASE_FILE, hold_lease
 from pipelines.data.ingest.worker import Group, Task, new_status, rejected_status, write_group
 from pipelines.data.source.manifest import SOURCES_FILE, Listing, Source, list_corpora, save_hashes
@@ -37,6 +37,7 @@ from pipelines.data.tables import read_table
 from pipelines.data.types import CORPORA, Reject
 from pipelines.ray_map import Pool, ray_map
 from pipelines.storage import Storage, hash_of
+from pipelines.tracking import Progress, no_progress
 
 GROUP_VIDEOS = 512
 """Most videos a task reads."""
@@ -55,7 +56,7 @@ def ingest(
     data: DataConfig,
     autoencoder: AutoencoderConfig,
     seed: int,
-    progress: Progress = lambda *_: None,
+    progress: Progress = no_progress,
     use_gpu: bool = False,
     *,
     fresh: bool = False,

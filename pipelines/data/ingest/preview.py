@@ -6,7 +6,6 @@ import pyarrow.compute as pc
 
 from pipelines.data.checks import check_ingest
 from pipelines.data.config import DataConfig
-from pipelines.data.ingest.fit_autoencoder import Progress
 from pipelines.data.ingest.pipeline import read_videos, refused_listings
 from pipelines.data.ingest.worker import Task, judge_group
 from pipelines.data.report.summary import (
@@ -22,6 +21,7 @@ from pipelines.data.store.ledger import Ledger, Status, read_ledgers
 from pipelines.data.tables import table_of
 from pipelines.data.types import CORPORA
 from pipelines.storage import Storage
+from pipelines.tracking import Progress
 
 
 @dataclass(frozen=True, kw_only=True)

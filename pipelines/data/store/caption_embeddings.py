@@ -5,7 +5,7 @@ the captions and the file's sha256. Parts are only ever added.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 
@@ -24,6 +24,7 @@ from pipelines.data.store.info import read_info
 from pipelines.data.store.shards import RowGroups
 from pipelines.ray_map import Pool, ray_map
 from pipelines.storage import Storage, hash_of
+from pipelines.tracking import Progress, no_progress
 
 FOLDER = "text"
 PART_CAPTIONS = 64
@@ -32,8 +33,6 @@ CACHE_BYTES = 256 << 20
 """Embeddings that a reader holds in memory."""
 _SCHEMA = pa.schema([("caption", pa.string()), ("num_tokens", pa.int32()), ("tokens", pa.large_binary())])
 """`tokens` is float16 [num_tokens, dim], row by row, little-endian."""
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +82,7 @@ def embed_captions(
     *,
     device: str = "cpu",
     pool: Pool | None = None,
-    progress: Progress | None = None,
+    progress: Progress = no_progress,
 ) -> int:
     """Compute and store what has no embedding yet: captions, what withholding makes of them, and the negative
     and the empty one.
@@ -128,8 +127,7 @@ def embed_captions(
     done = 0
     for group in _written(config, storage, groups, device, pool):
         done += len(group.captions)
-        if progress is not None:
-            progress("text", done, len(missing))
+        progress("text", done, len(missing))
     if done < len(missing):
         raise DataError(
             f"{len(missing) - done} captions were not embedded: the worker died each time",
