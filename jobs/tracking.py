@@ -10,12 +10,14 @@ import os
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from jobs.config.load import config_hash, flatten
 from jobs.config.paths import absolute_root, is_remote
 from jobs.config.schema import RunConfig
 from jobs.console import warn
@@ -157,6 +159,24 @@ def open_run(
 def factory(reference: RunReference | None) -> TrackerFactory:
     """The TrackerFactory of `open_run`'s result."""
     return null_factory if reference is None else reference
+
+
+@contextmanager
+def dataset_run(config: RunConfig) -> Iterator[Tracker]:
+    """The config's run `dataset`, of what ingest made and inspect saw, for the length of a `with` block.
+
+    Raises:
+        ConfigError: there is no place for MLflow's file.
+        ClusterError: MLflow does not answer or refuses.
+    """
+    tracker = factory(open_run(config, "dataset", tags={"sostenuto.config_hash": config_hash(config)}))()
+    tracker.params(flatten(config))
+    try:
+        yield tracker
+    except BaseException:
+        tracker.close("FAILED")
+        raise
+    tracker.close()
 
 
 def _experiment(client: Any, config: RunConfig, uri: str) -> str:

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.commands.dataset_run import dataset_run
 from jobs.commands.preview import preview
 from jobs.commands.world import render
 from jobs.config.paths import RunPaths
 from jobs.config.schema import RunConfig
 from jobs.console import ConsoleProgress, print_line
 from jobs.ray_session import ray_session
+from jobs.tracking import dataset_run
 from models.text.kinds import text_kind
 from pipelines.data.checks import check_ingest
 from pipelines.data.ingest.pipeline import ingest as run_ingest
@@ -87,11 +87,12 @@ def ingest(
     with (
         ConsoleProgress(to_stderr=as_json) as progress,
         ray_session(config.cluster),
-        dataset_run(config) as run,
+        dataset_run(config) as tracker,
     ):
         done = ingest_corpora(config, paths, progress, fresh=fresh)
         rates = {f"data/{name}": rate for name, rate in done.rates.items()} if done.windows else {}
-        run.record(done.info.data_hash, rates)
+        tracker.tags({"sostenuto.data_hash": done.info.data_hash})
+        tracker.metrics(0, rates)
     if as_json:
         print_line(json.dumps(summary(paths.dataset, done)))
     else:

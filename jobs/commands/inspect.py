@@ -3,10 +3,10 @@
 import json
 from collections.abc import Sequence
 
-from jobs.commands.dataset_run import dataset_run
 from jobs.config.paths import RunPaths, absolute_root
 from jobs.config.schema import RunConfig
 from jobs.console import print_line, print_table, safe_text, tally_table, titled_table
+from jobs.tracking import dataset_run
 from models.errors import DataError
 from pipelines.data.report.page import (
     BUCKET_HEAD,
@@ -47,11 +47,14 @@ def inspect(
         seen = inspect_dataset(folder, looks, folder)
     else:
         read_info(paths.dataset)
-        with dataset_run(config) as run:
+        with dataset_run(config) as tracker:
             looks = absolute_root(out) if out else paths.inspection
             seen = inspect_dataset(paths.dataset, looks, config.name)
-            run.record(seen.summary.data_hash, metrics(seen.summary))
-            run.artifacts(seen.folder, seen.files)
+            tracker.tags({"sostenuto.data_hash": seen.summary.data_hash})
+            tracker.metrics(0, metrics(seen.summary))
+            with Storage(seen.folder).on_disk() as local:
+                for name in seen.files:
+                    tracker.artifact(str(local / name), "inspection")
     if as_json:
         print_line(json.dumps(seen.summary.to_json() | {"report": f"{seen.folder}/{seen.files[0]}"}))
     else:
