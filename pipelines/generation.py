@@ -1,4 +1,4 @@
-"""From a trained network and captions to latents: the one place that knows which sampler suits which head."""
+"""From a trained network and captions to latents; only this file knows which sampler suits which head."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ SAMPLERS: dict[Head, tuple[Sampler, ...]] = {
     "fm": ("ode",),
     "teacher": ("windows", "ode"),
 }
-"""Samplers that suit a head."""
+"""Samplers that each head takes."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Method:
     steps: int
 
     def evaluations(self, num_frames: int, window: int, guidance_scale: float) -> int:
-        """Network evaluations a video of `num_frames` latent frames: with guidance, two a step."""
+        """Network evaluations per video of `num_frames` latent frames; guidance takes two per step."""
         if self.sampler == "few_step":
             return self.steps
         steps = self.steps if guidance_scale == 1 else 2 * self.steps

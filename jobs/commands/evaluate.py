@@ -22,7 +22,7 @@ from pipelines.storage import Storage
 from pipelines.training.recipes import finished_stage
 
 INPUTS = "inputs.json"
-"""The file, beside the result, that tells what it was made from."""
+"""File beside the result: a hash of what it was made from."""
 
 
 def evaluate(config: RunConfig, *, fresh: bool = False) -> Evaluation:
@@ -61,7 +61,7 @@ def evaluate_seed(
     Args:
         config: the run's settings.
         seed: seed of training and of the noise.
-        progress: told what is done.
+        progress: shows what is done.
         fresh: evaluate again in any case.
         parent: MLflow run that this one is a child of.
 
@@ -146,7 +146,7 @@ def systems_of(config: RunConfig, seed: int) -> list[System]:
 
 
 def settings_of(config: RunConfig, seed: int) -> EvaluationSettings:
-    """What evaluation is told of this run."""
+    """The settings of evaluation that follow from a run's."""
     paths = RunPaths.of(config)
     return EvaluationSettings(
         evaluation=config.evaluation,

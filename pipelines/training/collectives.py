@@ -1,4 +1,4 @@
-"""What data-parallel workers say to each other. A group of one says nothing."""
+"""What data-parallel workers exchange; a group of one exchanges nothing."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 MESSAGE = 64 << 20
-"""Numbers of gradients that workers exchange at a time; the last gradient of a message may go beyond."""
+"""Gradient elements per all-reduce; the last gradient of a message may exceed it."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Workers:
         return range(self.rank * part, (self.rank + 1) * part)
 
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Gradients become their mean over the workers, some `MESSAGE` numbers at a time."""
+        """Replaces gradients by their mean over the workers, about `MESSAGE` elements at a time."""
         if self.size == 1:
             return
         held: list[Tensor] = []
@@ -70,7 +70,7 @@ class Workers:
         return stacked
 
     def largest(self, value: int, device: torch.device) -> int:
-        """The largest of the workers' values, compared on the device that they talk over."""
+        """The largest of the workers' values; `device` is where they communicate."""
         if self.size == 1:
             return value
         box = torch.tensor(value, device=device)

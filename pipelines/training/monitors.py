@@ -1,4 +1,4 @@
-"""What people watch while a stage trains: preview videos, numbers of its rollouts, and a progress line."""
+"""What people watch while a stage trains: preview videos, diagnostics of its rollouts, a progress line."""
 
 import copy
 import tempfile
@@ -107,7 +107,7 @@ class Diagnostics:
         self.reference = self._measure(rows.read(chosen).latents) if chosen else {}
 
     def of(self, latents: Tensor) -> dict[str, float]:
-        """Numbers of latents [B, T, C, h, w], each divided by LONG's own where that is not 0.
+        """Measures latents [B, T, C, h, w]; every value is divided by LONG's own where that is not 0.
 
         `diversity`: rms distance of the videos' mean latents. `sharpness`: mean absolute difference of
         neighbouring pixels. `light_drift`: mean luma of the last eighth of the frames minus the first's.
