@@ -138,6 +138,6 @@ def test_a_whole_corpus_of_stills_names_what_to_loosen(
 
 
 def test_impossible_curation_is_refused_before_any_work(curated: Corpora, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"data\.curation\.min_sharpness = 2"):
-        run(curated, tmp_path, min_sharpness=2.0)
+    with pytest.raises(ConfigError, match=r"data\.curation\.duplicates_across = True"):
+        run(curated, tmp_path, duplicates_across=True)
     assert not any(tmp_path.iterdir())
