@@ -109,7 +109,8 @@ def bench_score(frames: int, device: str, dtype: torch.dtype, repeats: int) -> R
     """The score of one length and type against its baselines."""
     inputs = inputs_of(frames, device, dtype)
     found = reverse_kl_score(*inputs, **OPTIONS).score.double()
-    truth = reference.reverse_kl_score(*[x.double() for x in inputs], **OPTIONS).score
+    exact = reference.ScoreInputs(*[x.double() for x in inputs])
+    truth = reference.reverse_kl_score(exact, reference.ScoreOptions(**OPTIONS)).score
     error = ((found - truth).norm() / truth.norm()).item()
     del found, truth
     baselines: dict[str, Callable[..., object] | None] = {

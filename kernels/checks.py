@@ -6,7 +6,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from kernels.reference import Normalizer
+from kernels.reference import Normalizer, ScoreInputs, ScoreOptions
 
 
 def attention_inputs(q: Tensor, k: Tensor, v: Tensor) -> None:
@@ -59,15 +59,16 @@ def window_options(
         )
 
 
-def score_inputs(x0: Tensor, others: dict[str, Tensor | None], t: Tensor) -> None:
+def score_inputs(inputs: ScoreInputs) -> None:
     """x0 [N, L, ...], the others of its shape, t [N], all on one device."""
+    x0, t = inputs.x0, inputs.t
     if x0.dim() < 2 or not x0.numel() or not x0.is_floating_point():
         raise ValueError(
             f"reverse_kl_score: x0 is {x0.dtype} {list(x0.shape)}. "
             "Give floating-point windows [N, L, C, h, w] that are not empty"
         )
-    for name, x in others.items():
-        if x is not None and (x.shape != x0.shape or x.device != x0.device):
+    for name, x in inputs._asdict().items():
+        if name != "t" and x is not None and (x.shape != x0.shape or x.device != x0.device):
             raise ValueError(
                 f"reverse_kl_score: {name} is {list(x.shape)} on {x.device}, x0 is {list(x0.shape)} on "
                 f"{x0.device}. Give tensors of one shape and device"
@@ -79,16 +80,10 @@ def score_inputs(x0: Tensor, others: dict[str, Tensor | None], t: Tensor) -> Non
         )
 
 
-def score_options(
-    x0: Tensor,
-    v_uncond: Tensor | None,
-    guidance_scale: float,
-    normalizer: Normalizer,
-    windows_per_sample: int,
-    block_frames: int,
-    floor: float,
-) -> None:
-    if v_uncond is None and guidance_scale != 1.0:
+def score_options(inputs: ScoreInputs, options: ScoreOptions) -> None:
+    guidance_scale, normalizer, windows_per_sample, block_frames, floor = options
+    windows = inputs.x0.shape[0]
+    if inputs.v_uncond is None and guidance_scale != 1.0:
         raise ValueError(
             f"reverse_kl_score: guidance_scale={guidance_scale} without v_uncond. Give the teacher's "
             "unconditional velocity, or set guidance_scale=1"
@@ -98,9 +93,9 @@ def score_options(
             f"reverse_kl_score: unknown normalizer {normalizer!r}. "
             f"Use one of {', '.join(get_args(Normalizer))}"
         )
-    if windows_per_sample < 1 or x0.shape[0] % windows_per_sample:
+    if windows_per_sample < 1 or windows % windows_per_sample:
         raise ValueError(
-            f"reverse_kl_score: {x0.shape[0]} windows are not whole videos of windows_per_sample="
+            f"reverse_kl_score: {windows} windows are not whole videos of windows_per_sample="
             f"{windows_per_sample}. Fold the same number of windows from every video"
         )
     if block_frames < 1 or floor <= 0:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from kernels.dispatch import module_for
-from kernels.reference import Normalizer, ReverseKLScore, WindowOptions
+from kernels.reference import Normalizer, ReverseKLScore, ScoreInputs, ScoreOptions, WindowOptions
 
 Function = Callable[..., Any]
 ScoreFields = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -125,19 +125,10 @@ def _score(
     block_frames: int,
     floor: float,
 ) -> ScoreFields:
-    result: ReverseKLScore = module_for("reverse_kl_score", x0.device).reverse_kl_score(
-        x0,
-        x_t,
-        t,
-        v_cond,
-        v_uncond,
-        v_fake,
-        guidance_scale=guidance_scale,
-        normalizer=cast(Normalizer, normalizer),
-        windows_per_sample=windows_per_sample,
-        block_frames=block_frames,
-        floor=floor,
-    )
+    inputs = ScoreInputs(x0, x_t, t, v_cond, v_uncond, v_fake)
+    extent = cast(Normalizer, normalizer)
+    options = ScoreOptions(guidance_scale, extent, windows_per_sample, block_frames, floor)
+    result: ReverseKLScore = module_for("reverse_kl_score", x0.device).reverse_kl_score(inputs, options)
     return cast(ScoreFields, tuple(x.contiguous() for x in result))
 
 

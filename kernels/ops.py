@@ -11,46 +11,21 @@ from torch.nn import functional as F
 from kernels import checks, operators
 from kernels.attention import dense
 from kernels.dispatch import VARIABLE
-from kernels.reference import Normalizer, ReverseKLScore
-
-__all__ = [
-    "ReverseKLScore",
-    "dense_attention",
-    "reverse_kl_score",
-    "window_attention",
-    "window_gather",
-    "window_scatter",
-]
+from kernels.reference import Normalizer, ReverseKLScore, ScoreInputs, ScoreOptions
 
 
 @overload
 def window_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    tokens_per_frame: int,
-    window: int,
-    scale: float | None = None,
-    valid_frames: Tensor | None = None,
-    wrap: bool = False,
-    return_lse: Literal[False] = False,
-) -> Tensor: ...
+    q: Tensor, k: Tensor, v: Tensor, *, tokens_per_frame: int, window: int, scale: float | None = None,
+    valid_frames: Tensor | None = None, wrap: bool = False, return_lse: Literal[False] = False,
+) -> Tensor: ...  # fmt: skip
 
 
 @overload
 def window_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    tokens_per_frame: int,
-    window: int,
-    scale: float | None = None,
-    valid_frames: Tensor | None = None,
-    wrap: bool = False,
-    return_lse: Literal[True],
-) -> tuple[Tensor, Tensor]: ...
+    q: Tensor, k: Tensor, v: Tensor, *, tokens_per_frame: int, window: int, scale: float | None = None,
+    valid_frames: Tensor | None = None, wrap: bool = False, return_lse: Literal[True],
+) -> tuple[Tensor, Tensor]: ...  # fmt: skip
 
 
 def window_attention(
@@ -175,11 +150,13 @@ def reverse_kl_score(
         ValueError: shapes or options that do not fit together.
         RuntimeError: the demanded path cannot run.
     """
-    checks.score_inputs(x0, {"x_t": x_t, "v_cond": v_cond, "v_uncond": v_uncond, "v_fake": v_fake}, t)
-    checks.score_options(x0, v_uncond, guidance_scale, normalizer, windows_per_sample, block_frames, floor)
-    options = (float(guidance_scale), normalizer, windows_per_sample, block_frames, float(floor))
+    inputs = ScoreInputs(x0, x_t, t, v_cond, v_uncond, v_fake)
+    extents = (windows_per_sample, block_frames, float(floor))
+    options = ScoreOptions(float(guidance_scale), normalizer, *extents)
+    checks.score_inputs(inputs)
+    checks.score_options(inputs, options)
     with torch.no_grad():
-        return ReverseKLScore(*operators.reverse_kl_score(x0, x_t, t, v_cond, v_uncond, v_fake, *options))
+        return ReverseKLScore(*operators.reverse_kl_score(*inputs, *options))
 
 
 def window_gather(video: Tensor, starts: Sequence[int], length: int, *, wrap: bool = False) -> Tensor:

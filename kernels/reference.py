@@ -25,6 +25,36 @@ class WindowOptions(NamedTuple):
     """Frames form a ring."""
 
 
+class ScoreInputs(NamedTuple):
+    """Folded windows and the velocities at them; `ops.reverse_kl_score` has the shapes."""
+
+    x0: Tensor
+    x_t: Tensor
+    t: Tensor
+    v_cond: Tensor
+    v_uncond: Tensor | None
+    v_fake: Tensor
+
+
+class ScoreOptions(NamedTuple):
+    """Conventions of the reverse-KL score; `ops.reverse_kl_score` explains them."""
+
+    guidance_scale: float
+    normalizer: Normalizer
+    windows_per_sample: int = 1
+    block_frames: int = 1
+    floor: float = 1e-4
+
+    @property
+    def rows(self) -> int:
+        """Consecutive rows that share a normaliser."""
+        return self.windows_per_sample if self.normalizer == "sample" else 1
+
+    def segment_frames(self, frames: int) -> int:
+        """Frames of a window of `frames` that share a normaliser: a block's, or all."""
+        return min(self.block_frames, frames) if self.normalizer == "block" else frames
+
+
 class ReverseKLScore(NamedTuple):
     """The reverse-KL gradient of folded windows and its diagnostics; nothing here carries a gradient."""
 
@@ -137,38 +167,26 @@ def _masked_softmax(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor)
     return (weights @ v.to(compute)).to(q.dtype), lse
 
 
-def reverse_kl_score(
-    x0: Tensor,
-    x_t: Tensor,
-    t: Tensor,
-    v_cond: Tensor,
-    v_uncond: Tensor | None,
-    v_fake: Tensor,
-    *,
-    guidance_scale: float,
-    normalizer: Normalizer,
-    windows_per_sample: int = 1,
-    block_frames: int = 1,
-    floor: float = 1e-4,
-) -> ReverseKLScore:
+def reverse_kl_score(inputs: ScoreInputs, options: ScoreOptions) -> ReverseKLScore:
     """(x0_fake - x0_real) / max(mean |x0 - x0_real|, floor), the gradient of DMD2's reverse KL (arXiv
-    2405.14867); `ops.reverse_kl_score` has the arguments.
+    2405.14867).
 
     x0_real = x_t - t v_real with v_real = u + guidance_scale (c - u); x0_fake = x_t - t v_fake. An entry
     counts as non-finite when its quotient or x0 - x0_real is: it becomes 0 and is counted.
     """
+    x0, x_t, t, v_cond, v_uncond, v_fake = inputs
     compute = torch.promote_types(x0.dtype, torch.float32)
     x0_, x_t, v_cond, v_fake = (x.detach().to(compute) for x in (x0, x_t, v_cond, v_fake))
     time = t.detach().to(compute).view(-1, *[1] * (x0.dim() - 1))
     v_real = v_cond
-    if v_uncond is not None and guidance_scale != 1.0:
+    if v_uncond is not None and options.guidance_scale != 1.0:
         base = v_uncond.detach().to(compute)
-        v_real = base + guidance_scale * (v_cond - base)
+        v_real = base + options.guidance_scale * (v_cond - base)
     x0_real = x_t - time * v_real
     x0_fake = x_t - time * v_fake
     gap = x0_ - x0_real
     difference = x0_fake - x0_real
-    norm, divisor = _normaliser(gap.abs(), normalizer, windows_per_sample, block_frames, floor)
+    norm, divisor = _normaliser(gap.abs(), options)
     score = difference / divisor
     bad = ~(torch.isfinite(score) & torch.isfinite(gap))
     score = score.masked_fill(bad, 0.0)
@@ -182,18 +200,16 @@ def reverse_kl_score(
     )
 
 
-def _normaliser(
-    gap: Tensor, normalizer: Normalizer, windows_per_sample: int, block_frames: int, floor: float
-) -> tuple[Tensor, Tensor]:
+def _normaliser(gap: Tensor, options: ScoreOptions) -> tuple[Tensor, Tensor]:
     """The normaliser as reported ([N] or [N, blocks]) and shaped so that it divides `gap` [N, L, ...]."""
     unit = [1] * (gap.dim() - 2)
-    if normalizer == "block":
-        blocks = [block.flatten(1).mean(1).clamp_min(floor) for block in gap.split(block_frames, dim=1)]
-        norm = torch.stack(blocks, dim=1)
-        divisor = norm.repeat_interleave(block_frames, dim=1)[:, : gap.shape[1]]
+    if options.normalizer == "block":
+        means = [block.flatten(1).mean(1) for block in gap.split(options.block_frames, dim=1)]
+        norm = torch.stack(means, dim=1).clamp_min(options.floor)
+        divisor = norm.repeat_interleave(options.block_frames, dim=1)[:, : gap.shape[1]]
         return norm, divisor.view(*divisor.shape, *unit)
-    rows = windows_per_sample if normalizer == "sample" else 1
-    norm = gap.reshape(gap.shape[0] // rows, -1).mean(1).clamp_min(floor).repeat_interleave(rows)
+    norm = gap.reshape(gap.shape[0] // options.rows, -1).mean(1).clamp_min(options.floor)
+    norm = norm.repeat_interleave(options.rows)
     return norm, norm.view(-1, 1, *unit)
 
 

@@ -120,6 +120,10 @@ class ModelConfig:
     pretrained: str | None = None
     """Folder of a Wan 2.1 transformer in the diffusers layout: replaces the teacher stage."""
 
+    def is_windowed(self, frames: int) -> bool:
+        """Whether a block sees less than the whole of a clip of `frames` latent frames."""
+        return "W" in self.attention_pattern and self.window < frames // self.patch_size[0] - 1
+
 
 AdapterTarget = Literal["to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2"]
 """Linear layers of a block that can have an adapter; the names stand for both attentions."""

@@ -1,5 +1,9 @@
-"""Weights as safetensors: loading runs no code, and values are copied into parameters that exist."""
+"""Weights as safetensors: loading runs no code, and values are copied into parameters that exist.
 
+Folders of pretrained networks are as diffusers and transformers write them: config.json and safetensors.
+"""
+
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,6 +18,8 @@ from models.errors import CheckpointError
 
 FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 """Number formats that weights may have on disk, by safetensors' names."""
+CONFIG_FILE = "config.json"
+PICKLES = frozenset({".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"})
 NAMED = 3
 """Names that an error lists before it counts the rest."""
 
@@ -153,3 +159,88 @@ def some(names: list[str]) -> str:
     shown = ", ".join(names[:NAMED])
     rest = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return f"{len(names)} ({shown}{rest})"
+
+
+def read_config(folder: Path, what: str, remedy: str) -> dict[str, Any]:
+    """Read a folder's config.json.
+
+    Args:
+        folder: where it lies.
+        what: what the folder should hold, for the error, as is `remedy`.
+
+    Raises:
+        CheckpointError: it is missing or no JSON object.
+    """
+    try:
+        fields = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        return dict(fields.items())
+    except (OSError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{folder} holds no {what}: no readable {CONFIG_FILE}", remedy) from error
+
+
+def weight_files(folder: Path, name: str) -> list[Path]:
+    """The safetensors files of a network: the shards that an index names, or the file `name`.
+
+    Raises:
+        CheckpointError: a file is missing or lies outside the folder; pickles are named, never opened.
+    """
+    index = folder / f"{name}.index.json"
+    if index.is_file():
+        try:
+            shards = sorted({str(shard) for shard in json.loads(index.read_text())["weight_map"].values()})
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{index} is damaged: {error!r}", "Copy it again") from error
+        for shard in shards:
+            if Path(shard).name != shard:
+                raise CheckpointError(f"{index} names a file outside its folder: {shard}", "Copy it again")
+            if not (folder / shard).is_file():
+                raise CheckpointError(
+                    f"{folder / shard} is missing, but {index.name} names it", "Copy the shard again"
+                )
+        return [folder / shard for shard in shards]
+    if (folder / name).is_file():
+        return [folder / name]
+    others = sorted(path.name for path in folder.glob("*.safetensors"))
+    pickles = sorted(path.name for path in folder.glob("*") if path.suffix in PICKLES)
+    found = f", only {pickles[0]}, a pickle, which could run code" if pickles else ""
+    found = f", but {', '.join(others)}" if others else found
+    raise CheckpointError(
+        f"{folder} holds neither {name} nor its index{found}", "Give the weights as safetensors, all files"
+    )
+
+
+class Ema:
+    """Averaged weights; the decay rises as (1 + k)/(10 + k) up to `decay`, so that early steps fade quickly.
+
+    Frozen weights are their own average: they are shared with the module, not copied.
+
+    Args:
+        module: its present parameters start the average.
+        decay: the largest decay.
+    """
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.updates = 0
+        self.trained = {name for name, p in module.named_parameters() if p.requires_grad}
+        self.average = {
+            name: p.detach().clone() if name in self.trained else p.detach()
+            for name, p in module.named_parameters()
+        }
+
+    @torch.no_grad()
+    def update(self, module: nn.Module) -> None:
+        """average <- d average + (1 - d) weights."""
+        self.updates += 1
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        moved = {name: p.detach() for name, p in module.named_parameters() if name in self.trained}
+        torch._foreach_lerp_([self.average[name] for name in moved], list(moved.values()), 1 - decay)
+
+    @torch.no_grad()
+    def copy_to(self, module: nn.Module) -> None:
+        """Write the average into `module`."""
+        for name, parameter in module.named_parameters():
+            parameter.copy_(self.average[name])
+
+    def tensors(self) -> dict[str, Tensor]:
+        return self.average

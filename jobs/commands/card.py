@@ -7,7 +7,6 @@ from typing import Any
 
 from jobs.config.schema import RunConfig
 from models.text.kinds import text_kind
-from models.wan.layout import is_windowed
 from pipelines.checkpoints import NetworkSpec
 from pipelines.data.store.info import DatasetInfo
 
@@ -111,7 +110,7 @@ def model_card(
         guidance=guidance,
         timestep_shift=f"{config.flow.timestep_shift:g}",
         timestep_shift_frames=config.flow.timestep_shift_frames,
-        windowed_blocks=windowed if is_windowed(spec.model, frames) else [],
+        windowed_blocks=windowed if spec.model.is_windowed(frames) else [],
         tokens_per_frame=(rows // patch_rows) * (columns // patch_columns),
         dataset=dataset,
         checkpoint=checkpoint,

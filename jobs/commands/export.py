@@ -17,8 +17,7 @@ from jobs.console import print_line
 from models.ddt import HeadName, Student
 from models.errors import CheckpointError, ClusterError, ConfigError, DataError
 from models.flow import shift_for
-from models.wan.layout import is_windowed
-from models.wan.transformer import require_exportable, write_transformer
+from models.wan import require_exportable, write_transformer
 from pipelines.checkpoints import NetworkSpec, checkpoint_file, load_network, read_spec
 from pipelines.data.store.info import read_info
 from pipelines.evaluation.run import RESULT, Evaluation
@@ -73,7 +72,7 @@ def export(
         _write_beside(made, settings, spec, folder, head)
         target.put_folder(made, "")
     print_line(f"{head} head of {folder}: a diffusers WanTransformer3DModel in {target}")
-    if is_windowed(spec.model, spec.shape[0]):
+    if spec.model.is_windowed(spec.shape[0]):
         print_line(
             "its windowed blocks need the lines of README.md: diffusers would attend over the whole clip"
         )

@@ -7,7 +7,6 @@ from jobs.estimate import shapes
 from models.autoencoders.kinds import autoencoder_kind
 from models.errors import ConfigError
 from models.text.kinds import text_kind
-from models.wan.layout import is_windowed
 from models.windows import spans
 from pipelines.data.checks import check_data
 
@@ -161,7 +160,7 @@ def _windows(config: RunConfig) -> None:
             f"distill.window_frames {length} is longer than the teacher's {sizes.short_frames} frames",
             f"Set distill.window_frames={sizes.short_frames}",
         )
-    if config.model.pretrained is not None and is_windowed(config.model, sizes.short_frames):
+    if config.model.pretrained is not None and config.model.is_windowed(sizes.short_frames):
         raise ConfigError(
             f"the pretrained teacher sees its whole clip of {sizes.short_frames} latent frames, but "
             f"model.window is {config.model.window}",

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kernels.reference import Normalizer, ReverseKLScore
+from kernels.reference import ReverseKLScore, ScoreInputs, ScoreOptions
 
 RUN = 262_144
 """Elements per run."""
@@ -18,15 +18,6 @@ FINITE_SQUARES = 1e60
 """A sum of squares below this is one of finite float32 numbers."""
 LARGE = 16_384
 """Elements per segment from which runs pay."""
-
-
-class Scope(NamedTuple):
-    """What shares a normaliser: consecutive frames (a segment) of consecutive rows."""
-
-    frames: int
-    rows: int
-    floor: float
-    """The smallest normaliser."""
 
 
 class Parts(NamedTuple):
@@ -43,72 +34,51 @@ class Parts(NamedTuple):
     """Sum of score^2."""
 
 
-def segment_frames(frames: int, normalizer: Normalizer, block_frames: int) -> int:
-    """Frames of a window that share a normaliser: a block's, or all."""
-    return min(block_frames, frames) if normalizer == "block" else frames
-
-
-def reverse_kl_score(
-    x0: Tensor,
-    x_t: Tensor,
-    t: Tensor,
-    v_cond: Tensor,
-    v_uncond: Tensor | None,
-    v_fake: Tensor,
-    *,
-    guidance_scale: float,
-    normalizer: Normalizer,
-    windows_per_sample: int = 1,
-    block_frames: int = 1,
-    floor: float = 1e-4,
-) -> ReverseKLScore:
+def reverse_kl_score(inputs: ScoreInputs, options: ScoreOptions) -> ReverseKLScore:
     """`reference.reverse_kl_score`, by x0_fake - x0_real = t (v_real - v_fake): nothing large cancels."""
-    scope = Scope(
-        segment_frames(x0.shape[1], normalizer, block_frames),
-        windows_per_sample if normalizer == "sample" else 1,
-        floor,
-    )
+    x0, x_t, t, v_cond, v_uncond, v_fake = inputs
     tensors = [x.detach() for x in (x0, x_t, v_cond, v_fake)]
-    if v_uncond is not None and guidance_scale != 1.0:
+    if v_uncond is not None and options.guidance_scale != 1.0:
         tensors.append(v_uncond.detach())
-    large = scope.frames * x0[0, 0].numel() >= LARGE
-    parts = (_in_runs if large else _at_once)(tensors, t.detach(), guidance_scale, scope)
+    frames = options.segment_frames(x0.shape[1])
+    large = frames * x0[0, 0].numel() >= LARGE
+    parts = (_in_runs if large else _at_once)(tensors, t.detach(), frames, options)
     compute, row_size = parts.score.dtype, x0[0].numel()
     real, fake = ((s.sum(1) / row_size).to(compute) for s in parts.sums)
     return ReverseKLScore(
         score=parts.score.to(x0.dtype),
         distance_real=real,
         distance_fake=fake,
-        norm=(parts.norm if normalizer == "block" else parts.norm[:, 0]).to(compute),
+        norm=(parts.norm if options.normalizer == "block" else parts.norm[:, 0]).to(compute),
         non_finite=torch.tensor(parts.non_finite),
         loss=torch.tensor(0.5 * parts.squares / x0.numel(), dtype=compute),
     )
 
 
-def _norm(sums: Tensor, row_size: int, segment_size: int, scope: Scope) -> Tensor:
+def _norm(sums: Tensor, row_size: int, segment_size: int, options: ScoreOptions) -> Tensor:
     """max(mean |x0 - x0_real|, floor) [N, segments] from the sums of each segment."""
     sizes = torch.full((sums.shape[1],), float(segment_size), dtype=torch.float64)
     sizes[-1] = row_size - segment_size * (len(sizes) - 1)
-    means = (sums / sizes).unflatten(0, (-1, scope.rows)).mean(1)
-    norm: Tensor = means.clamp_min(scope.floor).repeat_interleave(scope.rows, 0)
+    means = (sums / sizes).unflatten(0, (-1, options.rows)).mean(1)
+    norm: Tensor = means.clamp_min(options.floor).repeat_interleave(options.rows, 0)
     return norm
 
 
-def _at_once(tensors: list[Tensor], t: Tensor, guidance_scale: float, scope: Scope) -> Parts:
+def _at_once(tensors: list[Tensor], t: Tensor, frames: int, options: ScoreOptions) -> Parts:
     """All rows together; tensors are x0, x_t, v_cond, v_fake and, with guidance, v_uncond."""
     compute = torch.promote_types(tensors[0].dtype, torch.float32)
     x0, x_t, v_real, v_fake, *unconditional = (x.to(compute).flatten(2) for x in tensors)
     time = t.to(compute).view(-1, 1, 1)
     for base in unconditional:
-        v_real = base + guidance_scale * (v_real - base)
+        v_real = base + options.guidance_scale * (v_real - base)
     gap = x0 - torch.addcmul(x_t, time, v_real, value=-1)
     difference = time * (v_real - v_fake)
     difference = difference.masked_fill_(~torch.isfinite(gap), float("nan"))
 
     by_frame = (x.abs().sum(2, dtype=torch.float64) for x in (gap, difference))
-    real, fake = (torch.stack([s.sum(1) for s in x.split(scope.frames, 1)], 1) for x in by_frame)
-    norm = _norm(real, x0[0].numel(), scope.frames * x0.shape[2], scope)
-    divisor = norm.to(compute).repeat_interleave(scope.frames, 1)[:, : x0.shape[1], None]
+    real, fake = (torch.stack([s.sum(1) for s in x.split(frames, 1)], 1) for x in by_frame)
+    norm = _norm(real, x0[0].numel(), frames * x0.shape[2], options)
+    divisor = norm.to(compute).repeat_interleave(frames, 1)[:, : x0.shape[1], None]
     score = difference.div_(divisor)
     bad = ~torch.isfinite(score)
     score.masked_fill_(bad, 0.0)
@@ -116,11 +86,11 @@ def _at_once(tensors: list[Tensor], t: Tensor, guidance_scale: float, scope: Sco
     return Parts(score.view(tensors[0].shape), (real, fake), norm, int(bad.sum()), float(squares))
 
 
-def _in_runs(tensors: list[Tensor], t: Tensor, guidance_scale: float, scope: Scope) -> Parts:
+def _in_runs(tensors: list[Tensor], t: Tensor, frames: int, options: ScoreOptions) -> Parts:
     """Run after run of each segment of each row; looks for non-finite entries where a sum is not finite."""
     rows, row_size = tensors[0].shape[0], tensors[0][0].numel()
     compute = torch.promote_types(tensors[0].dtype, torch.float32)
-    segment = scope.frames * tensors[0][0, 0].numel()
+    segment = frames * tensors[0][0, 0].numel()
     score = torch.empty(tensors[0].shape, dtype=compute)
     flat = [x.contiguous().view(rows, -1) for x in (score, *tensors)]
     scratch = torch.empty(2, min(RUN, segment), dtype=compute)
@@ -128,10 +98,10 @@ def _in_runs(tensors: list[Tensor], t: Tensor, guidance_scale: float, scope: Sco
     for row, time in enumerate(t.to(compute).tolist()):
         for parts in zip(*(x[row].split(segment) for x in flat), strict=True):
             runs = zip(*(x.split(RUN) for x in parts), strict=True)
-            sums = [_difference(scratch, time, guidance_scale, *run) for run in runs]
+            sums = [_difference(scratch, time, options.guidance_scale, *run) for run in runs]
             totals.append([sum(column) for column in zip(*sums, strict=True)])
     real, fake, squares = torch.tensor(totals, dtype=torch.float64).view(rows, -1, 3).unbind(2)
-    norm = _norm(real, row_size, segment, scope)
+    norm = _norm(real, row_size, segment, options)
 
     time = t.to(torch.float64)[:, None]
     factors = time / norm

@@ -11,10 +11,8 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from kernels.reference import Normalizer, ReverseKLScore
-from kernels.score.cpu import segment_frames
+from kernels.reference import ReverseKLScore, ScoreInputs, ScoreOptions
 
 BLOCKS = {torch.float32: 2048, torch.float16: 4096, torch.bfloat16: 4096}
 """Elements per program, by x0's dtype: two loads of 128 bits per thread and tensor. Arithmetic is float32."""
@@ -146,41 +144,28 @@ def total_kernel(
         tl.store(non_finite, _total(tile_sums + 3 * tiles, tiles, CHUNK).to(tl.int64))
 
 
-def reverse_kl_score(
-    x0: Tensor,
-    x_t: Tensor,
-    t: Tensor,
-    v_cond: Tensor,
-    v_uncond: Tensor | None,
-    v_fake: Tensor,
-    *,
-    guidance_scale: float,
-    normalizer: Normalizer,
-    windows_per_sample: int = 1,
-    block_frames: int = 1,
-    floor: float = 1e-4,
-) -> ReverseKLScore:
+def reverse_kl_score(inputs: ScoreInputs, options: ScoreOptions) -> ReverseKLScore:
     """`reference.reverse_kl_score`.
 
     Raises:
         ValueError: no kernel for x0's dtype.
     """
+    x0, x_t, t, v_cond, v_uncond, v_fake = inputs
     if x0.dtype not in BLOCKS:
         raise ValueError(
             f"the Triton reverse-KL score has no kernel for {x0.dtype}. Use float32, float16 or bfloat16, "
             "or set SOSTENUTO_KERNELS=reference"
         )
     rows, row_size = x0.shape[0], x0[0].numel()
-    frames = segment_frames(x0.shape[1], normalizer, block_frames)
+    frames = options.segment_frames(x0.shape[1])
     segments = -(-x0.shape[1] // frames)
     segment_size = frames * x0[0, 0].numel()
     block = BLOCKS[x0.dtype]
     tiles = triton.cdiv(segment_size, block)
     programs = rows * segments * tiles
-    group_rows = windows_per_sample if normalizer == "sample" else 1
-    guided = v_uncond is not None and guidance_scale != 1.0
-    unconditional = v_cond if v_uncond is None else v_uncond
-    inputs = [x.contiguous() for x in (x0, x_t, t, v_cond, unconditional, v_fake)]
+    scale, guided = options.guidance_scale, v_uncond is not None and options.guidance_scale != 1.0
+    given = (x0, x_t, t, v_cond, v_cond if v_uncond is None else v_uncond, v_fake)
+    tensors = [x.contiguous() for x in given]
     score = torch.empty(x0.shape, dtype=x0.dtype, device=x0.device)
     tile_sums, norm, real, fake, loss = (
         torch.empty(shape, dtype=torch.float32, device=x0.device)
@@ -191,12 +176,13 @@ def reverse_kl_score(
     tile: dict[str, Any] = {"BLOCK": block, "num_warps": WARPS, "enable_fp_fusion": True}
     chunk: dict[str, Any] = {"CHUNK": CHUNK, "num_warps": WARPS, "enable_fp_fusion": True}
     with torch.cuda.device_of(x0):
-        sum_kernel[(programs,)](*inputs, tile_sums, guidance_scale, *sizes, GUIDED=guided, **tile)
-        norm_kernel[(rows * segments // group_rows,)](tile_sums, norm, floor, *sizes, group_rows, **chunk)
-        score_kernel[(programs,)](
-            *inputs, norm, score, tile_sums, guidance_scale, *sizes, GUIDED=guided, **tile
+        sum_kernel[(programs,)](*tensors, tile_sums, scale, *sizes, GUIDED=guided, **tile)
+        norm_kernel[(rows * segments // options.rows,)](
+            tile_sums, norm, options.floor, *sizes, options.rows, **chunk
         )
+        score_kernel[(programs,)](*tensors, norm, score, tile_sums, scale, *sizes, GUIDED=guided, **tile)
         total_kernel[(rows + 1,)](
             tile_sums, real, fake, loss, non_finite, row_size, segments * tiles, rows, **chunk
         )
-    return ReverseKLScore(score, real, fake, norm if normalizer == "block" else norm[:, 0], non_finite, loss)
+    norm = norm if options.normalizer == "block" else norm[:, 0]
+    return ReverseKLScore(score, real, fake, norm, non_finite, loss)

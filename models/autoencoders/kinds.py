@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from models.config import AutoencoderConfig
 from models.errors import CheckpointError, ConfigError
-from models.folders import read_config
 
 if TYPE_CHECKING:
     import numpy as np
@@ -55,19 +54,13 @@ class AutoencoderKind:
     fitted: ClassVar[bool]
     neural: ClassVar[bool]
     """Worth a GPU, and an actor that keeps it loaded."""
+    channels: int | None
+    """Latent channels; None where the fit decides."""
+    patch: int
+    """Pixels on a side of the square that a latent position covers; 0 is the whole frame."""
 
     def __init__(self, config: AutoencoderConfig) -> None:
         self.config = config
-
-    @property
-    def channels(self) -> int | None:
-        """Latent channels; None where the fit decides."""
-        raise NotImplementedError
-
-    @property
-    def patch(self) -> int:
-        """Pixels on a side of the square that a latent position covers; 0 is the whole frame."""
-        raise NotImplementedError
 
     def latent_frames(self, frames: int) -> int:
         """Latent frames of a clip of `frames` frames, its last frame repeated where that is needed."""
@@ -75,7 +68,6 @@ class AutoencoderKind:
 
     def check_settings(self) -> None:
         """Raises ConfigError if a setting is missing."""
-        return
 
     def check_sizes(self, sizes: Sequence[tuple[int, int]]) -> None:
         """Check picture sizes, [height, width] each.
@@ -121,13 +113,9 @@ class PcaKind(AutoencoderKind):
 
     temporal_factor, crop_safe, fitted, neural = 1, True, True, False
 
-    @property
-    def channels(self) -> int | None:
-        return self.config.components
-
-    @property
-    def patch(self) -> int:
-        return self.config.patch_size
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__(config)
+        self.channels, self.patch = config.components, config.patch_size
 
     def fit(self, frames: "NDArray[np.uint8]", height: int, width: int, folder: Path) -> None:
         from models.autoencoders.pca import PcaAutoencoder
@@ -167,6 +155,7 @@ class WanKind(AutoencoderKind):
     @staticmethod
     def load(folder: Path, device: "torch.device | str") -> Autoencoder:
         from models.autoencoders.wan import WanAutoencoder
+        from models.weights import read_config
 
         fields = read_config(folder, "autoencoder", "Ingest again")
         return WanAutoencoder.load(fields["pretrained"], device, fields["uneven_frames"])
@@ -190,6 +179,8 @@ def load_autoencoder(folder: str | Path, device: "torch.device | str" = "cpu") -
     Raises:
         CheckpointError: the folder holds no autoencoder, or a damaged one.
     """
+    from models.weights import read_config
+
     kind = KINDS.get(read_config(Path(folder), "autoencoder", "Ingest again").get("kind", ""))
     if kind is None:
         raise CheckpointError(f"{folder} holds no autoencoder of a known kind", "Ingest again")

@@ -13,8 +13,7 @@ from torch import Tensor
 from models.autoencoders.kinds import PcaKind
 from models.config import AutoencoderConfig
 from models.errors import CheckpointError, ConfigError, DataError
-from models.folders import CONFIG_FILE, read_config
-from models.weights import load_tensors, save_tensors
+from models.weights import CONFIG_FILE, load_tensors, read_config, save_tensors
 
 WEIGHTS_FILE = "weights.safetensors"
 CLEAR_GAP = 20.0

@@ -14,8 +14,7 @@ from models.autoencoders.kinds import WanKind
 from models.config import UnevenFrames
 from models.device import compute_device
 from models.errors import CheckpointError, ConfigError
-from models.folders import CONFIG_FILE, read_config, weight_files
-from models.weights import TensorFiles
+from models.weights import CONFIG_FILE, TensorFiles, read_config, weight_files
 
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 CLASS = "AutoencoderKLWan"

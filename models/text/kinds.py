@@ -38,7 +38,6 @@ class TextKind:
 
     def check_settings(self) -> None:
         """Raises ConfigError if a setting is missing."""
-        return
 
     def check_files(self) -> None:
         """Check the encoder's files without reading its weights.
@@ -47,19 +46,18 @@ class TextKind:
             ConfigError: a library is missing, or a setting is not the encoder's.
             CheckpointError: a file is missing or damaged.
         """
-        return
 
     def encoder(self) -> "TextEncoder":
         """The encoder of a kind that is not `stored`."""
-        raise NotImplementedError(f"text.kind={self.config.kind} is stored at ingest")
+        raise NotImplementedError
 
     def embedder(self, device: str) -> Embedder:
         """The encoder of a `stored` kind, its weights loaded."""
-        raise NotImplementedError(f"text.kind={self.config.kind} has no weights")
+        raise NotImplementedError
 
     def fingerprint(self) -> str:
-        """Hash of all files and settings that decide the stored embeddings."""
-        raise NotImplementedError(f"text.kind={self.config.kind} has no weights")
+        """Hash of what decides the embeddings of a `stored` kind."""
+        raise NotImplementedError
 
 
 class NgramKind(TextKind):

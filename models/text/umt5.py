@@ -13,7 +13,7 @@ from torch import Tensor
 from models.config import TextConfig
 from models.device import compute_device
 from models.errors import CheckpointError, ConfigError, DataError
-from models.folders import CONFIG_FILE, read_config, weight_files
+from models.weights import CONFIG_FILE, read_config, weight_files
 
 BATCH = 8
 """Captions that go through the encoder together."""

@@ -12,13 +12,12 @@ from torch import Tensor
 
 from models.ddt import Student
 from models.dit import DiT
-from models.ema import Ema
 from models.flow import VelocityModel, shift, shift_for
 from models.losses import Loss, Scorers, anchor_loss, flow_matching_loss, reverse_kl_loss, x0_prediction
 from models.rng import Key, normal, uniform
 from models.sampling import noisy_input
 from models.text.conditioning import Conditioning, TextEncoder, withhold_some
-from models.weights import copy_into
+from models.weights import Ema, copy_into
 from models.windows import Span, spans
 from pipelines.checkpoints import NetworkSpec, critic_weights, load_network
 from pipelines.generation import few_step_times

@@ -11,8 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from models.ema import Ema
-from models.weights import copy_into, load_tensors, save_tensors
+from models.weights import Ema, copy_into, load_tensors, save_tensors
 from pipelines.checkpoints import NETWORK_FILE, NetworkSpec, check_seal, seal
 
 STATE_FILE = "state.json"

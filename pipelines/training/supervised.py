@@ -4,13 +4,12 @@ import torch
 from torch import nn
 
 from models.ddt import Student
-from models.dit import DiT
-from models.ema import Ema
+from models.dit import DiT, initialize
 from models.flow import VelocityModel, shift_for, training_times
-from models.init import initialize
 from models.losses import Loss, flow_matching_loss
 from models.rng import Key, normal
 from models.text.conditioning import TextEncoder
+from models.weights import Ema
 from pipelines.checkpoints import NetworkSpec, Role
 from pipelines.training.collectives import ALONE, Workers
 from pipelines.training.recipes import Recipe

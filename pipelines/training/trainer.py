@@ -16,7 +16,7 @@ from ray.train import (
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from models.errors import CheckpointError, SostenutoError
-from models.wan.transformer import read_transformer
+from models.wan import read_transformer
 from pipelines.checkpoints import NetworkSpec, save_network
 from pipelines.storage import Storage
 from pipelines.tracking import Progress, TrackerFactory

@@ -58,6 +58,11 @@ def compare(function, shape, dtype=torch.float32, transposed=False, seed=0, **op
     return relative(out, truth), max(relative(g, t) for g, t in zip(grads, true_grads, strict=True))
 
 
+def score_by(module, *tensors, **options):
+    """A path's reverse-KL score, called as `ops.reverse_kl_score` is."""
+    return module.reverse_kl_score(reference.ScoreInputs(*tensors), reference.ScoreOptions(**options))
+
+
 def windows(rows, frames, seed=0, dtype=torch.float64, inner=(3, 2, 2)):
     """x0, x_t, t, v_cond, v_uncond, v_fake of random windows."""
     generator = torch.Generator().manual_seed(seed)

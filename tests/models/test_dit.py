@@ -10,8 +10,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from models.blocks import TokenGrid, axis_channels, checkpoint_blocks, frequencies, rotate, rotations
 from models.config import ModelConfig
 from models.ddt import HeadName, Student
-from models.dit import DiT, clip_positions, token_grid
-from models.init import initialize
+from models.dit import DiT, clip_positions, initialize, token_grid
 from models.rng import Key
 from models.text.conditioning import Conditioning
 from tests.models.builders import TINY, captions, latents, randomize

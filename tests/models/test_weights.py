@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from models.ema import Ema
 from models.errors import CheckpointError
-from models.weights import copy_into, load_tensors, save_tensors
+from models.weights import Ema, copy_into, load_tensors, save_tensors
 
 
 def test_the_average_follows_the_ramped_decay() -> None:

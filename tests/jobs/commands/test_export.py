@@ -19,12 +19,12 @@ from jobs.config.paths import RunPaths
 from jobs.config.schema import RunConfig
 from models.ddt import Student
 from models.dit import DiT
-from models.ema import Ema
 from models.errors import ConfigError, SostenutoError
 from models.rng import Key, normal
 from models.sampling import few_step
 from models.text.conditioning import Conditioning
-from models.wan.transformer import read_transformer, write_transformer
+from models.wan import read_transformer, write_transformer
+from models.weights import Ema
 from pipelines.checkpoints import NetworkSpec
 from pipelines.data.store.info import CorpusInfo, DatasetInfo, write_sealed
 from pipelines.evaluation.run import Evaluation

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kernels import ops, reference
-from tests.kernels.helpers import relative, windows
+from tests.kernels.helpers import relative, score_by, windows
 
 pytestmark = [
     pytest.mark.gpu,
@@ -22,7 +22,7 @@ def test_every_field_is_the_reference(dtype, normalizer, inner, guidance_scale):
     options = {"normalizer": normalizer, "windows_per_sample": 2, "block_frames": 2}
     result = ops.reverse_kl_score(*inputs, guidance_scale=guidance_scale, **options)
     exact = [x.double() for x in inputs]
-    truth = reference.reverse_kl_score(*exact, guidance_scale=guidance_scale, **options)
+    truth = score_by(reference, *exact, guidance_scale=guidance_scale, **options)
     assert relative(result.score, truth.score) < BOUNDS[dtype]
     for value, expected in zip((*result[1:4], result.loss), (*truth[1:4], truth.loss), strict=True):
         assert relative(value, expected) < 2e-6
@@ -38,6 +38,6 @@ def test_what_is_not_finite_is_zero_and_counted(place, value):
     inputs[place][1, 2, 0, 0, 0] = value
     options = {"guidance_scale": 2.0, "normalizer": "window"}
     result = ops.reverse_kl_score(*inputs, **options)
-    truth = reference.reverse_kl_score(*inputs, **options)
+    truth = score_by(reference, *inputs, **options)
     assert result.non_finite == truth.non_finite > 0
     assert torch.allclose(result.score, truth.score, atol=1e-5)

@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -5,7 +7,7 @@ from hypothesis import strategies as st
 
 from kernels import reference
 from kernels.score import cpu as reverse_kl_cpu
-from tests.kernels.helpers import relative, windows
+from tests.kernels.helpers import relative, score_by, windows
 
 NORMALIZERS = ["window", "sample", "block"]
 
@@ -14,10 +16,10 @@ NORMALIZERS = ["window", "sample", "block"]
 def score(request, monkeypatch):
     """The definition, and the CPU path as it works on small and, by runs of 5 elements, on large windows."""
     if request.param == "reference":
-        return reference.reverse_kl_score
+        return partial(score_by, reference)
     if request.param == "in runs":
         in_runs(monkeypatch)
-    return reverse_kl_cpu.reverse_kl_score
+    return partial(score_by, reverse_kl_cpu)
 
 
 def in_runs(monkeypatch, run=5):
@@ -146,7 +148,7 @@ def test_what_is_not_finite_becomes_zero_and_is_counted(score, place, value):
     assert torch.equal(result.score[[0, 2]], clean.score[[0, 2]])
     assert result.loss == pytest.approx(0.5 * result.score.square().mean().item())
     assert clean.non_finite.item() == 0
-    truth = reference.reverse_kl_score(*inputs, guidance_scale=2.0, normalizer="window")
+    truth = score_by(reference, *inputs, guidance_scale=2.0, normalizer="window")
     assert result.non_finite == truth.non_finite
 
 
@@ -192,8 +194,8 @@ def test_cpu_in_float32_is_the_float64_reference(monkeypatch, normalizer, guidan
         "windows_per_sample": 2,
         "block_frames": 2,
     }
-    truth = reference.reverse_kl_score(*exact, **options)
-    result = reverse_kl_cpu.reverse_kl_score(*[x.float() for x in exact], **options)
+    truth = score_by(reference, *exact, **options)
+    result = score_by(reverse_kl_cpu, *[x.float() for x in exact], **options)
     for value, expected in zip((*result[:4], result.loss), (*truth[:4], truth.loss), strict=True):
         assert value.dtype == torch.float32
         assert value.shape == expected.shape
@@ -212,8 +214,8 @@ def test_any_shape_is_the_reference(videos, per_video, frames, block, normalizer
         "windows_per_sample": per_video,
         "block_frames": block,
     }
-    truth = reference.reverse_kl_score(*inputs, **options)
-    for value, expected in zip(reverse_kl_cpu.reverse_kl_score(*inputs, **options), truth, strict=True):
+    truth = score_by(reference, *inputs, **options)
+    for value, expected in zip(score_by(reverse_kl_cpu, *inputs, **options), truth, strict=True):
         assert value.shape == expected.shape
         assert torch.allclose(value, expected)
 
@@ -223,9 +225,9 @@ def test_any_shape_is_the_reference(videos, per_video, frames, block, normalizer
 def test_the_score_does_not_depend_on_the_scale_of_the_latents(factor):
     x0, x_t, t, cond, _, fake = windows(3, 4)
     options = {"guidance_scale": 1.0, "normalizer": "window"}
-    one = reverse_kl_cpu.reverse_kl_score(x0, x_t, t, cond, None, fake, **options)
-    many = reverse_kl_cpu.reverse_kl_score(
-        factor * x0, factor * x_t, t, factor * cond, None, factor * fake, **options
+    one = score_by(reverse_kl_cpu, x0, x_t, t, cond, None, fake, **options)
+    many = score_by(
+        reverse_kl_cpu, factor * x0, factor * x_t, t, factor * cond, None, factor * fake, **options
     )
     assert torch.allclose(one.score, many.score)
 
@@ -235,15 +237,15 @@ def test_a_window_is_scored_alike_alone_and_in_a_batch(inner):
     inputs = windows(6, 5, dtype=torch.float32, inner=inner)
     inputs[0][0, 0] = float("inf")
     options = {"guidance_scale": 2.0, "normalizer": "window"}
-    batch = reverse_kl_cpu.reverse_kl_score(*inputs, **options)
-    alone = reverse_kl_cpu.reverse_kl_score(*[x[4:5] for x in inputs], **options)
+    batch = score_by(reverse_kl_cpu, *inputs, **options)
+    alone = score_by(reverse_kl_cpu, *[x[4:5] for x in inputs], **options)
     assert torch.equal(batch.score[4:5], alone.score)
 
 
 def test_half_precision_keeps_its_type_and_is_summed_in_float32():
     inputs = [x.bfloat16() for x in windows(2, 8, inner=(4, 16, 16))]
-    result = reverse_kl_cpu.reverse_kl_score(*inputs, guidance_scale=1.0, normalizer="window")
-    truth = reference.reverse_kl_score(*[x.double() for x in inputs], guidance_scale=1.0, normalizer="window")
+    result = score_by(reverse_kl_cpu, *inputs, guidance_scale=1.0, normalizer="window")
+    truth = score_by(reference, *[x.double() for x in inputs], guidance_scale=1.0, normalizer="window")
     assert result.score.dtype == torch.bfloat16
     assert relative(result.score, truth.score) < 3e-3
     assert relative(result.norm, truth.norm) < 1e-6
@@ -255,8 +257,8 @@ def test_large_windows_are_the_reference(normalizer, dtype):
     assert reverse_kl_cpu.LARGE < 3 * 8 * 33 * 31
     inputs = windows(4, 7, dtype=dtype, inner=(8, 33, 31))
     options = {"normalizer": normalizer, "windows_per_sample": 2, "block_frames": 3}
-    result = reverse_kl_cpu.reverse_kl_score(*inputs, guidance_scale=5.0, **options)
-    truth = reference.reverse_kl_score(*[x.double() for x in inputs], guidance_scale=5.0, **options)
+    result = score_by(reverse_kl_cpu, *inputs, guidance_scale=5.0, **options)
+    truth = score_by(reference, *[x.double() for x in inputs], guidance_scale=5.0, **options)
     assert relative(result.score, truth.score) < (3e-3 if dtype == torch.bfloat16 else 1e-6)
     for value, expected in zip((*result[1:4], result.loss), (*truth[1:4], truth.loss), strict=True):
         assert relative(value, expected) < 1e-6
@@ -267,7 +269,7 @@ def test_inputs_of_other_strides_and_types_are_used_as_they_are():
     wide = windows(4, 6, dtype=torch.float32, inner=(64, 8, 8))
     x0, x_t, t, cond, uncond, fake = (x[::2, 1:6] if x.dim() > 1 else x[::2] for x in wide)
     inputs = (x0.transpose(3, 4).contiguous().transpose(3, 4), x_t, t.double(), cond.bfloat16(), uncond, fake)
-    result = reverse_kl_cpu.reverse_kl_score(*inputs, guidance_scale=2.0, normalizer="window")
-    truth = reference.reverse_kl_score(*[x.double() for x in inputs], guidance_scale=2.0, normalizer="window")
+    result = score_by(reverse_kl_cpu, *inputs, guidance_scale=2.0, normalizer="window")
+    truth = score_by(reference, *[x.double() for x in inputs], guidance_scale=2.0, normalizer="window")
     assert result.score.dtype == torch.float32
     assert relative(result.score, truth.score) < 1e-6

@@ -18,7 +18,7 @@ from models.autoencoders.kinds import WanKind, load_autoencoder
 from models.autoencoders.wan import WEIGHTS_FILE, WanAutoencoder
 from models.config import AutoencoderConfig
 from models.errors import CheckpointError, ConfigError
-from models.folders import CONFIG_FILE
+from models.weights import CONFIG_FILE
 
 
 def video(frames: int, size: int = 16) -> Tensor:

@@ -9,8 +9,13 @@ import pytest
 import torch
 
 from models.errors import CheckpointError, ConfigError, SostenutoError
-from models.wan.layout import layout_of, original_name, read_config, weight_files
-from models.wan.transformer import read_transformer
+from models.wan import (
+    layout_of,
+    original_name,
+    read_transformer,
+    transformer_fields,
+    transformer_files,
+)
 from tests.models.wan import wan_folders
 from tests.models.wan.wan_folders import CHANNELS, SHAPE, TEXT_DIM
 
@@ -185,20 +190,20 @@ def test_the_original_release_lies_beside_its_other_models(tmp_path: Path) -> No
     for name in ("models_t5_umt5-xxl-enc-bf16.pth", "Wan2.1_VAE.pth"):
         (tmp_path / name).write_bytes(b"never opened")
     read(tmp_path)
-    assert weight_files(tmp_path) == [tmp_path / WEIGHTS]
+    assert transformer_files(tmp_path) == [tmp_path / WEIGHTS]
 
 
 def test_an_image_to_video_release_is_refused_by_its_type(tmp_path: Path) -> None:
     wan_folders.write(tmp_path, "original")
     wan_folders.set_fields(tmp_path, model_type="i2v")
     with pytest.raises(CheckpointError, match="image-to-video transformer \\(model_type i2v\\)"):
-        read_config(tmp_path)
+        transformer_fields(tmp_path)
 
 
 def test_what_the_original_config_leaves_out_has_its_class_values(tmp_path: Path) -> None:
     wan_folders.write(tmp_path, "original")
     wan_folders.set_fields(tmp_path, text_dim=None)
-    fields = read_config(tmp_path).fields
+    fields = transformer_fields(tmp_path)
     assert (fields["text_dim"], fields["patch_size"]) == (4096, [1, 2, 2])
 
 

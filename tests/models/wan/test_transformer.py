@@ -16,8 +16,7 @@ from models import weights
 from models.ddt import Student
 from models.dit import DiT
 from models.text.conditioning import Conditioning
-from models.wan.layout import diffusers_name, spelling
-from models.wan.transformer import read_transformer
+from models.wan import diffusers_name, read_transformer, spelling
 from tests.models.wan import wan_folders
 from tests.models.wan.wan_folders import CHANNELS, SHAPE, TEXT_DIM, inputs, relative, velocity
 
@@ -143,7 +142,7 @@ LOADER = """
 import dataclasses, json, sys
 from pathlib import Path
 import torch
-import models.wan.transformer
+import models.wan
 from tests.models.wan.wan_folders import SHAPE
 
 def field(path, name):
@@ -154,7 +153,7 @@ config = dataclasses.replace(SHAPE, num_layers=layers, head_layers=1, num_heads=
                              attention_pattern="G" * layers)
 torch.zeros(1).add_(1)
 before, read = field("/proc/self/status", "VmRSS"), field("/proc/self/io", "rchar")
-model = models.wan.transformer.read_transformer(folder, config, 16, 512)
+model = models.wan.read_transformer(folder, config, 16, 512)
 print(json.dumps({
     "peak": 1024 * (field("/proc/self/status", "VmHWM") - before),
     "read": field("/proc/self/io", "rchar") - read,

@@ -28,7 +28,7 @@ SHAPE = ModelConfig(
 )
 CHANNELS, TEXT_DIM = 4, 10
 
-# Module names of the original release, listed independently of models/wan/layout.py.
+# Module names of the original release, listed independently of models/wan.py.
 BLOCK_LEAVES = {
     "attn1.to_q": "self_attn.q",
     "attn1.to_k": "self_attn.k",

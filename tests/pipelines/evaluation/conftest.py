@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from models.config import AutoencoderConfig, FlowConfig, ModelConfig, SamplingConfig, TextConfig
-from models.init import initialize
+from models.dit import initialize
 from models.rng import Key
 from models.weights import save_tensors
 from pipelines.checkpoints import NETWORK_FILE, NetworkSpec, seal
