@@ -35,9 +35,9 @@ def interpolate(x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
     return (1 - t) * x0 + t * noise
 
 
-def velocity_to_x0(x_t: Tensor, velocity: Tensor, t: Tensor) -> Tensor:
-    """x0 = x_t - t v."""
-    return x_t - over_frames(t, x_t) * velocity
+def x0_prediction(model: VelocityModel, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+    """x0 = x_t - t v(x_t, t, c)."""
+    return x_t - over_frames(t, x_t) * model(x_t, t, conditioning)
 
 
 def shift(t: Tensor, amount: float) -> Tensor:

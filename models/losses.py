@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kernels.ops import reverse_kl_score, window_gather, window_scatter
 from models.config import LossConfig
-from models.flow import VelocityModel, interpolate, velocity_to_x0
+from models.flow import VelocityModel, interpolate
 from models.text.conditioning import Conditioning
 from models.windows import Span, counted, coverage
 
@@ -141,8 +141,3 @@ def reverse_kl_loss(
         },
         int(score.non_finite),
     )
-
-
-def x0_prediction(model: VelocityModel, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
-    """x0 = x_t - t v(x_t, t, c)."""
-    return velocity_to_x0(x_t, model(x_t, t, conditioning), t)

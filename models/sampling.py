@@ -1,76 +1,72 @@
-"""Samplers of latents [B, T, C, h, w] from a VelocityModel, a Key and captions.
-
-Row i depends on the key and samples[i] alone: the samples can be batched and placed in any way.
-"""
+"""Samplers of latents [B, T, C, h, w] from a VelocityModel."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from models.flow import VelocityModel, interpolate, ode_times, velocity_to_x0
+from models.flow import VelocityModel, interpolate, ode_times, x0_prediction
 from models.rng import Key, normal
 from models.text.conditioning import Conditioning
 
 
-def _times(t: float, batch: int, device: torch.device) -> Tensor:
-    return torch.full((batch,), t, device=device)
+@dataclass(frozen=True)
+class Draw:
+    """The videos to sample.
+
+    Row i depends on the key, samples[i] and its caption alone: samples can be batched and placed in any way.
+    """
+
+    shape: Sequence[int]
+    """[T, C, h, w] of one video."""
+    conditioning: Conditioning
+    """One caption per sample."""
+    key: Key
+    samples: Sequence[int]
+
+    def noise(self, name: str, frames: int | None = None) -> Tensor:
+        """Noise of the videos, or of their first frames."""
+        shape = (self.shape[0] if frames is None else frames, *self.shape[1:])
+        return normal(shape, self.key.at(purpose=name), self.samples, self.conditioning.text.device)
+
+    def at(self, t: float) -> Tensor:
+        """The time t of every video, [B]."""
+        return torch.full((len(self.samples),), t, device=self.conditioning.text.device)
 
 
-def noisy_input(
-    model: VelocityModel,
-    shape: Sequence[int],
-    times: Sequence[float],
-    conditioning: Conditioning,
-    key: Key,
-    samples: Sequence[int],
-) -> Tensor:
+@torch.no_grad()
+def noisy_input(model: VelocityModel, times: Sequence[float], draw: Draw) -> Tensor:
     """Backward simulation: x at times[-1], reached from noise through the earlier times, without a graph.
 
     Each step predicts x0 and adds fresh noise to the next time, as the few-step sampler does.
 
     Args:
         model: the DM head.
-        shape: [T, C, h, w] of one video.
         times: falling from 1; the caller goes on from the last.
-        conditioning: one caption per sample.
-        key, samples: name the noise.
+        draw: the videos.
     """
-    device = conditioning.text.device
-    x = normal(shape, key.at(purpose="noise-0"), samples, device)
-    with torch.no_grad():
-        for step, (t, following) in enumerate(pairwise(times), start=1):
-            at, to = _times(t, len(x), device), _times(following, len(x), device)
-            x0 = velocity_to_x0(x, model(x, at, conditioning), at)
-            x = interpolate(x0, normal(shape, key.at(purpose=f"noise-{step}"), samples, device), to)
+    x = draw.noise("noise-0")
+    for step, (t, following) in enumerate(pairwise(times), start=1):
+        x0 = x0_prediction(model, x, draw.at(t), draw.conditioning)
+        x = interpolate(x0, draw.noise(f"noise-{step}"), draw.at(following))
     return x
 
 
 @torch.no_grad()
-def few_step(
-    model: VelocityModel,
-    shape: Sequence[int],
-    times: Sequence[float],
-    conditioning: Conditioning,
-    key: Key,
-    samples: Sequence[int],
-) -> Tensor:
+def few_step(model: VelocityModel, times: Sequence[float], draw: Draw) -> Tensor:
     """The stochastic few-step sampler: len(times) network evaluations, latents [B, T, C, h, w]."""
-    x = noisy_input(model, shape, times, conditioning, key, samples)
-    t = _times(times[-1], len(x), x.device)
-    return velocity_to_x0(x, model(x, t, conditioning), t)
+    x = noisy_input(model, times, draw)
+    return x0_prediction(model, x, draw.at(times[-1]), draw.conditioning)
 
 
 @torch.no_grad()
 def ode(
     model: VelocityModel,
-    shape: Sequence[int],
     steps: int,
     shift: float,
-    conditioning: Conditioning,
-    key: Key,
-    samples: Sequence[int],
+    draw: Draw,
     guidance_scale: float = 1.0,
     known: Tensor | None = None,
 ) -> Tensor:
@@ -78,24 +74,21 @@ def ode(
 
     Args:
         model: the FM head or the teacher.
-        shape: [T, C, h, w] of one video.
         steps: Euler steps.
         shift: of their times.
-        conditioning: one caption per sample.
-        key, samples: name the noise.
+        draw: the videos.
         guidance_scale: s of the guided velocity u + s (c - u).
         known: clean first frames [B, K, C, h, w], which replace x at every step, re-noised to its time.
     """
-    device = conditioning.text.device
-    x = normal(shape, key.at(purpose="noise-0"), samples, device)
+    x = draw.noise("noise-0")
     for step, (t, following) in enumerate(pairwise(ode_times(steps, shift).tolist())):
-        at = _times(t, len(x), device)
+        at = draw.at(t)
         if known is not None:
-            noise = normal(known.shape[1:], key.at(purpose=f"known-{step}"), samples, device)
-            x[:, : known.shape[1]] = interpolate(known, noise, at)
-        velocity = model(x, at, conditioning)
+            frames = known.shape[1]
+            x[:, :frames] = interpolate(known, draw.noise(f"known-{step}", frames), at)
+        velocity = model(x, at, draw.conditioning)
         if guidance_scale != 1:
-            unconditional = model(x, at, conditioning.null())
+            unconditional = model(x, at, draw.conditioning.null())
             velocity = unconditional + guidance_scale * (velocity - unconditional)
         x = x + (following - t) * velocity
     return x
@@ -104,34 +97,28 @@ def ode(
 @torch.no_grad()
 def roll_out_by_windows(
     teacher: VelocityModel,
-    num_frames: int,
     window: int,
     overlap: int,
     steps: int,
     shift: float,
-    shape: Sequence[int],
-    conditioning: Conditioning,
-    key: Key,
-    samples: Sequence[int],
+    draw: Draw,
     guidance_scale: float = 1.0,
 ) -> Tensor:
-    """A long video from a short model, window after window, each knowing the last `overlap` frames.
+    """Long videos from a short model, window after window, each knowing the last `overlap` frames.
 
     Args:
         teacher: a model of `window` frames.
-        num_frames, window, overlap: latent frames.
-        steps: Euler steps per window.
-        shape: [C, h, w] of one frame.
-        shift, conditioning, key, samples, guidance_scale: as in `ode`, for each window.
+        window, overlap: latent frames.
+        steps, shift, guidance_scale: as in `ode`, for each window.
+        draw: the long videos.
     """
-
-    def sample(number: int, known: Tensor | None = None) -> Tensor:
-        named = key.at(purpose=f"window-{number}")
-        given = (conditioning, named, samples, guidance_scale, known)
-        return ode(teacher, (window, *shape), steps, shift, *given)
-
-    video, number = sample(0), 0
-    while video.shape[1] < num_frames:
+    video: Tensor | None = None
+    number = 0
+    while video is None or video.shape[1] < draw.shape[0]:
+        key = draw.key.at(purpose=f"window-{number}")
+        own = replace(draw, shape=(window, *draw.shape[1:]), key=key)
+        known = None if video is None else video[:, -overlap:]
+        made = ode(teacher, steps, shift, own, guidance_scale, known)
+        video = made if video is None else torch.cat((video, made[:, overlap:]), dim=1)
         number += 1
-        video = torch.cat((video, sample(number, video[:, -overlap:])[:, overlap:]), dim=1)
-    return video[:, :num_frames]
+    return video[:, : draw.shape[0]]

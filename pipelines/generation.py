@@ -13,7 +13,7 @@ from models.device import half_precision
 from models.errors import ConfigError
 from models.flow import VelocityModel, shift, shift_for
 from models.rng import Key
-from models.sampling import few_step, ode, roll_out_by_windows
+from models.sampling import Draw, few_step, ode, roll_out_by_windows
 from models.text.conditioning import Conditioning
 from pipelines.checkpoints import Network, NetworkSpec
 
@@ -117,13 +117,13 @@ def generate_latents(
         sampling, flow: times, guidance and shift.
     """
     device = next(network.model.parameters()).device
-    given = (conditioning.to(device), key, samples)
+    draw = Draw(shape, conditioning.to(device), key, samples)
     model, scale = velocity(network, method.head), sampling.guidance_scale
     with half_precision(device, enabled=device.type == "cuda"):
         if method.sampler == "few_step":
-            return few_step(model, shape, few_step_times(sampling, flow, shape[0]), *given)
+            return few_step(model, few_step_times(sampling, flow, shape[0]), draw)
         if method.sampler == "ode":
-            return ode(model, shape, method.steps, shift_for(flow, shape[0]), *given, scale)
+            return ode(model, method.steps, shift_for(flow, shape[0]), draw, scale)
         window = network.spec.shape[0]
-        parts = (shape[0], window, window // 2, method.steps, shift_for(flow, window), shape[1:])
-        return roll_out_by_windows(model, *parts, *given, scale)
+        amount = shift_for(flow, window)
+        return roll_out_by_windows(model, window, window // 2, method.steps, amount, draw, scale)

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from models.ddt import Student
 from models.dit import DiT
-from models.flow import VelocityModel, shift, shift_for
-from models.losses import Loss, Scorers, anchor_loss, flow_matching_loss, reverse_kl_loss, x0_prediction
+from models.flow import VelocityModel, shift, shift_for, x0_prediction
+from models.losses import Loss, Scorers, anchor_loss, flow_matching_loss, reverse_kl_loss
 from models.rng import Key, normal, uniform
-from models.sampling import noisy_input
+from models.sampling import Draw, noisy_input
 from models.text.conditioning import Conditioning, TextEncoder, withhold_some
 from models.weights import Ema, copy_into
 from models.windows import Span, spans
@@ -187,8 +187,8 @@ class DistillStage:
         times = few_step_times(self.recipe.sampling, self.recipe.flow, shape[0])
         number = key.at(purpose="exit").integer(len(times))
         model = student.distribution_matching
-        x_t = noisy_input(model, shape, times[: number + 1], conditioning, key, samples)
-        t = torch.full((len(samples),), times[number], device=device)
+        draw = Draw(shape, conditioning, key, samples)
+        x_t, t = noisy_input(model, times[: number + 1], draw), draw.at(times[number])
         video = x0_prediction(model, x_t, t, conditioning)
         return Simulation(video, x_t, t, number, conditioning, samples, captions)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from models.errors import ConfigError
 from models.flow import VelocityModel, shift_for
 from models.rng import Key
-from models.sampling import ode
+from models.sampling import Draw, ode
 from models.text.conditioning import Conditioning
 from pipelines.distances import FactorFeatures, Moments
 from pipelines.training.collectives import ALONE, Workers
@@ -43,12 +43,11 @@ def teacher_ratio(
     Returns:
         distance(samples, real) / distance(other, real), on the fixed random features of `factors-32`.
     """
-    made = torch.cat(
-        [
-            ode(teacher, real.shape[1:], STEPS, shift, conditioning.select(rows), key, rows.tolist())
-            for rows in torch.arange(len(real)).split(batch)
-        ]
-    )
+    draws = [
+        Draw(real.shape[1:], conditioning.select(rows), key, rows.tolist())
+        for rows in torch.arange(len(real)).split(batch)
+    ]
+    made = torch.cat([ode(teacher, STEPS, shift, draw) for draw in draws])
     net = FactorFeatures(int(np.prod(real.shape[1:])))
     samples, reference, floor = (Moments.of(net(x.flatten(1).cpu().numpy())) for x in (made, real, other))
     return samples.distance(reference) / floor.distance(reference)

@@ -17,9 +17,10 @@ from models.flow import (
     shift,
     shift_for,
     training_times,
-    velocity_to_x0,
+    x0_prediction,
 )
 from models.rng import Key
+from tests.models.builders import captions
 
 
 def _pair() -> tuple[Tensor, Tensor]:
@@ -43,7 +44,7 @@ def test_the_velocity_points_from_data_to_noise() -> None:
     h = 1e-6
     slope = (interpolate(x0, noise, t + h) - interpolate(x0, noise, t - h)) / (2 * h)
     assert torch.allclose(slope, noise - x0, atol=1e-8)
-    assert torch.allclose(velocity_to_x0(interpolate(x0, noise, t), noise - x0, t), x0)
+    assert torch.allclose(x0_prediction(lambda *_: noise - x0, interpolate(x0, noise, t), t, captions(3)), x0)
 
 
 def test_times_may_differ_by_frame() -> None:

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from models.config import LossConfig
-from models.flow import interpolate
-from models.losses import Scorers, anchor_loss, flow_matching_loss, reverse_kl_loss, x0_prediction
+from models.flow import interpolate, x0_prediction
+from models.losses import Scorers, anchor_loss, flow_matching_loss, reverse_kl_loss
 from models.text.conditioning import Conditioning
 from models.windows import Span, spans
 from tests.models.builders import GaussianVelocity, captions, latents

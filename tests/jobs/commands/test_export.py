@@ -21,7 +21,7 @@ from models.ddt import Student
 from models.dit import DiT
 from models.errors import ConfigError, SostenutoError
 from models.rng import Key, normal
-from models.sampling import few_step
+from models.sampling import Draw, few_step
 from models.text.conditioning import Conditioning
 from models.wan import read_transformer, write_transformer
 from models.weights import Ema
@@ -172,7 +172,8 @@ def test_the_scheduler_with_the_cards_times_is_our_sampler(
     assert scheduler.sigmas.tolist() == pytest.approx([*wanted, 0.0], abs=1e-6)
     key, shape = Key(0, purpose="sample"), (FRAMES, CHANNELS, 8, 6)
     text = inputs(FRAMES)[2]
-    ours = few_step(averaged(config).distribution_matching, shape, wanted, Conditioning(text), key, range(2))
+    draw = Draw(shape, Conditioning(text), key, range(2))
+    ours = few_step(averaged(config).distribution_matching, wanted, draw)
     module = "diffusers.schedulers.scheduling_flow_match_euler_discrete"
     monkeypatch.setattr(f"{module}.randn_tensor", Frames(shape, key))
     x = normal(shape, key.at(purpose="noise-0"), range(2), "cpu").transpose(1, 2)
