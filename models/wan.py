@@ -57,7 +57,7 @@ _FIELDS = {
 }
 """From fields of config.json to those of ModelConfig."""
 _FIXED = {"cross_attn_norm": True, "qk_norm": "rms_norm_across_heads", "eps": 1e-6}
-_ORIGINAL_DEFAULTS = {
+_ORIGINAL_DEFAULTS: dict[str, Any] = {
     "text_dim": 4096,
     "patch_size": [1, 2, 2],
     "cross_attn_norm": True,
