@@ -1,7 +1,7 @@
-"""MLflow; no other module imports it. Numbers wait in a local buffer, so that training waits for no server.
+"""MLflow, which no other module imports. Metrics go through a local buffer, so training waits for no server.
 
-Runs are resumed by id: the same command writes on in the same run. A sweep or comparison is a parent run, its
-trials are children by the tag `mlflow.parentRunId`.
+A repeated command continues its run. A sweep or comparison is a parent run, its trials are children of it by
+the tag `mlflow.parentRunId`.
 """
 
 import json
@@ -25,15 +25,16 @@ from models.errors import ClusterError, ConfigError
 from pipelines.tracking import NullTracker, RunStatus, Tracker, TrackerFactory
 
 FLUSH_POINTS, FLUSH_S = 400, 2.0
-"""The buffer is sent when it holds this many numbers or its oldest is this old."""
+"""The buffer is sent when it holds this many points or was last sent this long ago."""
 
 KEPT_POINTS = 200_000
-"""Numbers that are kept while the server is away; beyond, the oldest go to a file."""
+"""Points kept in memory while the server is away; the oldest beyond that go to a file."""
 
 PARAM_CHARACTERS = 6000
 """MLflow's longest parameter; longer ones continue under `name.1`, `name.2`."""
 
 _BATCH_PARAMS = 100
+
 _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_LOGGING_LEVEL": "ERROR",
@@ -46,7 +47,7 @@ _ENVIRONMENT = {
 
 
 def _client(uri: str) -> Any:
-    """A quiet MlflowClient that reports nothing to anyone."""
+    """A quiet MlflowClient without telemetry."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     for logger in ("mlflow", "alembic"):
@@ -82,43 +83,27 @@ def tracking_uri(config: RunConfig) -> str:
     return f"sqlite:///{absolute_root(config.storage.root)}/mlflow.db"
 
 
-def _artifact_location(config: RunConfig, uri: str) -> str | None:
-    """Artifacts of a store in a file lie beside it; a server decides for itself."""
-    if urlsplit(uri).scheme in ("http", "https", "databricks"):
-        return None
-    root = absolute_root(config.storage.root)
-    return f"{root}/mlartifacts" if is_remote(root) else Path(root, "mlartifacts").as_uri()
-
-
 @dataclass(frozen=True)
 class RunReference:
-    """Where a run is recorded. A picklable TrackerFactory: a call opens the run in the calling process."""
+    """An existing run, and a picklable TrackerFactory: a call opens it in the calling process."""
 
     uri: str
-    """MLflow's address."""
     run_id: str
-    """The run; it exists already."""
     spool: str | None = None
-    """Folder for numbers that could not be sent."""
+    """Folder for points that could not be sent."""
 
     def __call__(self) -> "MlflowTracker":
-        """Open the run for recording."""
         return MlflowTracker(self.uri, self.run_id, self.spool)
-
-
-def null_factory() -> Tracker:
-    """A TrackerFactory of a Tracker that forgets everything."""
-    return NullTracker()
 
 
 def open_run(
     config: RunConfig, name: str, *, parent: RunReference | None = None, tags: Mapping[str, str] | None = None
 ) -> RunReference | None:
-    """Find or make the run `name` of this config, so that a repeated command writes on in the same run.
+    """Find or create the run `name` of this config, so that a repeated command continues it.
 
     Args:
-        config: settings; `name`, `storage` and `tracking` decide where, and config.name groups runs.
-        name: the run's name within the config's, such as `seed-0/distill`.
+        config: `tracking` and `storage` say where; its name groups runs.
+        name: the run's name within the group, such as `seed-0/distill`.
         parent: the run that this one is a child of.
         tags: more tags beside the commit.
 
@@ -126,19 +111,34 @@ def open_run(
         The run, or None where `tracking.enabled` is false.
 
     Raises:
+        ConfigError: there is no place for MLflow's file.
         ClusterError: MLflow does not answer or refuses.
     """
     if not config.tracking.enabled:
         return None
-    uri = tracking_uri(config)
+    uri, root, group = tracking_uri(config), absolute_root(config.storage.root), config.name
     try:
         if uri.startswith("sqlite:///"):
             Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
         client = _client(uri)
-        experiment = _experiment(client, config, uri)
-        run_id = _find(client, experiment, config.name, name, parent) or _create(
-            client, experiment, config, name, parent
-        )
+        known = client.get_experiment_by_name(config.tracking.experiment)
+        if known is not None:
+            experiment = known.experiment_id
+        else:
+            location = f"{root}/mlartifacts" if is_remote(root) else Path(root, "mlartifacts").as_uri()
+            serves = urlsplit(uri).scheme in ("http", "https", "databricks")
+            experiment = client.create_experiment(
+                config.tracking.experiment, artifact_location=None if serves else location
+            )
+        query = f"attributes.run_name = '{group}/{name}' and tags.sostenuto.group = '{group}'"
+        created = {"sostenuto.group": group, "mlflow.source.name": "sostenuto"}
+        if parent is not None:
+            query += f" and tags.mlflow.parentRunId = '{parent.run_id}'"
+            created["mlflow.parentRunId"] = parent.run_id
+        runs = client.search_runs([experiment], query, max_results=1)
+        if not runs:
+            runs = [client.create_run(experiment, run_name=f"{group}/{name}", tags=created | commit_tags())]
+        run_id = str(runs[0].info.run_id)
         for key, value in (tags or {}).items():
             client.set_tag(run_id, key, value)
         client.update_run(run_id, status="RUNNING")
@@ -148,26 +148,20 @@ def open_run(
             f"MLflow at {uri} cannot be used: {reason}",
             "Start the server, correct tracking.uri, or set tracking.enabled=false",
         ) from error
-    spool = (
-        None
-        if is_remote(config.storage.root)
-        else f"{absolute_root(config.storage.root)}/{config.name}/unsent"
-    )
-    return RunReference(uri, run_id, spool)
+    return RunReference(uri, run_id, None if is_remote(root) else f"{root}/{group}/unsent")
 
 
 def factory(reference: RunReference | None) -> TrackerFactory:
     """The TrackerFactory of `open_run`'s result."""
-    return null_factory if reference is None else reference
+    return NullTracker if reference is None else reference
 
 
 @contextmanager
 def dataset_run(config: RunConfig) -> Iterator[Tracker]:
-    """The config's run `dataset`, of what ingest made and inspect saw, for the length of a `with` block.
+    """The config's run `dataset`, which ingest and inspect share, for the length of a `with` block.
 
     Raises:
-        ConfigError: there is no place for MLflow's file.
-        ClusterError: MLflow does not answer or refuses.
+        ConfigError, ClusterError: as `open_run`.
     """
     tracker = factory(open_run(config, "dataset", tags={"sostenuto.config_hash": config_hash(config)}))()
     tracker.params(flatten(config))
@@ -179,51 +173,20 @@ def dataset_run(config: RunConfig) -> Iterator[Tracker]:
     tracker.close()
 
 
-def _experiment(client: Any, config: RunConfig, uri: str) -> str:
-    found = client.get_experiment_by_name(config.tracking.experiment)
-    if found is not None:
-        return str(found.experiment_id)
-    return str(
-        client.create_experiment(
-            config.tracking.experiment, artifact_location=_artifact_location(config, uri)
-        )
-    )
-
-
-def _find(client: Any, experiment: str, group: str, name: str, parent: RunReference | None) -> str | None:
-    """The newest run of this name, group and parent."""
-    query = f"attributes.run_name = '{group}/{name}' and tags.sostenuto.group = '{group}'"
-    if parent is not None:
-        query += f" and tags.mlflow.parentRunId = '{parent.run_id}'"
-    runs = client.search_runs([experiment], query, max_results=1)
-    return str(runs[0].info.run_id) if runs else None
-
-
-def _create(client: Any, experiment: str, config: RunConfig, name: str, parent: RunReference | None) -> str:
-    tags = {"sostenuto.group": config.name, "mlflow.source.name": "sostenuto"} | commit_tags()
-    if parent is not None:
-        tags["mlflow.parentRunId"] = parent.run_id
-    return str(client.create_run(experiment, run_name=f"{config.name}/{name}", tags=tags).info.run_id)
-
-
 def commit_tags() -> dict[str, str]:
-    """The commit that runs: of the working directory, or what `sostenuto submit` passed along."""
-    named = os.environ.get("SOSTENUTO_COMMIT")
-    if named:
+    """The commit of this code, or the one that `sostenuto submit` passed along."""
+    if named := os.environ.get("SOSTENUTO_COMMIT"):
         return {"mlflow.source.git.commit": named}
-    here = Path(__file__).parent
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
     try:
-        found = subprocess.run(
-            ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40"],
-            capture_output=True, text=True, timeout=10, check=True,
-        )  # fmt: skip
+        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return {}
     return {"mlflow.source.git.commit": found.stdout.strip()}
 
 
 def close_children(reference: RunReference, status: RunStatus = "KILLED") -> int:
-    """End every child of a run that is still open, as a stopped trial's is. Returns how many there were."""
+    """End the children that a run's stopped trials left open. Returns how many there were."""
     client = _client(reference.uri)
     experiment = client.get_run(reference.run_id).info.experiment_id
     query = f"tags.mlflow.parentRunId = '{reference.run_id}' and attributes.status = 'RUNNING'"
@@ -234,11 +197,10 @@ def close_children(reference: RunReference, status: RunStatus = "KILLED") -> int
 
 
 class MlflowTracker:
-    """A Tracker that writes to one MLflow run. See `pipelines.tracking.Tracker` for the methods' promises."""
+    """A Tracker that writes to one MLflow run."""
 
     def __init__(self, uri: str, run_id: str, spool: str | None = None) -> None:
-        self.uri = uri
-        self.run_id = run_id
+        self.uri, self.run_id = uri, run_id
         self._spool = spool or tempfile.gettempdir()
         self._client = _client(uri)
         self._failures = _failures()
@@ -247,10 +209,14 @@ class MlflowTracker:
         self._away = False
 
     def params(self, values: Mapping[str, object]) -> None:
-        """Record settings; one that changed since the run began becomes a tag `changed.<name>`."""
+        """Record settings, long ones as `name`, `name.1`, `name.2`; changed ones as tags `changed.<name>`."""
         from mlflow.entities import Param
 
-        pieces = _pieces(values)
+        pieces: dict[str, str] = {}
+        for name, value in values.items():
+            text = value if isinstance(value, str) else json.dumps(value, default=str)
+            for index, start in enumerate(range(0, max(len(text), 1), PARAM_CHARACTERS)):
+                pieces[f"{name}.{index}" if index else name] = text[start : start + PARAM_CHARACTERS]
         try:
             known = self._client.get_run(self.run_id).data.params
             new = [Param(name, text) for name, text in pieces.items() if name not in known]
@@ -263,7 +229,6 @@ class MlflowTracker:
         self.tags({f"changed.{name}": text[:PARAM_CHARACTERS] for name, text in changed.items()})
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Put numbers into the buffer, and send it when it is full or old."""
         now = int(time.time() * 1000)
         self._points += [(name, float(value), now, step) for name, value in values.items()]
         if len(self._points) >= FLUSH_POINTS or time.monotonic() - self._sent >= FLUSH_S:
@@ -279,22 +244,23 @@ class MlflowTracker:
             try:
                 self._client.log_batch(self.run_id, metrics=[Metric(*point) for point in batch])
             except self._failures as error:
-                self._complain("numbers, which are kept for later,", error)
-                self._overflow()
+                self._complain("metrics, which are kept for later,", error)
+                if len(self._points) > KEPT_POINTS:
+                    half = len(self._points) // 2
+                    self._write(self._points[:half])
+                    self._points = self._points[half:]
                 return False
             self._points = self._points[len(batch) :]
         self._away = False
         return True
 
     def artifact(self, path: str, folder: str = "") -> None:
-        """Copy a local file into `folder` of the run's artifacts."""
         try:
             self._client.log_artifact(self.run_id, path, folder or None)
         except self._failures as error:
             self._complain(f"the file {path}", error)
 
     def tags(self, values: Mapping[str, str]) -> None:
-        """Set tags."""
         try:
             for name, text in values.items():
                 self._client.set_tag(self.run_id, name, text)
@@ -302,7 +268,7 @@ class MlflowTracker:
             self._complain("tags", error)
 
     def close(self, status: RunStatus = "FINISHED") -> None:
-        """Send the buffer, or write it beside the run where the server is away; end the run."""
+        """Send the buffer, or write it to the spool where the server is away; end the run."""
         if not self.flush():
             self._write(self._points)
             self._points = []
@@ -311,36 +277,18 @@ class MlflowTracker:
         except self._failures as error:
             self._complain("the end of the run", error)
 
-    def _overflow(self) -> None:
-        """Keep memory bounded while the server is away."""
-        if len(self._points) > KEPT_POINTS:
-            half = len(self._points) // 2
-            self._write(self._points[:half])
-            self._points = self._points[half:]
-
     def _write(self, points: list[tuple[str, float, int, int]]) -> None:
         path = Path(self._spool) / f"mlflow-{self.run_id}.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as file:
-            for name, value, time_ms, step in points:
-                file.write(
-                    json.dumps({"name": name, "value": value, "time_ms": time_ms, "step": step}) + "\n"
-                )
-        warn(f"{len(points)} numbers that MLflow did not take are in {path}")
+            for point in points:
+                line = dict(zip(("name", "value", "time_ms", "step"), point, strict=True))
+                file.write(json.dumps(line) + "\n")
+        warn(f"{len(points)} metric values that MLflow did not take are in {path}")
 
     def _complain(self, what: str, error: BaseException) -> None:
-        """One warning for each time that the server goes away."""
+        """Warn once each time the server goes away."""
         if not self._away:
             self._away = True
             reason = " ".join(str(error).split())[:200]
             warn(f"MLflow at {self.uri} did not take {what}: {reason}")
-
-
-def _pieces(values: Mapping[str, object]) -> dict[str, str]:
-    """Texts of parameters, long ones cut into `name`, `name.1`, `name.2`."""
-    pieces: dict[str, str] = {}
-    for name, value in values.items():
-        text = value if isinstance(value, str) else json.dumps(value, default=str)
-        for index, start in enumerate(range(0, max(len(text), 1), PARAM_CHARACTERS)):
-            pieces[f"{name}.{index}" if index else name] = text[start : start + PARAM_CHARACTERS]
-    return pieces

@@ -19,7 +19,7 @@ ONLY_IN = {
     "mlflow": {"jobs/tracking.py"},
     "diffusers": {"models/wan.py", "models/autoencoders/wan.py"},
     "ftfy": {"models/text/umt5.py"},
-    "huggingface_hub": {"models/wan.py", "jobs/commands/card.py"},
+    "huggingface_hub": {"models/wan.py", "jobs/commands/export.py"},
     "jinja2": {"pipelines/media/html.py"},
     "peft": {"models/lora.py"},
     "transformers": {"models/text/umt5.py"},

@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import yaml
 
-from jobs.commands.card import find_licence, model_card
 from jobs.commands.evaluate import INPUTS, systems_of
 from jobs.config import load as configs
 from jobs.config.paths import RunPaths
@@ -17,6 +16,7 @@ from jobs.console import print_line
 from models.ddt import HeadName, Student
 from models.errors import CheckpointError, ClusterError, ConfigError, DataError
 from models.flow import shift_for
+from models.text.kinds import text_kind
 from models.wan import require_exportable, write_transformer
 from pipelines.checkpoints import NetworkSpec, checkpoint_file, load_network, read_spec
 from pipelines.data.store.info import read_info
@@ -30,6 +30,8 @@ SETTINGS_FILE = "sostenuto.yaml"
 """The settings of training, in the export."""
 TRAINING_SETTINGS = "config.json"
 """The same, in a checkpoint."""
+LICENCES = ("LICENSE", "LICENSE.txt", "LICENSE.md")
+TEMPLATE = Path(__file__).with_name("card.md.j2")
 
 
 def export(
@@ -57,7 +59,13 @@ def export(
         raise ConfigError(f"{target} is not empty", "Name a new folder by --out")
     found = checkpoint or require_finished(RunPaths.of(config).seed(config.seed), stage, "export").checkpoint
     folder = str(Storage(found))
-    settings, spec = _settings(folder), read_spec(folder)
+    if not Storage(folder).exists(TRAINING_SETTINGS):
+        raise CheckpointError(
+            f"{folder} holds no settings of a training", "Give the folder of a student's checkpoint"
+        )
+    with checkpoint_file(folder, TRAINING_SETTINGS) as path:
+        settings = configs.from_json(path.read_text())
+    spec = read_spec(folder)
     if spec.role != "student":
         raise CheckpointError(
             f"{folder} holds a {spec.role}", "Give the folder of a student: --stage distill, sft or mixed"
@@ -65,11 +73,17 @@ def export(
     require_exportable(spec.model)
     require_head(spec, head)
     with tempfile.TemporaryDirectory() as name:
-        student = load_network(folder).model
+        student, made = load_network(folder).model, Path(name)
         assert isinstance(student, Student)
-        made = Path(name)
         write_transformer(student, HEAD_NAMES[head], spec.shape[0], made)
-        _write_beside(made, settings, spec, folder, head)
+        scheduler = scheduler_fields(settings, spec.shape[0], head)
+        (made / "scheduler").mkdir()
+        (made / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler, indent=2) + "\n")
+        (made / SETTINGS_FILE).write_text(_shared(settings))
+        licence = find_licence(settings)
+        if licence is not None:
+            shutil.copyfile(licence, made / "LICENSE")
+        (made / "README.md").write_text(_card(settings, spec, folder, head, scheduler["shift"], licence))
         target.put_folder(made, "")
     print_line(f"{head} head of {folder}: a diffusers WanTransformer3DModel in {target}")
     if spec.model.is_windowed(spec.shape[0]):
@@ -79,40 +93,13 @@ def export(
     return str(target)
 
 
-def _settings(folder: str) -> RunConfig:
-    """The settings that the checkpoint was trained with."""
-    if not Storage(folder).exists(TRAINING_SETTINGS):
-        raise CheckpointError(
-            f"{folder} holds no settings of a training", "Give the folder of a student's checkpoint"
-        )
-    with checkpoint_file(folder, TRAINING_SETTINGS) as path:
-        return configs.from_json(path.read_text())
-
-
-def _write_beside(made: Path, settings: RunConfig, spec: NetworkSpec, folder: str, head: str) -> None:
-    """Scheduler, settings, licence and card."""
-    (made / "scheduler").mkdir()
-    scheduler = scheduler_fields(settings, spec.shape[0], head)
-    (made / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler, indent=2) + "\n")
-    (made / SETTINGS_FILE).write_text(_shared(settings))
-    licence = find_licence(settings)
-    if licence.path is not None:
-        shutil.copyfile(licence.path, made / "LICENSE")
-    try:
-        dataset = read_info(RunPaths.of(settings).dataset)
-    except (DataError, ClusterError):
-        dataset = None
-    card = model_card(
-        settings,
-        spec,
-        checkpoint="/".join(folder.rstrip("/").split("/")[-2:]),
-        head=head,
-        shift=scheduler["shift"],
-        dataset=dataset,
-        metrics=_metrics(settings, folder, head),
-        licence=licence,
-    )
-    (made / "README.md").write_text(card)
+def find_licence(config: RunConfig) -> Path | None:
+    """The licence in the base model's folder or in the one around it."""
+    if config.model.pretrained is None:
+        return None
+    base = Path(config.model.pretrained)
+    paths = (folder / name for folder in (base, base.absolute().parent) for name in LICENCES)
+    return next((path for path in paths if path.is_file()), None)
 
 
 def scheduler_fields(config: RunConfig, frames: int, head: str) -> dict[str, Any]:
@@ -135,11 +122,75 @@ def _shared(config: RunConfig) -> str:
     tree = configs.to_dict(config)
     for group in ("storage", "tracking", "cluster", "sweep"):
         del tree[group]
-    for group, name in (("data", "short"), ("data", "long"), ("model", "pretrained"),
-                        ("autoencoder", "pretrained")):  # fmt: skip
+    paths = (("data", "short"), ("data", "long"), ("model", "pretrained"), ("autoencoder", "pretrained"))
+    for group, name in paths:
         if tree[group][name] is not None:
             tree[group][name] = Path(tree[group][name]).name
     return yaml.safe_dump(tree, sort_keys=False)
+
+
+def _card(
+    config: RunConfig, spec: NetworkSpec, folder: str, head: str, shift: float, licence: Path | None
+) -> str:
+    """The model card: what the network is, how to sample it, and what is known of it."""
+    from huggingface_hub import ModelCard, ModelCardData
+
+    base = None
+    if config.model.pretrained is not None:
+        path = Path(config.model.pretrained)
+        base = path.parent.name if path.name == "transformer" and path.parent.name else path.name
+    identifier = "unknown"
+    if licence is not None:
+        text = licence.read_text(encoding="utf-8", errors="replace")
+        identifier = "apache-2.0" if "Apache License" in text and "Version 2.0" in text else "other"
+    try:
+        dataset = read_info(RunPaths.of(config).dataset)
+    except (DataError, ClusterError):
+        dataset = None
+
+    sampling = config.sampling
+    times, steps, guidance = str(list(sampling.steps)), len(sampling.steps), 1.0
+    if head == "fm":
+        steps, guidance = sampling.ode_steps, sampling.guidance_scale
+        times = f"[1 - step / {steps} for step in range({steps})]"
+    windowed = [block for block, kind in enumerate(spec.model.attention_pattern) if kind == "W"]
+    frames, _, rows, columns = spec.shape
+    _, patch_rows, patch_columns = spec.model.patch_size
+
+    systems = _metrics(config, folder, head)
+    numbers = []
+    for name in dict.fromkeys(name for values in systems.values() for name in values):
+        cells = [values.get(name) for values in systems.values()]
+        if any(isinstance(value, int | float) for value in cells):
+            numbers.append((name, [f"{x:.4g}" if isinstance(x, int | float) else "-" for x in cells]))
+    card = ModelCard.from_template(
+        ModelCardData(
+            library_name="diffusers", pipeline_tag="text-to-video", license=identifier, base_model=base
+        ),
+        template_path=TEMPLATE,
+        name=config.name,
+        head=head,
+        model=spec.model,
+        data=config.data,
+        shape=spec.shape,
+        steps=steps,
+        times=times,
+        shift=f"{shift:g}",
+        guidance=guidance,
+        timestep_shift=f"{config.flow.timestep_shift:g}",
+        timestep_shift_frames=config.flow.timestep_shift_frames,
+        windowed_blocks=windowed if spec.model.is_windowed(frames) else [],
+        tokens_per_frame=(rows // patch_rows) * (columns // patch_columns),
+        dataset=dataset,
+        checkpoint="/".join(folder.rstrip("/").split("/")[-2:]),
+        seed=config.seed,
+        base=base,
+        systems=list(systems),
+        metrics=numbers,
+        licence_file=licence,
+        text_kind=None if text_kind(spec.text).in_pipelines else spec.text.kind,
+    )
+    return f"{card}\n"
 
 
 def _metrics(config: RunConfig, folder: str, head: str) -> dict[str, dict[str, Any]]:

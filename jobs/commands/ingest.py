@@ -7,16 +7,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.commands.preview import preview
 from jobs.commands.world import render
 from jobs.config.paths import RunPaths
 from jobs.config.schema import RunConfig
-from jobs.console import ConsoleProgress, print_line
+from jobs.console import ConsoleProgress, print_line, print_table, tally_table, titled_table
+from jobs.estimate.report import render as describe
 from jobs.ray_session import ray_session
 from jobs.tracking import dataset_run
 from models.text.kinds import text_kind
 from pipelines.data.checks import check_ingest
 from pipelines.data.ingest.pipeline import ingest as run_ingest
+from pipelines.data.ingest.preview import preview as run_preview
+from pipelines.data.report.page import count_rows
 from pipelines.data.source.corpus import locate
 from pipelines.data.store.caption_embeddings import embed_captions
 from pipelines.data.store.info import MANIFEST_FILE, DatasetInfo, reconstruction_error
@@ -98,6 +100,33 @@ def ingest(
     else:
         _print(paths.dataset, done)
     return done.info
+
+
+def preview(config: RunConfig) -> None:
+    """Print the run's sizes and cost, then decode and judge every video of both corpora.
+
+    Raises:
+        DataError: a corpus is missing or empty.
+        ClusterError: Ray or the storage cannot be used.
+    """
+    print_line(describe(config))
+    paths = RunPaths.of(config)
+    if config.uses_world and not Storage(paths.world).exists():
+        print_line("the built-in world is not rendered yet, so no video was looked at")
+        return
+    with ConsoleProgress() as progress, ray_session(config.cluster):
+        found = run_preview(*paths.corpora(config), paths.dataset, config.data, progress)
+    table = titled_table("Kept")
+    for name in ("corpus", "videos", "windows", "hours of video"):
+        table.add_column(name, justify="left" if name == "corpus" else "right")
+    for corpus, seen in found.items():
+        table.add_row(corpus.upper(), f"{seen.videos}", f"{seen.windows}", f"{seen.hours:.3g}")
+    print_table(table)
+    if rejects := count_rows({corpus: seen.rejects for corpus, seen in found.items()}, examples=1):
+        print_table(tally_table("Rejected videos", ("stage", "videos", "such as"), rejects))
+    if drops := count_rows({corpus: seen.drops for corpus, seen in found.items()}, examples=1):
+        print_table(tally_table("Dropped windows", ("reason", "windows", "such as"), drops))
+    print_line("\nnothing was encoded or written")
 
 
 def require_inputs(config: RunConfig, paths: RunPaths) -> None:

@@ -7,7 +7,7 @@ import os
 import shlex
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +15,17 @@ from jobs.console import print_line, warn
 from jobs.tracking import commit_tags
 from models.errors import ClusterError, ConfigError
 
-DEFAULT_ADDRESS = "http://127.0.0.1:8265"
-"""Jobs server of a head node on this machine, or behind `ssh -L 8265:127.0.0.1:8265`."""
-
 COMMANDS = ("quickstart", "world", "ingest", "inspect", "train", "sample", "evaluate", "sweep", "doctor")
-"""First words that mean a sostenuto command; anything else is run as it is."""
+"""First words that mean a sostenuto command; anything else runs as it is."""
 
 EXCLUDES = (
     ".git", ".venv", "venv", "runs", "mlruns", "mlflow.db", "corpora", "pretrained", "**/__pycache__",
     ".mypy_cache", ".pytest_cache", ".ruff_cache", ".hypothesis", "*.egg-info", "*.mp4", "*.safetensors",
 )  # fmt: skip
-"""What stays at home when the working directory travels; `.gitignore` is obeyed beside it."""
+"""What is left out of the working directory that travels, besides what `.gitignore` names."""
 
 PASSED = ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "OMP_NUM_THREADS")
 """Variables of this shell that the job gets."""
-
-ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
 @dataclass(frozen=True)
@@ -39,9 +34,9 @@ class Submission:
 
     entrypoint: str
     address: str
-    submission_id: str | None = None
-    working_dir: str = "."
-    env: dict[str, str] = field(default_factory=dict)
+    submission_id: str | None
+    runtime_env: dict[str, Any]
+    """What travels with the job."""
 
     @classmethod
     def of(
@@ -59,39 +54,31 @@ class Submission:
             ConfigError: a variable that is not NAME=VALUE, or a working directory that is not a folder.
         """
         variables = {name: os.environ[name] for name in PASSED if name in os.environ}
-        commit = commit_tags().get("mlflow.source.git.commit")
-        variables |= {"SOSTENUTO_COMMIT": commit} if commit else {}
+        if commit := commit_tags().get("mlflow.source.git.commit"):
+            variables["SOSTENUTO_COMMIT"] = commit
         for pair in env:
             name, equals, value = pair.partition("=")
             if not equals or not name:
-                raise ConfigError(
-                    f"--env {pair!r} is not NAME=VALUE",
-                    "Write it as --env MLFLOW_TRACKING_URI=http://head:5000",
-                )
+                remedy = "Write it as --env MLFLOW_TRACKING_URI=http://head:5000"
+                raise ConfigError(f"--env {pair!r} is not NAME=VALUE", remedy)
             variables[name] = value
         if not Path(working_dir).is_dir():
-            raise ConfigError(
-                f"--working-dir {working_dir!r} is not a folder", "Run submit from the repository's root"
-            )
-        words = ["python", "-m", "jobs", *command] if command[0] in COMMANDS else list(command)
-        return cls(shlex.join(words), address or default_address(), submission_id, working_dir, variables)
-
-    @property
-    def runtime_env(self) -> dict[str, Any]:
-        """What travels with the job."""
-        return {"working_dir": self.working_dir, "excludes": list(EXCLUDES), "env_vars": self.env}
-
-
-def default_address() -> str:
-    """The Jobs server that the environment names, or one on this machine."""
-    for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):
-        if os.environ.get(name, "").startswith(("http://", "https://")):
-            return os.environ[name].rstrip("/")
-    return DEFAULT_ADDRESS
+            remedy = "Run submit from the repository's root"
+            raise ConfigError(f"--working-dir {working_dir!r} is not a folder", remedy)
+        for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):
+            if address is None and os.environ.get(name, "").startswith(("http://", "https://")):
+                address = os.environ[name].rstrip("/")
+        words = ["python", "-m", "jobs", *command] if command[0] in COMMANDS else command
+        return cls(
+            entrypoint=shlex.join(words),
+            address=address or "http://127.0.0.1:8265",
+            submission_id=submission_id,
+            runtime_env={"working_dir": working_dir, "excludes": list(EXCLUDES), "env_vars": variables},
+        )
 
 
 def token() -> str | None:
-    """Ray's token: of the variable, of the file that a variable names, or of the file in the home folder."""
+    """Ray's token: from $RAY_AUTH_TOKEN, else the file $RAY_AUTH_TOKEN_PATH, else ~/.ray/auth_token."""
     if os.environ.get("RAY_AUTH_TOKEN"):
         return os.environ["RAY_AUTH_TOKEN"].strip()
     path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
@@ -134,67 +121,49 @@ def submit(request: Submission, *, follow: bool, dry_run: bool) -> int:
     """Send a job. Following it, print its log until it ends; Ctrl-C leaves it running.
 
     Returns:
-        The exit code: 0 when it was sent or ended well, the job's own, or 1.
+        The exit code: 0 when it was sent or succeeded, else the job's own, or 1.
 
     Raises:
-        ClusterError: the server cannot be reached, refuses the token or the job.
+        ClusterError: the server cannot be reached, or refuses the token or the job.
     """
     if dry_run:
-        print_line(
-            json.dumps(
-                {
-                    "address": request.address,
-                    "entrypoint": request.entrypoint,
-                    "runtime_env": request.runtime_env,
-                },
-                indent=2,
-            )
-        )
+        job = {"address": request.address, "entrypoint": request.entrypoint}
+        print_line(json.dumps(job | {"runtime_env": request.runtime_env}, indent=2))
         return 0
     client = connect(request.address)
     try:
-        job = client.submit_job(
+        name = client.submit_job(
             entrypoint=request.entrypoint,
             submission_id=request.submission_id,
             runtime_env=request.runtime_env,
         )
     except (RuntimeError, ValueError) as error:
-        raise ClusterError(
-            _reason(error), "Choose another --submission-id, or mend what the server names"
-        ) from error
-    print_line(f"submitted {job}: {request.entrypoint}")
-    hint = f"RAY_AUTH_MODE=token ray job {{}} --address {request.address} {job}"
+        lines = [line.strip() for line in str(error).replace("\\n", "\n").splitlines() if line.strip()]
+        telling = [line for line in lines if "Error:" in line or "already exists" in line]
+        reason = (telling or lines or ["no reason given"])[-1].strip('"')[:300]
+        remedy = "Choose another --submission-id, or correct what the server names"
+        raise ClusterError(f"the job was refused: {reason}", remedy) from error
+    print_line(f"submitted {name}: {request.entrypoint}")
+    hint = f"RAY_AUTH_MODE=token ray job {{}} --address {request.address} {name}"
     if not follow:
         print_line(f"follow it: {hint.format('logs --follow')}")
         return 0
     try:
-        asyncio.run(_print_log(client, job))
-        return _finish(client, job)
+        asyncio.run(_print_log(client, name))
+        while (status := str(client.get_job_status(name).value)) not in ("SUCCEEDED", "FAILED", "STOPPED"):
+            time.sleep(0.5)
     except KeyboardInterrupt:
         warn(f"the job goes on. Follow it: {hint.format('logs --follow')}; stop it: {hint.format('stop')}")
         raise SystemExit(130) from None
-
-
-def _reason(error: Exception) -> str:
-    """The telling line of what the server answered."""
-    lines = [line.strip() for line in str(error).replace("\\n", "\n").splitlines() if line.strip()]
-    told = [line for line in lines if "Error:" in line or "already exists" in line]
-    return "the job was refused: " + (told or lines or ["no reason given"])[-1].strip('"')[:300]
+    if status == "SUCCEEDED":
+        print_line(f"{name} succeeded")
+        return 0
+    details = client.get_job_info(name)
+    warn(f"{name} {status.lower()}: {details.message or 'no message'}")
+    return int(details.driver_exit_code or 1)
 
 
 async def _print_log(client: Any, job: str) -> None:
-    """The job's output as it comes, in one piece however often the connection breaks."""
+    """The job's output as it comes, without gaps however often the connection breaks."""
     async for text in client.tail_job_logs(job):
         print_line(text.rstrip("\n"))
-
-
-def _finish(client: Any, job: str) -> int:
-    """Wait for the end of a job whose log has ended, and tell how it went."""
-    while (status := str(client.get_job_status(job).value)) not in ENDED:
-        time.sleep(0.5)
-    details = client.get_job_info(job)
-    if status == "SUCCEEDED":
-        print_line(f"{job} succeeded")
-        return 0
-    warn(f"{job} {status.lower()}: {details.message or 'no message'}")
-    return int(details.driver_exit_code or 1)

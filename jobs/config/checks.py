@@ -3,7 +3,7 @@
 import itertools
 
 from jobs.config.schema import STAGES, RunConfig, settings
-from jobs.estimate import shapes
+from jobs.config.shapes import latent_frames, pixels_per_latent, shapes
 from models.autoencoders.kinds import autoencoder_kind
 from models.errors import ConfigError
 from models.text.kinds import text_kind
@@ -131,10 +131,10 @@ def _sizes(config: RunConfig) -> None:
 
 def _patches(config: RunConfig) -> None:
     """The network's patches tile the latents of every bucket."""
-    data, (rows, columns), patch = config.data, shapes.pixels_per_latent(config), config.model.patch_size
-    sizes = [("SHORT latent frames", shapes.latent_frames(config, data.short_frames), patch[0])]
+    data, (rows, columns), patch = config.data, pixels_per_latent(config), config.model.patch_size
+    sizes = [("SHORT latent frames", latent_frames(config, data.short_frames), patch[0])]
     for frames, _ in data.cuts_of("long"):
-        sizes.append(("LONG latent frames", shapes.latent_frames(config, frames), patch[0]))
+        sizes.append(("LONG latent frames", latent_frames(config, frames), patch[0]))
     for height, width in data.sizes:
         sizes += [("latent rows", height // rows, patch[1]), ("latent columns", width // columns, patch[2])]
     for what, size, part in sizes:
@@ -146,9 +146,9 @@ def _patches(config: RunConfig) -> None:
 
 
 def _windows(config: RunConfig) -> None:
-    distill, sizes = config.distill, shapes.shapes(config)
+    distill, sizes = config.distill, shapes(config)
     length = distill.window_frames
-    shortest = shapes.latent_frames(config, config.data.cuts_of("long")[-1][0])
+    shortest = latent_frames(config, config.data.cuts_of("long")[-1][0])
     if length > shortest:
         setting = "data.long_lengths" if config.data.long_lengths else "data.long_frames"
         raise ConfigError(

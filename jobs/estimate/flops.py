@@ -1,13 +1,12 @@
-"""Floating-point operations of a step, added up layer by layer from the networks of its stage.
+"""Floating-point operations per step, added up layer by layer from the networks of a stage.
 
 A product of [m, k] and [k, n] is 2 m k n operations. Attention is two products over the pairs of tokens that
-see each other, and four in the backward pass: what a kernel computes twice, or masks away, is not counted.
-What activation checkpointing computes again counts with the backward pass.
-A linear layer's backward pass is one product for its weights if they are trained, and one for its input if
-anything before it is. Norms, activations and rotations are not counted.
+see each other, and four in the backward pass; what a kernel recomputes or masks away is not counted.
+What activation checkpointing recomputes counts with the backward pass. A linear layer's backward pass is one
+product for its weights if they are trained, and one for its input if anything before it is. Norms,
+activations and rotations are not counted.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -15,13 +14,12 @@ import torch
 from torch import nn
 
 from jobs.config.schema import RunConfig
-from jobs.estimate.shapes import scored_windows, shapes
+from jobs.config.shapes import scored_windows, shapes
 from models.blocks import Block, checkpoint_blocks
 from models.config import LoraConfig, ModelConfig
 from models.ddt import HeadName, Student
 from models.dit import DiT, Encoder, Head
 from models.lora import add_adapters
-from pipelines.training.config import StageConfig
 from pipelines.training.supervised import freeze_unused_head
 
 SCORED = ("warmup", "distill")
@@ -41,7 +39,7 @@ class Networks:
 
 
 def networks(config: RunConfig, stage: str) -> Networks:
-    """The networks of a stage, adapters and frozen heads as the trainer sets them; not to be changed.
+    """The networks of a stage, adapters and frozen heads as the trainer sets them; shared, so read-only.
 
     Raises:
         ConfigError: adapters are asked for, and peft is not installed.
@@ -69,7 +67,6 @@ def _built(
 
 
 def parameters(module: nn.Module) -> int:
-    """Parameter count."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 
@@ -80,7 +77,7 @@ def trained(module: nn.Module) -> int:
 
 @dataclass(frozen=True)
 class Flops:
-    """Operations of the forward pass, and of the backward pass that may follow it."""
+    """Operations of a forward pass, and of the backward pass that may follow it."""
 
     forward: float = 0.0
     backward: float = 0.0
@@ -94,13 +91,13 @@ class Flops:
 
 @dataclass(frozen=True)
 class Tokens:
-    """What a network reads of one clip.
+    """What a network reads per clip.
 
     Args:
         frames: token frames.
-        per_frame: tokens a frame.
-        text: tokens of the caption.
-        clips: those that are read together: the layer of clip positions serves all of them at once.
+        per_frame: tokens per frame.
+        text: tokens per caption.
+        clips: clips in the batch, which share one pass through the clip-position layer.
     """
 
     frames: int
@@ -110,7 +107,6 @@ class Tokens:
 
     @property
     def clip(self) -> int:
-        """Tokens of the clip."""
         return self.frames * self.per_frame
 
     def pairs(self, window: int | None) -> int:
@@ -118,6 +114,12 @@ class Tokens:
         reach = self.frames if window is None else window
         seen = (min(i + reach, self.frames - 1) - max(i - reach, 0) + 1 for i in range(self.frames))
         return sum(seen) * self.per_frame**2
+
+
+def tokens(config: RunConfig, frames: int, clips: int = 1) -> Tokens:
+    """What a network reads of clips of `frames` latent frames; captions count with all their tokens."""
+    steps = frames // config.model.patch_size[0]
+    return Tokens(steps, shapes(config).tokens_per_frame, config.text.max_tokens, clips)
 
 
 def stack_flops(encoder: Encoder, head: Head, config: ModelConfig, tokens: Tokens) -> Flops:
@@ -133,7 +135,7 @@ def stack_flops(encoder: Encoder, head: Head, config: ModelConfig, tokens: Token
 
 
 class _Count:
-    """Adds up a stack from its input on; `moving` tells whether what came before is trained."""
+    """Adds up a stack from its input on; `moving` says whether anything so far is trained."""
 
     def __init__(self, tokens: Tokens, width: int) -> None:
         self.tokens, self.width = tokens, width
@@ -141,16 +143,23 @@ class _Count:
         self.moving = False
         self.context_moves = False
 
-    def linear(self, layer: nn.Module, rows: float, moves: bool) -> bool:
-        """One linear layer; whether its output depends on something that is trained."""
-        weight = layer.weight
-        assert isinstance(weight, nn.Parameter)
-        forward = 2.0 * rows * weight.numel()
-        self.total += Flops(forward, forward * (int(weight.requires_grad) + int(moves)))
-        return moves or weight.requires_grad
+    def linear(self, module: nn.Module, rows: float, moves: bool) -> bool:
+        """A linear layer, or one with an adapter: the base, down to the rank, and up again.
+
+        Returns:
+            Whether its output depends on anything that is trained.
+        """
+        moved = moves
+        for name, layer in module.named_modules():
+            if isinstance(layer, nn.Linear | nn.Conv3d):
+                below = moved if "lora_B" in name else moves
+                forward = 2.0 * rows * layer.weight.numel()
+                self.total += Flops(forward, forward * (int(layer.weight.requires_grad) + int(below)))
+                moved |= below or layer.weight.requires_grad
+        return moved
 
     def conditions(self, encoder: Encoder) -> None:
-        """Patches, the place in the clip, the time (one a clip) and the caption."""
+        """Patches, the place in the clip, the time (once per clip) and the caption."""
         self.moving = self.linear(encoder.patch_embedding, self.tokens.clip, False)
         if encoder.clip_position is not None:
             self.moving |= self.linear(encoder.clip_position, self.tokens.frames / self.tokens.clips, False)
@@ -162,119 +171,73 @@ class _Count:
         self.context_moves = self.linear(embedder.text_embedder.linear_2, self.tokens.text, caption)
 
     def block(self, block: Block) -> None:
-        """Both attentions and the feed-forward layers; twice where the backward pass computes them again."""
+        """Both attentions and the feed-forward layers; twice where the backward pass recomputes them."""
         before = self.total.forward
         tokens, own, cross = self.tokens, block.attn1, block.attn2
         moves = self.moving or block.scale_shift_table.requires_grad
-        projected = [self.layers(layer, tokens.clip, moves) for layer in (own.to_q, own.to_k, own.to_v)]
+        projected = [self.linear(layer, tokens.clip, moves) for layer in (own.to_q, own.to_k, own.to_v)]
         self.moving = self.attention(tokens.pairs(own.window), *projected)
-        self.moving = self.layers(own.to_out[0], tokens.clip, self.moving)
-        query = self.layers(cross.to_q, tokens.clip, self.moving or _trains(block.norm2))
-        context = [self.layers(layer, tokens.text, self.context_moves) for layer in (cross.to_k, cross.to_v)]
+        self.moving = self.linear(own.to_out[0], tokens.clip, self.moving)
+        norm_trained = any(parameter.requires_grad for parameter in block.norm2.parameters())
+        query = self.linear(cross.to_q, tokens.clip, self.moving or norm_trained)
+        context = [self.linear(layer, tokens.text, self.context_moves) for layer in (cross.to_k, cross.to_v)]
         self.moving = self.attention(tokens.clip * tokens.text, query, *context)
         for layer in (cross.to_out[0], block.ffn.net[0].proj, block.ffn.net[2]):
             assert isinstance(layer, nn.Module)
-            self.moving = self.layers(layer, tokens.clip, self.moving)
+            self.moving = self.linear(layer, tokens.clip, self.moving)
         if block.checkpointed and self.moving:
             self.total += Flops(0.0, self.total.forward - before)
 
-    def layers(self, module: nn.Module, rows: int, moves: bool) -> bool:
-        """A linear layer, or one with an adapter: the base, down to the rank, and up again."""
-        moved = moves
-        for name, layer in _linears(module):
-            moved |= self.linear(layer, rows, moved if "lora_B" in name else moves)
-        return moved
-
     def attention(self, pairs: int, query: bool, key: bool, value: bool) -> bool:
-        """Two products over the pairs; backward one for each that moves, and one for their weights."""
+        """Two products over the pairs; backward, one for each operand that moves and one for the weights."""
         product = 2.0 * pairs * self.width
         backward = (query or key) + query + key + value
         self.total += Flops(2 * product, backward * product)
         return query or key or value
 
 
-def _linears(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    return ((name, layer) for name, layer in module.named_modules() if isinstance(layer, nn.Linear))
-
-
-def _trains(module: nn.Module) -> bool:
-    return any(parameter.requires_grad for parameter in module.parameters())
-
-
-def tokens(config: RunConfig, frames: int, clips: int = 1) -> Tokens:
-    """What a network reads of clips of `frames` latent frames; captions count with all their tokens."""
-    steps = frames // config.model.patch_size[0]
-    return Tokens(steps, shapes(config).tokens_per_frame, config.text.max_tokens, clips)
-
-
-def plain_flops(config: RunConfig, network: DiT, frames: int) -> Flops:
-    """One clip through the teacher or the critic."""
-    return stack_flops(network.encoder, network.head, config.model, tokens(config, frames))
-
-
-def student_flops(config: RunConfig, student: Student, name: HeadName, frames: int, clips: int) -> Flops:
-    """One of `clips` clips through the student's encoder and one head."""
-    head = student.heads[name if config.model.heads == "decoupled" else "flow_matching"]
-    read = tokens(config, frames, clips)
-    return stack_flops(student.encoder, head, config.model, read)  # type: ignore[arg-type]
-
-
 def phases(config: RunConfig, stage: str, built: Networks) -> dict[str, float]:
-    """Operations of one step by phase.
+    """Operations of one step over all workers, by phase.
 
-    A rollout stops at a step drawn at random, so that its part, and the anchor's, are means.
+    A rollout stops at a step drawn at random, so its part and the anchor's are means.
     """
-    if stage == "teacher":
-        size = shapes(config).short_frames
-        one = plain_flops(config, built.teacher, size) * config.teacher.short_batch
-        return {"forward": one.forward, "backward": one.backward}
-    if stage not in ("warmup", "distill"):
-        return _supervised(config, getattr(config, stage), built.student)
-    shared = {"rollout": _rollout(config, built), **_critic(config, built)}
-    if stage == "warmup":
-        return shared
-    return _supervised(config, config.distill, built.student) | shared | _student(config, built)
+    sizes, distill, steps = shapes(config), config.distill, len(config.sampling.steps)
 
+    def plain(network: DiT, frames: int, clips: int) -> Flops:
+        return stack_flops(network.encoder, network.head, config.model, tokens(config, frames)) * clips
 
-def _supervised(config: RunConfig, stage: StageConfig, student: Student) -> dict[str, float]:
-    size, total = shapes(config), Flops()
-    for batch, frames in ((stage.short_batch, size.short_frames), (stage.long_batch, size.long_frames)):
-        if batch:
-            total += student_flops(config, student, "flow_matching", frames, batch) * batch
-    return {"forward": total.forward, "backward": total.backward}
+    def student(network: Student, head: HeadName, frames: int, clips: int) -> Flops:
+        layers = network.heads[head if config.model.heads == "decoupled" else "flow_matching"]
+        read = tokens(config, frames, clips)
+        return stack_flops(network.encoder, layers, config.model, read) * clips  # type: ignore[arg-type]
 
-
-def _one(config: RunConfig, built: Networks) -> Flops:
-    """One LONG clip through the student's DM head."""
-    clips = config.distill.rollout_batch
-    return student_flops(config, built.student, "distribution_matching", shapes(config).long_frames, clips)
-
-
-def _rollout(config: RunConfig, built: Networks) -> float:
-    """Forward passes up to the exit step, which carries the graph."""
-    passes = (len(config.sampling.steps) + 1) / 2
-    return passes * config.distill.rollout_batch * _one(config, built).forward
-
-
-def _student(config: RunConfig, built: Networks) -> dict[str, float]:
-    """Backward pass of the exit step, the scores, and the anchor when the exit step is the first."""
-    distill, rows = config.distill, config.distill.rollout_batch
-    windows = rows * scored_windows(config)
-    teacher_calls = 1 if config.loss.guidance_scale == 1 else 2
-    frozen = plain_flops(config, built.teacher, distill.window_frames).forward
-    critic = plain_flops(config, built.critic, distill.window_frames).forward
-    share = bool(config.loss.anchor_weight) / len(config.sampling.steps)
-    reference = student_flops(config, built.frozen_student, "flow_matching", shapes(config).long_frames, rows)
-    return {
-        "student_backward": rows * _one(config, built).backward,
-        "score_teacher": windows * teacher_calls * frozen,
-        "score_critic": windows * critic,
-        "anchor": rows * share * reference.forward,
-    }
-
-
-def _critic(config: RunConfig, built: Networks) -> dict[str, float]:
-    distill = config.distill
-    one = plain_flops(config, built.critic, distill.window_frames)
-    updates = one * (distill.critic_updates * distill.critic_batch)
-    return {"critic_forward": updates.forward, "critic_backward": updates.backward}
+    found: dict[str, float] = {}
+    if stage != "warmup":
+        settings = getattr(config, stage)
+        if stage == "teacher":
+            total = plain(built.teacher, sizes.short_frames, settings.short_batch)
+        else:
+            total = Flops()
+            for batch, frames in (
+                (settings.short_batch, sizes.short_frames),
+                (settings.long_batch, sizes.long_frames),
+            ):
+                if batch:
+                    total += student(built.student, "flow_matching", frames, batch)
+        found |= {"forward": total.forward, "backward": total.backward}
+    if stage in SCORED:
+        rows, window = distill.rollout_batch, distill.window_frames
+        rollout = student(built.student, "distribution_matching", sizes.long_frames, rows)
+        critic = plain(built.critic, window, distill.critic_updates * distill.critic_batch)
+        found["rollout"] = (steps + 1) / 2 * rollout.forward
+        found |= {"critic_forward": critic.forward, "critic_backward": critic.backward}
+    if stage == "distill":
+        windows, teacher_calls = rows * scored_windows(config), 1 if config.loss.guidance_scale == 1 else 2
+        reference = student(built.frozen_student, "flow_matching", sizes.long_frames, rows)
+        found |= {
+            "student_backward": rollout.backward,
+            "score_teacher": plain(built.teacher, window, windows * teacher_calls).forward,
+            "score_critic": plain(built.critic, window, windows).forward,
+            "anchor": bool(config.loss.anchor_weight) / steps * reference.forward,
+        }
+    return found

@@ -1,6 +1,6 @@
 """The GPUs that a dry run knows, and what to change when a stage does not fit on one.
 
-Each remedy has been tried by the same sums.
+A remedy is proposed only once the same sums say that the stage then fits.
 """
 
 import difflib
@@ -9,19 +9,19 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from jobs.config.schema import RunConfig
+from jobs.config.shapes import scored_windows
 from jobs.estimate.flops import networks
 from jobs.estimate.memory import footprint
-from jobs.estimate.shapes import scored_windows
 from models.autoencoders.kinds import autoencoder_kind
 from models.errors import ConfigError
 
 RANK = 32
-"""Rank of the adapters that are proposed."""
+"""Rank of the proposed adapters."""
 
 USABLE = 0.92
-"""Share of a GPU's memory that training can fill; the rest is the driver's or lost in gaps (assumed)."""
+"""Share of a GPU's memory that training can fill; the driver and fragmentation take the rest (assumed)."""
 
-# Taken as GiB; the makers' data sheets say GB: NVIDIA A100, H100 SXM, H200, B200, L40S, GeForce RTX 4090 and
+# Read as GiB, though the data sheets say GB: NVIDIA A100, H100 SXM, H200, B200, L40S, GeForce RTX 4090 and
 # 5090; AMD Instinct MI250X (one of its two dies), MI300X.
 GIB = {
     "rtx4090": 24,
@@ -40,18 +40,16 @@ GIB = {
 @dataclass(frozen=True)
 class Gpu:
     name: str
-    """As on the command line."""
     bytes: int
-    """Memory by its data sheet."""
+    """Memory on the data sheet."""
 
     @property
     def usable(self) -> int:
-        """Bytes that training can fill."""
         return int(self.bytes * USABLE)
 
 
 def gpu(name: str) -> Gpu:
-    """The GPU of a name, in upper or lower case.
+    """Look a GPU up by its name, in upper or lower case.
 
     Raises:
         ConfigError: the name is not known.
@@ -70,15 +68,15 @@ def smallest(needed: int) -> Gpu | None:
 
 
 def require_fit(config: RunConfig, stages: Mapping[str, Mapping[str, int]], on: Gpu) -> None:
-    """Refuse a run of which a stage does not fit on a GPU.
+    """Refuse a run if one of its stages does not fit on a GPU.
 
     Args:
         config: the run's settings.
-        stages: bytes per worker by part, of each stage.
+        stages: of each stage, bytes per worker by part.
         on: the GPU.
 
     Raises:
-        ConfigError: the stage that needs most, and what to change.
+        ConfigError: a stage does not fit; names the one that needs most, and what to change.
     """
     stage, parts = max(stages.items(), key=lambda entry: sum(entry[1].values()))
     needed, largest = sum(parts.values()), max(parts, key=lambda name: parts[name])
@@ -94,14 +92,14 @@ def require_fit(config: RunConfig, stages: Mapping[str, Mapping[str, int]], on: 
             remedy = f"Set {' '.join(chosen)}{or_larger}; weights are not sharded over GPUs"
             break
     raise ConfigError(
-        f"{stage} needs {_gib(needed)} a worker, {_gib(parts[largest])} of it {largest.replace('_', ' ')}, "
-        f"but of {on.name} {_gib(on.usable)} can be used",
+        f"{stage} needs {_gib(needed)} per worker, {_gib(parts[largest])} of it {largest.replace('_', ' ')}, "
+        f"but only {_gib(on.usable)} of {on.name} can be used",
         remedy,
     )
 
 
 def _remedies(config: RunConfig, stage: str, on: Gpu) -> Iterator[tuple[str, RunConfig]]:
-    """Settings that save memory, one after another, each with the config that has all of them so far."""
+    """Settings that save memory, each with the config that has it and all before it."""
     if not config.cluster.activation_checkpointing:
         config = replace(config, cluster=replace(config.cluster, activation_checkpointing=True))
         yield "cluster.activation_checkpointing=true", config
@@ -119,7 +117,7 @@ def _remedies(config: RunConfig, stage: str, on: Gpu) -> Iterator[tuple[str, Run
 
 
 def _fewer_frames(config: RunConfig, stage: str, on: Gpu) -> Iterator[tuple[str, RunConfig]]:
-    """The longest LONG windows that fit, not shorter than SHORT ones, longer than those of other buckets."""
+    """The longest LONG windows that fit, no shorter than SHORT ones, longer than the other buckets'."""
     data, grain = config.data, autoencoder_kind(config.autoencoder).temporal_factor
     least = max([data.short_frames, *(length + grain for length in data.long_lengths)])
     low, high = 1, (data.long_frames - least) // grain

@@ -1,4 +1,4 @@
-"""Memory of one worker while a stage takes a step, by what it is spent on.
+"""Memory of one worker during a step of a stage, by what it holds.
 
 Weights, gradients, moments and averages are float32 on every device. On a GPU the passes run in bfloat16
 autocast, and autograd keeps a bfloat16 copy of the weights of linear layers for the length of a pass. Nothing
@@ -9,9 +9,8 @@ their inputs alone.
 from dataclasses import dataclass
 
 from jobs.config.schema import RunConfig
+from jobs.config.shapes import scored_windows, shapes
 from jobs.estimate.flops import SCORED, Networks, Tokens, parameters, tokens, trained
-from jobs.estimate.shapes import scored_windows, shapes
-from models.ddt import Student
 from pipelines.training.batches import HELD_OUT_WINDOWS
 from pipelines.training.collectives import MESSAGE
 
@@ -19,41 +18,37 @@ FLOAT, HALF = 4, 2
 """Bytes of a number in float32 and bfloat16."""
 
 MOMENTS = 2
-"""Of AdamW, beside each weight."""
+"""AdamW's, per weight."""
 
 LATENT_COPIES = 4
-"""Of a batch in a step: data, noise, their mixture and the velocity."""
+"""A step holds data, noise, their mixture and the velocity of a batch."""
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Bytes that autograd keeps of one block, measured in both precisions
-    (tests/jobs/estimate/test_memory.py).
-
-    Args:
-        width: bytes a token and unit of width.
-        hidden: bytes a token and unit of the feed-forward layers.
-        text: bytes a caption's token and unit of width.
-        output: bytes a token and unit of width of the output layer.
-    """
+    """Bytes that autograd keeps of one block, as tests/jobs/estimate/test_memory.py measures them."""
 
     width: int
+    """Per token and unit of width."""
     hidden: int
+    """Per token and unit of the feed-forward layers."""
     text: int
+    """Per caption token and unit of width."""
     output: int
+    """Per token and unit of width of the output layer."""
 
 
 SIZES = {False: Sizes(92, 8, 16, 12), True: Sizes(70, 4, 14, 8)}
 """By whether the passes run in bfloat16."""
 
 NORMS = 10
-"""Float32 numbers a token and block: means and deviations of the norms."""
+"""Float32 numbers per token and block: means and deviations of the norms."""
 
 
 def activations(config: RunConfig, read: Tokens, *, half: bool) -> int:
     """Bytes that autograd keeps of one clip through a plain stack, from its input to its output.
 
-    With activation checkpointing, the inputs of all blocks and what the one keeps that is computed again.
+    With activation checkpointing: the inputs of all blocks, and everything of the one being recomputed.
     """
     model, size = config.model, SIZES[half]
     width = model.num_heads * model.head_dim
@@ -72,54 +67,69 @@ def footprint(config: RunConfig, stage: str, built: Networks, *, half: bool) -> 
 
     Args:
         config: the run's settings.
-        stage: its stage.
+        stage: the stage of training.
         built: the networks of that stage.
         half: whether the passes run in bfloat16.
     """
-    parts = _scored(config, stage, built) if stage in SCORED else _supervised(stage, built)
-    largest = parameters(built.student if stage != "teacher" else built.teacher)
-    parts["bfloat16_weights"] = HALF * largest if half else 0
+    number = HALF if half else FLOAT
+    parts = _weights(config, stage, built)
+    parts["bfloat16_weights"] = (
+        HALF * parameters(built.teacher if stage == "teacher" else built.student) if half else 0
+    )
     message = min(parts["gradients"], 2 * FLOAT * MESSAGE)
     parts["gradient_exchange"] = message if config.cluster.num_workers > 1 else 0
+
+    passes, sizes, distill = _passes(config, stage), shapes(config), config.distill
     parts["activations"] = max(
-        clips * activations(config, tokens(config, frames), half=half)
-        for clips, frames in _passes(config, stage)
+        clips * activations(config, tokens(config, frames), half=half) for clips, frames in passes
     )
-    parts["temporaries"] = _temporaries(config, stage, half=half)
-    parts["latents_and_text"] = _latents(config, stage)
+    without_graph = []
+    if stage in SCORED:
+        rows = share(config, distill.rollout_batch)
+        without_graph = [(rows * scored_windows(config), distill.window_frames), (rows, sizes.long_frames)]
+    most = max(clips * tokens(config, frames).clip for clips, frames in [*passes, *without_graph])
+    # hidden units of the feed-forward layers, their gradients, the residual stream
+    parts["temporaries"] = (
+        most * (2 * config.model.ffn_dim + 4 * config.model.num_heads * config.model.head_dim) * number
+    )
+
+    frame = FLOAT * sizes.channels * sizes.height * sizes.width
+    caption = FLOAT * config.text.max_tokens * config.text.dim
+    held = sum(clips * (LATENT_COPIES * frames * frame + caption) for clips, frames in passes)
+    if stage in SCORED:
+        held += distill.rollout_pool * distill.rollout_batch * sizes.long_frames * frame
+    elif config.data.holdout:
+        frames = sizes.short_frames if stage == "teacher" else sizes.long_frames
+        held += share(config, HELD_OUT_WINDOWS) * frames * frame
+    parts["latents_and_text"] = held
     return parts
 
 
-def _supervised(stage: str, built: Networks) -> dict[str, int]:
+def _weights(config: RunConfig, stage: str, built: Networks) -> dict[str, int]:
+    """Networks, gradients, moments and averages.
+
+    Student and critic have gradients one after the other; the warm-up never steps the student.
+    """
     network = built.teacher if stage == "teacher" else built.student
-    moves = trained(network)
-    return {
+    moves = 0 if stage == "warmup" else trained(network)
+    parts = {
         "weights": FLOAT * parameters(network),
         "gradients": FLOAT * moves,
         "moments": FLOAT * MOMENTS * moves,
         "average": FLOAT * moves,
     }
-
-
-def _scored(config: RunConfig, stage: str, built: Networks) -> dict[str, int]:
-    """Student and critic have gradients one after the other; the warm-up never steps the student."""
-    student, critic = trained(built.student), trained(built.critic)
-    warm = stage == "warmup"
-    return {
-        "weights": FLOAT * parameters(built.student),
-        "gradients": FLOAT * (critic if warm else max(student, critic)),
-        "moments": 0 if warm else FLOAT * MOMENTS * student,
-        "average": 0 if warm else FLOAT * student,
-        "teacher": FLOAT * parameters(built.teacher),
-        "anchor": 0 if warm or not config.loss.anchor_weight else FLOAT * _anchor(built.frozen_student),
-        "critic": FLOAT * parameters(built.critic),
-        "critic_moments": FLOAT * MOMENTS * critic if config.distill.critic_updates else 0,
-    }
-
-
-def _anchor(student: Student) -> int:
-    """Numbers of the encoder and the FM head."""
-    return parameters(student.encoder) + parameters(student.heads["flow_matching"])
+    if stage in SCORED:
+        critic, frozen = trained(built.critic), built.frozen_student
+        anchored = stage == "distill" and config.loss.anchor_weight
+        anchor = parameters(frozen.encoder) + parameters(frozen.heads["flow_matching"])
+        parts |= {
+            "gradients": FLOAT * max(moves, critic),
+            "teacher": FLOAT * parameters(built.teacher),
+            "anchor": FLOAT * anchor if anchored else 0,
+            "critic": FLOAT * parameters(built.critic),
+            "critic_moments": FLOAT * MOMENTS * critic if config.distill.critic_updates else 0,
+        }
+    return parts
 
 
 def share(config: RunConfig, batch: int) -> int:
@@ -128,38 +138,13 @@ def share(config: RunConfig, batch: int) -> int:
 
 
 def _passes(config: RunConfig, stage: str) -> list[tuple[int, int]]:
-    """Clips a worker and their latent frames, of each pass with a graph; one graph lives at a time."""
+    """Clips per worker and their latent frames, for each pass with a graph; one graph lives at a time."""
     size, distill = shapes(config), config.distill
     critic = (share(config, distill.critic_batch), distill.window_frames)
     if stage == "warmup":
         return [critic]
     settings = getattr(config, stage)
-    short = (share(config, settings.short_batch), size.short_frames)
     long = (share(config, settings.long_batch), size.long_frames)
     if stage == "distill":
         return [long, (share(config, distill.rollout_batch), size.long_frames), critic]
-    return [short, long]
-
-
-def _temporaries(config: RunConfig, stage: str, *, half: bool) -> int:
-    """Feed-forward layers of the largest pass: hidden numbers, their gradients, the residual stream."""
-    clips = _passes(config, stage)
-    if stage in SCORED:
-        rows = share(config, config.distill.rollout_batch)
-        clips += [(rows * scored_windows(config), config.distill.window_frames)]
-        clips += [(rows, shapes(config).long_frames)]
-    most = max(rows * tokens(config, frames).clip for rows, frames in clips)
-    width = config.model.num_heads * config.model.head_dim
-    return most * (2 * config.model.ffn_dim + 4 * width) * (HALF if half else FLOAT)
-
-
-def _latents(config: RunConfig, stage: str) -> int:
-    """Batches with their captions, rollouts kept for the critic, and held-out windows."""
-    size = shapes(config)
-    frame = FLOAT * size.channels * size.height * size.width
-    caption = FLOAT * config.text.max_tokens * config.text.dim
-    held = sum(clips * (LATENT_COPIES * frames * frame + caption) for clips, frames in _passes(config, stage))
-    if stage in SCORED:
-        return held + config.distill.rollout_pool * config.distill.rollout_batch * size.long_frames * frame
-    frames = size.short_frames if stage == "teacher" else size.long_frames
-    return held + (share(config, HELD_OUT_WINDOWS) * frames * frame if config.data.holdout else 0)
+    return [(share(config, settings.short_batch), size.short_frames), long]

@@ -13,6 +13,7 @@ import pytest
 
 from jobs import tracking
 from jobs.config import load as configs
+from jobs.config.schema import settings
 from models.errors import ClusterError, ConfigError
 from pipelines.tracking import NullTracker
 from tests.command import sent
@@ -63,7 +64,7 @@ def test_params_are_the_dotted_names_and_long_ones_are_split(run_config):
     tracker.params(configs.flatten(run_config) | {"long": text})
     found = run_of(reference).data.params
     assert json.loads(found["loss.reverse_kl_weight"]) == run_config.loss.reverse_kl_weight
-    assert set(configs.names()) <= set(found)
+    assert set(settings()) <= set(found)
     assert found["long"] + found["long.1"] + found["long.2"] == text
 
 
@@ -189,7 +190,7 @@ def test_what_cannot_be_sent_at_the_end_is_written_beside_the_run(run_config, ro
     tracker.close()
     lines = (root / "ci" / "unsent" / f"mlflow-{tracker.run_id}.jsonl").read_text().splitlines()
     assert [(json.loads(line)["step"], json.loads(line)["value"]) for line in lines] == [(7, 0.5)]
-    assert "1 numbers" in capsys.readouterr().err
+    assert "1 metric values" in capsys.readouterr().err
 
 
 def test_memory_is_bounded_while_the_server_is_away(run_config, root, monkeypatch):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from jobs.config import load as configs
-from jobs.estimate.shapes import shapes
+from jobs.config.shapes import shapes
 from models.config import FlowConfig, SamplingConfig
 from models.device import half_precision
 from models.errors import ConfigError

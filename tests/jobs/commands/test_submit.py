@@ -42,7 +42,7 @@ def test_the_address_is_the_option_then_the_variables_then_this_machine(monkeypa
 
 def test_variables_and_the_commit_travel(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
-    env = request_of("world", env=["A=1=2"]).env
+    env = request_of("world", env=["A=1=2"]).runtime_env["env_vars"]
     assert env["MLFLOW_TRACKING_URI"] == "http://mlflow:5000"
     assert env["A"] == "1=2"
     assert len(env["SOSTENUTO_COMMIT"]) >= 40

@@ -7,7 +7,7 @@ import pytest
 from jobs.config import load as configs
 from jobs.config.load import bounds_of
 from jobs.config.schema import settings
-from jobs.estimate import shapes
+from jobs.config.shapes import latent_frames, scored_windows, shapes
 from models.errors import ConfigError
 
 REFUSED = [
@@ -141,36 +141,36 @@ def test_doing_what_the_remedy_says_helps(overrides):
 
 
 def test_shapes_of_the_presets():
-    tiny = shapes.shapes(configs.load("tiny"))
+    tiny = shapes(configs.load("tiny"))
     assert (tiny.channels, tiny.height, tiny.width, tiny.short_frames, tiny.long_frames) == (13, 1, 1, 8, 32)
     assert not tiny.channels_known
-    clips = shapes.shapes(configs.load("clips"))
+    clips = shapes(configs.load("clips"))
     assert (clips.height, clips.width, clips.tokens_per_frame) == (4, 4, 16)
-    wan = shapes.shapes(configs.load("wan-1.3b"))
+    wan = shapes(configs.load("wan-1.3b"))
     assert (wan.channels, wan.height, wan.width, wan.short_frames, wan.long_frames) == (16, 60, 104, 21, 121)
     assert wan.tokens_per_frame == 30 * 52
 
 
 def test_shapes_are_those_of_the_largest_bucket():
     """So that a dry run says what memory is needed: the longest windows of the picture with most pixels."""
-    plain = shapes.shapes(configs.load("wan-1.3b"))
+    plain = shapes(configs.load("wan-1.3b"))
     smaller = configs.load("wan-1.3b", ["data.long_lengths=[81,241]", "data.shapes=[[832,464],[480,480]]"])
-    assert shapes.shapes(smaller) == plain
-    larger = shapes.shapes(configs.load("wan-1.3b", ["data.shapes=[[832,480],[960,960]]"]))
+    assert shapes(smaller) == plain
+    larger = shapes(configs.load("wan-1.3b", ["data.shapes=[[832,480],[960,960]]"]))
     assert (larger.height, larger.width, larger.long_frames) == (120, 120, 121)
     assert larger.tokens_per_frame == 60 * 60
 
 
 @pytest.mark.parametrize(("frames", "latents"), [(1, 1), (5, 2), (81, 21), (481, 121)])
 def test_the_wan_autoencoder_keeps_one_frame_and_then_one_of_four(frames, latents):
-    assert shapes.latent_frames(configs.load("wan-1.3b"), frames) == latents
+    assert latent_frames(configs.load("wan-1.3b"), frames) == latents
 
 
 def test_a_padded_window_counts_as_the_next_4k_and_1():
     padded = configs.load("wan-1.3b", ["autoencoder.uneven_frames=pad", "data.short_frames=78"])
-    assert shapes.shapes(padded).short_frames == 21
+    assert shapes(padded).short_frames == 21
 
 
 def test_scored_windows_are_counted_as_they_are_tiled():
-    assert shapes.scored_windows(configs.load("tiny")) == (32 - 8) // 4 + 2
-    assert shapes.scored_windows(configs.load("minute")) == 16
+    assert scored_windows(configs.load("tiny")) == (32 - 8) // 4 + 2
+    assert scored_windows(configs.load("minute")) == 16

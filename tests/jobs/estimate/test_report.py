@@ -78,7 +78,7 @@ def test_more_workers_are_faster():
 def test_every_preset_can_be_described(name):
     text = render(configs.load(name))
     assert f"name: {configs.load(name).name}" in text
-    for word in ("parameters", "tokens", "steps", "MiB a worker", "nothing was read or written"):
+    for word in ("parameters", "tokens", "steps", "MiB per worker", "nothing was read or written"):
         assert word in text
 
 
