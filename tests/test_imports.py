@@ -3,6 +3,7 @@
 import ast
 import sys
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -202,3 +203,41 @@ def test_nothing_is_left_to_do():
 
 def test_source_is_ascii():
     assert [name for name in FILES if not (ROOT / name).read_text(encoding="utf-8").isascii()] == []
+
+
+def first_party(name: str) -> set[str]:
+    """Files of the four layers that a file imports at its top."""
+    found = set()
+    for node in tree_of(name).body:
+        if isinstance(node, ast.ImportFrom) and node.module:
+            modules = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            found |= {module.replace(".", "/") + ".py" for module in modules}
+    return found & set(FILES)
+
+
+def test_no_folder_is_a_closet():
+    counts: dict[str, int] = {}
+    for name in FILES:
+        if not name.endswith("__init__.py"):
+            folder = name.rpartition("/")[0]
+            counts[folder] = counts.get(folder, 0) + 1
+    assert {folder: count for folder, count in counts.items() if count > 14} == {}
+
+
+def test_imports_form_no_circle():
+    graph = TopologicalSorter({name: first_party(name) for name in FILES})
+    graph.prepare()
+
+
+def test_rooms_form_no_circle():
+    """Not among files only: no folder imports from one that imports from it."""
+
+    def room(name: str) -> str:
+        return name.rpartition("/")[0]
+
+    rooms: dict[str, set[str]] = {}
+    for name in FILES:
+        rooms.setdefault(room(name), set()).update(room(other) for other in first_party(name))
+    pairs = {(a, b) for a, others in rooms.items() for b in others if a != b and a in rooms.get(b, set())}
+    inside = {(a, b) for a, b in pairs if a.startswith(f"{b}/") or b.startswith(f"{a}/")}
+    assert sorted(pairs - inside) == []
