@@ -167,8 +167,17 @@ def _with_preset(words: Sequence[str]) -> list[str]:
 
 
 def of_kind(*kinds: str) -> pytest.MarkDecorator:
-    """A test a command of these kinds, as its argument `shown`; those of STORIES are not among them."""
+    """One test per command of these kinds, as its argument `shown`; those of STORIES are not among them.
+
+    `sweep` is a long one: tests/jobs/commands/test_sweep.py runs the same search and looks closer.
+    """
     stories = {story.name for story in STORIES}
     alone = [shown for shown in all_shown() if shown.where.split(":")[0] not in stories]
-    chosen = [shown for shown in alone if shown.kind in kinds]
-    return pytest.mark.parametrize("shown", chosen, ids=[" ".join(shown.words) for shown in chosen])
+    chosen = [
+        pytest.param(
+            shown, id=" ".join(shown.words), marks=[pytest.mark.long] if "sweep" in shown.words else []
+        )
+        for shown in alone
+        if shown.kind in kinds
+    ]
+    return pytest.mark.parametrize("shown", chosen)

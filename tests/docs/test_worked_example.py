@@ -48,6 +48,7 @@ def steps_recorded(runs) -> list[int]:
     return [step for (step,) in found]
 
 
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_a_stopped_distillation_goes_on_as_another_job_and_is_evaluated(head, home, runs, submit):
     distill = ["train", "distill", "--set", f"distill.steps={STEPS}", "--set", "distill.checkpoint_every=2"]

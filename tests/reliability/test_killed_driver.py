@@ -11,6 +11,8 @@ from safetensors.torch import load_file
 
 from tests.command import MADE_BY_DISTILLATION, copy_runs, kill, sostenuto, start, succeed
 
+pytestmark = pytest.mark.long
+
 STEPS, EVERY = 8, 2
 DISTILL = ("--set", f"distill.steps={STEPS}", "--set", f"distill.checkpoint_every={EVERY}")
 
