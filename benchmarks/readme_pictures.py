@@ -1,7 +1,7 @@
-"""The README's pictures, from finished runs.
+"""The README's pictures, from finished runs; written to docs/pictures/.
 
-python benchmarks/readme_pictures.py strip runs/quickstart     docs/pictures/strip.gif: teacher | long-SFT | MMM
-python benchmarks/readme_pictures.py minute runs/minute        docs/pictures/minute.gif: three minutes, 8 times as fast
+python benchmarks/readme_pictures.py strip runs/quickstart     strip.gif: teacher | long-SFT | MMM
+python benchmarks/readme_pictures.py minute runs/minute        minute.gif: three minutes, 8 times as fast
 """
 
 import json
