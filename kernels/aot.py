@@ -85,12 +85,8 @@ class Compiled:
     ok: bool
 
 
-def configurations() -> list[Configuration]:
+def configurations() -> Iterator[Configuration]:
     """Every shipped configuration."""
-    return [*_attention_configurations(), *_score_configurations()]
-
-
-def _attention_configurations() -> Iterator[Configuration]:
     for dtype, tokens, head_dim, wrap in ATTENTION:
         tiles = attention.tiles_for(tokens, head_dim, DTYPES[dtype], interpreted=False)
         length = "few" if tokens <= attention.FEW_TOKENS else "many"
@@ -115,14 +111,6 @@ def _attention_configurations() -> Iterator[Configuration]:
             {"num_warps": tile.warps, "num_stages": tile.stages},
         )
 
-
-def _attention_types(dtype: str) -> dict[str, str]:
-    types = dict.fromkeys(("q", "k", "v", "out", "grad", "grad_q", "grad_k", "grad_v"), f"*{dtype}")
-    types |= {"lse": "*fp32", "delta": "*fp32", "valid_frames": "*i32", "scale": "fp32"}
-    return types | {f"stride_{x}{axis}": "i64" for x in "qkvg" for axis in "bhn"}
-
-
-def _score_configurations() -> Iterator[Configuration]:
     types = dict.fromkeys(("t", "tile_sums", "norm", "distance_real", "distance_fake", "loss"), "*fp32")
     types |= {"guidance_scale": "fp32", "floor": "fp32", "non_finite": "*i64"}
     options = {"num_warps": score.WARPS}
@@ -142,6 +130,12 @@ def _score_configurations() -> Iterator[Configuration]:
     for kernel in (score.norm_kernel, score.total_kernel):
         name, constants = f"reverse_kl_{kernel.__name__}", {"CHUNK": score.CHUNK}
         yield Configuration(name, kernel, types, constants, options, everywhere=True)
+
+
+def _attention_types(dtype: str) -> dict[str, str]:
+    types = dict.fromkeys(("q", "k", "v", "out", "grad", "grad_q", "grad_k", "grad_v"), f"*{dtype}")
+    types |= {"lse": "*fp32", "delta": "*fp32", "valid_frames": "*i32", "scale": "fp32"}
+    return types | {f"stride_{x}{axis}": "i64" for x in "qkvg" for axis in "bhn"}
 
 
 def compile_for(target: str, configuration: Configuration) -> Compiled:
@@ -214,7 +208,7 @@ def _run(tool: str, *words: str) -> str:
 
 def compilations() -> list[tuple[str, Configuration]]:
     """What to compile for which target: everything for Hopper, then `everywhere` for the others."""
-    shipped = configurations()
+    shipped = list(configurations())
     others = [(target, case) for target in ("sm_80", "gfx942") for case in shipped if case.everywhere]
     return [("sm_90", case) for case in shipped] + others
 

@@ -15,18 +15,7 @@ import torch
 
 VARIABLE = "SOSTENUTO_KERNELS"
 """The environment variable that demands a path."""
-MODULES = {
-    "window_attention": {
-        "triton": "kernels.attention.triton",
-        "cpu": "kernels.attention.cpu",
-        "reference": "kernels.reference",
-    },
-    "reverse_kl_score": {
-        "triton": "kernels.score.triton",
-        "cpu": "kernels.score.cpu",
-        "reference": "kernels.reference",
-    },
-}
+PACKAGES = {"window_attention": "kernels.attention", "reverse_kl_score": "kernels.score"}
 _PATHS = ("triton", "cpu", "reference")
 _log = logging.getLogger("sostenuto.kernels")
 
@@ -40,7 +29,8 @@ def module_for(operation: str, device: torch.device) -> ModuleType:
     path = path_for(device)
     demanded = bool(os.environ.get(VARIABLE))
     _log_once(operation, path, f"{VARIABLE} demands it" if demanded else f"tensors are on {device.type}")
-    return importlib.import_module(MODULES[operation][path])
+    name = "kernels.reference" if path == "reference" else f"{PACKAGES[operation]}.{path}"
+    return importlib.import_module(name)
 
 
 def path_for(device: torch.device) -> str:

@@ -3,7 +3,7 @@
 The fast paths (attention/, score/, ops.py) are compared with this file and with nothing else.
 """
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -95,23 +95,14 @@ def frame_mask(
 
 
 def window_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    tokens_per_frame: int,
-    window: int,
-    scale: float | None = None,
-    valid_frames: Tensor | None = None,
-    wrap: bool = False,
-    return_lse: bool = False,
+    q: Tensor, k: Tensor, v: Tensor, *, return_lse: bool = False, **options: Any
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """softmax(scale q k^T) v over the frames that `frame_mask` allows; `ops.window_attention` has the shapes.
+    """softmax(scale q k^T) v over the frames that `frame_mask` allows; `ops.window_attention` has the shapes
+    and the options, which are those of WindowOptions.
 
     The log-sum-exp has no gradient. Half precision is computed in float32.
     """
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    out, lse = _windowed(q, k, v, WindowOptions(tokens_per_frame, window, scale, valid_frames, wrap))
+    out, lse = _windowed(q, k, v, WindowOptions(**{"scale": q.shape[-1] ** -0.5} | options))
     return (out, lse) if return_lse else out
 
 

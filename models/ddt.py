@@ -5,7 +5,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from models.config import ModelConfig
-from models.dit import DiT, Encoder, Features, Head
+from models.dit import DiT, Encoder, Head
 from models.flow import VelocityModel
 from models.text.conditioning import Conditioning
 from models.weights import copy_into
@@ -34,17 +34,12 @@ class Student(nn.Module):
         names = ["flow_matching"] + ["distribution_matching"] * (config.heads == "decoupled")
         self.heads = nn.ModuleDict({name: Head(config, channels, last) for name in names})
 
-    def encode(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Features:
-        """The shared residual stream of x_t [B, T, C, h, w]."""
-        features: Features = self.encoder(x_t, t, conditioning)
-        return features
-
     def head(self, name: HeadName) -> VelocityModel:
         """One head over the encoder."""
         module = self.heads[name if self.config.heads == "decoupled" else "flow_matching"]
 
         def velocity(x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
-            out: Tensor = module(self.encode(x_t, t, conditioning))
+            out: Tensor = module(self.encoder(x_t, t, conditioning))
             return out
 
         return velocity

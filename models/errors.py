@@ -1,12 +1,4 @@
-"""The tree of errors that a user can meet. Each carries what happened and what to do about it.
-
-SostenutoError
-|- ConfigError        a value or a combination of values that cannot work
-|- DataError          a corpus, a video, a shard or a dataset that cannot be used
-|- CheckpointError    weights or training state that cannot be written, found or trusted
-|- ClusterError       Ray, MLflow or storage that cannot be reached
-`- TrainingDiverged   a non-finite loss, gradient or score
-"""
+"""The errors that a user can meet. Each carries what happened and what to do about it."""
 
 
 class SostenutoError(Exception):

@@ -6,7 +6,7 @@ of workers changes nothing; a draw that the whole batch shares has no sample.
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -31,13 +31,10 @@ class Key:
 
     def at(self, *, step: int | None = None, sample: int | None = None, purpose: str | None = None) -> "Key":
         """The same key with some parts replaced; a purpose is appended to the present one."""
-        name = self.purpose if purpose is None else f"{self.purpose}/{purpose}"
-        return replace(
-            self,
-            step=self.step if step is None else step,
-            sample=self.sample if sample is None else sample,
-            purpose=name,
-        )
+        step = self.step if step is None else step
+        sample = self.sample if sample is None else sample
+        purpose = self.purpose if purpose is None else f"{self.purpose}/{purpose}"
+        return Key(self.seed, step, sample, purpose)
 
     def seed64(self) -> int:
         """A 63-bit seed that differs for every key."""

@@ -24,15 +24,13 @@ NAMED = 3
 """Names that an error lists before it counts the rest."""
 
 
-def save_tensors(
-    tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None
-) -> None:
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     """Write tensors to one safetensors file. Only those that are part of a larger storage are copied."""
-    save_file({name: _whole(t.detach().cpu().contiguous()) for name, t in tensors.items()}, path, metadata)
-
-
-def _whole(tensor: Tensor) -> Tensor:
-    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    for name, tensor in plain.items():
+        if tensor.untyped_storage().nbytes() != tensor.nbytes:
+            plain[name] = tensor.clone()
+    save_file(plain, path)
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
@@ -223,7 +221,7 @@ class Ema:
         self.decay = decay
         self.updates = 0
         self.trained = {name for name, p in module.named_parameters() if p.requires_grad}
-        self.average = {
+        self.tensors = {
             name: p.detach().clone() if name in self.trained else p.detach()
             for name, p in module.named_parameters()
         }
@@ -234,13 +232,10 @@ class Ema:
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         moved = {name: p.detach() for name, p in module.named_parameters() if name in self.trained}
-        torch._foreach_lerp_([self.average[name] for name in moved], list(moved.values()), 1 - decay)
+        torch._foreach_lerp_([self.tensors[name] for name in moved], list(moved.values()), 1 - decay)
 
     @torch.no_grad()
     def copy_to(self, module: nn.Module) -> None:
         """Write the average into `module`."""
         for name, parameter in module.named_parameters():
-            parameter.copy_(self.average[name])
-
-    def tensors(self) -> dict[str, Tensor]:
-        return self.average
+            parameter.copy_(self.tensors[name])

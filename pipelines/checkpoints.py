@@ -54,37 +54,26 @@ class NetworkSpec:
             return kind(self.model, self.channels, self.text.dim)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
         return dataclasses.asdict(self)
 
     @staticmethod
     def from_json(values: Mapping[str, Any]) -> "NetworkSpec":
-        """The inverse of `to_json`."""
-        model = dict(values["model"], patch_size=tuple(values["model"]["patch_size"]))
-        text = dict(values["text"], withheld_words=tuple(values["text"]["withheld_words"]))
-        lora: dict[str, Any] = {
-            name: tuple(v) if isinstance(v, list) else v for name, v in values.get("lora", {}).items()
+        parts: dict[str, Any] = {
+            "model": ModelConfig(**_tupled(values["model"])),
+            "text": TextConfig(**_tupled(values["text"])),
+            "lora": LoraConfig(**_tupled(values.get("lora", {}))),
         }
-        t, c, h, w = values["shape"]
-        return NetworkSpec(
-            values["role"],
-            ModelConfig(**model),
-            TextConfig(**text),
-            values["channels"],
-            (t, c, h, w),
-            LoraConfig(**lora),
-            values.get("distilled", False),
-        )
+        return NetworkSpec(**_tupled(values) | parts)
+
+
+def _tupled(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields from JSON, with the tuples that they had been."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
 
 
 @dataclass(frozen=True)
 class Network:
-    """A network ready to sample from.
-
-    Args:
-        model: with averaged weights, on its device, in evaluation mode.
-        spec: what it is.
-    """
+    """A network ready to sample from: averaged weights, on its device, in evaluation mode."""
 
     model: DiT | Student
     spec: NetworkSpec

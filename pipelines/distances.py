@@ -23,80 +23,42 @@ _ROUNDING = 1e-6
 """Negative distances within this share of the traces are rounding and become zero."""
 
 
+@dataclass(frozen=True)
 class Moments:
-    """Count, mean and scatter of feature vectors; two of them merge as if their vectors had been pooled."""
+    """Moments of feature vectors: what a Frechet distance needs of them."""
 
-    def __init__(self, dim: int) -> None:
-        """Start with no vectors of `dim` numbers."""
-        self.dim = dim
-        self.count = 0
-        self._mean: Array = np.zeros(dim)
-        self._scatter: Array = np.zeros((dim, dim))
+    count: int
+    mean: Array
+    """[d]"""
+    scatter: Array
+    """Sum of the outer products of the vectors less their mean [d, d]."""
 
     @classmethod
     def of(cls, features: ArrayLike) -> "Moments":
-        """The moments of `features` [N, d]."""
-        rows = _rows(features)
-        return cls(rows.shape[1]).update(rows)
-
-    def update(self, features: ArrayLike) -> "Moments":
-        """Add `features` [N, d] and return self.
+        """The moments of `features` [N, d].
 
         Raises:
-            DataError: a vector has another length or holds a number that is not finite.
+            DataError: no vectors, or a number that is not finite.
         """
         rows = _rows(features)
-        if rows.shape[1] != self.dim:
-            raise DataError(
-                f"features have {rows.shape[1]} numbers where {self.dim} are expected",
-                "Compare features of one extractor only",
-            )
-        if len(rows):
-            mean = rows.mean(axis=0)
-            centred = rows - mean
-            self._add(len(rows), mean, centred.T @ centred)
-        return self
-
-    def merge(self, other: "Moments") -> "Moments":
-        """Add the vectors that `other` has seen and return self (Chan, Golub and LeVeque 1983, eq. 2.1)."""
-        if other.dim != self.dim:
-            raise DataError(
-                f"moments of {other.dim} and of {self.dim} numbers do not merge",
-                "Merge moments of one extractor only",
-            )
-        if other.count:
-            self._add(other.count, other.mean, other.scatter)
-        return self
-
-    def _add(self, count: int, mean: Array, scatter: Array) -> None:
-        total = self.count + count
-        step = mean - self._mean
-        self._scatter = self._scatter + scatter + np.outer(step, step) * (self.count * count / total)
-        self._mean = self._mean + step * (count / total)
-        self.count = total
-
-    @property
-    def mean(self) -> Array:
-        """Mean [d]; an error before the first vector."""
-        self._need(1)
-        return self._mean
-
-    @property
-    def scatter(self) -> Array:
-        """Sum of the outer products of the vectors less their mean [d, d]."""
-        return self._scatter
+        if not len(rows):
+            raise DataError("there are no feature vectors", "Evaluate more videos")
+        mean = rows.mean(axis=0)
+        centred = rows - mean
+        return cls(len(rows), mean, centred.T @ centred)
 
     @property
     def cov(self) -> Array:
-        """Covariance [d, d] with divisor n - 1; an error below two vectors."""
-        self._need(2)
-        return self._scatter / (self.count - 1)
+        """Covariance [d, d] with divisor n - 1.
 
-    def _need(self, count: int) -> None:
-        if self.count < count:
+        Raises:
+            DataError: fewer than two vectors.
+        """
+        if self.count < 2:
             raise DataError(
-                f"{self.count} feature vectors, and at least {count} are needed", "Evaluate more videos"
+                f"{self.count} feature vectors, and at least 2 are needed", "Evaluate more videos"
             )
+        return self.scatter / (self.count - 1)
 
     def standardised(self, reference: "Moments") -> "Moments":
         """These moments after every number is shifted and scaled to mean 0 and deviation 1 in `reference`.
@@ -104,11 +66,8 @@ class Moments:
         A number that is constant in the reference is only shifted.
         """
         scale = deviation(reference.cov)
-        result = Moments(self.dim)
-        result.count = self.count
-        result._mean = (self.mean - reference.mean) / scale
-        result._scatter = self._scatter / np.outer(scale, scale)
-        return result
+        scatter = self.scatter / np.outer(scale, scale)
+        return Moments(self.count, (self.mean - reference.mean) / scale, scatter)
 
     def distance(self, other: "Moments") -> float:
         """Frechet distance between the Gaussians with these moments and with `other`'s.
@@ -123,7 +82,7 @@ class FactorFeatures:
     """`factors-32`: tanh(x A + c) B, A [n, 256] of deviation 1.2 / sqrt(n), B [256, 32] of .1, c [256] of .5.
 
     Args:
-        inputs: n, factors a window, video or story, flattened.
+        inputs: n, factors per window, video or story, flattened.
     """
 
     name = "factors-32"
@@ -153,19 +112,19 @@ class Distance:
     value: float
     """The distance, averaged over draws where there are several."""
     n: int
-    """Feature vectors of the system, a draw."""
+    """Feature vectors of the system, per draw."""
     reference: int
     """Feature vectors of the reference."""
     floor: float
     """The same distance for real against real."""
     dim: int
-    """Numbers a feature vector."""
+    """Numbers per feature vector."""
     extractor: str
     """Identity of the features."""
 
     @property
     def too_few(self) -> bool:
-        """Whether a side has fewer than four vectors a dimension: the number is then mostly bias."""
+        """Whether a side has fewer than four vectors per dimension: the number is then mostly bias."""
         return min(self.n, self.reference) < 4 * self.dim
 
 

@@ -104,16 +104,13 @@ def generate_latents(
     sampling: SamplingConfig,
     flow: FlowConfig,
 ) -> Tensor:
-    """Latents [len(samples), *shape]; row i depends on key, samples[i] and its caption alone.
-
-    They are made on the network's device: on a GPU in bfloat16, on the CPU in float32.
+    """Latents [len(samples), *shape] on the network's device: computed in bfloat16 on a GPU, else in float32.
 
     Args:
-        network: what is sampled.
-        method: head, sampler and steps.
+        network, method: what is sampled, and how.
         shape: [T, C, h, w] of a video.
-        conditioning: a caption a sample, on any device.
-        key, samples: name the noise.
+        conditioning: one caption per sample, on any device.
+        key, samples: name the noise; a row depends on its own, and on its caption, alone.
         sampling, flow: times, guidance and shift.
     """
     device = next(network.model.parameters()).device

@@ -3,7 +3,6 @@
 B batch, F pixel frames, T latent frames, C latent channels, H, W pixels, h, w latent rows and columns.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +25,10 @@ class WanAutoencoder:
 
     The first frame is a latent of its own; every later latent stands for 4 frames and sees those before.
     Clips go through in such pieces, with the convolutions' memory of the piece before, so that only input
-    and output grow with the length. bfloat16 on a GPU, float32 on the CPU.
+    and output grow with the length. bfloat16 on a GPU, float32 on the CPU; results are where the input was.
 
     Args:
         model: diffusers' AutoencoderKLWan with its weights; it is moved and changed.
-        device: where it computes; results are where the input was.
-        uneven_frames: what happens to clips that are not 4k+1 frames.
     """
 
     crop_safe = WanKind.crop_safe
@@ -56,10 +53,7 @@ class WanAutoencoder:
 
     @classmethod
     def load(
-        cls,
-        folder: str | Path,
-        device: torch.device | str = "cpu",
-        uneven_frames: UnevenFrames = "refuse",
+        cls, folder: str | Path, device: torch.device | str = "cpu", uneven_frames: UnevenFrames = "refuse"
     ) -> "WanAutoencoder":
         """Load from a local folder in the diffusers layout; nothing is downloaded, no code of it is run.
 
@@ -122,22 +116,19 @@ class WanAutoencoder:
             ConfigError: as `check`.
         """
         self.check(*frames.shape[1:4])
-        with torch.inference_mode():
-            latents = [piece.to(frames.device) for piece in self._encoded(frames)]
-        return torch.cat(latents, dim=1)
-
-    def _encoded(self, frames: Tensor) -> Iterator[Tensor]:
-        """Normalised latents [B, 1, 16, h, w], one after the other."""
         memory, factor = _memory(self._model.encoder), self.temporal_factor
-        for start in range(1 - factor, frames.shape[1], factor):
-            pixels = frames[:, max(0, start) : start + factor]
-            missing = (1 if start < 0 else factor) - pixels.shape[1]
-            if missing:
-                pixels = torch.cat([pixels, pixels[:, -1:].expand(-1, missing, -1, -1, -1)], dim=1)
-            signal = pixels.to(self._device).movedim(-1, 1).to(self._dtype).div_(127.5).sub_(1)
-            hidden = self._model.encoder(signal, feat_cache=memory, feat_idx=[0])
-            mode = self._model.quant_conv(hidden)[:, : self.channels].float()
-            yield ((mode - self._mean) / self._std).movedim(2, 1)
+        latents = []
+        with torch.inference_mode():
+            for start in range(1 - factor, frames.shape[1], factor):
+                pixels = frames[:, max(0, start) : start + factor]
+                missing = (1 if start < 0 else factor) - pixels.shape[1]
+                if missing:
+                    pixels = torch.cat([pixels, pixels[:, -1:].expand(-1, missing, -1, -1, -1)], dim=1)
+                signal = pixels.to(self._device).movedim(-1, 1).to(self._dtype).div_(127.5).sub_(1)
+                hidden = self._model.encoder(signal, feat_cache=memory, feat_idx=[0])
+                mode = self._model.quant_conv(hidden)[:, : self.channels].float()
+                latents.append(((mode - self._mean) / self._std).movedim(2, 1).to(frames.device))
+        return torch.cat(latents, dim=1)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Float [B, T, 16, h, w] to uint8 [B, 4T-3, 8h, 8w, 3]."""
@@ -146,22 +137,17 @@ class WanAutoencoder:
         video = torch.empty(
             (batch, frames, rows * size, columns * size, 3), dtype=torch.uint8, device=latents.device
         )
-        done = 0
+        memory, done = _memory(self._model.decoder), 0
         with torch.inference_mode():
-            for piece in self._decoded(latents):
+            for latent in latents.split(1, dim=1):
+                codes = latent.to(self._device).float().movedim(1, 2) * self._std + self._mean
+                hidden = self._model.post_quant_conv(codes.to(self._dtype))
+                signal = self._model.decoder(hidden, feat_cache=memory, feat_idx=[0], first_chunk=not done)
+                pixels = signal.float().clamp_(-1, 1).add_(1).mul_(127.5).round_()
+                piece = pixels.to(torch.uint8).movedim(1, -1)
                 video[:, done : done + piece.shape[1]] = piece
                 done += piece.shape[1]
         return video
-
-    def _decoded(self, latents: Tensor) -> Iterator[Tensor]:
-        """Uint8 frames [B, 1 or 4, H, W, 3] of each latent in turn."""
-        memory = _memory(self._model.decoder)
-        for index, latent in enumerate(latents.split(1, dim=1)):
-            codes = latent.to(self._device).float().movedim(1, 2) * self._std + self._mean
-            hidden = self._model.post_quant_conv(codes.to(self._dtype))
-            signal = self._model.decoder(hidden, feat_cache=memory, feat_idx=[0], first_chunk=index == 0)
-            pixels = signal.float().clamp_(-1, 1).add_(1).mul_(127.5).round_()
-            yield pixels.to(torch.uint8).movedim(1, -1)
 
 
 def _memory(part: nn.Module) -> list[Any]:

@@ -5,24 +5,15 @@ runs wherever captions are needed (`encoder`); one with weights runs at ingest a
 training reads the embeddings that it stored.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar
 
 from models.config import TextConfig
 from models.errors import ConfigError
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from models.text.conditioning import TextEncoder
-
-
-class Embedder(Protocol):
-    """Embeds captions at ingest."""
-
-    def embed(self, captions: Sequence[str]) -> "list[Tensor]":
-        """Tokens of each caption without padding, float16 [n, dim] on the CPU."""
-        ...
+    from models.text.umt5 import Umt5Encoder
 
 
 class TextKind:
@@ -51,7 +42,7 @@ class TextKind:
         """The encoder of a kind that is not `stored`."""
         raise NotImplementedError
 
-    def embedder(self, device: str) -> Embedder:
+    def embedder(self, device: str) -> "Umt5Encoder":
         """The encoder of a `stored` kind, its weights loaded."""
         raise NotImplementedError
 
@@ -89,7 +80,7 @@ class Umt5Kind(TextKind):
         self.check_settings()
         check_files(self.config)
 
-    def embedder(self, device: str) -> Embedder:
+    def embedder(self, device: str) -> "Umt5Encoder":
         from models.text.umt5 import Umt5Encoder
 
         self.check_settings()

@@ -25,22 +25,13 @@ _REMEDY = (
 
 
 class Umt5Encoder:
-    """Encoder and tokenizer; float32 on the CPU, bfloat16 on a GPU.
+    """transformers' UMT5EncoderModel, float32 on the CPU and bfloat16 on a GPU, and its tokenizer."""
 
-    Args:
-        model: transformers' UMT5EncoderModel.
-        tokenizer: its tokenizer.
-        max_tokens: longer captions are cut.
-        device: where it computes.
-    """
-
-    def __init__(
-        self, model: Any, tokenizer: Any, max_tokens: int, device: torch.device | str = "cpu"
-    ) -> None:
+    def __init__(self, model: Any, tokenizer: Any, max_tokens: int, device: torch.device) -> None:
         self._model = model.requires_grad_(False).eval().to(device)
         self._tokenizer = tokenizer
         self._max_tokens = max_tokens
-        self._device = torch.device(device)
+        self._device = device
 
     @classmethod
     def load(cls, config: TextConfig, device: torch.device | str = "cpu") -> "Umt5Encoder":
@@ -50,10 +41,32 @@ class Umt5Encoder:
             ConfigError: transformers or the GPU is missing, or `text.dim` is not the encoder's.
             CheckpointError: the folder holds no encoder in safetensors or no tokenizer, or a damaged one.
         """
-        compute_device(torch.device(device).type == "cuda")
+        device = torch.device(device)
+        compute_device(device.type == "cuda")
         check_files(config)
-        encoder, tokenizer = _folders(config)
-        return cls(_load_model(encoder, device), _load_tokenizer(tokenizer), config.max_tokens, device)
+        from safetensors import SafetensorError
+        from transformers import T5TokenizerFast, UMT5EncoderModel
+
+        encoder, words = _folders(config)
+        dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+        given = {"local_files_only": True, "use_safetensors": True, "dtype": dtype}
+        try:
+            model, found = UMT5EncoderModel.from_pretrained(str(encoder), **given, output_loading_info=True)
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            raise CheckpointError(
+                f"the weights in {encoder} cannot be read: {_first_line(error)}", _REMEDY
+            ) from error
+        if missing := sorted(found["missing_keys"]):
+            raise CheckpointError(
+                f"{encoder} lacks {len(missing)} weights of its UMT5, the first is {missing[0]}", _REMEDY
+            )
+        try:
+            tokenizer = T5TokenizerFast.from_pretrained(str(words), local_files_only=True)
+        except Exception as error:  # the tokenizers library raises bare Exceptions
+            raise CheckpointError(
+                f"the tokenizer in {words} cannot be read: {_first_line(error)}", _REMEDY
+            ) from error
+        return cls(model, tokenizer, config.max_tokens, device)
 
     def embed(self, captions: Sequence[str]) -> list[Tensor]:
         """Tokens of each caption without padding, float16 [n, dim] on the CPU.
@@ -65,7 +78,20 @@ class Umt5Encoder:
         """
         rows: list[Tensor] = []
         for start in range(0, len(captions), BATCH):
-            rows += self._embed_batch([cleaned(caption) for caption in captions[start : start + BATCH]])
+            given = self._tokenizer(
+                [cleaned(caption) for caption in captions[start : start + BATCH]],
+                padding="longest",
+                truncation=True,
+                max_length=self._max_tokens,
+                add_special_tokens=True,
+                return_attention_mask=True,
+                return_tensors="pt",
+            )
+            ids, mask = given.input_ids.to(self._device), given.attention_mask.to(self._device)
+            with torch.inference_mode():
+                hidden = self._model(input_ids=ids, attention_mask=mask).last_hidden_state
+                parts = zip(hidden, mask.bool(), strict=True)
+                rows += [row[kept].to("cpu", torch.float16) for row, kept in parts]
         for caption, row in zip(captions, rows, strict=True):
             if not bool(row.isfinite().all()):
                 raise DataError(
@@ -73,21 +99,6 @@ class Umt5Encoder:
                     "Check the files of text.pretrained",
                 )
         return rows
-
-    def _embed_batch(self, captions: list[str]) -> list[Tensor]:
-        given = self._tokenizer(
-            captions,
-            padding="longest",
-            truncation=True,
-            max_length=self._max_tokens,
-            add_special_tokens=True,
-            return_attention_mask=True,
-            return_tensors="pt",
-        )
-        ids, mask = given.input_ids.to(self._device), given.attention_mask.to(self._device)
-        with torch.inference_mode():
-            hidden = self._model(input_ids=ids, attention_mask=mask).last_hidden_state
-            return [row[kept].to("cpu", torch.float16) for row, kept in zip(hidden, mask.bool(), strict=True)]
 
 
 def cleaned(caption: str) -> str:
@@ -146,38 +157,6 @@ def _folders(config: TextConfig) -> tuple[Path, Path]:
         raise CheckpointError(f"text.pretrained is {config.pretrained}, which is no folder", _REMEDY)
     encoder, tokenizer = whole / "text_encoder", whole / "tokenizer"
     return (encoder, tokenizer) if encoder.is_dir() else (whole, whole)
-
-
-def _load_tokenizer(folder: Path) -> Any:
-    from transformers import T5TokenizerFast
-
-    try:
-        return T5TokenizerFast.from_pretrained(str(folder), local_files_only=True)
-    except Exception as error:  # the tokenizers library raises bare Exceptions
-        raise CheckpointError(
-            f"the tokenizer in {folder} cannot be read: {_first_line(error)}", _REMEDY
-        ) from error
-
-
-def _load_model(folder: Path, device: torch.device | str) -> Any:
-    from safetensors import SafetensorError
-    from transformers import UMT5EncoderModel
-
-    dtype = torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
-    try:
-        model, found = UMT5EncoderModel.from_pretrained(
-            str(folder), local_files_only=True, use_safetensors=True, dtype=dtype, output_loading_info=True
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise CheckpointError(
-            f"the weights in {folder} cannot be read: {_first_line(error)}", _REMEDY
-        ) from error
-    missing = sorted(found["missing_keys"])
-    if missing:
-        raise CheckpointError(
-            f"{folder} lacks {len(missing)} weights of its UMT5, the first is {missing[0]}", _REMEDY
-        )
-    return model
 
 
 def _first_line(error: Exception) -> str:

@@ -62,7 +62,7 @@ def save_state(state: TrainState, spec: NetworkSpec, folder: Path) -> None:
         tensors = {f"{i}.{name}": value for i, entry in states.items() for name, value in entry.items()}
         save_tensors(tensors, folder / f"{role}.optimizer.safetensors")
     for role, average in state.averages.items():
-        save_tensors(average.tensors(), folder / f"{role}.average.safetensors")
+        save_tensors(average.tensors, folder / f"{role}.average.safetensors")
     if state.pool:
         latents = {f"{i}": rollout.latents for i, rollout in enumerate(state.pool)}
         save_tensors(latents, folder / "pool.safetensors")
@@ -97,7 +97,7 @@ def load_state(state: TrainState, folder: Path) -> None:
         optimizer.load_state_dict({"state": states, "param_groups": groups})
     for role, average in state.averages.items():
         tensors = load_tensors(folder / f"{role}.average.safetensors")
-        for name, tensor in average.average.items():
+        for name, tensor in average.tensors.items():
             tensor.copy_(tensors[name])
         average.updates = plain["averages"][role]
     if plain["pool"]:

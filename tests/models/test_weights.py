@@ -22,7 +22,7 @@ def test_the_average_follows_the_ramped_decay() -> None:
         ema.update(layer)
         decay = min(0.9, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * step
-    assert float(ema.tensors()["weight"]) == pytest.approx(expected, rel=1e-5)
+    assert float(ema.tensors["weight"]) == pytest.approx(expected, rel=1e-5)
     ema.copy_to(layer)
     assert layer.weight.item() == pytest.approx(expected, rel=1e-5)
 
@@ -31,15 +31,15 @@ def test_frozen_weights_are_their_own_average() -> None:
     layer = nn.Linear(2, 2)
     layer.weight.requires_grad_(False)
     ema = Ema(layer, decay=0.9)
-    assert ema.tensors()["weight"].data_ptr() == layer.weight.data_ptr()
-    assert ema.tensors()["bias"].data_ptr() != layer.bias.data_ptr()
+    assert ema.tensors["weight"].data_ptr() == layer.weight.data_ptr()
+    assert ema.tensors["bias"].data_ptr() != layer.bias.data_ptr()
     before = layer.weight.clone()
     with torch.no_grad():
         layer.bias.add_(1.0)
     ema.update(layer)
     assert torch.equal(layer.weight, before)
-    assert torch.equal(ema.tensors()["weight"], before)
-    assert not torch.equal(ema.tensors()["bias"], layer.bias)
+    assert torch.equal(ema.tensors["weight"], before)
+    assert not torch.equal(ema.tensors["bias"], layer.bias)
 
 
 def test_weights_come_back_bit_for_bit_and_keep_their_place(tmp_path: Path) -> None:

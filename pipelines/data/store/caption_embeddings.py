@@ -18,7 +18,8 @@ from torch import Tensor
 from models.config import TextConfig
 from models.errors import DataError
 from models.text.conditioning import Conditioning, TextEncoder, batched, withhold
-from models.text.kinds import Embedder, text_kind
+from models.text.kinds import text_kind
+from models.text.umt5 import Umt5Encoder
 from pipelines.data.store.index import read_index
 from pipelines.data.store.info import read_info
 from pipelines.data.store.shards import RowGroups
@@ -152,7 +153,7 @@ def _written(
 
 
 @lru_cache(maxsize=1)
-def _embedder(config: TextConfig, device: str) -> Embedder:
+def _embedder(config: TextConfig, device: str) -> Umt5Encoder:
     """Loaded once in each actor."""
     torch.set_num_threads(1)
     return text_kind(config).embedder(device)
@@ -162,7 +163,7 @@ def _write_part_in_actor(config: TextConfig, out: str, device: str, part: Captio
     _write_part(config, Storage(out), _embedder(config, device), part)
 
 
-def _write_part(config: TextConfig, storage: Storage, encoder: Embedder, group: CaptionGroup) -> None:
+def _write_part(config: TextConfig, storage: Storage, encoder: Umt5Encoder, group: CaptionGroup) -> None:
     """Embed captions, store them, and write last the ledger that they are there by."""
     rows = encoder.embed(group.captions)
     sink = pa.BufferOutputStream()

@@ -54,7 +54,7 @@ def moments(optimizer):
 
 def own_average(state, role):
     shared = {p.data_ptr() for p in state.modules[role].parameters()}
-    return size([t for t in state.averages[role].tensors().values() if t.data_ptr() not in shared])
+    return size([t for t in state.averages[role].tensors.values() if t.data_ptr() not in shared])
 
 
 @pytest.mark.parametrize("rank", [0, 2])

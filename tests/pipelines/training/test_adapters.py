@@ -39,7 +39,7 @@ def distill(starts: dict[str, str], critic_only: bool = False) -> DistillStage:
 
 def weights(state: TrainState) -> dict[str, Tensor]:
     named = {f"{role}.{n}": t for role, m in state.modules.items() for n, t in m.state_dict().items()}
-    named |= {f"average.{role}.{n}": t for role, e in state.averages.items() for n, t in e.tensors().items()}
+    named |= {f"average.{role}.{n}": t for role, e in state.averages.items() for n, t in e.tensors.items()}
     return {name: tensor.clone() for name, tensor in named.items()}
 
 

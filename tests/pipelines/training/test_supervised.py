@@ -40,9 +40,7 @@ def starts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 def _weights(state: TrainState) -> dict[str, Tensor]:
     named = {f"{role}.{n}": t for role, m in state.modules.items() for n, t in m.state_dict().items()}
-    averages = {
-        f"average.{role}.{n}": t for role, e in state.averages.items() for n, t in e.tensors().items()
-    }
+    averages = {f"average.{role}.{n}": t for role, e in state.averages.items() for n, t in e.tensors.items()}
     return {name: tensor.clone() for name, tensor in (named | averages).items()}
 
 
