@@ -196,13 +196,8 @@ def _look(attention: SelfAttention, config: ModelConfig) -> None:
     for head, offset in zip(range(config.num_heads - 1), LOOK_OFFSETS, strict=False):
         start = head * config.head_dim
         rows = slice(start, start + 2 * len(turns))
-        _constant(attention.to_q, rows, torch.zeros_like(turns))
-        _constant(attention.to_k, rows, -turns * offset)
+        for layer, angles in ((attention.to_q, torch.zeros_like(turns)), (attention.to_k, -turns * offset)):
+            layer.weight[rows] = 0.0
+            layer.bias[rows] = torch.stack((angles.cos(), angles.sin()), dim=-1).flatten().float()
         for norm in (attention.norm_q, attention.norm_k):
             norm.weight[rows] = strength
-
-
-def _constant(layer: nn.Linear, rows: slice, angles: Tensor) -> None:
-    """Make the layer's rows output, for each pair of channels, a constant unit vector at `angles`."""
-    layer.weight[rows] = 0.0
-    layer.bias[rows] = torch.stack((angles.cos(), angles.sin()), dim=-1).flatten().float()

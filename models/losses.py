@@ -17,18 +17,6 @@ from models.text.conditioning import Conditioning
 from models.windows import Span, counted, coverage
 
 
-@dataclass(frozen=True)
-class Loss:
-    """A loss and its metrics."""
-
-    value: Tensor
-    """Scalar with a graph."""
-    metrics: dict[str, Tensor]
-    """Detached scalars for the log."""
-    non_finite: int = 0
-    """Entries that were not finite and were zeroed."""
-
-
 def flow_matching_loss(
     model: VelocityModel,
     x0: Tensor,
@@ -36,7 +24,7 @@ def flow_matching_loss(
     t: Tensor,
     conditioning: Conditioning,
     frames: Tensor | None = None,
-) -> Loss:
+) -> Tensor:
     """Mean of (v(x_t, t, c) - (noise - x0))^2: mean seeking, eq. 14; also fits the critic.
 
     Args:
@@ -51,25 +39,25 @@ def flow_matching_loss(
     if frames is not None:
         weights = frames / frames.float().mean(dim=1, keepdim=True)
         squares = squares * weights[:, :, None, None, None]
-    value = squares.mean()
-    return Loss(value, {"loss": value.detach()})
+    return squares.mean()
 
 
-def anchor_loss(student_x0: Tensor, reference_x0: Tensor) -> Loss:
+def anchor_loss(student_x0: Tensor, reference_x0: Tensor) -> Tensor:
     """Mean of (x0_DM - x0_SFT)^2 at t = 1, where the layout is decided: it keeps the layout that the frozen
     long-SFT network gives the same noise and caption (step-split objective, docs/method.md)."""
-    value = (student_x0 - reference_x0).square().mean()
-    return Loss(value, {"loss": value.detach()})
+    return (student_x0 - reference_x0).square().mean()
 
 
 @dataclass(frozen=True)
-class Scorers:
-    """The two networks whose scores differ in the reverse KL."""
+class ReverseKLLoss:
+    """The reverse-KL loss and its diagnostics."""
 
-    teacher: VelocityModel
-    """Frozen, trained on SHORT."""
-    critic: VelocityModel
-    """Trained on the student's own windows; conditional, never guided."""
+    value: Tensor
+    """Scalar with a graph."""
+    metrics: dict[str, Tensor]
+    """Detached scalars for the log."""
+    non_finite: int
+    """Entries that were not finite and were zeroed."""
 
 
 def reverse_kl_loss(
@@ -79,10 +67,11 @@ def reverse_kl_loss(
     noise: Tensor,
     t: Tensor,
     conditioning: Conditioning,
-    scorers: Scorers,
+    teacher: VelocityModel,
+    critic: VelocityModel,
     config: LossConfig,
     crop_safe: bool = True,
-) -> Loss:
+) -> ReverseKLLoss:
     """Pull every window of generated videos towards the teacher: mode seeking, eq. 5 and 9.
 
     For a window w re-noised to w_t, g = (x0_critic(w_t) - x0_teacher(w_t)) / mean|w - x0_teacher|. The
@@ -97,7 +86,8 @@ def reverse_kl_loss(
         noise: [B m, L, C, h, w]; row b m + k is video b's k-th chosen window.
         t: [B m], one time per window.
         conditioning: B captions.
-        scorers: teacher and critic.
+        teacher: frozen, trained on SHORT.
+        critic: trained on the student's own windows; conditional, never guided.
         config: guidance and normaliser.
         crop_safe: whether the latents of a window are the window of the latents; where not, the first latent
             of a window that does not begin the video is masked: it gets no gradient and counts in no
@@ -109,15 +99,14 @@ def reverse_kl_loss(
         windows = window_gather(video.detach(), starts, length)
         folded = conditioning.repeat(len(starts))
         x_t = interpolate(windows, noise, t)
-        teacher = scorers.teacher(x_t, t, folded)
         guided = config.guidance_scale != 1
         score = reverse_kl_score(
             windows,
             x_t,
             t,
-            teacher,
-            scorers.teacher(x_t, t, folded.null()) if guided else None,
-            scorers.critic(x_t, t, folded),
+            teacher(x_t, t, folded),
+            teacher(x_t, t, folded.null()) if guided else None,
+            critic(x_t, t, folded),
             guidance_scale=config.guidance_scale,
             normalizer=config.normalizer,
             windows_per_sample=len(starts),
@@ -132,12 +121,8 @@ def reverse_kl_loss(
         gradient = share * window_scatter(score.score, starts, video.shape[1], coverage=counts)
     value = (video * gradient).mean()
     size = 0.5 * gradient.square().mean()
-    return Loss(
-        value - value.detach() + size,
-        {
-            "loss": size,
-            "distance_to_teacher": score.distance_real.mean(),
-            "distance_critic_teacher": score.distance_fake.mean(),
-        },
-        int(score.non_finite),
-    )
+    metrics = {
+        "distance_to_teacher": score.distance_real.mean(),
+        "distance_critic_teacher": score.distance_fake.mean(),
+    }
+    return ReverseKLLoss(value - value.detach() + size, metrics, int(score.non_finite))

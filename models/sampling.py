@@ -74,8 +74,7 @@ def ode(
 
     Args:
         model: the FM head or the teacher.
-        steps: Euler steps.
-        shift: of their times.
+        steps, shift: Euler steps, and the shift of their times.
         draw: the videos.
         guidance_scale: s of the guided velocity u + s (c - u).
         known: clean first frames [B, K, C, h, w], which replace x at every step, re-noised to its time.

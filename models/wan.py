@@ -99,9 +99,7 @@ def read_transformer(folder: Path, config: ModelConfig, channels: int, text_dim:
 
     Args:
         folder: with config.json and safetensors, named as in diffusers or in the original release.
-        config: the shape that the run expects.
-        channels: latent channels.
-        text_dim: numbers per text token.
+        config, channels, text_dim: the shape that the run expects.
 
     Raises:
         CheckpointError: files are missing or damaged, or tensors do not fit.
@@ -259,8 +257,7 @@ def write_transformer(
     """Write the encoder and one head as diffusers' WanTransformer3DModel, in the student's number format.
 
     Args:
-        student: the network.
-        head: the head to keep.
+        student, head: the network, and the head to keep.
         frames: latent frames of the clips it was trained on.
         folder: gets config.json and the weights.
         shard: largest size of one file.

@@ -27,25 +27,19 @@ MANIFEST_FILE = "manifest.json"
 
 @dataclass(frozen=True)
 class NetworkSpec:
-    """What a network is: enough to build it before its weights are read.
-
-    Args:
-        role: `teacher` is a plain stack, `student` has two heads.
-        model: its shape.
-        text: how captions are encoded.
-        channels: latent channels.
-        shape: latents of a clip, [T, C, h, w].
-        lora: adapters in its files, if any; loading merges them.
-        distilled: whether distillation, not just its warm-up, has trained a student's DM head.
-    """
+    """What a network is: enough to build it before its weights are read."""
 
     role: Role
+    """`teacher` is a plain stack, `student` has two heads."""
     model: ModelConfig
     text: TextConfig
     channels: int
     shape: tuple[int, int, int, int]
+    """Latents of a clip, [T, C, h, w]."""
     lora: LoraConfig = LoraConfig()
+    """Adapters in its files, if any; loading merges them."""
     distilled: bool = False
+    """Whether distillation, not just its warm-up, has trained a student's DM head."""
 
     def build(self, device: torch.device | str = "cpu") -> DiT | Student:
         """The network with unset weights."""
@@ -113,11 +107,7 @@ def check_seal(folder: Path, names: Sequence[str] | None = None, place: str | No
 
 @contextmanager
 def checkpoint_file(folder: str | Path, name: str) -> Iterator[Path]:
-    """One file of a checkpoint, brought to this machine's disk and compared with the manifest.
-
-    Args:
-        folder: of local or remote storage.
-        name: of the file.
+    """One file of a checkpoint in local or remote storage, on this machine's disk, equal to the manifest.
 
     Raises:
         CheckpointError: no manifest, a missing file, or one that has changed.

@@ -157,10 +157,8 @@ def kernel_distance(x: ArrayLike, y: ArrayLike) -> float:
     a, b = _rows(x), _rows(y)
     if min(len(a), len(b)) < 2:
         raise DataError("a kernel distance needs two vectors on each side", "Evaluate more videos")
-    within = [
-        (kernel.sum() - np.trace(kernel)) / (len(kernel) * (len(kernel) - 1))
-        for kernel in map(_cubic, (a, b))
-    ]
+    kernels = _cubic(a, a), _cubic(b, b)
+    within = [(k.sum() - np.trace(k)) / (len(k) * (len(k) - 1)) for k in kernels]
     return float(sum(within) - 2.0 * _cubic(a, b).mean())
 
 
@@ -184,9 +182,8 @@ def _rows(features: ArrayLike) -> Array:
     return rows
 
 
-def _cubic(x: Array, y: Array | None = None) -> Array:
-    other = x if y is None else y
-    return np.asarray((x @ other.T / x.shape[1] + 1.0) ** 3)
+def _cubic(x: Array, y: Array) -> Array:
+    return np.asarray((x @ y.T / x.shape[1] + 1.0) ** 3)
 
 
 def _root(cov: Array) -> Array:

@@ -39,14 +39,10 @@ class PackedClips:
     def queries(self, x: Tensor) -> Tensor:
         return x.reshape(-1, self.clips * x.shape[2], x.shape[3])
 
-    def keys(self, x: Tensor) -> Tensor:
-        return self.queries(x)
-
     def fold_queries(self, x: Tensor, shape: torch.Size) -> Tensor:
         return x.view(shape)
 
-    def fold_keys(self, x: Tensor, shape: torch.Size) -> Tensor:
-        return x.view(shape)
+    keys, fold_keys = queries, fold_queries
 
 
 @dataclass(frozen=True)

@@ -162,7 +162,6 @@ class WanKind(AutoencoderKind):
 
 
 KINDS: Mapping[str, type[AutoencoderKind]] = {"pca": PcaKind, "wan": WanKind}
-"""By `autoencoder.kind`."""
 
 
 def autoencoder_kind(config: AutoencoderConfig) -> AutoencoderKind:
@@ -170,11 +169,7 @@ def autoencoder_kind(config: AutoencoderConfig) -> AutoencoderKind:
 
 
 def load_autoencoder(folder: str | Path, device: "torch.device | str" = "cpu") -> Autoencoder:
-    """Load a dataset's autoencoder from a local folder.
-
-    Args:
-        folder: with a config.json.
-        device: where a neural autoencoder runs; a linear code is quick and stays on the CPU.
+    """Load a dataset's autoencoder from a local folder; a linear code is quick and stays on the CPU.
 
     Raises:
         CheckpointError: the folder holds no autoencoder, or a damaged one.

@@ -93,7 +93,6 @@ class Umt5Kind(TextKind):
 
 
 KINDS: Mapping[str, type[TextKind]] = {"ngram": NgramKind, "umt5": Umt5Kind}
-"""By `text.kind`."""
 
 
 def text_kind(config: TextConfig) -> TextKind:

@@ -13,7 +13,7 @@ from torch import Tensor
 from models.ddt import Student
 from models.dit import DiT
 from models.flow import VelocityModel, shift, shift_for, x0_prediction
-from models.losses import Loss, Scorers, anchor_loss, flow_matching_loss, reverse_kl_loss
+from models.losses import ReverseKLLoss, anchor_loss, flow_matching_loss, reverse_kl_loss
 from models.rng import Key, normal, uniform
 from models.sampling import Draw, noisy_input
 from models.text.conditioning import Conditioning, TextEncoder, withhold_some
@@ -139,7 +139,7 @@ class DistillStage:
             assert batches.long is not None
             own_key = key.at(purpose="long")
             fm = supervised_loss(student.flow_matching, batches.long, self.recipe, self.captions, own_key)
-            mean_seeking = weights.flow_matching_weight * fm.value
+            mean_seeking = weights.flow_matching_weight * fm
             mean_seeking.backward()  # type: ignore[no-untyped-call]
 
             # Mode seeking: every window of the DM head's own videos towards the teacher, eq. 5 and 9.
@@ -156,14 +156,14 @@ class DistillStage:
                 with torch.no_grad():
                     target = x0_prediction(self.reference, rollout.x_t, rollout.t, rollout.conditioning)
                 weight = weights.anchor_weight * len(self.recipe.sampling.steps)
-                mode_seeking = mode_seeking + weight * anchor_loss(rollout.video, target).value
+                mode_seeking = mode_seeking + weight * anchor_loss(rollout.video, target)
             mode_seeking.backward()  # type: ignore[no-untyped-call]
 
             rate = learning_rate(config, state.step)
             norm = apply_update(state, "student", config, rate, self.workers)
             state.averages["student"].update(student)
-            values = {"flow_matching": fm.value.detach(), "reverse_kl": dm.value.detach()}
-            values |= {name: value for name, value in dm.metrics.items() if name != "loss"}
+            values = {"flow_matching": fm.detach(), "reverse_kl": dm.value.detach()}
+            values |= dm.metrics
             values |= {"gradient_norm": norm, "loss": (mean_seeking + mode_seeking).detach()}
 
         # The critic follows the student. Every worker keeps the whole batch, so that the critic's windows do
@@ -203,7 +203,7 @@ class DistillStage:
             chosen.append(pool[key.at(sample=sample, purpose="caption").integer(len(pool))])
         return withhold_some(chosen, self.recipe.text, key, samples)
 
-    def _reverse_kl(self, critic: DiT, rollout: Simulation, key: Key) -> Loss:
+    def _reverse_kl(self, critic: DiT, rollout: Simulation, key: Key) -> ReverseKLLoss:
         """L_DM: windows of the rollout, folded into one teacher and one critic call."""
         video = rollout.video
         # 2. Windows: a tiling at a random phase, of which some or all are scored.
@@ -222,7 +222,8 @@ class DistillStage:
             noise,
             t,
             rollout.conditioning,
-            Scorers(self.teacher, critic),
+            self.teacher,
+            critic,
             self.recipe.loss,
             self.recipe.crop_safe,
         )
@@ -242,9 +243,9 @@ class DistillStage:
         t = self._score_times(key, samples).to(x0.device)
         frames = None if self.recipe.crop_safe else first_masked(starts, x0.shape[1]).to(x0.device)
         loss = flow_matching_loss(critic, x0, noise, t, conditioning, frames)
-        loss.value.backward()  # type: ignore[no-untyped-call]
+        loss.backward()  # type: ignore[no-untyped-call]
         apply_update(state, "critic", self.config, self.config.critic_learning_rate, self.workers)
-        return loss.value.detach()
+        return loss.detach()
 
     def _pool_window(self, pool: Sequence[Rollout], key: Key, sample: int) -> tuple[Tensor, str, int]:
         """A random window of a random rollout's tiling at a random phase: latents, caption, first frame."""

@@ -1,12 +1,12 @@
 """The supervised stages, by flow matching: teacher on SHORT, sft on LONG, mixed on both."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from models.ddt import Student
 from models.dit import DiT, initialize
 from models.flow import VelocityModel, shift_for, training_times
-from models.losses import Loss, flow_matching_loss
+from models.losses import flow_matching_loss
 from models.rng import Key, normal
 from models.text.conditioning import TextEncoder
 from models.weights import Ema
@@ -66,7 +66,7 @@ class SupervisedStage:
         losses = []
         for name, batch in given.items():
             at = key.at(purpose=name)
-            loss = supervised_loss(supervised_velocity(model), batch, self.recipe, self.captions, at).value
+            loss = supervised_loss(supervised_velocity(model), batch, self.recipe, self.captions, at)
             (loss / len(given)).backward()  # type: ignore[no-untyped-call]
             losses.append(loss.detach())
         rate = learning_rate(config, state.step)
@@ -85,7 +85,7 @@ def supervised_velocity(model: nn.Module) -> VelocityModel:
 
 def supervised_loss(
     velocity: VelocityModel, batch: Batch, recipe: Recipe, captions: Captions, key: Key
-) -> Loss:
+) -> Tensor:
     """L_FM, eq. 14, on a batch, with keyed times, noise and caption dropout."""
     x0, samples = batch.latents, batch.samples
     amount = shift_for(recipe.flow, x0.shape[1])
@@ -126,7 +126,7 @@ def held_out_loss(
             key = Key(recipe.seed, i, purpose="held-out")
             for part in batch.parts(size):
                 loss = supervised_loss(velocity, part, recipe, captions, key)
-                total += loss.value * len(part.latents)
+                total += loss * len(part.latents)
     count = batch.latents.new_tensor(repeats * len(batch.latents))
     mean_total, mean_count = workers.mean([total, count])
     return float(mean_total / mean_count)

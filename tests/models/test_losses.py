@@ -8,7 +8,7 @@ from torch import Tensor
 
 from models.config import LossConfig
 from models.flow import interpolate, x0_prediction
-from models.losses import Scorers, anchor_loss, flow_matching_loss, reverse_kl_loss
+from models.losses import anchor_loss, flow_matching_loss, reverse_kl_loss
 from models.text.conditioning import Conditioning
 from models.windows import Span, spans
 from tests.models.builders import GaussianVelocity, captions, latents
@@ -23,15 +23,15 @@ def _zero(x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
 def test_flow_matching_is_the_mean_squared_velocity_error() -> None:
     x0, noise = latents(), latents(seed=9)
     loss = flow_matching_loss(_zero, x0, noise, torch.tensor([0.2, 0.8]), captions())
-    assert torch.allclose(loss.value, (noise - x0).square().mean())
+    assert torch.allclose(loss, (noise - x0).square().mean())
     perfect = flow_matching_loss(lambda x, t, c: noise - x0, x0, noise, torch.tensor([0.2, 0.8]), captions())
-    assert float(perfect.value) == 0
+    assert float(perfect) == 0
 
 
 def test_the_anchor_is_zero_at_its_reference() -> None:
     x0 = latents()
-    assert float(anchor_loss(x0, x0).value) == 0
-    assert float(anchor_loss(x0 + 2, x0).value) == pytest.approx(4)
+    assert float(anchor_loss(x0, x0)) == 0
+    assert float(anchor_loss(x0 + 2, x0)) == pytest.approx(4)
 
 
 def test_the_prediction_of_a_gaussian_is_its_posterior_mean() -> None:
@@ -71,9 +71,9 @@ def test_the_gradient_is_the_covered_mean_of_the_windows_scores(crop_safe: bool)
     rows = 2 * len(tiling)
     noise, t = latents(rows, 5, seed=4), torch.linspace(0.1, 0.9, rows)
     teacher, critic = GaussianVelocity(1.0, 0.5), GaussianVelocity(0.0, 1.0)
-    scorers = Scorers(teacher, critic)
+    scorers = (teacher, critic)
     loss = reverse_kl_loss(
-        video, tiling, range(len(tiling)), noise, t, captions(), scorers, CONFIG, crop_safe
+        video, tiling, range(len(tiling)), noise, t, captions(), *scorers, CONFIG, crop_safe
     )
     loss.value.backward()
     expected = _by_hand(video.detach(), tiling, noise, t, teacher, critic, crop_safe)
@@ -85,10 +85,10 @@ def test_the_gradient_is_the_covered_mean_of_the_windows_scores(crop_safe: bool)
 
 
 def test_a_window_within_the_video_leaves_out_its_first_latent() -> None:
-    scorers = Scorers(GaussianVelocity(1.0, 0.5), GaussianVelocity(0.0, 1.0))
+    scorers = (GaussianVelocity(1.0, 0.5), GaussianVelocity(0.0, 1.0))
     video, t = latents(2, 9).requires_grad_(), torch.full((2,), 0.5)
     tiling = [Span(0, 5), Span(4, 5)]
-    loss = reverse_kl_loss(video, tiling, [1], latents(2, 5), t, captions(), scorers, CONFIG, False)
+    loss = reverse_kl_loss(video, tiling, [1], latents(2, 5), t, captions(), *scorers, CONFIG, False)
     loss.value.backward()
     assert video.grad is not None
     assert not video.grad[:, :5].any()
@@ -98,12 +98,12 @@ def test_a_window_within_the_video_leaves_out_its_first_latent() -> None:
 def test_flow_matching_counts_only_the_given_frames() -> None:
     x0, noise, t = latents(2, 4), latents(2, 4, seed=9), torch.tensor([0.2, 0.7])
     model, frames = GaussianVelocity(1.0, 0.5), torch.ones(2, 4, dtype=torch.bool)
-    plain = flow_matching_loss(model, x0, noise, t, captions()).value
-    assert torch.allclose(plain, flow_matching_loss(model, x0, noise, t, captions(), frames).value)
+    plain = flow_matching_loss(model, x0, noise, t, captions())
+    assert torch.allclose(plain, flow_matching_loss(model, x0, noise, t, captions(), frames))
     frames[1, 0] = False
-    one = flow_matching_loss(model, x0[:1], noise[:1], t[:1], captions(1)).value
+    one = flow_matching_loss(model, x0[:1], noise[:1], t[:1], captions(1))
     two = (model(interpolate(x0, noise, t), t, captions()) - (noise - x0))[1, 1:].square().mean()
-    assert torch.allclose(flow_matching_loss(model, x0, noise, t, captions(), frames).value, (one + two) / 2)
+    assert torch.allclose(flow_matching_loss(model, x0, noise, t, captions(), frames), (one + two) / 2)
 
 
 def test_descent_moves_videos_towards_the_teacher() -> None:
@@ -111,10 +111,10 @@ def test_descent_moves_videos_towards_the_teacher() -> None:
     video = latents(4, 12).requires_grad_()
     tiling = spans(12, 4, 2)
     rows = 4 * len(tiling)
-    scorers = Scorers(GaussianVelocity(1.0, 1.0), GaussianVelocity(0.0, 1.0))
+    scorers = (GaussianVelocity(1.0, 1.0), GaussianVelocity(0.0, 1.0))
     noise, t = latents(rows, 4, seed=4), torch.full((rows,), 0.5)
     reverse_kl_loss(
-        video, tiling, range(len(tiling)), noise, t, captions(4), scorers, CONFIG
+        video, tiling, range(len(tiling)), noise, t, captions(4), *scorers, CONFIG
     ).value.backward()
     assert video.grad is not None
     assert float(video.grad.max()) < 0
@@ -124,7 +124,7 @@ def test_a_student_that_equals_its_teacher_gets_no_gradient() -> None:
     video = latents(2, 12).requires_grad_()
     tiling = spans(12, 4, 4)
     rows = 2 * len(tiling)
-    scorers = Scorers(GaussianVelocity(0.0, 1.0), GaussianVelocity(0.0, 1.0))
+    scorers = (GaussianVelocity(0.0, 1.0), GaussianVelocity(0.0, 1.0))
     loss = reverse_kl_loss(
         video,
         tiling,
@@ -132,7 +132,7 @@ def test_a_student_that_equals_its_teacher_gets_no_gradient() -> None:
         latents(rows, 4, seed=4),
         torch.full((rows,), 0.5),
         captions(),
-        scorers,
+        *scorers,
         CONFIG,
     )
     loss.value.backward()
@@ -142,14 +142,14 @@ def test_a_student_that_equals_its_teacher_gets_no_gradient() -> None:
 
 def test_scoring_some_windows_is_right_on_average() -> None:
     tiling = spans(14, 4, 2, phase=1)
-    scorers = Scorers(GaussianVelocity(1.0, 0.5), GaussianVelocity(0.0, 1.0))
+    scorers = (GaussianVelocity(1.0, 0.5), GaussianVelocity(0.0, 1.0))
     video = latents(2, 14)
 
     def gradient(chosen: list[int]) -> Tensor:
         leaf = video.clone().requires_grad_()
         rows = 2 * len(chosen)
         noise, t = torch.zeros(rows, 4, *video.shape[2:]), torch.full((rows,), 0.5)
-        reverse_kl_loss(leaf, tiling, chosen, noise, t, captions(), scorers, CONFIG).value.backward()
+        reverse_kl_loss(leaf, tiling, chosen, noise, t, captions(), *scorers, CONFIG).value.backward()
         assert leaf.grad is not None
         return leaf.grad
 
@@ -173,7 +173,8 @@ def test_guidance_uses_the_null_caption() -> None:
         latents(2, 4),
         torch.tensor([0.5, 0.5]),
         captions(),
-        Scorers(teacher, _zero),
+        teacher,
+        _zero,
         config,
     )
     assert calls[0] > 0
@@ -194,7 +195,8 @@ def test_non_finite_scores_are_counted_and_do_not_reach_the_gradient() -> None:
         latents(2, 4),
         torch.tensor([0.5, 0.5]),
         captions(),
-        Scorers(_zero, broken),
+        _zero,
+        broken,
         CONFIG,
     )
     loss.value.backward()
@@ -212,7 +214,7 @@ def test_interpolation_is_what_the_scores_see() -> None:
 
     video, noise, t = latents(2, 6), latents(4, 3, seed=8), torch.tensor([0.1, 0.4, 0.6, 0.9])
     tiling = [Span(0, 3), Span(3, 3)]
-    reverse_kl_loss(video, tiling, [0, 1], noise, t, captions(), Scorers(spy, spy), CONFIG)
+    reverse_kl_loss(video, tiling, [0, 1], noise, t, captions(), spy, spy, CONFIG)
     windows = torch.stack([video[0, :3], video[0, 3:], video[1, :3], video[1, 3:]])
     assert torch.equal(seen[0], interpolate(windows, noise, t))
     assert torch.equal(seen[0], seen[1])

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.losses import Loss
 from models.rng import Key
 from pipelines.data.store.dataset import ShardDataset
 from pipelines.data.types import CORPORA, CorpusName
@@ -187,7 +186,7 @@ def test_a_critic_step_sees_windows_of_one_picture_size_and_of_every_length(
     state.pool = pool
     judge, seen = distill.flow_matching_loss, []
 
-    def spy(model: torch.nn.Module, x0: Tensor, *rest: object) -> Loss:
+    def spy(model: torch.nn.Module, x0: Tensor, *rest: object) -> Tensor:
         seen.append(x0.clone())
         return judge(model, x0, *rest)  # type: ignore[arg-type]
 

@@ -12,7 +12,6 @@ from models.ddt import Student
 from models.dit import DiT
 from models.errors import CheckpointError, TrainingDiverged
 from models.flow import VelocityModel
-from models.losses import Loss
 from models.rng import Key
 from pipelines.checkpoints import MANIFEST_FILE, load_network
 from pipelines.training import distill
@@ -237,7 +236,7 @@ def test_the_critic_leaves_out_the_first_latents_of_inner_windows(
     seen: list[tuple[list[int], Tensor | None]] = []
     cut, judge = DistillStage._pool_window, distill.flow_matching_loss
 
-    def spy(model: VelocityModel, x0: Tensor, *rest: Any) -> Loss:
+    def spy(model: VelocityModel, x0: Tensor, *rest: Any) -> Tensor:
         if isinstance(model, DiT):
             seen.append((list(drawn), rest[3]))
             drawn.clear()
