@@ -14,8 +14,10 @@ HeadName = Literal["flow_matching", "distribution_matching"]
 
 
 class Student(nn.Module):
-    """Shared encoder, FM head and DM head (`heads: shared` has one for both), built as a DiT is; encoder + one
-    head is a plain stack of `num_layers` blocks."""
+    """Shared encoder, FM head and DM head (`heads: shared` has one for both), built as a DiT is.
+
+    Encoder + one head is a plain stack of `num_layers` blocks.
+    """
 
     def __init__(self, config: ModelConfig, channels: int, text_dim: int) -> None:
         super().__init__()
