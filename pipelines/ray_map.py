@@ -46,7 +46,7 @@ class Pool(NamedTuple):
 
 
 class _Opaque:
-    """Keeps Ray Data from turning tuples and arrays into Arrow lists and tensors."""
+    """Hides a value from Ray Data, which turns tuples and arrays into Arrow lists and tensors."""
 
     def __init__(self, value: Any) -> None:
         self.value = value

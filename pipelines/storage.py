@@ -65,7 +65,6 @@ class Pending:
             _sync(os.path.dirname(target))
 
     def abort(self) -> None:
-        """Discard the file."""
         if self._copy is not None:
             self._copy.close()
         else:
@@ -104,7 +103,6 @@ class Storage:
         return Storage, (self._text,)
 
     def child(self, path: str) -> "Storage":
-        """The storage of a folder below this one."""
         return Storage(f"{self._text}/{path}")
 
     def local(self, path: str = "") -> str:
@@ -137,7 +135,6 @@ class Storage:
 
     @contextmanager
     def open(self, path: str) -> Iterator[BufferedIOBase]:
-        """A file to read, as a context."""
         with self.errors_about(path), self._fs.open(self._at(path), "rb") as file:
             yield file
 
@@ -161,7 +158,6 @@ class Storage:
             return bytes(self._fs.cat_file(self._at(path)))
 
     def sha256(self, path: str) -> str:
-        """sha256 of a file, as 64 hex digits."""
         with self.open(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -181,7 +177,6 @@ class Storage:
             raise ClusterError(f"{self}/{path} is damaged: {error}", "Delete it and make it again") from error
 
     def exists(self, path: str = "") -> bool:
-        """Whether there is a file or folder."""
         with self.errors_about(path):
             return bool(self._fs.exists(self._at(path)))
 
@@ -227,7 +222,6 @@ class Storage:
                 leftover.unlink(missing_ok=True)
 
     def upload(self, local: str, path: str) -> None:
-        """Copy one local file here."""
         with self.errors_about(path):
             target = self._at(path)
             self._fs.makedirs(target.rsplit("/", 1)[0], exist_ok=True)

@@ -122,9 +122,9 @@ def preview(config: RunConfig) -> None:
     for corpus, seen in found.items():
         table.add_row(corpus.upper(), f"{seen.videos}", f"{seen.windows}", f"{seen.hours:.3g}")
     print_table(table)
-    if rejects := count_rows({corpus: seen.rejects for corpus, seen in found.items()}, examples=1):
+    if rejects := count_rows(found, "rejects", examples=1):
         print_table(tally_table("Rejected videos", ("stage", "videos", "such as"), rejects))
-    if drops := count_rows({corpus: seen.drops for corpus, seen in found.items()}, examples=1):
+    if drops := count_rows(found, "drops", examples=1):
         print_table(tally_table("Dropped windows", ("reason", "windows", "such as"), drops))
     print_line("\nnothing was encoded or written")
 

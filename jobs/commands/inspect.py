@@ -1,7 +1,6 @@
 """`sostenuto inspect`: what is in an ingested dataset, in numbers and pictures."""
 
 import json
-from collections.abc import Sequence
 
 from jobs.config.paths import RunPaths, absolute_root
 from jobs.config.schema import RunConfig
@@ -16,7 +15,7 @@ from pipelines.data.report.page import (
     inspect_dataset,
     total_rows,
 )
-from pipelines.data.report.summary import KindCount, Summary
+from pipelines.data.report.summary import Summary
 from pipelines.data.store.info import INFO_FILE, read_info, reconstruction_error
 from pipelines.data.types import CORPORA
 from pipelines.storage import Storage
@@ -118,10 +117,7 @@ def _print(seen: Inspection) -> None:
         ("Rejected videos", "rejects", ("stage", "videos", "such as")),
         ("Dropped windows", "drops", ("reason", "windows", "such as")),
     ):
-        kinds: dict[str, Sequence[KindCount]] = {
-            corpus: getattr(summary.corpus(corpus), name) for corpus in CORPORA
-        }
-        if rows := count_rows(kinds, examples=1):
+        if rows := count_rows({corpus: summary.corpus(corpus) for corpus in CORPORA}, name, examples=1):
             print_table(tally_table(heading, columns, rows))
     print_line(f"\nreconstruction error {reconstruction_error(summary.autoencoder)}")
     print_line(f"report: {seen.folder}/{seen.files[0]}")

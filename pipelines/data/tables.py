@@ -28,7 +28,6 @@ def columns_of(kind: type) -> pa.Schema:
 
 
 def table_of(kind: type, rows: Iterable[Any]) -> pa.Table:
-    """Dataclass instances as a table."""
     rows, columns = list(rows), columns_of(kind)
     arrays = [pa.array([getattr(row, c.name) for row in rows], c.type) for c in columns]
     return pa.Table.from_arrays(arrays, schema=columns)
@@ -40,7 +39,6 @@ def sort(table: pa.Table, *columns: str) -> pa.Table:
 
 
 def to_parquet(table: pa.Table) -> bytes:
-    """A table as the bytes of a parquet file."""
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
     data: bytes = sink.getvalue().to_pybytes()

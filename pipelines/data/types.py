@@ -22,8 +22,8 @@ class Reject:
 
 
 class Rejected(Exception):
-    """Carries a Reject out of the reading of one video."""
+    """A Reject that ends the reading of one video."""
 
-    def __init__(self, reject: Reject) -> None:
-        super().__init__(f"{reject.stage}: {reject.reason}")
-        self.reject = reject
+    def __init__(self, stage: str, reason: str) -> None:
+        super().__init__(f"{stage}: {reason}")
+        self.reject = Reject(stage, reason)

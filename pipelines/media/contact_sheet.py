@@ -15,12 +15,12 @@ PAPER, INK, FAINT = (17, 18, 24), (232, 232, 240), (140, 142, 156)
 SMALL, LARGE = 128, 192
 """Frames smaller than the one are enlarged, those larger than the other reduced, by whole numbers."""
 SHEET_WIDTH = 1320
-"""Pixels that a sheet is filled up to with strips side by side."""
+"""Pixels; strips stand side by side up to this width."""
 CAPTION_LINES = 2
 TEXT, LITTLE, LINE = 13, 11, 17
 """Pixels: letters of captions, letters of notes, and from one line to the next."""
 LONGEST = 400
-"""Letters of a text that are looked at."""
+"""Letters of a text, at most."""
 LABEL = 14
 """Pixels of the label above a frame of a side-by-side video."""
 ABREAST = 5
@@ -42,7 +42,7 @@ class Strip(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """Where everything lies on a sheet of equal cells, each a strip of frames with text; in pixels."""
+    """A sheet of equal cells, each a strip of frames with text; lengths in pixels."""
 
     cells: int
     frames: int
@@ -72,10 +72,8 @@ class Grid:
     def size(self) -> tuple[int, int]:
         """Height and width of the sheet."""
         height, width = self.cell
-        rows = -(-self.cells // self.columns)
-        return self.heading + rows * (height + self.margin), self.margin + self.columns * (
-            width + self.margin
-        )
+        height, width = height + self.margin, width + self.margin
+        return self.heading + -(-self.cells // self.columns) * height, self.margin + self.columns * width
 
     def corner(self, cell: int) -> tuple[int, int]:
         """Left and top of a cell."""
@@ -91,7 +89,7 @@ class Grid:
 
 
 def zoom(height: int, width: int) -> tuple[int, int]:
-    """How many times frames of a sheet are enlarged, and how many times reduced; one of them is 1."""
+    """Factors by which the frames of a sheet are enlarged and reduced; one of them is 1."""
     longer = max(height, width)
     return max(1, SMALL // longer), -(-longer // LARGE)
 
@@ -125,8 +123,8 @@ def sheet_grid(strips: int, frames: int, height: int, width: int, lines: int) ->
 def contact_sheet(title: str, strips: Sequence[Strip]) -> Image.Image:
     """Strips in a grid, each over its caption and notes.
 
-    Small frames are enlarged by repeating pixels, large ones reduced by averaging them. Frames of several
-    sizes each have the room of the largest height and width.
+    Small frames are enlarged by repeating pixels, large ones reduced by averaging. Every frame has the room
+    of the largest height and width.
 
     Args:
         title: heading.

@@ -41,7 +41,6 @@ def blank_figure(width: float, height: float) -> Figure:
 
 
 def png(figure: Figure) -> bytes:
-    """A figure as a file."""
     memory = io.BytesIO()
     figure.savefig(memory, format="png", dpi=DOTS_PER_INCH)
     return memory.getvalue()

@@ -45,7 +45,7 @@ def encode(
     preset: str = "veryfast",
     faststart: bool = True,
 ) -> None:
-    """Write frames as an H.264 MP4; the same frames give the same bytes.
+    """Write frames as an H.264 MP4; equal frames give equal bytes.
 
     Args:
         target: path, or a seekable file object (then without faststart).
@@ -78,10 +78,9 @@ def encode(
         convert = VideoReformatter()
         for frame in itertools.chain([first], frames):
             if frame.shape != (height, width, 3) or frame.dtype != np.uint8:
+                odd = f"a frame of shape {frame.shape} and type {frame.dtype}"
                 raise DataError(
-                    f"a frame of shape {frame.shape} and type {frame.dtype} in a video of {height} x {width} "
-                    "pixels",
-                    "Give uint8 RGB frames of one shape",
+                    f"{odd} in a video of {height} x {width} pixels", "Give uint8 RGB frames of one shape"
                 )
             picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
             container.mux(stream.encode(convert.reformat(picture, format="yuv420p", interpolation=ACCURATE)))
@@ -125,7 +124,6 @@ def read_mp4(path: str | Path) -> Frames:
 
 
 def store_mp4(storage: Storage, name: str, frames: Iterable[Frames], fps: float) -> None:
-    """Write a browser-playable MP4 to local or remote storage."""
     with tempfile.TemporaryDirectory() as folder:
         local = Path(folder) / "clip.mp4"
         encode(str(local), frames, fps)

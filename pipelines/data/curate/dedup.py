@@ -18,13 +18,13 @@ MOST_DISTANCE = 12
 BITS = 64
 """Of a hash."""
 MIDDLE = 1
-"""Which of the three hashes is looked up: many videos begin and end in black."""
+"""Index of the hash that is looked up: many videos begin and end in black."""
 LEAST_BANDS = 4
 """So that a band fits 16 bits, which sort in linear time."""
 BLOCK = 1024
-"""Windows that are looked up, and compared with each other, at once."""
+"""Windows per look-up, compared with each other too."""
 MOST_PAIRS = 1 << 21
-"""Pairs that are compared at once."""
+"""Pairs compared at once."""
 
 Hashes = NDArray[np.uint64]
 Rows = NDArray[np.int64]
@@ -47,8 +47,7 @@ def near_duplicates(
         ids: of the windows, all different.
         corpora: `long` or `short`, per window.
         sources: the id of each window's video; windows of one video are no duplicates of each other.
-        fingerprints: [n, 3]: the hashes of Scores.fingerprint, such as
-            np.frombuffer(b"".join(fingerprints), "<u8").reshape(-1, 3).
+        fingerprints: [n, 3], the hashes of Scores.fingerprint.
         distance: most bits in which each of the three hashes may differ.
         across: whether a SHORT window may be dropped for a LONG one.
 
@@ -81,7 +80,7 @@ def near_duplicates(
 
 
 class _Windows:
-    """What is compared.
+    """The windows to compare.
 
     Args:
         hashes: [n, 3].

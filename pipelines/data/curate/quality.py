@@ -62,8 +62,6 @@ UNSCORED = Scores(0.0, 0.0, 0.0, 0.0, bytes(24))
 
 
 class Verdict(NamedTuple):
-    """The judgement on one window."""
-
     shot: int
     """Index of the shot that its first frame belongs to."""
     scores: Scores

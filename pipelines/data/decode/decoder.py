@@ -12,9 +12,8 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
 from typing import Any, BinaryIO, NamedTuple, Self, cast
 
 import numpy as np
@@ -22,8 +21,9 @@ import numpy as np
 from models.errors import DataError
 from pipelines.data.config import LimitsConfig
 from pipelines.data.decode import protocol
+from pipelines.data.decode.protocol import Probe
 from pipelines.data.decode.transforms import Size, nearest
-from pipelines.data.types import Reject, Rejected
+from pipelines.data.types import Rejected
 from pipelines.media.color import Frames
 
 START_SECONDS = 60.0
@@ -34,32 +34,15 @@ PICK_HORIZON = 1024
 """Frames of a long video that a sample is drawn from, so that sampling never decodes hours."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Probe:
-    """What is known of a video before its frames are read."""
-
-    reader: str
-    """`decord` or `pyav`."""
-    reader_reason: str
-    """Why not decord; empty where it is."""
-    width: int
-    """Pixels, upright, before resizing."""
-    height: int
-    """Pixels, upright, before resizing."""
-    fps: float
-    """Frames per second, before resampling."""
-    seconds: float
-
-
 class Clip(NamedTuple):
-    """A video that is being decoded; read it once, to the end."""
+    """A video being decoded; read it once, to the end."""
 
     probe: Probe
     size: Size
     """Height and width of its frames after resizing."""
     frames: Iterator[Frames]
     """Chunks [n, height, width, 3] of about 1 MiB, in order. Raises Rejected when the video turns out damaged
-    or asks for too much: what came before is to be dropped."""
+    or exceeds the limits: drop the chunks before, too."""
 
 
 class Decoder:
@@ -78,7 +61,7 @@ class Decoder:
 
     @property
     def pid(self) -> int | None:
-        """Of the worker process, or None when there is none."""
+        """Of the worker process; None without one."""
         return self._worker.pid if self._worker else None
 
     def open(self, path: str | Path, sizes: Sequence[Size], fps: float | None = None, picks: int = 0) -> Clip:
@@ -123,8 +106,7 @@ class Decoder:
         """The worker's next message.
 
         Raises:
-            Rejected: the worker rejects the video, died, or was silent too long; in the latter two cases it
-                is gone.
+            Rejected: the worker rejects the video, died, or was silent too long.
         """
         if self._worker is None or self._worker.stdout is None:
             raise self._crashed("the decoder is closed")
@@ -133,33 +115,31 @@ class Decoder:
         except protocol.Silence:
             self.close()
             reason = f"silent for data.limits.timeout_s = {self._limits.timeout_s:g} s"
-            raise Rejected(Reject("timeout", reason)) from None
+            raise Rejected("timeout", reason) from None
         except protocol.Garbled as error:
             raise self._crashed(str(error)) from error
         self._reading = head["kind"] not in (protocol.END, protocol.REJECT)
         if head["kind"] == protocol.REJECT:
             if head.get("stage") == "memory":
                 self.close()
-            raise Rejected(Reject(str(head.get("stage"))[:20], str(head.get("reason"))[:300]))
+            raise Rejected(str(head.get("stage"))[:20], str(head.get("reason"))[:300])
         return head, payload
 
     def _crashed(self, problem: str) -> Rejected:
-        """Put the worker away; the Rejected says how it died, or `problem` if it had not."""
+        """End the worker; the Rejected says how it died, or `problem` if it had not."""
         code, log = self._put_away()
         if code is not None and code < 0:
             problem = f"the decoder died of {signal.Signals(-code).name}"
         elif code:
             problem = f"the decoder ended with code {code}"
-        return Rejected(Reject("crash", f"{problem}: {log}" if log else problem))
+        return Rejected("crash", f"{problem}: {log}" if log else problem)
 
     def _start(self) -> "subprocess.Popen[bytes]":
         root = str(Path(__file__).resolve().parents[3])
-        code = (
-            f"import sys; sys.path.insert(0, {root!r}); from pipelines.data.decode.worker import main; main()"
-        )
+        main = "from pipelines.data.decode.worker import main; main()"
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  it outlives this call
         self._worker = subprocess.Popen(
-            [sys.executable, "-c", code],
+            [sys.executable, "-c", f"import sys; sys.path.insert(0, {root!r}); {main}"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
@@ -204,13 +184,10 @@ class Decoder:
         return code, lines[-1][:200] if lines else ""
 
     def close(self) -> None:
-        """End the worker process, if there is one."""
         self._put_away()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()

@@ -8,6 +8,7 @@ import os
 import select
 import struct
 import time
+from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 HEADER = struct.Struct("<II")
@@ -16,16 +17,32 @@ MAX_PAYLOAD = 1 << 28
 READY, PROBE, FRAMES, BUSY, END, REJECT = "ready", "probe", "frames", "busy", "end", "reject"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """What is known of a video before its frames are read."""
+
+    reader: str
+    """`decord` or `pyav`."""
+    reader_reason: str
+    """Why not decord; empty where it is."""
+    width: int
+    """Pixels, upright, before resizing."""
+    height: int
+    """Pixels, upright, before resizing."""
+    fps: float
+    """Frames per second, before resampling."""
+    seconds: float
+
+
 class Silence(Exception):
     """No byte arrived for longer than allowed."""
 
 
 class Garbled(Exception):
-    """The other side hung up or sent what is no message."""
+    """The other side hung up, or sent no message."""
 
 
 def send(file: BinaryIO, message: dict[str, Any], payload: bytes | memoryview = b"") -> None:
-    """Write one message and flush it."""
     text = json.dumps(message).encode()
     file.write(HEADER.pack(len(text), len(payload)) + text)
     if len(payload):

@@ -18,7 +18,9 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from pipelines.data.config import LimitsConfig
+from pipelines.data.decode.protocol import Probe
 from pipelines.data.decode.transforms import Timed
+from pipelines.data.types import Rejected
 from pipelines.media.color import Frames as Frame
 
 LOST_SHARE = 0.1
@@ -34,20 +36,6 @@ decord.logging.set_level(decord.logging.QUIET)
 av.logging.set_level(None)
 
 
-class Refused(Exception):
-    """A video that is not read.
-
-    Args:
-        stage: `bytes`, `open`, `limits` or `decode`.
-        reason: what is wrong with it.
-    """
-
-    def __init__(self, stage: str, reason: str) -> None:
-        super().__init__(stage, reason)
-        self.stage = stage
-        self.reason = reason
-
-
 @dataclass(frozen=True, kw_only=True)
 class Header:
     """A video by its packets; sizes are those before any rotation."""
@@ -61,25 +49,13 @@ class Header:
     times: list[float] = field(repr=False)
     """Seconds from the first visible frame, rising; frames that an edit list hides are left out."""
 
-    @property
-    def seconds(self) -> float:
-        """From the start of the first frame to the end of the last."""
-        return self.times[-1] + 1 / self.rate
-
 
 @dataclass(frozen=True, kw_only=True)
 class Opened:
-    """A video that can be read, and by which reader."""
+    """A video that can be read."""
 
     header: Header
-    reader: str
-    """`decord` or `pyav`."""
-    reader_reason: str
-    """Why not decord; empty where it is."""
-    height: int
-    """Pixels, upright."""
-    width: int
-    """Pixels, upright."""
+    probe: Probe
     frames: Iterator[Timed]
     """(seconds, rgb [height, width, 3]) in order."""
 
@@ -88,46 +64,46 @@ def open_video(path: str, limits: LimitsConfig) -> Opened:
     """Inspect a video, choose its reader and decode the first frame.
 
     Raises:
-        Refused: it is no video, is damaged, asks for more than `limits`, or neither reader takes it.
+        Rejected: it is no video, is damaged, asks for more than `limits`, or neither reader takes it.
     """
     header = inspect(path, limits)
     frames, why = _by_decord(path, header)
-    reader = "pyav" if why else "decord"
     frames = frames if frames is not None else _by_pyav(path, header, limits)
     first = next(frames, None)
     if first is None:
-        raise Refused("decode", "not one frame could be decoded")
+        raise Rejected("decode", "not one frame could be decoded")
     height, width = first[1].shape[:2]
-    return Opened(
-        header=header,
-        reader=reader,
+    probe = Probe(
+        reader="pyav" if why else "decord",
         reader_reason=why,
-        height=height,
         width=width,
-        frames=chain([first], frames),
+        height=height,
+        fps=header.rate,
+        seconds=header.times[-1] + 1 / header.rate,
     )
+    return Opened(header=header, probe=probe, frames=chain([first], frames))
 
 
 def inspect(path: str, limits: LimitsConfig) -> Header:
-    """Look at a file's first bytes, then at all its packets.
+    """Read a file's first bytes, then all its packets.
 
     Raises:
-        Refused: it is no video, is damaged, or asks for more than `limits`.
+        Rejected: it is no video, is damaged, or asks for more than `limits`.
     """
     size = os.stat(path).st_size
     if size == 0:
-        raise Refused("bytes", "the file is empty")
+        raise Rejected("bytes", "the file is empty")
     if size > limits.max_bytes:
-        raise Refused("limits", f"{size} bytes, more than data.limits.max_bytes = {limits.max_bytes}")
+        raise Rejected("limits", f"{size} bytes, more than data.limits.max_bytes = {limits.max_bytes}")
     with open(path, "rb") as file:
         container = container_of(file.read(HEAD_BYTES))
     if container is None:
-        raise Refused("bytes", "the first bytes are of no known video container")
+        raise Rejected("bytes", "the first bytes are of no known video container")
     try:
         with _open(path, container) as video:
             return _inspect_packets(video, container, limits)
     except av.FFmpegError as error:
-        raise Refused("open", _plain(error)) from error
+        raise Rejected("open", _plain(error)) from error
 
 
 def container_of(head: bytes) -> str | None:
@@ -163,16 +139,16 @@ def _inspect_packets(file: "av.container.InputContainer", container: str, limits
     cover = av.stream.Disposition.attached_pic
     streams = [s for s in file.streams.video if not s.disposition & cover and s.width and s.height]
     if not streams:
-        raise Refused("open", "no video stream")
+        raise Rejected("open", "no video stream")
     stream = max(streams, key=lambda s: s.width * s.height)
     if stream.width * stream.height > limits.max_pixels:
         size = f"{stream.width}x{stream.height} pixels"
-        raise Refused("limits", f"{size}, more than data.limits.max_pixels = {limits.max_pixels}")
+        raise Rejected("limits", f"{size}, more than data.limits.max_pixels = {limits.max_pixels}")
     times, hidden = _packet_times(file, stream, limits.max_frames)
     if not times:
-        raise Refused("open", "the video stream is empty")
+        raise Rejected("open", "the video stream is empty")
     if container == "mov" and stream.frames > len(times) + hidden:
-        raise Refused("open", f"truncated: {len(times) + hidden} of {stream.frames} frames are there")
+        raise Rejected("open", f"truncated: {len(times) + hidden} of {stream.frames} frames are there")
     rate = float(stream.average_rate or stream.guessed_rate or 0) or DEFAULT_RATE
     dated = sorted(t for t in times if t is not None)
     if len(dated) < len(times):
@@ -180,9 +156,9 @@ def _inspect_packets(file: "av.container.InputContainer", container: str, limits
     seconds = dated[-1] - dated[0]
     claimed = file.duration / av.time_base if container == "matroska" and file.duration else 0.0
     if claimed and claimed - dated[-1] > max(1.0, LOST_SHARE * claimed):
-        raise Refused("open", f"truncated: the pictures end at {dated[-1]:.1f} s of {claimed:.1f} s")
+        raise Rejected("open", f"truncated: the pictures end at {dated[-1]:.1f} s of {claimed:.1f} s")
     if seconds > limits.max_seconds:
-        raise Refused(
+        raise Rejected(
             "limits", f"{seconds:.0f} s, longer than data.limits.max_seconds = {limits.max_seconds:.0f}"
         )
     return Header(
@@ -209,7 +185,7 @@ def _packet_times(
         else:
             times.append(None if packet.pts is None else float(packet.pts * packet.time_base))
         if len(times) + hidden > max_frames:
-            raise Refused("limits", f"more than data.limits.max_frames = {max_frames} frames")
+            raise Rejected("limits", f"more than data.limits.max_frames = {max_frames} frames")
     return times, hidden
 
 
@@ -248,7 +224,7 @@ def _decord_frames(reader: "decord.VideoReader", first: Frame, times: list[float
         try:
             yield times[index], reader.next().asnumpy()
         except (decord.DECORDError, StopIteration) as error:
-            raise Refused("decode", f"damaged among its {len(times)} frames: {_plain(error)}") from error
+            raise Rejected("decode", f"damaged among its {len(times)} frames: {_plain(error)}") from error
 
 
 def _by_pyav(path: str, header: Header, limits: LimitsConfig) -> Iterator[Timed]:
@@ -259,19 +235,19 @@ def _by_pyav(path: str, header: Header, limits: LimitsConfig) -> Iterator[Timed]
         with _open(path, header.container) as file:
             for frame in _pyav_frames(file, header.stream):
                 if frame.width * frame.height > limits.max_pixels:
-                    raise Refused("limits", f"a frame of {frame.width}x{frame.height} pixels")
+                    raise Rejected("limits", f"a frame of {frame.width}x{frame.height} pixels")
                 if count >= limits.max_frames:
-                    raise Refused("limits", f"more than data.limits.max_frames = {limits.max_frames} frames")
+                    raise Rejected("limits", f"more than data.limits.max_frames = {limits.max_frames} frames")
                 stamp = frame.time if frame.time is not None else now
                 origin = stamp if origin is None else origin
                 now = stamp - origin if count == 0 or stamp - origin > now else now + 1 / header.rate
                 count += 1
                 pixels: Frame = to_rgb.reformat(frame, format="rgb24").to_ndarray().view(np.uint8)
-                yield now, _upright(pixels, frame.rotation)
+                yield now, np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90)))
     except av.FFmpegError as error:
-        raise Refused("decode", f"damaged among its {len(header.times)} frames: {_plain(error)}") from error
+        raise Rejected("decode", f"damaged among its {len(header.times)} frames: {_plain(error)}") from error
     if count < (1 - LOST_SHARE) * len(header.times):
-        raise Refused("decode", f"only {count} of {len(header.times)} frames could be decoded")
+        raise Rejected("decode", f"only {count} of {len(header.times)} frames could be decoded")
 
 
 def _pyav_frames(file: "av.container.InputContainer", stream_index: int) -> Iterator["av.VideoFrame"]:
@@ -282,13 +258,8 @@ def _pyav_frames(file: "av.container.InputContainer", stream_index: int) -> Iter
             yield from packet.decode()
 
 
-def _upright(pixels: Frame, rotation: float) -> Frame:
-    turns = round(rotation / 90) % 4
-    return np.ascontiguousarray(np.rot90(pixels, turns)) if turns else pixels
-
-
 def _plain(error: BaseException) -> str:
-    """A library's message in one line that is the same on every run: no time, folder or address in it."""
+    """A library's message in one line that is the same on every run: without times, folders and addresses."""
     lines = str(error).strip().splitlines()
     text = lines[0] if lines else type(error).__name__
     text = re.sub(r"^\[[\d:]+\] +\S+: ", "", text)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 
 import numpy as np
 from PIL import Image
@@ -65,10 +66,7 @@ def pick(frames: Iterable[Timed], total: int, picks: int, horizon: int) -> Itera
     """`picks` frames spread evenly over the first min(total, horizon); reading stops after the last of
     them."""
     span = min(total, horizon)
-    wanted = sorted({int((i + 0.5) * span / picks) for i in range(picks)})
-    for index, (_, frame) in enumerate(frames):
-        if index == wanted[0]:
+    wanted = {int((i + 0.5) * span / picks) for i in range(picks)}
+    for index, (_, frame) in enumerate(islice(frames, max(wanted) + 1)):
+        if index in wanted:
             yield frame
-            wanted.pop(0)
-            if not wanted:
-                return

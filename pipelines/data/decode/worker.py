@@ -10,14 +10,16 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from pipelines.data.config import LimitsConfig
 from pipelines.data.decode import protocol
-from pipelines.data.decode.readers import Opened, Refused, open_video
+from pipelines.data.decode.readers import Opened, open_video
 from pipelines.data.decode.transforms import Timed, nearest, pick, resample, resize
+from pipelines.data.types import Rejected
 
 CHUNK_BYTES = 1 << 20
 BUSY_EVERY_S = 1.0
@@ -42,11 +44,8 @@ def main() -> None:
 def _fence(memory_bytes: int) -> None:
     with open("/proc/self/statm", encoding="ascii") as file:
         baseline = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-    for kind, value in (
-        (resource.RLIMIT_AS, baseline + memory_bytes),
-        (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_FSIZE, LOG_BYTES),
-    ):
+    fences = {resource.RLIMIT_AS: baseline + memory_bytes, resource.RLIMIT_CORE: 0}
+    for kind, value in (fences | {resource.RLIMIT_FSIZE: LOG_BYTES}).items():
         resource.setrlimit(kind, (value, value))
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
 
@@ -58,23 +57,14 @@ def _end_with_parent(parent: int) -> None:
 
 
 def _serve(request: dict[str, Any], limits: LimitsConfig, answers: BinaryIO) -> None:
-    """Answer one request: a probe, chunks of frames, an end; or a reject in place of whatever is missing."""
+    """Answer one request: a probe, chunks of frames, an end; or a reject in place of the rest."""
     try:
         opened = open_video(request["path"], limits)
-        probe = {
-            "kind": protocol.PROBE,
-            "reader": opened.reader,
-            "reader_reason": opened.reader_reason,
-            "width": opened.width,
-            "height": opened.height,
-            "fps": opened.header.rate,
-            "seconds": opened.header.seconds,
-        }
-        protocol.send(answers, probe)
+        protocol.send(answers, {"kind": protocol.PROBE, **asdict(opened.probe)})
         _send_frames(opened, request, limits, answers)
         protocol.send(answers, {"kind": protocol.END})
-    except Refused as refused:
-        _reject(answers, refused.stage, refused.reason)
+    except Rejected as rejected:
+        _reject(answers, rejected.reject.stage, rejected.reject.reason)
     except MemoryError:
         _reject(answers, "memory", f"more memory than data.limits.memory_bytes = {limits.memory_bytes}")
     except OSError as error:
@@ -91,7 +81,7 @@ def _send_frames(opened: Opened, request: dict[str, Any], limits: LimitsConfig, 
         frames = pick(timed, len(opened.header.times), request["picks"], request["horizon"])
     else:
         frames = resample(timed, opened.header.rate, request["fps"])
-    height, width = nearest(opened.height, opened.width, request["sizes"])
+    height, width = nearest(opened.probe.height, opened.probe.width, request["sizes"])
     chunk = np.empty((max(1, CHUNK_BYTES // (height * width * 3)), height, width, 3), np.uint8)
     filled = sent = 0
     for frame in frames:
@@ -101,13 +91,13 @@ def _send_frames(opened: Opened, request: dict[str, Any], limits: LimitsConfig, 
             protocol.send(answers, {"kind": protocol.FRAMES}, chunk.data.cast("B"))
             sent, filled = sent + filled, 0
             if sent > limits.max_frames:
-                raise Refused("limits", f"more than data.limits.max_frames = {limits.max_frames} frames")
+                raise Rejected("limits", f"more than data.limits.max_frames = {limits.max_frames} frames")
     if filled:
         protocol.send(answers, {"kind": protocol.FRAMES}, chunk[:filled].data.cast("B"))
 
 
 def _report_busy(frames: Iterator[Timed], answers: BinaryIO) -> Iterator[Timed]:
-    """Pass the frames on; report now and then that they are being decoded, though none may be due."""
+    """Pass the frames on, and report now and then that decoding goes on, though none may be due."""
     reported = time.monotonic()
     for timed in frames:
         if time.monotonic() - reported > BUSY_EVERY_S:

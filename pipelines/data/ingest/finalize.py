@@ -4,6 +4,7 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import reduce
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -21,15 +22,14 @@ from pipelines.data.store.info import (
     dataset_autoencoder,
     write_sealed,
 )
-from pipelines.data.store.ledger import Ledger, Moments, ShardFile, Status, merge_moments, read_ledgers
+from pipelines.data.store.ledger import Ledger, ShardFile, Status, merge_moments, read_ledgers
 from pipelines.data.store.shards import open_shard
 from pipelines.data.tables import table_of, write_table
 from pipelines.data.types import CORPORA, SAME_BYTES
 from pipelines.storage import Storage, hash_of
 
 NAMED_REJECTS = 5
-"""Rejects that an error message lists."""
-_REJECT_COLUMNS = ["corpus", "source", "source_id", "stage", "reason"]
+"""Rejects listed in an error message."""
 
 
 def finalize(
@@ -42,8 +42,7 @@ def finalize(
 ) -> DatasetInfo:
     """Write manifest.parquet, rejects.parquet, index.parquet and, last, a complete dataset.json.
 
-    Nothing is replaced before everything is known, and between the first file and the last the dataset counts
-    as unfinished.
+    Everything is known before a file is replaced; between the first and the last the dataset is unfinished.
 
     Args:
         made_from: hash of what was listed.
@@ -55,19 +54,16 @@ def finalize(
     """
     statuses = sorted(statuses, key=lambda s: (s.corpus, s.source))
     check_rejects(storage, task, statuses)
-    ledgers: dict[str, list[Ledger]] = {corpus: _live(storage, corpus, videos[corpus]) for corpus in CORPORA}
+    ledgers: dict[str, list[Ledger]] = {}
+    for corpus in CORPORA:
+        ids = {source.id for source in videos[corpus]}
+        found = read_ledgers(storage, corpus)
+        ledgers[corpus] = [ledger for ledger in found if any(s.source_id in ids for s in ledger.statuses)]
     index = build_index(ledgers, videos, task.data.holdout, task.data.curation)
     autoencoder = dataset_autoencoder(storage)
+    factor = autoencoder.temporal_factor
     corpora = {
-        corpus: _describe(
-            storage,
-            task,
-            corpus,
-            [s for s in statuses if s.corpus == corpus],
-            ledgers[corpus],
-            index.filter(pc.equal(index["corpus"], corpus)),
-            autoencoder.temporal_factor,
-        )
+        corpus: _describe(storage, task, corpus, statuses, ledgers[corpus], index, factor)
         for corpus in CORPORA
     }
     write_sealed(storage, {"complete": False, "version": task.version})
@@ -99,15 +95,16 @@ def finalize(
 
 
 def _write_rejects(storage: Storage, statuses: Sequence[Status]) -> None:
-    rejects = table_of(Status, [s for s in statuses if s.status == "rejected"]).select(_REJECT_COLUMNS)
-    write_table(storage, REJECTS_FILE, rejects.rename_columns({"source": "path"}))
+    rejects = table_of(Status, [s for s in statuses if s.status == "rejected"])
+    columns = rejects.select(["corpus", "source", "source_id", "stage", "reason"])
+    write_table(storage, REJECTS_FILE, columns.rename_columns({"source": "path"}))
 
 
 def check_rejects(storage: Storage, task: Task, statuses: Sequence[Status]) -> None:
     """Refuse a corpus with no window or too many rejects; a video that is there twice counts once.
 
     Args:
-        statuses: of all videos; those not read yet as written.
+        statuses: of all videos, those not yet read as written.
 
     Raises:
         DataError: rejects.parquet is written; a finished dataset stays as it is.
@@ -136,24 +133,18 @@ def check_rejects(storage: Storage, task: Task, statuses: Sequence[Status]) -> N
         )
 
 
-def _live(storage: Storage, corpus: str, sources: Sequence[Source]) -> list[Ledger]:
-    """The corpus's ledgers of which at least one video is still there."""
-    ids = {source.id for source in sources}
-    ledgers = read_ledgers(storage, corpus)
-    return [ledger for ledger in ledgers if any(s.source_id in ids for s in ledger.statuses)]
-
-
 def _describe(
     storage: Storage,
     task: Task,
     corpus: str,
     statuses: Sequence[Status],
     ledgers: Sequence[Ledger],
-    windows: pa.Table,
+    index: pa.Table,
     temporal_factor: int,
 ) -> CorpusInfo:
-    """One corpus, from its own statuses, ledgers and rows of the index."""
-    written = [s for s in statuses if s.status == "written"]
+    own = [s for s in statuses if s.corpus == corpus]
+    written = [s for s in own if s.status == "written"]
+    windows = index.filter(pc.equal(index["corpus"], corpus))
     kept = windows.filter(windows["kept"])
     if not kept.num_rows:
         raise DataError(
@@ -165,10 +156,14 @@ def _describe(
     length, stride = task.data.cuts_of(corpus)[0]
     buckets = _buckets(storage, task, corpus, files, kept) if task.data.has_buckets else ()
     padded = -(length - 1) % temporal_factor
-    mean, std = _statistics(ledgers)
+    sums = reduce(merge_moments, (ledger.moments for ledger in ledgers))
+    assert sums is not None
+    mean = [total / sums.positions for total in sums.total]
+    square = [total / sums.positions for total in sums.squares]
+    std = [math.sqrt(max(0.0, s - m * m)) for m, s in zip(mean, square, strict=True)]
     return CorpusInfo(
         videos=len(written),
-        rejects=len(statuses) - len(written),
+        rejects=len(own) - len(written),
         windows=kept.num_rows,
         holdout_windows=kept.filter(pc.equal(kept["split"], "holdout")).num_rows,
         dropped_windows=windows.num_rows - kept.num_rows,
@@ -179,8 +174,8 @@ def _describe(
         window_frames=length + padded,
         window_stride=stride,
         latent_shape=buckets[0].latent_shape if buckets else _latent_shape(storage, files[0].file),
-        latent_mean=mean,
-        latent_std=std,
+        latent_mean=tuple(mean),
+        latent_std=tuple(std),
         files=tuple(files),
         padded_frames=padded,
         buckets=buckets,
@@ -190,15 +185,13 @@ def _describe(
 def _buckets(
     storage: Storage, task: Task, corpus: str, files: Sequence[ShardFile], kept: pa.Table
 ) -> tuple[Bucket, ...]:
-    """The shapes of the windows that count, the main one first, the others from many windows to few.
+    """The shapes of the kept windows, the main one first, the others from many windows to few.
 
     Raises:
         DataError: no window has the main shape, which samples, previews and evaluation have.
     """
-    by_file = Counter(kept["file"].to_pylist())
-    counts: Counter[tuple[int, ...]] = Counter()
-    for file in files:
-        counts[file.pixels] += by_file[file.file]
+    shape_of = {file.file: file.pixels for file in files}
+    counts = Counter(shape_of[file] for file in kept["file"].to_pylist())
     main = (task.data.cuts_of(corpus)[0][0], task.data.height, task.data.width)
     if not counts[main]:
         others = ", ".join(f"{frames} of {width}x{height}" for frames, height, width in sorted(counts))
@@ -218,14 +211,3 @@ def _latent_shape(storage: Storage, file: str) -> tuple[int, int, int, int]:
     with open_shard(storage, file) as shard:
         frames, channels, rows, columns = shard.schema_arrow.field("latents").type.shape
         return frames, channels, rows, columns
-
-
-def _statistics(ledgers: Sequence[Ledger]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each latent channel."""
-    sums: Moments | None = None
-    for ledger in ledgers:
-        sums = merge_moments(sums, ledger.moments)
-    assert sums is not None
-    mean = [total / sums.positions for total in sums.total]
-    square = [total / sums.positions for total in sums.squares]
-    return tuple(mean), tuple(math.sqrt(max(0.0, s - m * m)) for m, s in zip(mean, square, strict=True))

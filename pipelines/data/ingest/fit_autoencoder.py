@@ -1,4 +1,4 @@
-"""The autoencoder of a dataset: fitted on a sample of both corpora, the same on every run, or referred to."""
+"""The autoencoder of a dataset: fitted on a sample of both corpora, or a reference to a folder of weights."""
 
 import hashlib
 import math
@@ -23,7 +23,7 @@ from pipelines.storage import Storage
 from pipelines.tracking import Progress
 
 SAMPLE_BYTES = 1 << 30
-"""Most bytes of frames that the fit holds, whatever autoencoder.fit_frames says."""
+"""Most bytes of frames in the sample, whatever autoencoder.fit_frames says."""
 GROUP_BYTES = 16 << 20
 
 
@@ -34,11 +34,11 @@ def prepare_autoencoder(
     seed: int,
     progress: Progress,
 ) -> None:
-    """Put the dataset's autoencoder in place, unless it is there.
+    """Fit the dataset's autoencoder or write its reference, unless it is there.
 
     Raises:
         ConfigError: it does not fit the settings.
-        CheckpointError: the folder that it names holds none.
+        CheckpointError: the named folder holds none.
         DataError: too few frames can be decoded.
     """
     storage = Storage(task.out)
@@ -55,7 +55,7 @@ def prepare_autoencoder(
 
 
 def check_autoencoder(task: Task, config: AutoencoderConfig) -> None:
-    """Refuse an autoencoder that is not there, or that the windows do not suit.
+    """Refuse an autoencoder that is missing or does not fit the windows.
 
     Raises:
         ConfigError, CheckpointError: as `prepare_autoencoder`.
@@ -66,7 +66,6 @@ def check_autoencoder(task: Task, config: AutoencoderConfig) -> None:
 
 
 def _window_shapes(task: Task) -> list[tuple[int, int, int]]:
-    """Frames, height and width of every shape of window."""
     return [
         (frames, *size)
         for corpus in task.folders
@@ -80,22 +79,19 @@ def _sample(
     """Frames [N, H, W, 3], half of each corpus, in an order that depends on the videos and the seed only."""
     frame_bytes = task.data.height * task.data.width * 3
     total = min(fit_frames, SAMPLE_BYTES // frame_bytes)
-    groups = [
-        group
-        for corpus, sources in corpora.items()
-        for group in _groups(corpus, *_draw(sources, total // len(corpora), seed), frame_bytes)
-    ]
+    groups: list[Group] = []
+    for corpus, sources in corpora.items():
+        groups += _groups(corpus, *_draw(sources, total // len(corpora), seed), frame_bytes)
     found: dict[tuple[str, str], Frames] = {}
     rejects: dict[str, str] = {}
-    videos = sum(len(group.sources) for group in groups)
+    wanted = [(group.corpus, source.id) for group in groups for source in group.sources]
     done = 0
     for index, (frames, unread) in ray_map(partial(sample_group, task), groups):
         group = groups[index]
-        found.update({(group.corpus, source_id): own for source_id, own in frames.items()})
-        rejects.update(unread)
+        found |= {(group.corpus, source_id): own for source_id, own in frames.items()}
+        rejects |= unread
         done += len(group.sources)
-        progress("fit", done, videos)
-    wanted = [(group.corpus, source.id) for group in groups for source in group.sources]
+        progress("fit", done, len(wanted))
     kept = [found[key] for key in wanted if key in found]
     if sum(map(len, kept)) < 2:
         reasons = ", ".join(f"{path} ({reason})" for path, reason in sorted(rejects.items())[:5])
@@ -107,13 +103,10 @@ def _sample(
 
 
 def _draw(sources: Sequence[Source], frames: int, seed: int) -> tuple[list[Source], int]:
-    """Videos to sample and frames of each: as many videos as give two frames or more each."""
-
-    def rank(source: Source) -> bytes:
-        return hashlib.sha256(f"{seed}|{source.id}".encode()).digest()
-
+    """Videos to sample, and frames of each, two at least."""
     each = max(2, math.ceil(frames / max(1, len(sources))))
-    return sorted(sources, key=rank)[: math.ceil(frames / each)], each
+    order = sorted(sources, key=lambda source: hashlib.sha256(f"{seed}|{source.id}".encode()).digest())
+    return order[: math.ceil(frames / each)], each
 
 
 def _groups(corpus: str, sources: Sequence[Source], picks: int, frame_bytes: int) -> list[Group]:

@@ -40,13 +40,13 @@ from pipelines.storage import Storage, hash_of
 from pipelines.tracking import Progress, no_progress
 
 GROUP_VIDEOS = 512
-"""Most videos a task reads."""
+"""Most videos per task."""
 SHARES = 32
-"""Parts of a corpus that are enough to keep workers busy to the end."""
+"""Groups per corpus, at least, so that workers stay busy to the end."""
 PASSING = frozenset({"limits", "timeout", "memory", "crash", "fetch"})
-"""Stages whose rejects are tried again when there is anything else to do."""
+"""Stages whose rejects are tried again when there is other work."""
 RETRIED = frozenset({"fetch", "worker"})
-"""Stages whose rejects are themselves something to do."""
+"""Stages whose rejects are work by themselves."""
 
 
 def ingest(
@@ -71,7 +71,7 @@ def ingest(
         progress: called with a stage (`fit`, `short`, `long`), videos done and videos in all.
         use_gpu: one GPU for each actor that holds a neural autoencoder.
         fresh: delete what `out` holds, once both corpora are listed.
-        on_video: called with the status of each video that this run read.
+        on_video: called with the status of each video that this run reads.
 
     Raises:
         ConfigError: settings that no video can satisfy.
@@ -135,7 +135,7 @@ def _is_complete(storage: Storage, version: str) -> bool:
 
 
 def _made_from(listings: Mapping[str, Listing], data: DataConfig) -> str:
-    """Hash of everything outside the settings that decides what the dataset holds."""
+    """Hash of what decides the dataset's content beside its settings."""
     videos = {
         corpus: [
             [[s.id, s.path, s.caption] for s in listing.sources],
@@ -148,7 +148,7 @@ def _made_from(listings: Mapping[str, Listing], data: DataConfig) -> str:
 
 
 def _unchanged(storage: Storage, made_from: str) -> DatasetInfo | None:
-    """The finished dataset, if there is nothing to do to it."""
+    """The finished dataset, if nothing is left to do."""
     info = read_info(storage)
     if info.made_from != made_from:
         return None
@@ -157,11 +157,7 @@ def _unchanged(storage: Storage, made_from: str) -> DatasetInfo | None:
 
 
 def _begin(storage: Storage, task: Task, listings: Mapping[str, Listing], fresh: bool) -> list[Status]:
-    """Make the dataset's folder ready for work, and check the listings before any is done.
-
-    Returns:
-        Statuses of what was refused before it had an id.
-    """
+    """Make the dataset's folder ready, and check the listings before any work; statuses of refused videos."""
     storage.delete_unfinished("")
     if not storage.exists(INFO_FILE):
         write_sealed(storage, {"complete": False, "version": task.version})
@@ -181,19 +177,19 @@ def _begin(storage: Storage, task: Task, listings: Mapping[str, Listing], fresh:
 
 
 def refused_listings(listings: Mapping[str, Listing]) -> list[Status]:
-    """Statuses of what was refused before it had an id."""
+    """Statuses of the videos that were refused before they had an id."""
     return [
-        rejected_status(new_status(corpus, Source(id="", path=path, caption="", num_bytes=0)), reject)
+        rejected_status(new_status(corpus, Source(path=path, num_bytes=0)), reject)
         for corpus, listing in listings.items()
         for path, reject in listing.rejects
     ]
 
 
 def _done_before(storage: Storage, videos: Mapping[str, Sequence[Source]]) -> dict[tuple[str, str], Status]:
-    """What earlier runs recorded of the videos that are there, by corpus and id.
+    """What earlier runs recorded of the listed videos, by corpus and id.
 
     Raises:
-        DataError: they read other videos only, which the autoencoder was fitted on.
+        DataError: they read only other videos, which the autoencoder was fitted on.
     """
     done: dict[tuple[str, str], Status] = {}
     known = False

@@ -8,13 +8,7 @@ from pipelines.data.checks import check_ingest
 from pipelines.data.config import DataConfig
 from pipelines.data.ingest.pipeline import read_videos, refused_listings
 from pipelines.data.ingest.worker import Task, judge_group
-from pipelines.data.report.summary import (
-    KindCount,
-    count_drops,
-    count_rejects,
-    kept_windows,
-    written_videos,
-)
+from pipelines.data.report.summary import KindCount, count_drops, count_rejects, kept_windows, written_videos
 from pipelines.data.source.manifest import list_corpora
 from pipelines.data.store.index import build_index
 from pipelines.data.store.ledger import Ledger, Status, read_ledgers
@@ -29,9 +23,8 @@ class CorpusPreview:
     """What ingest would keep of one corpus."""
 
     videos: int
-    """That give at least one window."""
+    """Videos with at least one window."""
     windows: int
-    """That are kept."""
     hours: float
     """Of those videos."""
     rejects: tuple[KindCount, ...]
@@ -47,8 +40,8 @@ def preview(
 
     Args:
         short, long: the corpora, as `ingest` takes them.
-        out: where ingest would write; beside it a folder is used and removed, and what an earlier listing
-            hashed is read from it.
+        out: where ingest would write: hashes of an earlier listing are read there, and a folder beside it is
+            used and removed.
         progress: called with a corpus, videos done and videos in all.
 
     Raises:

@@ -7,7 +7,7 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from itertools import chain, pairwise
+from itertools import chain, groupby, islice, pairwise
 from typing import TypeVar
 
 import numpy as np
@@ -20,7 +20,7 @@ from pipelines.data.config import DataConfig
 from pipelines.data.curate.quality import Curator
 from pipelines.data.decode.decoder import Clip
 from pipelines.data.store.ledger import Status, Window
-from pipelines.data.types import Reject, Rejected
+from pipelines.data.types import Rejected
 from pipelines.media.color import Frames
 
 ENCODE_FRAMES = 16
@@ -32,16 +32,12 @@ T = TypeVar("T", bound=np.generic)
 
 
 class Video:
-    """One video on its way from frames to windows, and its status.
-
-    Args:
-        status: of the video before it is opened.
-    """
+    """One video on its way from frames to windows, and its status."""
 
     def __init__(self, data: DataConfig, status: Status) -> None:
         self.status = status
         self.dropped: list[Window] = []
-        """Windows that curation refused."""
+        """Windows that curation refuses."""
         self.size = (0, 0)
         """Height and width of its frames, pixels."""
         self._data = data
@@ -50,7 +46,7 @@ class Video:
         self._frames = 0
 
     def watch(self, clip: Clip) -> Iterator[Frames]:
-        """The clip's frames, each once it is known which shot it belongs to and how it scores."""
+        """The clip's frames, each as soon as its shot and its scores are known."""
         probe = clip.probe
         self.size, self._fps = clip.size, self._data.fps or probe.fps
         self._curator = Curator(self._data.curation, self._fps, probe.fps)
@@ -116,12 +112,11 @@ class Video:
             return
         if self.dropped:
             commonest = Counter(window.reason for window in self.dropped).most_common(1)[0][0]
-            raise Rejected(Reject("curation", f"each of {len(self.dropped)} windows: {commonest}"))
+            raise Rejected("curation", f"each of {len(self.dropped)} windows: {commonest}")
         shots = len(self._curator.shot_starts) + 1
         frames = f"{self._frames} frames" + (f" in {shots} shots" if shots > 1 else "")
-        least = self._lengths[-1][0]
-        reason = f"{frames}, a window of {self.status.corpus.upper()} needs {least}"
-        raise Rejected(Reject("window", reason))
+        needed = f"a window of {self.status.corpus.upper()} needs {self._lengths[-1][0]}"
+        raise Rejected("window", f"{frames}, {needed}")
 
 
 def slide(
@@ -172,30 +167,16 @@ def encoded_windows(
 
     Args:
         frames: as `video.watch` gives them.
-        batch: windows of one length that are encoded together.
+        batch: windows of one length to encode together.
     """
     if autoencoder.crop_safe and autoencoder.temporal_factor == 1:
         blocks = reblocked(frames, ENCODE_FRAMES)
         yield from video.windows(_encode(autoencoder, block[None])[0] for block in blocks)
         return
-    waiting: list[tuple[Window, Frames]] = []
-    for window, pixels in video.windows(frames):
-        if waiting and len(waiting[0][1]) != len(pixels):
-            yield from _encode_together(autoencoder, waiting)
-            waiting = []
-        waiting.append((window, pixels))
-        if len(waiting) == batch:
-            yield from _encode_together(autoencoder, waiting)
-            waiting = []
-    if waiting:
-        yield from _encode_together(autoencoder, waiting)
-
-
-def _encode_together(
-    autoencoder: Autoencoder, windows: Sequence[tuple[Window, Frames]]
-) -> Iterator[tuple[Window, Latents]]:
-    latents = _encode(autoencoder, np.stack([pixels for _, pixels in windows]))
-    return zip((window for window, _ in windows), latents, strict=True)
+    for _, of_one_length in groupby(video.windows(frames), key=lambda pair: len(pair[1])):
+        while together := list(islice(of_one_length, batch)):
+            windows, pixels = zip(*together, strict=True)
+            yield from zip(windows, _encode(autoencoder, np.stack(pixels)), strict=True)
 
 
 def _encode(autoencoder: Autoencoder, frames: Frames) -> Latents:

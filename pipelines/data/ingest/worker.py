@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from importlib.metadata import version
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -24,13 +23,13 @@ from pipelines.data.ingest.windowing import Latents, Video, encoded_windows
 from pipelines.data.source.manifest import Source, local_copy
 from pipelines.data.store.info import dataset_autoencoder
 from pipelines.data.store.ledger import Moments, ShardFile, Status, Window, merge_moments, write_ledger
-from pipelines.data.store.shards import BucketWriter
+from pipelines.data.store.shards import ShardWriter
 from pipelines.data.types import Reject, Rejected
 from pipelines.media.color import Frames
 from pipelines.storage import Storage, hash_of
 
 SPILL_BYTES = 16 << 20
-"""Latents of one video that are held until it is known to be whole; beyond, it gets a shard of its own."""
+"""Latents of one video held until it is known to be whole; beyond that, it gets a shard of its own."""
 AHEAD_CHUNKS = 8
 """Chunks of frames, of 1 MiB each, that wait for the autoencoder."""
 
@@ -83,9 +82,7 @@ class _Record:
 
 
 def write_group(task: Task, group: Group) -> list[Status]:
-    """Decode, judge, cut, encode and store a group of videos, and record it in a ledger.
-
-    Returns: how each video ended.
+    """Decode, judge, cut, encode and store a group of videos, and record how each ended in a ledger.
 
     Raises:
         SostenutoError: the storage or the decoder cannot be used at all.
@@ -97,8 +94,8 @@ def write_group(task: Task, group: Group) -> list[Status]:
         with ClipsAhead(task, group) as clips:
             for source in group.sources:
                 video = Video(task.data, new_status(group.corpus, source))
-                with VideoWriter(shard, _shard(task, group.corpus, [source], "long")) as writer:
-                    try:
+                try:
+                    with VideoWriter(shard, _shard(task, group.corpus, [source], "long")) as writer:
                         frames = video.watch(clips.open())
                         batch = task.data.encode_batch
                         for window, latents in encoded_windows(video, frames, autoencoder, batch):
@@ -107,9 +104,9 @@ def write_group(task: Task, group: Group) -> list[Status]:
                         record.windows += video.dropped
                         video.finish()
                         writer.commit(record)
-                        status = replace(video.status, latents_sha256=writer.sha256)
-                    except Rejected as rejected:
-                        status = rejected_status(video.status, rejected.reject)
+                    status = replace(video.status, latents_sha256=writer.hash.hexdigest())
+                except Rejected as rejected:
+                    status = rejected_status(video.status, rejected.reject)
                 record.statuses.append(status)
         record.files += shard.commit()
         return record.write(task, group)
@@ -119,10 +116,7 @@ def write_group(task: Task, group: Group) -> list[Status]:
 
 
 def judge_group(task: Task, group: Group) -> list[Status]:
-    """Decode, judge and cut a group of videos, and record in a ledger what `write_group` would keep.
-
-    Returns: how each video ended.
-    """
+    """Decode, judge and cut a group of videos, and record in a ledger what `write_group` would keep."""
     record = _Record()
     with ClipsAhead(task, group) as clips:
         for source in group.sources:
@@ -152,75 +146,60 @@ def new_status(corpus: str, source: Source) -> Status:
 
 
 def rejected_status(status: Status, reject: Reject) -> Status:
-    """The status of a rejected video."""
     return replace(
         status, status="rejected", stage=reject.stage, reason=reject.reason, num_windows=0, latents_sha256=""
     )
 
 
 class VideoWriter:
-    """Stores the windows of one video: in the group's shard, or, when they grow, in a shard of their own.
+    """Stores the windows of one video: in the group's shard, or, beyond SPILL_BYTES, in a shard of its own.
 
-    Nothing is left of a video that is not committed. Use as a context.
+    Use as a context: a video that ends it with an exception leaves nothing behind.
     """
 
-    def __init__(self, shard: BucketWriter, own: BucketWriter) -> None:
+    def __init__(self, shard: ShardWriter, own: ShardWriter) -> None:
         self._shard, self._own = shard, own
-        self._spilled = self._committed = False
-        self._held: list[tuple[Window, Latents, tuple[int, ...]]] = []
-        self._held_bytes = 0
+        self._waiting: list[tuple[Window, Latents, tuple[int, ...]]] = []
+        self._num_bytes = 0
         self._placed: list[Window] = []
-        self._hash = hashlib.sha256()
         self._moments: Moments | None = None
-
-    @property
-    def sha256(self) -> str:
-        """Of the latents so far."""
-        return self._hash.hexdigest()
+        self.hash = hashlib.sha256()
+        """Of the latents."""
 
     def add(self, window: Window, latents: Latents, pixels: tuple[int, ...]) -> None:
-        """Take latents [T, C, h, w]; `pixels` as BucketWriter does."""
-        self._hash.update(latents.tobytes())
+        """Take latents [T, C, h, w]; `pixels` as ShardWriter does."""
+        self.hash.update(latents.tobytes())
         exact = latents.astype(np.float64)
         total, squares = exact.sum(axis=(0, 2, 3)), np.square(exact).sum(axis=(0, 2, 3))
         own = Moments(latents.size // latents.shape[1], total.tolist(), squares.tolist())
         self._moments = merge_moments(self._moments, own)
-        if self._spilled:
-            self._placed.append(self._own.add(window, latents, pixels))
-            return
-        self._held.append((window, latents, pixels))
-        self._held_bytes += latents.nbytes
-        if self._held_bytes > SPILL_BYTES:
-            self._spilled = True
+        self._waiting.append((window, latents, pixels))
+        self._num_bytes += latents.nbytes
+        if self._num_bytes > SPILL_BYTES:
             self._place(self._own)
-
-    def _place(self, shard: BucketWriter) -> None:
-        self._placed += [shard.add(*row) for row in self._held]
-        self._held.clear()
 
     def commit(self, record: _Record) -> None:
         """The video is whole: its windows count."""
-        self._place(self._own if self._spilled else self._shard)
+        self._place(self._own if self._num_bytes > SPILL_BYTES else self._shard)
         record.files += self._own.commit()
         record.windows += self._placed
         record.moments = merge_moments(record.moments, self._moments)
-        self._committed = True
+
+    def _place(self, shard: ShardWriter) -> None:
+        self._placed += [shard.add(*row) for row in self._waiting]
+        self._waiting.clear()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if not self._committed:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
             self._own.abort()
 
 
 class ClipsAhead:
-    """The clips of a group, decoded one after another by a thread that runs at most AHEAD_CHUNKS ahead.
-
-    So the next clip is decoded while the last frames of the present one are encoded. Use as a context.
-    """
+    """The clips of a group, decoded in order by a thread that runs at most AHEAD_CHUNKS ahead, so that the
+    next is decoded while the last frames of this one are encoded. Use as a context."""
 
     def __init__(self, task: Task, group: Group) -> None:
         self._steps = self._decode(task, group)
@@ -228,7 +207,7 @@ class ClipsAhead:
         self._ahead: deque[Future[Any]] = deque(self._submit() for _ in range(AHEAD_CHUNKS))
 
     def open(self) -> Clip:
-        """The next clip; its frames are to be read before the next one is opened.
+        """The next clip; read its frames before opening another.
 
         Raises:
             Rejected: it cannot be read, also among its frames; the clip after it is next.
@@ -259,7 +238,7 @@ class ClipsAhead:
                     yield clip
                     probe = clip.probe
                     if reason := video_refusal(task.data.curation, probe.width, probe.height, probe.seconds):
-                        raise Rejected(Reject("curation", reason))
+                        raise Rejected("curation", reason)
                     yield from clip.frames
                     yield None
             except Rejected as rejected:
@@ -268,19 +247,17 @@ class ClipsAhead:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._thread.shutdown(cancel_futures=True)
         self._steps.close()
 
 
 @contextmanager
 def open_clip(task: Task, corpus: str, source: Source, picks: int = 0) -> Iterator[Clip]:
-    """A video of a corpus, being decoded by this process's decoder.
+    """A video of a corpus, decoded by this process's decoder.
 
     Args:
-        picks: only so many frames, spread over it, at the main size; 0 is all of them at the nearest size.
+        picks: frames to read, spread over it, at the main size; 0 is all of them at the nearest size.
 
     Raises:
         Rejected: it cannot be read.
@@ -295,7 +272,7 @@ _DECODERS: dict[LimitsConfig, Decoder] = {}
 
 
 def _decoder(limits: LimitsConfig) -> Decoder:
-    """This process's one decoder, kept from group to group as long as the limits stay."""
+    """This process's one decoder, kept from group to group while the limits stay the same."""
     if limits not in _DECODERS:
         close_decoder()
         _DECODERS[limits] = Decoder(limits)
@@ -303,7 +280,6 @@ def _decoder(limits: LimitsConfig) -> Decoder:
 
 
 def close_decoder() -> None:
-    """End this process's decoder, if there is one."""
     while _DECODERS:
         _DECODERS.popitem()[1].close()
 
@@ -312,24 +288,22 @@ atexit.register(close_decoder)
 
 
 def shard_name(task: Task, sources: Sequence[Source]) -> str:
-    """Name of what a group writes: depends on the dataset's version and the videos only."""
     return hash_of([task.version, [source.id for source in sources]])[:20]
 
 
-def _shard(task: Task, corpus: str, sources: Sequence[Source], suffix: str) -> BucketWriter:
+def _shard(task: Task, corpus: str, sources: Sequence[Source], suffix: str) -> ShardWriter:
     lineage = {"version": task.version} | {name: version(name) for name in ("av", "decord", "torch")}
-    return BucketWriter(Storage(task.out), corpus, f"{shard_name(task, sources)}-{suffix}", lineage)
-
-
-_M_MMAP_THRESHOLD = -3
-_MAPPED_BYTES = 1 << 20
+    return ShardWriter(Storage(task.out), corpus, f"{shard_name(task, sources)}-{suffix}", lineage)
 
 
 @lru_cache(maxsize=1)
 def _autoencoder(out: str, _version: str, device: str) -> Autoencoder:
-    """This process's. Large buffers are returned to the system when they are freed: windows that are held
-    would else keep what was freed around them (2.8 GiB instead of 0.5 for an hour of video)."""
+    """The dataset's autoencoder, one per process.
+
+    Large buffers go back to the system when freed; otherwise windows in memory pin what was freed around them
+    (2.8 GiB instead of 0.5 for an hour of video).
+    """
     torch.set_num_threads(1)
     if hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        libc.mallopt(_M_MMAP_THRESHOLD, _MAPPED_BYTES)
+        libc.mallopt(-3, 1 << 20)  # M_MMAP_THRESHOLD
     return dataset_autoencoder(out, device)

@@ -1,8 +1,8 @@
-"""Contact sheets of a corpus: windows spread over it, decoded from their latents as the model sees them."""
+"""Contact sheets of a corpus: windows from all over it, decoded from their latents as the model sees them."""
 
 import io
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -25,8 +25,6 @@ CONTEXT = 2
 
 
 class SampledWindow(NamedTuple):
-    """A window on a sheet."""
-
     window_id: str
     caption: str
     source: str
@@ -39,18 +37,18 @@ class SampledWindow(NamedTuple):
 def sample_windows(
     dataset: str | Storage, tables: DatasetTables, corpus: CorpusName, autoencoder: Autoencoder
 ) -> list[SampledWindow]:
-    """Decode up to WINDOWS windows, spread over a corpus.
+    """Decode up to WINDOWS windows from all over a corpus.
 
     Raises:
         DataError: a shard is missing or damaged.
     """
     manifest, index = tables.of_corpus(corpus)
     windows = kept_windows(index)
-    split = "train" if pc.any(pc.equal(windows["split"], "train")).as_py() else "holdout"
+    split: Literal["train", "holdout"] = "train" if "train" in windows["split"].to_pylist() else "holdout"
     rows = pick_windows(windows.filter(pc.equal(windows["split"], split)), WINDOWS)
     if not rows:
         return []
-    shards = ShardDataset(dataset, corpus, "train" if split == "train" else "holdout")
+    shards = ShardDataset(dataset, corpus, split)
     places = {window_id: place for place, window_id in enumerate(shards.ids)}
     videos = {video["source_id"]: video for video in manifest.to_pylist()}
     sampled = []
@@ -96,7 +94,6 @@ def first_middle_last(latents: Tensor, autoencoder: Autoencoder) -> Frames:
 
 
 def sheet_png(title: str, windows: Sequence[SampledWindow]) -> bytes:
-    """The contact sheet of some windows as a file."""
     strips = [Strip(window.frames, window.caption, (window.span, window.window_id)) for window in windows]
     memory = io.BytesIO()
     contact_sheet(title, strips).save(memory, "PNG", optimize=True)

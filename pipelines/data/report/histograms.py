@@ -20,41 +20,36 @@ COLOURS = {"short": MUTED, "long": ACCENT}
 DROPPED = "#cdc8be"
 BINS = 24
 WIDE = 20.0
-"""Ratio of the largest to the smallest value from which on an axis is logarithmic."""
+"""Ratio of largest to smallest value from which an axis is logarithmic."""
 FLOOR = 1e-5
-"""Motion below it stands in the first bar."""
+"""Motion below it is in the first bar."""
 NEAR = 1000.0
-"""Ratio of its ends up to which a logarithmic axis has ticks at 1, 2 and 5."""
+"""Ratio of its ends below which a logarithmic axis has ticks at 1, 2 and 5."""
 LEFT = 0.7
-"""Where the bar of 1 begins on a logarithmic axis."""
+"""Left edge of the bar of 1 on a logarithmic axis."""
 SIZES = 6
-"""Resolutions that are named; the others are one bar."""
+"""Resolutions with a bar of their own; the others share one."""
 
 Numbers = NDArray[np.float64]
 
 
 class BinEdges(NamedTuple):
-    """Where the bars of an axis begin and end."""
-
     values: Numbers
-    """Rising."""
+    """Rising edges of an axis's bars."""
     log: bool = False
     """They grow by a factor instead of a step."""
 
 
 class _Samples(NamedTuple):
-    """The values that one panel counts."""
+    """The values counted in one panel."""
 
     kept: Numbers
     dropped: Numbers = np.empty(0)
 
 
 def histograms(tables: DatasetTables) -> dict[str, bytes]:
-    """PNG files by name.
-
-    `videos.png`: duration, windows per video and resolution. `windows.png`: brightness, motion and sharpness;
-    dropped windows stand on top of the kept ones.
-    """
+    """PNG files by name: `videos.png` (duration, windows per video, resolution) and `windows.png`
+    (brightness, motion, sharpness; dropped windows on top of the kept ones)."""
     return {"videos.png": png(_videos(tables)), "windows.png": png(_windows(tables))}
 
 
@@ -112,11 +107,7 @@ def _all(samples: Mapping[str, _Samples]) -> Numbers:
 
 
 def value_edges(values: Numbers) -> BinEdges:
-    """Edges that hold every value; logarithmic where the largest is many times the smallest.
-
-    Args:
-        values: finite numbers.
-    """
+    """Edges around finite numbers; logarithmic where the largest is many times the smallest."""
     low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 1.0)
     if low > 0 and high / low >= WIDE:
         edges = np.geomspace(low, high, BINS + 1)
@@ -126,11 +117,7 @@ def value_edges(values: Numbers) -> BinEdges:
 
 
 def count_edges(values: Numbers) -> BinEdges:
-    """Edges between whole numbers that hold every value.
-
-    Args:
-        values: counts of 1 or more.
-    """
+    """Edges between whole numbers around counts of 1 or more."""
     low, high = (float(values.min()), float(values.max())) if len(values) else (1.0, 1.0)
     if high / low < WIDE:
         step = -(-(high - low + 1) // BINS)
@@ -142,7 +129,6 @@ def count_edges(values: Numbers) -> BinEdges:
 def _column(
     axes: Sequence[Axes], samples: Mapping[str, _Samples], edges: BinEdges, title: str, counted: str
 ) -> None:
-    """One measure of SHORT above the same of LONG."""
     lefts, widths = edges.values[:-1], np.diff(edges.values)
     style: dict[str, Any] = {"align": "edge", "edgecolor": "white", "linewidth": 0.5}
     for axis, (corpus, found) in zip(axes, samples.items(), strict=True):

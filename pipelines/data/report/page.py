@@ -8,7 +8,6 @@ from pipelines.data.report.histograms import histograms
 from pipelines.data.report.summary import (
     CorpusSummary,
     DatasetTables,
-    KindCount,
     Summary,
     read_tables,
     summarise,
@@ -20,16 +19,13 @@ from pipelines.storage import Storage
 
 REPORT = "report.html"
 FILES = 40
-"""Shards that are listed; of more, the first."""
+"""Most shards that are listed."""
 BUCKET_HEAD = ["corpus", "frames", "picture", "latents", "windows"]
-
-CountRow = tuple[str, str, int, str]
-"""(corpus, kind, count, examples)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Inspection:
-    """What was seen, and where it is written."""
+    """A dataset's summary and where its files are."""
 
     summary: Summary
     folder: str
@@ -91,17 +87,16 @@ def report_html(
         for corpus, own in corpora.items()
         for name, found in own.measures.items()
     ]
-    readers = count_rows({corpus: own.readers for corpus, own in corpora.items()})
-    rejects = count_rows({corpus: own.rejects for corpus, own in corpora.items()})
-    drops = count_rows({corpus: own.drops for corpus, own in corpora.items()})
-    commonest = count_rows({corpus: own.commonest for corpus, own in corpora.items()})
     sections = {
         "Windows shown": (["corpus", "caption", "video", "seconds", "window"], windows),
         "Scores of windows": (["corpus", "score", "5 %", "median", "95 %"], measures),
-        "Readers": (["corpus", "reader", "videos", "why not decord"], readers),
-        "Rejected videos": (["corpus", "stage", "videos", "such as"], rejects),
-        "Dropped windows": (["corpus", "reason", "windows", "such as"], drops),
-        "Commonest captions": (["corpus", "caption", "windows"], [row[:3] for row in commonest]),
+        "Readers": (["corpus", "reader", "videos", "why not decord"], count_rows(corpora, "readers")),
+        "Rejected videos": (["corpus", "stage", "videos", "such as"], count_rows(corpora, "rejects")),
+        "Dropped windows": (["corpus", "reason", "windows", "such as"], count_rows(corpora, "drops")),
+        "Commonest captions": (
+            ["corpus", "caption", "windows"],
+            [row[:3] for row in count_rows(corpora, "commonest")],
+        ),
         "Files": (["file", "windows", "bytes", "sha256"], _file_rows(tables.info)),
     }
     return render(
@@ -119,43 +114,48 @@ def report_html(
 
 def total_rows(summary: Summary) -> list[tuple[str, str, str]]:
     """(what, of SHORT, of LONG), formatted."""
-    short, long = _totals(summary.short), _totals(summary.long)
+    short, long = (
+        {
+            "videos": f"{corpus.videos:,}",
+            "rejected videos": f"{corpus.rejected_videos:,}",
+            "windows": f"{corpus.windows:,}",
+            "of these held out": f"{corpus.holdout_windows:,}",
+            "dropped windows": f"{corpus.dropped_windows:,}",
+            "different captions": f"{corpus.captions:,}",
+            "frames": f"{corpus.frames:,}",
+            "hours of video": f"{corpus.hours:.3g}",
+            "median video, s": f"{corpus.seconds.median:.3g}" if corpus.seconds else "-",
+            "video files, MB": f"{corpus.source_bytes / 1e6:,.1f}",
+            "shards, MB": f"{corpus.shard_bytes / 1e6:,.1f}",
+            "shards": f"{corpus.shard_files:,}",
+        }
+        for corpus in (summary.short, summary.long)
+    )
     return [(name, short[name], long[name]) for name in short]
-
-
-def _totals(corpus: CorpusSummary) -> dict[str, str]:
-    return {
-        "videos": f"{corpus.videos:,}",
-        "rejected videos": f"{corpus.rejected_videos:,}",
-        "windows": f"{corpus.windows:,}",
-        "of these held out": f"{corpus.holdout_windows:,}",
-        "dropped windows": f"{corpus.dropped_windows:,}",
-        "different captions": f"{corpus.captions:,}",
-        "frames": f"{corpus.frames:,}",
-        "hours of video": f"{corpus.hours:.3g}",
-        "median video, s": f"{corpus.seconds.median:.3g}" if corpus.seconds else "-",
-        "video files, MB": f"{corpus.source_bytes / 1e6:,.1f}",
-        "shards, MB": f"{corpus.shard_bytes / 1e6:,.1f}",
-        "shards": f"{corpus.shard_files:,}",
-    }
 
 
 def bucket_rows(summary: Summary) -> list[tuple[str, int, str, str, int]]:
     """BUCKET_HEAD of each bucket; none of a corpus that has only one."""
     return [
-        (corpus.upper(), bucket.frames, bucket.size, str(list(bucket.latent_shape)), bucket.windows)
+        (corpus.upper(), bucket.pixels[0], bucket.size, str(list(bucket.latent_shape)), bucket.windows)
         for corpus in CORPORA
         if len(summary.corpus(corpus).buckets) > 1
         for bucket in summary.corpus(corpus).buckets
     ]
 
 
-def count_rows(corpora: Mapping[str, Sequence[KindCount]], examples: int | None = None) -> list[CountRow]:
-    """The kinds of each corpus with at most so many examples; None is all there are."""
+def count_rows(
+    corpora: Mapping[str, object], field: str, examples: int | None = None
+) -> list[tuple[str, str, int, str]]:
+    """(corpus, kind, count, examples) of each KindCount in a field such as `rejects`.
+
+    Args:
+        examples: most examples per kind; None is all there are.
+    """
     return [
         (corpus.upper(), found.kind, found.count, "; ".join(found.examples[:examples]))
-        for corpus, kinds in corpora.items()
-        for found in kinds
+        for corpus, own in corpora.items()
+        for found in getattr(own, field)
     ]
 
 

@@ -25,32 +25,27 @@ INDEX_COLUMNS = (
     "sharpness split kept reason"
 ).split()
 MEASURES = ("brightness", "motion", "flash", "sharpness")
-"""Columns of the index that hold a window's scores."""
+"""Columns of a window's scores in the index."""
 EXAMPLES = 3
 """Most examples per kind."""
 COMMONEST = 10
-"""Captions that are listed with their number of windows."""
+"""Captions listed with their number of windows."""
 
 
 class DatasetTables(NamedTuple):
-    """A dataset's own description of itself."""
-
     info: DatasetInfo
     manifest: pa.Table
     """MANIFEST_COLUMNS, a row per video."""
     index: pa.Table
-    """INDEX_COLUMNS, a row per window that was judged."""
+    """INDEX_COLUMNS, a row per window, kept or dropped."""
 
     def of_corpus(self, corpus: str) -> tuple[pa.Table, pa.Table]:
-        """Manifest and index of one corpus."""
         manifest, index = (t.filter(pc.equal(t["corpus"], corpus)) for t in (self.manifest, self.index))
         return manifest, index
 
 
 @dataclass(frozen=True, kw_only=True)
 class KindCount:
-    """How many there are of a kind, and a few of them."""
-
     kind: str
     count: int
     examples: tuple[str, ...] = ()
@@ -58,9 +53,8 @@ class KindCount:
 
 @dataclass(frozen=True, kw_only=True)
 class Percentiles:
-    """The 5th, 50th and 95th percentile."""
-
     low: float
+    """The 5th percentile; `high` is the 95th."""
     median: float
     high: float
 
@@ -81,7 +75,7 @@ class CorpusSummary:
     shard_bytes: int
     shard_files: int
     captions: int
-    """Different ones."""
+    """Distinct ones."""
     seconds: Percentiles | None
     """Length of a video; None without any."""
     measures: dict[str, Percentiles]
@@ -100,8 +94,6 @@ class CorpusSummary:
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """A dataset in numbers."""
-
     version: str
     data_hash: str
     height: int
@@ -114,7 +106,6 @@ class Summary:
     long: CorpusSummary
 
     def corpus(self, name: str) -> CorpusSummary:
-        """`short` or `long`."""
         return {"short": self.short, "long": self.long}[name]
 
     def to_json(self) -> dict[str, Any]:
@@ -130,14 +121,13 @@ def read_tables(dataset: str | Storage) -> DatasetTables:
         DataError: there is no finished dataset, or a file of it is damaged.
         ClusterError: a file of it is missing, or the storage cannot be read.
     """
-    storage = dataset if isinstance(dataset, Storage) else Storage(dataset)
+    storage = Storage(dataset)
     info = read_info(storage)
     index = read_index(storage, info.index_sha256, INDEX_COLUMNS)
     return DatasetTables(info, read_table(storage, MANIFEST_FILE, MANIFEST_COLUMNS), index)
 
 
 def summarise(tables: DatasetTables) -> Summary:
-    """The numbers of a dataset."""
     info = tables.info
     return Summary(
         version=info.version,
@@ -151,6 +141,7 @@ def summarise(tables: DatasetTables) -> Summary:
 
 def _summarise(info: CorpusInfo, manifest: pa.Table, index: pa.Table) -> CorpusSummary:
     videos, windows = written_videos(manifest), kept_windows(index)
+    captions = windows["caption"].to_pylist()
     readers = zip(videos["reader"].to_pylist(), videos["reader_reason"].to_pylist(), strict=True)
     return CorpusSummary(
         videos=len(videos),
@@ -169,18 +160,17 @@ def _summarise(info: CorpusInfo, manifest: pa.Table, index: pa.Table) -> CorpusS
         readers=count_kinds(readers),
         rejects=count_rejects(manifest),
         drops=count_drops(index),
-        commonest=count_kinds((caption, "") for caption in windows["caption"].to_pylist())[:COMMONEST],
+        commonest=count_kinds((caption, "") for caption in captions)[:COMMONEST],
         buckets=info.buckets,
     )
 
 
 def written_videos(manifest: pa.Table) -> pa.Table:
-    """The videos of a manifest that were not rejected."""
     return manifest.filter(pc.equal(manifest["status"], "written"))
 
 
 def kept_windows(index: pa.Table) -> pa.Table:
-    """The windows of an index that are trained on or held out."""
+    """The windows of an index to train on or to hold out."""
     return index.filter(index["kept"])
 
 
@@ -192,14 +182,14 @@ def count_rejects(manifest: pa.Table) -> tuple[KindCount, ...]:
 
 
 def count_drops(index: pa.Table) -> tuple[KindCount, ...]:
-    """Dropped windows of an index by the setting that refuses them, or as `near duplicate` whichever
-    window each resembles; an example is a whole reason."""
+    """Dropped windows of an index by the setting that refuses them, or as `near duplicate`; an example is a
+    whole reason."""
     reasons = index.filter(pc.invert(index["kept"]))["reason"].to_pylist()
     return count_kinds((reason.split(" of ")[0], reason) for reason in reasons)
 
 
 def count_kinds(pairs: Iterable[tuple[str, str]]) -> tuple[KindCount, ...]:
-    """Kinds by falling count, each with its first different examples.
+    """Kinds by falling count, each with its first distinct examples.
 
     Args:
         pairs: (kind, example); an empty example is none.

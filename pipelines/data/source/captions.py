@@ -1,12 +1,12 @@
-"""What a corpus says of its videos: captions and whatever stands beside them.
+"""What a corpus says of its videos: captions and other columns.
 
 | file | says |
 |---|---|
 | `metadata.jsonl`, `.csv`, `.parquet` | `file_name`, `caption` (or `text`), and any other column |
 | `prompts.txt` with `videos.txt` | line i of one is the caption of the file that line i of the other names |
 
-They may stand in any folder of a corpus; file names are relative to it. A manifest is a file of the first
-kind by any name.
+They may lie in any folder of a corpus; file names are relative to it. A manifest is a file of the first kind
+by any name.
 """
 
 import csv
@@ -36,8 +36,6 @@ Rows = Iterator[tuple[str, dict[str, Any]]]
 
 
 class Caption(NamedTuple):
-    """What is said of one video."""
-
     text: str
     """Empty where nothing is said."""
     extra: dict[str, Any]
@@ -82,7 +80,7 @@ def caption_of(row: Mapping[str, Any]) -> Caption:
     """The caption in a row and the rest of it.
 
     Raises:
-        ValueError: what stands there is not text.
+        ValueError: it is not text.
     """
     for column in CAPTION_COLUMNS:
         if not isinstance(row.get(column), str | None):
@@ -119,7 +117,7 @@ def json_object(text: str | bytes) -> dict[str, Any]:
 
 
 def _path(metadata: str, name: object) -> str:
-    """The path, relative to the corpus, of a file that metadata names."""
+    """The path, relative to the corpus, of a file named by metadata."""
     if not isinstance(name, str) or not name:
         raise ValueError("no file_name")
     if not is_text(name):
@@ -135,55 +133,52 @@ def _rows(corpus: Corpus, name: str) -> Rows:
     read = {".csv": _csv_rows, ".jsonl": _json_rows, ".parquet": _parquet_rows}[suffix]
     data = _read(corpus, name)
     try:
-        yield from read(data)
-    except _Malformed as error:
-        raise DataError(f"{corpus.address(name)}, {error.where}: {error.problem}", error.remedy) from error
+        yield from read(corpus.address(name), data)
     except (ValueError, OSError, csv.Error, pa.ArrowException) as error:
         remedy = "Write it again" if suffix == ".parquet" else SAVE_AS_UTF8
         raise DataError(f"{corpus.address(name)} cannot be read: {one_line(error)}", remedy) from error
 
 
-class _Malformed(Exception):
-    def __init__(self, where: str, problem: str, remedy: str) -> None:
-        super().__init__(where, problem, remedy)
-        self.where, self.problem, self.remedy = where, problem, remedy
-
-
-def _csv_rows(data: bytes) -> Rows:
+def _csv_rows(address: str, data: bytes) -> Rows:
     text = io.TextIOWrapper(io.BytesIO(data), encoding="utf-8-sig", newline="")
     reader = csv.DictReader(text, restkey="", strict=True)
     for row in reader:
         where = f"line {reader.line_num}"
         if "" in row and isinstance(row[""], list):
-            raise _Malformed(where, "more fields than columns", "Put captions with commas in double quotes")
+            raise DataError(
+                f"{address}, {where}: more fields than columns", "Put captions with commas in double quotes"
+            )
         yield where, dict(row)
 
 
-def _json_rows(data: bytes) -> Rows:
+def _json_rows(address: str, data: bytes) -> Rows:
     text = io.TextIOWrapper(io.BytesIO(data), encoding="utf-8-sig", newline="")
     for number, line in enumerate(text, start=1):
         if line.strip():
             try:
                 yield f"line {number}", json_object(line)
             except ValueError as error:
-                raise _Malformed(f"line {number}", str(error), "Each line is one JSON object") from error
+                raise DataError(
+                    f"{address}, line {number}: {error}", "Each line is one JSON object"
+                ) from error
 
 
-def _parquet_rows(data: bytes) -> Rows:
+def _parquet_rows(address: str, data: bytes) -> Rows:
     with open_parquet(data) as table:
         schema = table.schema_arrow
         if "file_name" not in schema.names:
-            raise _Malformed("its schema", "no file_name", 'It needs the columns "file_name" and "caption"')
+            raise DataError(
+                f"{address}, its schema: no file_name", 'It needs the columns "file_name" and "caption"'
+            )
         for field in (field for field in schema if field.name in ("file_name", *CAPTION_COLUMNS)):
             kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
             if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)):
-                problem = f"column {field.name} is {field.type}, not text"
-                raise _Malformed("its schema", problem, f"Write {field.name} as a column of strings")
-        number = 0
-        for batch in table.iter_batches(use_threads=False):
-            for row in batch.to_pylist():
-                number += 1
-                yield f"row {number}", row
+                raise DataError(
+                    f"{address}, its schema: column {field.name} is {field.type}, not text",
+                    f"Write {field.name} as a column of strings",
+                )
+        rows = (row for batch in table.iter_batches(use_threads=False) for row in batch.to_pylist())
+        yield from ((f"row {number}", row) for number, row in enumerate(rows, start=1))
 
 
 def _paired_rows(corpus: Corpus, videos: str) -> Rows:

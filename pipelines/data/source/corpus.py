@@ -34,18 +34,14 @@ MISSING = Reject("manifest", "its metadata names it, but there is no such file")
 
 
 class File(NamedTuple):
-    """A file that can be read."""
-
     num_bytes: int
     stamp: str
     """Changes when the file does; empty where the store has no such mark."""
 
 
 class Walk(NamedTuple):
-    """What lies below a root, without hidden names."""
-
     files: list[str]
-    """Relative paths of files, and of links to files, in order."""
+    """Relative paths of files, and of links to files, in order; no hidden names."""
     refused: list[tuple[str, Reject]]
     """Folders that are not entered, and why."""
 
@@ -79,25 +75,16 @@ class Corpus:
         self._listed: dict[str, dict[str, Any]] | None = None
 
     def address(self, path: str) -> str:
-        """Absolute path or URI of a file."""
         return f"{self.root.rstrip('/')}/{path}"
 
     def is_folder(self) -> bool:
-        """Whether the root is a folder.
-
-        Raises:
-            OSError: the store cannot be asked.
-        """
+        """Whether the root is one. Raises OSError where the store cannot tell."""
         self._fs.invalidate_cache()
         with os_errors():
             return bool(self._fs.isdir(self._path))
 
     def walk(self) -> Walk:
-        """Everything below the root.
-
-        Raises:
-            OSError: the root cannot be listed.
-        """
+        """Everything below the root. Raises OSError where the root cannot be listed."""
         if self.is_local:
             return self._walk_disk()
         self._fs.invalidate_cache()
@@ -166,20 +153,12 @@ class Corpus:
         return f"{self._path.rstrip('/')}/{path}"
 
     def read(self, path: str) -> bytes:
-        """The whole of a small file.
-
-        Raises:
-            OSError: it cannot be read.
-        """
+        """The whole of a small file. Raises OSError."""
         with os_errors():
             return bytes(self._fs.cat_file(self._at(path)))
 
     def open(self, path: str) -> IO[bytes]:
-        """A file to seek in, of which a little is read here and there.
-
-        Raises:
-            OSError: it cannot be opened.
-        """
+        """A file to seek in, for small reads here and there. Raises OSError."""
         if self.is_local:
             return open(self._at(path), "rb")
         options: dict[str, Any] = {"block_size": HEADER_BLOCK_BYTES, "cache_type": "readahead"}
@@ -187,11 +166,7 @@ class Corpus:
             return cast(IO[bytes], self._fs.open(self._at(path), "rb", **options))
 
     def blocks(self, path: str, offset: int, length: int) -> Iterator[bytes]:
-        """`length` bytes of a file from `offset` on, BLOCK_BYTES at a time; fewer where it ends before.
-
-        Raises:
-            OSError: it cannot be read, or a store has nothing at the place of a block.
-        """
+        """`length` bytes from `offset` on, BLOCK_BYTES at a time; fewer at its end. Raises OSError."""
         for start in range(offset, offset + length, BLOCK_BYTES):
             end = min(start + BLOCK_BYTES, offset + length)
             with os_errors():
@@ -245,5 +220,4 @@ def escapes(path: str) -> bool:
 
 
 def is_hidden(path: str) -> bool:
-    """Whether a name in the path starts with a dot."""
     return any(name.startswith(".") for name in path.split("/"))

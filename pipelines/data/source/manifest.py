@@ -30,6 +30,7 @@ from pipelines.data.source.corpus import (
     TAR_SUFFIX,
     VIDEO_SUFFIXES,
     Corpus,
+    File,
     Walk,
     escapes,
     locate,
@@ -48,25 +49,18 @@ READERS = 4
 Identity = tuple[str, int, str]
 """(path, bytes, stamp) of a video: while they stay, so do its bytes."""
 _COLUMNS = pa.schema(
-    [
-        ("corpus", pa.string()),
-        ("path", pa.string()),
-        ("num_bytes", pa.int64()),
-        ("stamp", pa.string()),
-        ("sha256", pa.string()),
-    ]
+    {"corpus": pa.string(), "path": pa.string(), "num_bytes": pa.int64()}
+    | {"stamp": pa.string(), "sha256": pa.string()}
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """One video of a corpus."""
-
-    id: str
-    """sha256 of its bytes."""
+    id: str = ""
+    """sha256 of its bytes; empty before they are read."""
     path: str
     """Relative to the corpus folder, with /; of a member, the tar's path with the member's name."""
-    caption: str
+    caption: str = ""
     num_bytes: int
     stamp: str = ""
     """Changes when the file (or the tar) does: modification time, or the store's ETag."""
@@ -147,16 +141,17 @@ def list_corpus(location: str | Path, hashes: Mapping[Identity, str] | None = No
     """
     corpus, single = locate(location)
     is_tar = single.lower().endswith(TAR_SUFFIX)
-    files, refused = Walk([single], [])
+    walk = Walk([single], [])
     if not single or not (corpus.is_local or is_tar):
-        # of what a manifest names, a store is asked for everything at once; a disk file by file
+        # of the files that a manifest names, a store is asked at once, a disk one by one
         try:
-            walk = corpus.walk()
+            below = corpus.walk()
         except OSError as error:
             raise DataError(f"{corpus.root} cannot be read: {reason_of(error)}", REMEDY) from error
-        files, refused = walk if not single else (files, refused)
+        walk = walk if single else below
+    files = walk.files
     candidates = _Candidates(corpus)
-    for path, reject in refused:
+    for path, reject in walk.refused:
         candidates.refuse(path, reject)
     candidates.add_tars([path for path in files if path.lower().endswith(TAR_SUFFIX)])
     captions = read_captions(corpus, [single] if single and not is_tar else metadata_files(files))
@@ -192,29 +187,21 @@ class _Candidates:
         self.rejects.append((path.encode("utf-8", "backslashreplace").decode(), reject))
 
     def add_tars(self, tars: list[str]) -> None:
-        """Add the members of tars."""
-        files = {tar: self.corpus.stat(tar) for tar in tars}
-        good = {tar: file for tar, file in files.items() if not isinstance(file, Reject)}
-        with ThreadPoolExecutor(READERS) as pool:
-            listed = pool.map(lambda tar: list_tar(self.corpus, tar, good[tar]), good)
-            listings = dict(zip(good, listed, strict=True))
-        for tar, file in files.items():
+        files: dict[str, File] = {}
+        for tar in tars:
+            file = self.corpus.stat(tar)
             if isinstance(file, Reject):
                 self.refuse(tar, file)
-                continue
-            for name, reject in listings[tar].rejects:
-                self.refuse(f"{tar}/{name}".rstrip("/"), reject)
-            for name, member in listings[tar].members.items():
-                source = Source(
-                    id="",
-                    path=f"{tar}/{name}",
-                    caption="",
-                    num_bytes=member.num_bytes,
-                    stamp=file.stamp,
-                    tar=tar,
-                    offset=member.offset,
-                )
-                self._add(source, member.caption)
+            else:
+                files[tar] = file
+        with ThreadPoolExecutor(READERS) as pool:
+            listings = pool.map(lambda tar: list_tar(self.corpus, tar, files[tar]), files)
+            for (tar, file), listing in zip(files.items(), listings, strict=True):
+                for name, reject in listing.rejects:
+                    self.refuse(f"{tar}/{name}".rstrip("/"), reject)
+                for name, member in listing.members.items():
+                    source = Source(path=f"{tar}/{name}", num_bytes=member.num_bytes, stamp=file.stamp)
+                    self._add(replace(source, tar=tar, offset=member.offset), member.caption)
 
     def add_files(self, paths: list[str], captions: Mapping[str, Caption | Reject]) -> None:
         """Add files, and what metadata names: it may also caption members of tars."""
@@ -229,11 +216,9 @@ class _Candidates:
             elif not _is_video(path):
                 self.refuse(path, Reject("manifest", "its name does not end as a video's does"))
             else:
-                source = Source(id="", path=path, caption="", num_bytes=file.num_bytes, stamp=file.stamp)
-                self._add(source, caption)
+                self._add(Source(path=path, num_bytes=file.num_bytes, stamp=file.stamp), caption)
 
     def _add(self, source: Source, caption: Caption | Reject) -> None:
-        """Add a source with its caption, or refuse it."""
         if isinstance(caption, Reject):
             self.refuse(source.path, caption)
         elif not is_text(source.path):
@@ -246,7 +231,7 @@ class _Candidates:
 
 
 def _identify(candidates: _Candidates, known: Mapping[Identity, str]) -> Listing:
-    """Hash what is not known, and keep the first of those with the same bytes."""
+    """Hash the videos not hashed before, and keep the first of any with the same bytes."""
     found = [source for _, source in sorted(candidates.sources.items())]
     with ThreadPoolExecutor(READERS) as pool:
         hashes = list(pool.map(lambda source: _sha256(candidates.corpus, source, known), found))
@@ -285,9 +270,9 @@ def _sha256(corpus: Corpus, source: Source, known: Mapping[Identity, str]) -> st
 def local_copy(root: str, source: Source) -> Iterator[str]:
     """The local path of a video.
 
-    A file on a local disk is its own copy. Anything else is streamed into a private temporary file, which is
-    gone when the context ends; if the process is killed, when another makes the next. A store's own client
-    retries what fails in passing.
+    A file on a local disk is its own copy. Anything else is streamed into a private temporary file, deleted
+    when the context ends or, if the process is killed, when another makes the next. Passing failures are
+    retried by the store's own client.
 
     Args:
         root: of the listing that the source is from.
@@ -298,15 +283,15 @@ def local_copy(root: str, source: Source) -> Iterator[str]:
     """
     corpus = Corpus(root)
     if escapes(source.path):
-        raise _fetch_rejected(OUTSIDE.reason)
+        raise Rejected("fetch", OUTSIDE.reason)
     if corpus.is_local:
         file = corpus.stat(source.tar or source.path)
         if isinstance(file, Reject):
-            raise _fetch_rejected(file.reason)
+            raise Rejected("fetch", file.reason)
         if not source.tar:
             _check_size(source, file.num_bytes)
             if source.stamp not in ("", file.stamp):
-                raise _fetch_rejected("it was written to since it was listed")
+                raise Rejected("fetch", "it was written to since it was listed")
             yield corpus.address(source.path)
             return
     with ExitStack() as stack:
@@ -328,7 +313,7 @@ def _fill(corpus: Corpus, source: Source, copy: IO[bytes]) -> None:
         try:
             block = next(blocks, b"")
         except OSError as error:
-            raise _fetch_rejected(f"it cannot be read: {reason_of(error)}") from error
+            raise Rejected("fetch", f"it cannot be read: {reason_of(error)}") from error
         if not block:
             break
         digest.update(block)
@@ -336,13 +321,9 @@ def _fill(corpus: Corpus, source: Source, copy: IO[bytes]) -> None:
     copy.flush()
     _check_size(source, copy.tell())
     if digest.hexdigest() != source.id:
-        raise _fetch_rejected("its bytes have changed since it was listed")
+        raise Rejected("fetch", "its bytes have changed since it was listed")
 
 
 def _check_size(source: Source, num_bytes: int) -> None:
     if num_bytes != source.num_bytes:
-        raise _fetch_rejected(f"it has {num_bytes} bytes, and had {source.num_bytes} when it was listed")
-
-
-def _fetch_rejected(reason: str) -> Rejected:
-    return Rejected(Reject("fetch", reason))
+        raise Rejected("fetch", f"it has {num_bytes} bytes, and had {source.num_bytes} when it was listed")

@@ -12,15 +12,7 @@ from pathlib import PurePosixPath
 from typing import IO, NamedTuple, cast
 
 from pipelines.data.source.captions import Caption, caption_of, json_object
-from pipelines.data.source.corpus import (
-    OUTSIDE,
-    VIDEO_SUFFIXES,
-    Corpus,
-    File,
-    escapes,
-    is_hidden,
-    unreadable,
-)
+from pipelines.data.source.corpus import OUTSIDE, VIDEO_SUFFIXES, Corpus, File, escapes, is_hidden, unreadable
 from pipelines.data.types import Reject
 from pipelines.storage import os_errors
 
@@ -32,17 +24,16 @@ END = bytes(tarfile.BLOCKSIZE)
 
 
 class Member(NamedTuple):
-    """A video in a tar."""
+    """A video in a tar; `offset` is that of its first byte."""
 
     offset: int
-    """Of its first byte in the tar."""
     num_bytes: int
     caption: Caption | Reject
 
 
 @dataclass(frozen=True)
 class TarListing:
-    """What a tar holds. Names are those of the members, cleaned of `./`."""
+    """A tar's videos and rejects, by member name, cleaned of `./`."""
 
     members: dict[str, Member] = field(default_factory=dict)
     rejects: list[tuple[str, Reject]] = field(default_factory=list)
@@ -50,11 +41,11 @@ class TarListing:
 
 
 class _Damaged(Exception):
-    """The headers end before the tar does; what came before stands."""
+    """The headers end before the tar does; members before that point stand."""
 
 
 class _Headers:
-    """A tar as tarfile sees it: no header may ask for more memory than headers need."""
+    """A tar as tarfile sees it: no header may claim more memory than headers need."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
@@ -83,7 +74,7 @@ def list_tar(corpus: Corpus, path: str, tar: File) -> TarListing:
         with corpus.open(path) as opened:
             headers = _Headers(opened)
             for name, member in _members(headers, tar.num_bytes):
-                reject = _refused(name, member)
+                reject = _refusal(name, member)
                 suffix = PurePosixPath(name).suffix.lower()
                 if reject is None and (name in videos or name in captions):
                     reject = Reject("manifest", "the tar has two members of this name")
@@ -111,7 +102,7 @@ def _members(headers: _Headers, num_bytes: int) -> Iterator[tuple[str, tarfile.T
     """All members but folders, with their cleaned names.
 
     Raises:
-        _Damaged: a header is none, a member is cut, or the mark of the end is missing.
+        _Damaged: bytes that are no header, a member that is cut short, or no end mark.
         OSError: the tar cannot be read.
     """
     place = 0
@@ -134,7 +125,7 @@ def _members(headers: _Headers, num_bytes: int) -> Iterator[tuple[str, tarfile.T
         raise _Damaged(f"{error or type(error).__name__} (after byte {place})") from error
 
 
-def _refused(name: str, member: tarfile.TarInfo) -> Reject | None:
+def _refusal(name: str, member: tarfile.TarInfo) -> Reject | None:
     if escapes(name):
         return OUTSIDE
     if member.issym() or member.islnk():
@@ -152,17 +143,12 @@ def _caption(name: str, captions: dict[str, bytes | Reject]) -> Caption | Reject
         for refused in (one for one in found if isinstance(one, Reject)):
             return refused
         if found != [None, None]:
+            as_json, as_text = cast(list[bytes | None], found)
             try:
-                return _parsed(*cast(list[bytes | None], found))
+                caption = caption_of({} if as_json is None else json_object(as_json.decode("utf-8-sig")))
+                if not caption.text and as_text is not None:
+                    caption = caption_of({**caption.extra, "caption": as_text.decode("utf-8-sig")})
+                return caption
             except ValueError as error:
                 return Reject("manifest", f"its caption {base}.txt or .json: {error}")
     return Caption("", {})
-
-
-def _parsed(as_json: bytes | None, as_text: bytes | None) -> Caption:
-    caption = Caption("", {})
-    if as_json is not None:
-        caption = caption_of(json_object(as_json.decode("utf-8-sig")))
-    if not caption.text and as_text is not None:
-        caption = caption_of({**caption.extra, "caption": as_text.decode("utf-8-sig")})
-    return caption

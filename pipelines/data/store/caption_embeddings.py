@@ -5,7 +5,7 @@ the captions and the file's sha256. Parts are only ever added.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 
@@ -52,7 +52,7 @@ class Part:
 
 @dataclass(frozen=True)
 class CaptionGroup:
-    """Captions of one part: what a worker is given at a time."""
+    """Captions of one part: the work of one task."""
 
     captions: tuple[str, ...]
 
@@ -61,19 +61,13 @@ class CaptionGroup:
 
 
 def text_encoder(config: TextConfig, dataset: str | Storage) -> TextEncoder:
-    """What a dataset's captions are encoded with where no encoder is in memory: in training and sampling.
+    """The encoder of a dataset's captions in training and sampling: stored embeddings, or a small network.
 
     Raises:
         DataError: embeddings that are missing, damaged or of other settings; also when encoding.
     """
     kind = text_kind(config)
     return StoredEmbeddings(config, dataset) if kind.stored else kind.encoder()
-
-
-def dataset_captions(storage: Storage) -> set[str]:
-    """Distinct captions of all windows of a finished dataset."""
-    index = read_index(storage, read_info(storage).index_sha256, ["caption", "kept"])
-    return set(index.filter(index["kept"])["caption"].to_pylist())
 
 
 def embed_captions(
@@ -85,7 +79,7 @@ def embed_captions(
     pool: Pool | None = None,
     progress: Progress = no_progress,
 ) -> int:
-    """Compute and store what has no embedding yet: captions, what withholding makes of them, and the negative
+    """Compute and store the missing embeddings: of captions, also with words withheld, and of the negative
     and the empty one.
 
     Args:
@@ -93,12 +87,10 @@ def embed_captions(
         dataset: folder or URI of a finished dataset.
         captions: None is all of the dataset's.
         device: where the encoder works when there is no pool.
-        pool: actors that each keep an encoder, on the running Ray; None loads it here, for as long as it is
-            needed.
+        pool: actors on the running Ray that each keep an encoder; None loads it here, for this call.
         progress: called with `text`, captions done and captions in all.
 
-    Returns:
-        How many captions were embedded.
+    Returns: how many captions were embedded.
 
     Raises:
         ConfigError, CheckpointError: the encoder cannot be loaded.
@@ -108,7 +100,10 @@ def embed_captions(
     if not kind.stored:
         return 0
     storage = Storage(dataset)
-    wanted = dataset_captions(storage) if captions is None else set(captions)
+    if captions is None:
+        index = read_index(storage, read_info(storage).index_sha256, ["caption", "kept"])
+        captions = index.filter(index["kept"])["caption"].to_pylist()
+    wanted = set(captions)
     wanted |= {withhold(caption, config.withheld_words) for caption in wanted if config.withheld_words}
     wanted |= {"", config.negative_caption}
     parts = read_parts(storage, config)
@@ -125,9 +120,16 @@ def embed_captions(
     groups = [
         CaptionGroup(tuple(missing[i : i + PART_CAPTIONS])) for i in range(0, len(missing), PART_CAPTIONS)
     ]
+    counts: Iterable[int]
+    if pool is None:
+        encoder = kind.embedder(device)
+        counts = (_write_part(config, storage, encoder, group) for group in groups)
+    else:
+        work = partial(_write_part_in_actor, config, str(storage), "cuda" if pool.use_gpu else "cpu")
+        counts = (count for _, count in ray_map(work, groups, pool))
     done = 0
-    for group in _written(config, storage, groups, device, pool):
-        done += len(group.captions)
+    for count in counts:
+        done += count
         progress("text", done, len(missing))
     if done < len(missing):
         raise DataError(
@@ -137,21 +139,6 @@ def embed_captions(
     return done
 
 
-def _written(
-    config: TextConfig, storage: Storage, groups: Sequence[CaptionGroup], device: str, pool: Pool | None
-) -> Iterator[CaptionGroup]:
-    """The groups, as their parts are written."""
-    if pool is None:
-        encoder = text_kind(config).embedder(device)
-        for group in groups:
-            _write_part(config, storage, encoder, group)
-            yield group
-        return
-    work = partial(_write_part_in_actor, config, str(storage), "cuda" if pool.use_gpu else "cpu")
-    for index, _ in ray_map(work, groups, pool):
-        yield groups[index]
-
-
 @lru_cache(maxsize=1)
 def _embedder(config: TextConfig, device: str) -> Umt5Encoder:
     """Loaded once in each actor."""
@@ -159,12 +146,12 @@ def _embedder(config: TextConfig, device: str) -> Umt5Encoder:
     return text_kind(config).embedder(device)
 
 
-def _write_part_in_actor(config: TextConfig, out: str, device: str, part: CaptionGroup) -> None:
-    _write_part(config, Storage(out), _embedder(config, device), part)
+def _write_part_in_actor(config: TextConfig, out: str, device: str, part: CaptionGroup) -> int:
+    return _write_part(config, Storage(out), _embedder(config, device), part)
 
 
-def _write_part(config: TextConfig, storage: Storage, encoder: Umt5Encoder, group: CaptionGroup) -> None:
-    """Embed captions, store them, and write last the ledger that they are there by."""
+def _write_part(config: TextConfig, storage: Storage, encoder: Umt5Encoder, group: CaptionGroup) -> int:
+    """Embed captions and store them, their ledger last; how many."""
     rows = encoder.embed(group.captions)
     sink = pa.BufferOutputStream()
     with pq.ParquetWriter(sink, _SCHEMA, compression="none", write_page_checksum=True) as writer:
@@ -184,6 +171,7 @@ def _write_part(config: TextConfig, storage: Storage, encoder: Umt5Encoder, grou
         captions=group.captions,
     )
     storage.write_json(f"{stem}.json", {**asdict(part), "ledger_sha256": hash_of(asdict(part))})
+    return len(group.captions)
 
 
 def read_parts(storage: Storage, config: TextConfig) -> list[Part]:
@@ -216,7 +204,7 @@ def read_parts(storage: Storage, config: TextConfig) -> list[Part]:
 
 
 class StoredEmbeddings:
-    """Conditioning from a dataset's embeddings; those that were used last are held.
+    """Conditioning from a dataset's embeddings; the latest stay in memory.
 
     Args:
         config: `max_tokens` and `dim` must be those of the embeddings.
@@ -244,7 +232,7 @@ class StoredEmbeddings:
         return batched(rows, self._config, self._tokens(self._config.negative_caption))
 
     def _find(self) -> None:
-        """Where each caption lies, by the ledgers that are there now."""
+        """Locate each caption by the ledgers of this moment."""
         for part in read_parts(self._storage, self._config):
             self._places |= {caption: (part, row) for row, caption in enumerate(part.captions)}
 

@@ -13,7 +13,7 @@ from models.autoencoders.kinds import Autoencoder, load_autoencoder
 from models.config import AutoencoderConfig
 from models.errors import DataError
 from pipelines.data.config import DataConfig
-from pipelines.data.store.ledger import ShardFile
+from pipelines.data.store.ledger import ShardFile, plain_values, tuples
 from pipelines.data.tables import REMEDY
 from pipelines.data.types import CORPORA
 from pipelines.storage import Storage, hash_of
@@ -51,22 +51,16 @@ class Bucket:
     """Kept windows, holdout included."""
 
     @property
-    def frames(self) -> int:
-        return self.pixels[0]
-
-    @property
     def size(self) -> str:
         """Width x height."""
         return f"{self.pixels[2]}x{self.pixels[1]}"
 
     def __str__(self) -> str:
-        return f"{self.windows} of {self.frames} frames, {self.size}, latents {list(self.latent_shape)}"
+        return f"{self.windows} of {self.pixels[0]} frames, {self.size}, latents {list(self.latent_shape)}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusInfo:
-    """One corpus of a dataset."""
-
     videos: int
     """Videos that gave at least one window, near duplicates included."""
     rejects: int
@@ -106,29 +100,9 @@ class CorpusInfo:
         shapes = {bucket.pixels: bucket.latent_shape for bucket in self.buckets}
         return shapes[file.pixels] if file.pixels else self.latent_shape
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain values; without buckets, no field of that name."""
-        plain = asdict(self) | {"files": [file.to_json() for file in self.files]}
-        if not self.buckets:
-            del plain["buckets"]
-        return plain
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> "CorpusInfo":
-        """The inverse of `to_json`; raises KeyError or TypeError when a field is missing."""
-        tuples = {name: tuple(value[name]) for name in ("latent_shape", "latent_mean", "latent_std")}
-        buckets = tuple(
-            Bucket(**{**one, "pixels": tuple(one["pixels"]), "latent_shape": tuple(one["latent_shape"])})
-            for one in value.get("buckets", ())
-        )
-        files = tuple(ShardFile.from_json(file) for file in value["files"])
-        return cls(**{**value, **tuples, "files": files, "buckets": buckets})
-
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetInfo:
-    """A finished dataset."""
-
     version: str
     """Hash of the settings."""
     made_from: str
@@ -147,20 +121,21 @@ class DatasetInfo:
     long: CorpusInfo
 
     def corpus(self, name: str) -> CorpusInfo:
-        """`short` or `long`."""
         return {"short": self.short, "long": self.long}[name]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for dataset.json."""
-        corpora: dict[str, Any] = {name: self.corpus(name).to_json() for name in CORPORA}
-        return {"complete": True, **asdict(self), **corpora}
+        return {"complete": True, **plain_values(self)}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "DatasetInfo":
         """The inverse of `to_json`; raises KeyError or TypeError when a field is missing."""
-        plain = {k: v for k, v in value.items() if k != "complete"}
-        corpora: dict[str, Any] = {name: CorpusInfo.from_json(plain[name]) for name in CORPORA}
-        return cls(**{**plain, **corpora})
+        plain = tuples({name: part for name, part in value.items() if name != "complete"})
+        for name in CORPORA:
+            corpus = plain[name]
+            corpus["files"] = tuple(ShardFile(**file) for file in corpus["files"])
+            corpus["buckets"] = tuple(Bucket(**bucket) for bucket in corpus.get("buckets", ()))
+            plain[name] = CorpusInfo(**corpus)
+        return cls(**plain)
 
 
 def reconstruction_error(autoencoder: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Ledgers: what became of each video of a group, and of each window that was looked at.
+"""Ledgers: what became of each video of a group, and of each of its windows.
 
 A ledger (32 bytes of sha256, then parquet) is the last thing a task writes. Files that no ledger names belong
 to a writer that was killed; a video that no ledger names is still to be done.
@@ -6,7 +6,7 @@ to a writer that was killed; a video that no ledger names is still to be done.
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -23,7 +23,7 @@ _DIGEST_BYTES = 32
 
 @dataclass(frozen=True, kw_only=True)
 class Window:
-    """A window that was looked at, kept or dropped; a row of index.parquet."""
+    """A window, kept or dropped; a row of index.parquet."""
 
     window_id: str
     source_id: str
@@ -43,9 +43,9 @@ class Window:
     fingerprint: bytes = b""
     """Perceptual hashes, 64 bits each, of its first, middle and last frame."""
     reason: str = ""
-    """Why it was dropped; empty when it is kept."""
+    """Why it was dropped; empty where it was not."""
     file: str = ""
-    """Its shard; empty when it was dropped before it was encoded."""
+    """Its shard; empty for a window dropped before encoding."""
     row_group: int = -1
     row: int = -1
 
@@ -95,15 +95,6 @@ class ShardFile:
     pixels: tuple[int, ...] = ()
     """Frames, height and width of its windows, where a dataset may hold several; else empty."""
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain values; what is empty is left out."""
-        return {name: value for name, value in asdict(self).items() if value != ()}
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> "ShardFile":
-        """The inverse of `to_json`; raises TypeError when a field is missing."""
-        return cls(**{**value, "pixels": tuple(value.get("pixels", ()))})
-
 
 class Moments(NamedTuple):
     """Sums over every latent of some windows, per channel."""
@@ -115,8 +106,6 @@ class Moments(NamedTuple):
 
 
 class Ledger(NamedTuple):
-    """One group's record."""
-
     statuses: list[Status]
     files: list[ShardFile]
     """The shard's parts."""
@@ -127,12 +116,23 @@ class Ledger(NamedTuple):
 
 
 def merge_moments(one: Moments | None, two: Moments | None) -> Moments | None:
-    """The moments of the windows of both."""
     if one is None or two is None:
         return one or two
     total = [a + b for a, b in zip(one.total, two.total, strict=True)]
     squares = [a + b for a, b in zip(one.squares, two.squares, strict=True)]
     return Moments(one.positions + two.positions, total, squares)
+
+
+def plain_values(record: Any) -> dict[str, Any]:
+    """A dataclass for JSON; empty tuples in it, and in those that it holds, are left out."""
+    return asdict(record, dict_factory=lambda fields: {name: value for name, value in fields if value != ()})
+
+
+def tuples(value: Any) -> Any:
+    """What JSON gives back, with tuples in place of its lists."""
+    if isinstance(value, dict):
+        return {name: tuples(part) for name, part in value.items()}
+    return tuple(map(tuples, value)) if isinstance(value, (list, tuple)) else value
 
 
 def write_ledger(
@@ -146,7 +146,7 @@ def write_ledger(
     """Record a finished group under `stem`, such as `short/0a1b`; its files must be in place."""
     content = {
         "statuses": [asdict(s) for s in statuses],
-        "files": [file.to_json() for file in files],
+        "files": [plain_values(file) for file in files],
         "moments": moments and moments._asdict(),
     }
     table = table_of(Window, windows).replace_schema_metadata({_CONTENT: json.dumps(content)})
@@ -168,7 +168,7 @@ def read_ledger(storage: Storage, file: str) -> Ledger:
         table = open_parquet(data).read(use_threads=False)
         content = json.loads(table.schema.metadata[_CONTENT])
         moments = content["moments"] and Moments(**content["moments"])
-        files = [ShardFile.from_json(file) for file in content["files"]]
+        files = [ShardFile(**tuples(file)) for file in content["files"]]
         return Ledger([Status(**s) for s in content["statuses"]], files, moments, table)
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
         remedy = f"Delete {storage}/{file} and ingest again: its videos are read once more"

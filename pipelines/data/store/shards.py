@@ -9,7 +9,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
@@ -28,166 +28,127 @@ _LINEAGE = b"sostenuto.lineage"
 
 def schema(shape: Sequence[int]) -> pa.Schema:
     """Columns of a shard whose latents are float32 [T, C, h, w] = `shape`."""
-    return pa.schema(
-        [
-            ("window_id", pa.string()),
-            ("source_id", pa.string()),
-            ("start_frame", pa.int64()),
-            ("num_frames", pa.int32()),
-            ("shot", pa.int32()),
-            ("reader", pa.string()),
-            ("latents", pa.fixed_shape_tensor(pa.float32(), list(shape))),
-        ]
-    )
+    columns = {"window_id": pa.string(), "source_id": pa.string(), "start_frame": pa.int64()}
+    columns |= {"num_frames": pa.int32(), "shot": pa.int32(), "reader": pa.string()}
+    return pa.schema(columns | {"latents": pa.fixed_shape_tensor(pa.float32(), list(shape))})
+
+
+@dataclass
+class _Part:
+    """The part of one shape that is being filled."""
+
+    pixels: tuple[int, ...]
+    number: int
+    file: str
+    held: list[tuple[Window, NDArray[np.float32]]] = field(default_factory=list)
+    """Rows of the next row group."""
+    held_bytes: int = 0
+    num_bytes: int = 0
+    """Of the latents written; likewise `rows` and `groups`."""
+    rows: int = 0
+    groups: int = 0
+    opened: tuple[Pending, pq.ParquetWriter] | None = None
 
 
 class ShardWriter:
-    """Writes windows into parts of bounded size. Nothing counts until a ledger names the parts.
+    """Writes windows into parts of bounded size, each of one shape. Nothing counts until a ledger names them.
 
     Args:
         storage: the dataset's folder.
         corpus: `short` or `long`, the folder of the shard.
         name: of the shard, made from its content.
         lineage: version of the dataset and of the libraries that made the rows, kept in every part.
-        pixels: frames, height and width of its windows, to be recorded with every part.
     """
 
-    def __init__(
-        self,
-        storage: Storage,
-        corpus: str,
-        name: str,
-        lineage: dict[str, str],
-        pixels: tuple[int, ...] = (),
-    ) -> None:
+    def __init__(self, storage: Storage, corpus: str, name: str, lineage: dict[str, str]) -> None:
         self._storage = storage
         self._stem = f"{corpus}/{name}"
         self._lineage = json.dumps(lineage, sort_keys=True).encode()
-        self._pixels = pixels
-        self._rows: list[tuple[Window, NDArray[np.float32]]] = []
-        self._held_bytes = self._part_bytes = self._part_rows = self._groups = 0
-        self._part: tuple[Pending, pq.ParquetWriter] | None = None
+        self._parts: dict[tuple[int, ...], _Part] = {}
         self._done: list[ShardFile] = []
 
-    def add(self, window: Window, latents: NDArray[np.float32]) -> Window:
+    def add(self, window: Window, latents: NDArray[np.float32], pixels: tuple[int, ...] = ()) -> Window:
         """Write a window, or hold it until a row group is full.
 
         Args:
             latents: [T, C, h, w].
+            pixels: frames, height and width of the window, which its part is named after; empty where all
+                windows have one shape.
 
         Returns: the window with its place in the shard.
         """
-        placed = replace(window, file=self._file(), row_group=self._groups, row=len(self._rows))
-        self._rows.append((placed, latents))
-        self._held_bytes += latents.nbytes
-        if self._held_bytes >= ROW_GROUP_BYTES:
-            self._flush()
-        if self._part_bytes >= SHARD_BYTES:
-            self._finalize_part()
+        part = self._parts.get(pixels) or self._begin(pixels, 0)
+        placed = replace(window, file=part.file, row_group=part.groups, row=len(part.held))
+        part.held.append((placed, latents))
+        part.held_bytes += latents.nbytes
+        if part.held_bytes >= ROW_GROUP_BYTES:
+            self._flush(part)
+        if part.num_bytes >= SHARD_BYTES:
+            self._finalize(part)
+            self._begin(pixels, part.number + 1)
         return placed
 
     def commit(self) -> list[ShardFile]:
-        """Finalize the last part; all parts, in order. Without a window: no file."""
-        self._flush()
-        self._finalize_part()
+        """Finalize the last parts; all parts. Without a window: no file."""
+        for part in self._parts.values():
+            self._flush(part)
+            self._finalize(part)
         return self._done
 
     def abort(self) -> None:
-        """Leave nothing behind."""
-        if self._part is not None:
-            pending, writer = self._part
-            writer.close()
-            pending.abort()
-        self._part = None
-        self._rows.clear()
-        for part in self._done:
-            self._storage.delete(part.file)
-        self._done = []
+        for part in self._parts.values():
+            if part.opened is not None:
+                pending, writer = part.opened
+                writer.close()
+                pending.abort()
+        for file in self._done:
+            self._storage.delete(file.file)
 
-    def _file(self) -> str:
-        return f"{self._stem}-{len(self._done):05d}.parquet"
+    def _begin(self, pixels: tuple[int, ...], number: int) -> _Part:
+        shape = f"-{'x'.join(map(str, pixels))}" if pixels else ""
+        self._parts[pixels] = _Part(pixels, number, f"{self._stem}{shape}-{number:05d}.parquet")
+        return self._parts[pixels]
 
-    def _flush(self) -> None:
+    def _flush(self, part: _Part) -> None:
         """Write the rows held as a row group."""
-        if not self._rows:
+        if not part.held:
             return
-        windows, rows = zip(*self._rows, strict=True)
+        windows, rows = zip(*part.held, strict=True)
         latents = np.stack(rows)
-        with self._storage.errors_about(self._file()):
-            if self._part is None:
-                pending = self._storage.pending(self._file())
-                self._part = (
-                    pending,
-                    pq.ParquetWriter(
-                        pending.path,
-                        schema(latents.shape[1:]),
-                        compression="zstd",
-                        use_dictionary=["source_id", "reader"],
-                        write_page_checksum=True,
-                    ),
+        with self._storage.errors_about(part.file):
+            if part.opened is None:
+                pending = self._storage.pending(part.file)
+                writer = pq.ParquetWriter(
+                    pending.path,
+                    schema(latents.shape[1:]),
+                    compression="zstd",
+                    use_dictionary=["source_id", "reader"],
+                    write_page_checksum=True,
                 )
-            _, writer = self._part
+                part.opened = pending, writer
+            _, writer = part.opened
             columns = list(writer.schema)[:-1]
             arrays = [pa.array([getattr(w, c.name) for w in windows], c.type) for c in columns]
             arrays.append(pa.FixedShapeTensorArray.from_numpy_ndarray(latents))
             writer.write_table(pa.Table.from_arrays(arrays, schema=writer.schema))
-        self._part_bytes += latents.nbytes
-        self._part_rows += len(rows)
-        self._groups += 1
-        self._rows.clear()
-        self._held_bytes = 0
+        part.num_bytes += latents.nbytes
+        part.rows += len(rows)
+        part.groups += 1
+        part.held.clear()
+        part.held_bytes = 0
 
-    def _finalize_part(self) -> None:
-        if self._part is None:
+    def _finalize(self, part: _Part) -> None:
+        if part.opened is None:
             return
-        (pending, writer), name = self._part, self._file()
-        with self._storage.errors_about(name):
+        pending, writer = part.opened
+        with self._storage.errors_about(part.file):
             writer.add_key_value_metadata({_LINEAGE: self._lineage})
             writer.close()
-            part = ShardFile(
-                file=name,
-                rows=self._part_rows,
-                num_bytes=os.path.getsize(pending.path),
-                sha256=file_sha256(pending.path),
-                pixels=self._pixels,
-            )
+            size, sha256 = os.path.getsize(pending.path), file_sha256(pending.path)
         pending.commit()
-        self._done.append(part)
-        self._part = None
-        self._part_bytes = self._part_rows = self._groups = 0
-
-
-class BucketWriter:
-    """Writes windows of several shapes, those of each shape into shards of their own.
-
-    Args:
-        storage, corpus, name, lineage: as ShardWriter takes them; each shape adds itself to the name.
-    """
-
-    def __init__(self, storage: Storage, corpus: str, name: str, lineage: dict[str, str]) -> None:
-        self._storage, self._corpus, self._name, self._lineage = storage, corpus, name, lineage
-        self._writers: dict[tuple[int, ...], ShardWriter] = {}
-
-    def add(self, window: Window, latents: NDArray[np.float32], pixels: tuple[int, ...]) -> Window:
-        """As ShardWriter's.
-
-        Args:
-            pixels: frames, height and width of the window; empty where all windows have one shape: its shard
-                has the name alone.
-        """
-        if pixels not in self._writers:
-            name = f"{self._name}-{'x'.join(map(str, pixels))}" if pixels else self._name
-            self._writers[pixels] = ShardWriter(self._storage, self._corpus, name, self._lineage, pixels)
-        return self._writers[pixels].add(window, latents)
-
-    def commit(self) -> list[ShardFile]:
-        """Finalize the last parts; all parts."""
-        return [file for writer in self._writers.values() for file in writer.commit()]
-
-    def abort(self) -> None:
-        """Leave nothing behind."""
-        for writer in self._writers.values():
-            writer.abort()
+        part.opened = None
+        done = ShardFile(file=part.file, rows=part.rows, num_bytes=size, sha256=sha256, pixels=part.pixels)
+        self._done.append(done)
 
 
 @contextmanager
@@ -222,11 +183,8 @@ class RowGroups:
         whole_files: bool = False,
         remedy: str = REMEDY,
     ) -> None:
-        self._storage = storage
-        self._column = column
-        self._max_bytes = max_bytes
-        self._whole_files = whole_files
-        self._remedy = remedy
+        self._storage, self._column, self._remedy = storage, column, remedy
+        self._max_bytes, self._whole_files = max_bytes, whole_files
         self._verified: set[str] = set()
         self._held: OrderedDict[tuple[str, int], pa.Array] = OrderedDict()
         self.held_bytes = 0

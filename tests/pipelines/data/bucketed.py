@@ -14,7 +14,7 @@ from pipelines.data.ingest.worker import Task
 from pipelines.data.source.manifest import Source
 from pipelines.data.store.info import DatasetInfo
 from pipelines.data.store.ledger import Moments, Status, Window, write_ledger
-from pipelines.data.store.shards import BucketWriter
+from pipelines.data.store.shards import ShardWriter
 from pipelines.storage import Storage
 from tests.pipelines.data.videos import Frames, low_rank, write_video
 
@@ -108,7 +108,7 @@ def make(root: Path, holdout: float = 0.0) -> DatasetInfo:
     code = AutoencoderConfig(components=CHANNELS, patch_size=4)
     PcaAutoencoder.fit(low_rank(20, 3, 8, 0), code, 8, 8).save(root / "autoencoder")
     for corpus, counts in MADE_ROWS.items():
-        writer = BucketWriter(storage, corpus, "made", {"version": "v"})
+        writer = ShardWriter(storage, corpus, "made", {"version": "v"})
         windows = [
             writer.add(_window(corpus, pixels, rng), _random(pixels, rng), pixels)
             for pixels, count in counts.items()

@@ -9,7 +9,8 @@ import pytest
 
 from pipelines.data.config import LimitsConfig
 from pipelines.data.decode import readers
-from pipelines.data.decode.readers import Opened, Refused, _by_pyav, _plain, inspect, open_video
+from pipelines.data.decode.readers import Opened, _by_pyav, _plain, inspect, open_video
+from pipelines.data.types import Rejected
 from tests.pipelines.data.videos import cut_by_stream_copy, numbers, stamped, write_video
 
 LIMITS = LimitsConfig()
@@ -34,19 +35,19 @@ def read(path: Path) -> tuple[Opened, list[float], list[int]]:
 def test_decord_reads_common_files(name: str, codec: str, muxer: str | None, tmp_path: Path) -> None:
     path = write_video(tmp_path / name, stamped(40), codec=codec, container=muxer)
     opened, times, found = read(path)
-    assert (opened.reader, opened.reader_reason) == ("decord", "")
+    assert (opened.probe.reader, opened.probe.reader_reason) == ("decord", "")
     assert found == list(range(40))
     np.testing.assert_allclose(times, np.arange(40) / 8, atol=1e-3)
-    assert (opened.height, opened.width) == (64, 96)
-    assert opened.header.seconds == pytest.approx(5.0, abs=1e-3)
+    assert (opened.probe.height, opened.probe.width) == (64, 96)
+    assert opened.probe.seconds == pytest.approx(5.0, abs=1e-3)
 
 
 @pytest.mark.parametrize(("muxer", "codec"), [("mpegts", "libx264"), ("mpeg", "mpeg1video")])
 def test_streams_that_decord_never_ends_go_to_pyav(muxer: str, codec: str, tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.ts", stamped(30), fps=25, codec=codec, container=muxer)
     opened, times, found = read(path)
-    assert opened.reader == "pyav"
-    assert muxer in opened.reader_reason
+    assert opened.probe.reader == "pyav"
+    assert muxer in opened.probe.reader_reason
     assert found == list(range(30))
     np.testing.assert_allclose(times, np.arange(30) / 25, atol=1e-3)
 
@@ -58,15 +59,15 @@ def test_videos_too_long_for_decord_go_to_pyav(tmp_path: Path, monkeypatch: pyte
     assert read(path)[0].reader == "decord"
     monkeypatch.setattr(readers, "AHEAD_BYTES", 30 * 64 * 96 * 3 - 1)
     opened, _, found = read(path)
-    assert (opened.reader, opened.reader_reason) == ("pyav", "decord could hold all of its 0 MiB")
+    assert (opened.probe.reader, opened.probe.reader_reason) == ("pyav", "decord could hold all of its 0 MiB")
     assert found == list(range(30))
 
 
 @pytest.mark.parametrize("width", [24, 48, 72])
 def test_widths_that_decord_garbles_go_to_pyav(width: int, tmp_path: Path) -> None:
     opened, _, found = read(write_video(tmp_path / "a.mp4", stamped(12, 64, width)))
-    assert opened.reader == "pyav"
-    assert "shape" in opened.reader_reason
+    assert opened.probe.reader == "pyav"
+    assert "shape" in opened.probe.reader_reason
     assert found == list(range(12))
 
 
@@ -74,7 +75,7 @@ def test_widths_that_decord_garbles_go_to_pyav(width: int, tmp_path: Path) -> No
 def test_frames_hidden_by_an_edit_list_stay_hidden(first: int, tmp_path: Path) -> None:
     whole = write_video(tmp_path / "whole.mp4", stamped(40), bf="2")
     opened, times, found = read(cut_by_stream_copy(whole, tmp_path / "cut.mp4", first))
-    assert opened.reader == "pyav"
+    assert opened.probe.reader == "pyav"
     assert found == list(range(first, 40))
     np.testing.assert_allclose(times, np.arange(40 - first) / 8, atol=1e-3)
 
@@ -100,7 +101,7 @@ def test_the_largest_of_several_streams_is_read(tmp_path: Path) -> None:
         for stream, _ in streams:
             file.mux(stream.encode(None))
     opened, _, found = read(path)
-    assert (opened.height, opened.width) == (64, 96)
+    assert (opened.probe.height, opened.probe.width) == (64, 96)
     assert found == list(range(96, 106))
 
 
@@ -116,19 +117,19 @@ def test_rotation_is_honoured_by_both_readers(degrees: int, tmp_path: Path) -> N
             file.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         file.mux(stream.encode(None))
     opened = open_video(str(path), LIMITS)
-    assert opened.reader == "decord"
+    assert opened.probe.reader == "decord"
     by_decord = np.stack([frame for _, frame in opened.frames])
     by_pyav = np.stack([frame for _, frame in _by_pyav(str(path), opened.header, LIMITS)])
     turned = np.rot90(frames, degrees // 90, axes=(1, 2))
-    assert by_decord.shape == turned.shape == (6, opened.height, opened.width, 3)
+    assert by_decord.shape == turned.shape == (6, opened.probe.height, opened.probe.width, 3)
     np.testing.assert_array_equal(by_pyav, by_decord)
     assert np.abs(by_decord.astype(int) - turned).mean() < 12
 
 
 def refusal(path: Path, limits: LimitsConfig = LIMITS) -> tuple[str, str]:
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(Rejected) as caught:
         list(open_video(str(path), limits).frames)
-    return caught.value.stage, caught.value.reason
+    return caught.value.reject.stage, caught.value.reject.reason
 
 
 @pytest.mark.parametrize(

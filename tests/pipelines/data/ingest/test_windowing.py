@@ -13,7 +13,8 @@ from torch import Tensor
 
 from pipelines.data.config import CurationConfig, DataConfig
 from pipelines.data.curate.quality import UNSCORED, Verdict
-from pipelines.data.decode.decoder import Clip, Probe
+from pipelines.data.decode.decoder import Clip
+from pipelines.data.decode.protocol import Probe
 from pipelines.data.ingest.windowing import Video, encoded_windows, reblocked, slide
 from pipelines.data.store.ledger import Status
 from pipelines.data.types import Rejected

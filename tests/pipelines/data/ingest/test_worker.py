@@ -17,14 +17,15 @@ import pytest
 from models.autoencoders.pca import PcaAutoencoder
 from models.config import AutoencoderConfig
 from pipelines.data.config import LimitsConfig
-from pipelines.data.decode.decoder import Clip, Probe
+from pipelines.data.decode.decoder import Clip
+from pipelines.data.decode.protocol import Probe
 from pipelines.data.ingest import pipeline
 from pipelines.data.ingest import worker as module
 from pipelines.data.ingest.pipeline import group_by_bytes
 from pipelines.data.ingest.worker import ClipsAhead, Group, Task, shard_name, write_group
 from pipelines.data.source.manifest import Source, list_corpus
 from pipelines.data.store.ledger import ShardFile, Status, read_ledgers
-from pipelines.data.types import Reject, Rejected
+from pipelines.data.types import Rejected
 from pipelines.storage import Storage
 from tests.pipelines.data.corpora import DATA, RANK, SIZE
 from tests.pipelines.data.videos import low_rank
@@ -130,7 +131,7 @@ def breaking(original, at: int):
         for number, window in enumerate(original(video, frames, *rest)):
             if second and number == at:
                 deque(frames, maxlen=0)
-                raise Rejected(Reject("decode", "damaged"))
+                raise Rejected("decode", "damaged")
             yield window
 
     return windows
@@ -168,7 +169,7 @@ def decoding(monkeypatch: pytest.MonkeyPatch, chunks: int, fails: tuple[str, ...
         def frames() -> Iterator[np.ndarray]:
             for number in range(chunks):
                 if source.id in fails and number == chunks // 2:
-                    raise Rejected(Reject("decode", source.id))
+                    raise Rejected("decode", source.id)
                 log.append(f"{source.id}{number}")
                 yield np.full(1, number)
 

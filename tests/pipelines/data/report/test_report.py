@@ -162,7 +162,7 @@ def test_every_count_is_shown_for_both_corpora():
     assert shown["windows"] == ("6", "1")
     assert shown["hours of video"] == ("0.00417", "1")
     assert shown["frames"] == ("120", "28,800")
-    assert count_rows({"short": summarise(tables(MANIFEST, INDEX)).short.drops}, examples=1) == [
+    assert count_rows({"short": summarise(tables(MANIFEST, INDEX)).short}, "drops", examples=1) == [
         ("SHORT", "min_motion", 2, "min_motion"),
         ("SHORT", "near duplicate", 1, "near duplicate of short-a-00000000"),
     ]
