@@ -56,7 +56,7 @@ def test_videos_too_long_for_decord_go_to_pyav(tmp_path: Path, monkeypatch: pyte
     """decord decodes ahead as far as its consumer lags: an hour of 256 x 256 took 600 MiB of it."""
     path = write_video(tmp_path / "a.mp4", stamped(30))
     monkeypatch.setattr(readers, "AHEAD_BYTES", 30 * 64 * 96 * 3)
-    assert read(path)[0].reader == "decord"
+    assert read(path)[0].probe.reader == "decord"
     monkeypatch.setattr(readers, "AHEAD_BYTES", 30 * 64 * 96 * 3 - 1)
     opened, _, found = read(path)
     assert (opened.probe.reader, opened.probe.reader_reason) == ("pyav", "decord could hold all of its 0 MiB")
