@@ -125,10 +125,6 @@ def contact_sheet(title: str, strips: Sequence[Strip]) -> Image.Image:
 
     Small frames are enlarged by repeating pixels, large ones reduced by averaging. Every frame has the room
     of the largest height and width.
-
-    Args:
-        title: heading.
-        strips: at least one.
     """
     heights, widths = zip(*(strip.frames.shape[1:3] for strip in strips), strict=True)
     up, down = zoom(max(heights), max(widths))

@@ -139,11 +139,7 @@ class Curator:
 
 
 class FrameScores:
-    """Keeps 20 bytes per frame and scores any window of the frames added so far.
-
-    Args:
-        fps: frames per second.
-    """
+    """Keeps 20 bytes per frame and scores any window of the frames added."""
 
     def __init__(self, fps: float) -> None:
         self._fps = fps
@@ -247,12 +243,7 @@ def aspect_of(width: int, height: int) -> str:
 
 
 def video_refusal(config: CurationConfig, width: int, height: int, seconds: float) -> str:
-    """Why a whole video is refused; empty when it is not.
-
-    Args:
-        width, height: upright, before cropping, pixels.
-        seconds: its length.
-    """
+    """Why a video of this size (upright, before cropping) is refused; empty when it is not."""
     if seconds < config.min_seconds:
         return f"{seconds:.2f} s, data.curation.min_seconds is {config.min_seconds:g}"
     aspect = aspect_of(width, height)

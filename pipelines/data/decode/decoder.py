@@ -46,11 +46,7 @@ class Clip(NamedTuple):
 
 
 class Decoder:
-    """Owns the worker process. Use as a context, or close it.
-
-    Args:
-        limits: what one video may ask of the machine.
-    """
+    """Owns the worker process. Use as a context, or close it."""
 
     def __init__(self, limits: LimitsConfig) -> None:
         self._limits = limits

@@ -44,11 +44,6 @@ def finalize(
 
     Everything is known before a file is replaced; between the first and the last the dataset is unfinished.
 
-    Args:
-        made_from: hash of what was listed.
-        videos: of each corpus, by listing.
-        statuses: how each listed video ended.
-
     Raises:
         DataError: as `check_rejects`, or every window of a corpus is a near duplicate.
     """

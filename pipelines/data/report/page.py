@@ -40,7 +40,6 @@ def inspect_dataset(dataset: str | Storage, out: str, title: str) -> Inspection:
     Args:
         dataset: folder or URI of a finished dataset.
         out: folder or URI for the files; those of an earlier inspection are replaced.
-        title: heading.
 
     Raises:
         DataError: there is no finished dataset, or it is damaged.

@@ -92,12 +92,7 @@ class Listing(NamedTuple):
 def list_corpora(
     storage: Storage, locations: Mapping[str, str], *, rehash: bool = False
 ) -> dict[str, Listing]:
-    """List each corpus. Files that are as they were when the dataset was last listed are not read.
-
-    Args:
-        storage: of the dataset.
-        locations: corpus -> where it is.
-        rehash: read every file.
+    """List each corpus. Files unchanged since the dataset's last listing are read only to `rehash`.
 
     Raises:
         DataError: a corpus is missing, empty or unreadable; the earlier list is damaged.

@@ -1,4 +1,4 @@
-"""index.parquet: every window of a dataset that was looked at, where it lies and whether it counts."""
+"""index.parquet: every window of a dataset, where it lies and whether it is kept."""
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,10 +31,8 @@ def build_index(
     `kept`.
 
     Args:
-        ledgers: of each corpus.
         listed: videos of each corpus; windows of others are left out.
         holdout: share of the windows that is not trained on.
-        curation: how near a duplicate must be.
     """
     table = pa.concat_tables(
         _of_corpus(corpus, ledgers[corpus], sources, holdout) for corpus, sources in listed.items()

@@ -183,10 +183,6 @@ def read_info(folder: str | Storage) -> DatasetInfo:
 def dataset_autoencoder(folder: str | Storage, device: torch.device | str = "cpu") -> Autoencoder:
     """The autoencoder of a dataset, wherever the dataset is stored.
 
-    Args:
-        folder: of the dataset.
-        device: where a neural autoencoder works.
-
     Raises:
         ConfigError: the device is not there.
         CheckpointError: it is missing or damaged.

@@ -54,7 +54,6 @@ class ShardWriter:
     """Writes windows into parts of bounded size, each of one shape. Nothing counts until a ledger names them.
 
     Args:
-        storage: the dataset's folder.
         corpus: `short` or `long`, the folder of the shard.
         name: of the shard, made from its content.
         lineage: version of the dataset and of the libraries that made the rows, kept in every part.
