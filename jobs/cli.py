@@ -1,6 +1,6 @@
 """`sostenuto`: the command line. A new command is a function in jobs/commands/ and an entry here.
 
-Whatever is heavy is imported when a command runs, so that `--help` is quick.
+Heavy modules are imported when a command runs, so that `--help` is quick.
 """
 
 import importlib
@@ -29,7 +29,7 @@ Config = Annotated[
     typer.Option("--config", help="A preset (tiny, minute, clips, wan-1.3b, wan-14b, ci) or a YAML file."),
 ]
 Overrides = Annotated[
-    list[str] | None, typer.Option("--set", help="dotted.name=value, again and again.", metavar="NAME=VALUE")
+    list[str] | None, typer.Option("--set", help="dotted.name=value; may be repeated.", metavar="NAME=VALUE")
 ]
 Seed = Annotated[
     int | None, typer.Option("--seed", help="Seed of training and sampling; the config's if left out.")
@@ -37,7 +37,7 @@ Seed = Annotated[
 Short = Annotated[str | None, typer.Option("--short", help="Folder of the SHORT corpus.", metavar="DIR")]
 Long = Annotated[str | None, typer.Option("--long", help="Folder of the LONG corpus.", metavar="DIR")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
-Fresh = Annotated[bool, typer.Option("--fresh", help="Start over instead of going on.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Start over instead of resuming.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print settings, sizes and cost; do nothing.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and what the libraries log.")]
 
@@ -45,7 +45,7 @@ Stage = Literal["teacher", "sft", "mixed", "warmup", "distill"]
 Head = Annotated[Literal["dm", "fm"], typer.Option(help="dm: few steps; fm: many.")]
 
 SETTINGS = {"seed": ("seed", Seed), "short": ("data.short", Short), "long": ("data.long", Long)}
-"""Options that stand for a setting: the setting's dotted name, and the option."""
+"""Options that set a setting: its dotted name, and the option."""
 
 
 def main() -> None:
@@ -57,11 +57,11 @@ def main() -> None:
 def command(*settings: str, describes: bool = True) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Declare the command that the function of the same name in jobs/commands/NAME.py runs.
 
-    It has the options of the decorated function, whose docstring is its help and whose body checks how they
-    are combined; beside them `--config` and `--set`, read into the first argument, and `--debug`.
+    It takes the options of the decorated function, whose docstring is its help and whose body checks their
+    combination, and `--config` and `--set`, which become the first argument, and `--debug`.
 
     Args:
-        settings: names of SETTINGS that are options too.
+        settings: names in SETTINGS to offer as options.
         describes: whether `--dry-run` prints the config and what it costs, and runs nothing.
     """
 
@@ -133,9 +133,9 @@ def world(fresh: Fresh = False) -> None:
 
 @command("short", "long", describes=False)
 def ingest(as_json: AsJson = False, fresh: Fresh = False, dry_run: DryRun = False) -> None:
-    """Decode both corpora, cut windows, encode them into shards. Only what is missing is done.
+    """Decode both corpora, cut windows, encode them into shards; finished videos are skipped.
 
-    --dry-run decodes and judges every video, and tells what would be kept and why.
+    --dry-run decodes and judges every video, and says what would be kept and why.
 
     \b
     Examples:
@@ -156,7 +156,7 @@ def inspect(
 ) -> None:
     """Look at an ingested dataset: counts, refusals, histograms, contact sheets, a report.
 
-    What is seen of the run's own dataset is recorded by MLflow in its run `dataset`.
+    For the run's own dataset the figures also go to its MLflow run `dataset`.
 
     \b
     Examples:
@@ -170,7 +170,7 @@ def inspect(
 def train(
     stage: Annotated[
         Stage | None,
-        typer.Argument(help="Stage to train; it goes on where it stopped. May be left out with --dry-run."),
+        typer.Argument(help="Stage to train; it resumes where it stopped. Optional with --dry-run."),
     ] = None,
     fresh: Fresh = False,
     dry_run: DryRun = False,
@@ -181,7 +181,7 @@ def train(
 ) -> None:
     """Train one stage on Ray: teacher, sft, mixed, warmup or distill.
 
-    --dry-run tells sizes, operations by phase and memory by part; with --gpu, exit code 1 if a stage does
+    --dry-run prints sizes, operations by phase and memory by part; with --gpu, exit code 1 if a stage does
     not fit there.
 
     \b
@@ -192,9 +192,9 @@ def train(
       sostenuto train --config wan-1.3b --dry-run --gpu h100 --json
     """
     if not dry_run and stage is None:
-        raise typer.BadParameter("it may be left out with --dry-run only", param_hint="stage")
+        raise typer.BadParameter("it is optional with --dry-run only", param_hint="stage")
     if not dry_run and (gpu is not None or as_json):
-        raise typer.BadParameter("they belong to --dry-run", param_hint="--gpu, --json")
+        raise typer.BadParameter("they need --dry-run", param_hint="--gpu, --json")
 
 
 @command("seed")
@@ -202,7 +202,7 @@ def sample(
     checkpoint: Annotated[str | None, typer.Option(help="Folder; the student's if left out.")] = None,
     count: Annotated[int, typer.Option(help="Videos.", min=1)] = 4,
     captions: Annotated[
-        list[str] | None, typer.Option("--caption", help="Again and again; LONG's if left out.")
+        list[str] | None, typer.Option("--caption", help="May be repeated; LONG's if left out.")
     ] = None,
     head: Head = "dm",
     steps: Annotated[int | None, typer.Option(help="Steps; the config's if left out.", min=1)] = None,
@@ -250,7 +250,7 @@ def evaluate(fresh: Fresh = False) -> None:
 
 @command("seed")
 def sweep(fresh: Fresh = False) -> None:
-    """Search over settings by Ray Tune; each trial is a real training run. It goes on where it stopped.
+    """Search over settings with Ray Tune; each trial is a real training run. It resumes where it stopped.
 
     \b
     Examples:
@@ -268,13 +268,13 @@ def submit(
     follow: Annotated[bool, typer.Option("--follow/--no-wait", help="Print the job's log.")] = True,
     env: Annotated[
         list[str] | None,
-        typer.Option("--env", help="Variable for the job, again and again.", metavar="NAME=VALUE"),
+        typer.Option("--env", help="Variable for the job; may be repeated.", metavar="NAME=VALUE"),
     ] = None,
     working_dir: Annotated[str, typer.Option(help="Folder that travels with the job.")] = ".",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the job; do nothing.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Run a command as a job on a Ray cluster. Options of this command come before the submitted one.
+    """Run a command as a job on a Ray cluster. Options of submit come before the submitted command.
 
     \b
     Examples:
@@ -293,7 +293,7 @@ def submit(
 
 @command(describes=False)
 def doctor() -> None:
-    """Check the environment, and say what to do about what is wrong. Exit code 1 if anything is.
+    """Check the environment and say how to fix what is wrong. Exit code 1 if a check fails.
 
     \b
     Examples:
@@ -308,7 +308,7 @@ def kernels(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Which code attention and the score run here; with --report, what their GPU kernels compile to.
+    """Show which kernels attention and the score use here; with --report, what the GPU ones compile to.
 
     A GPU is not needed. Exit code 1 if a configuration is not as required.
 

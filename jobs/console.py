@@ -1,6 +1,6 @@
 """What the user of a command sees: lines, tables, progress, and how the command ends.
 
-A command ends in one line that names the remedy, or, after Ctrl-C, that says how to go on.
+A failed command ends in one line that names the remedy, an interrupted one in a line that says how to resume.
 """
 
 import re
@@ -23,13 +23,13 @@ from rich.text import Text
 from models.errors import SostenutoError
 
 LINE_EVERY_S = 5.0
-"""Least seconds between two lines of one task where there is no terminal; first and last are always shown."""
+"""Seconds between two lines of one task without a terminal; the first and last are always shown."""
 
 TABLE_WIDTH = 200
-"""Characters of a table where there is no terminal."""
+"""Characters of a table without a terminal."""
 
 CELL_LETTERS = 90
-"""Of a text in a table; reports have all of it."""
+"""Longest text in a table; reports have all of it."""
 
 FAILED, INTERRUPTED, TERMINATED = 1, 130, 143
 """Exit codes."""
@@ -41,7 +41,6 @@ def print_line(text: str = "") -> None:
 
 
 def warn(text: str) -> None:
-    """A line on standard error."""
     sys.stderr.write(f"{text}\n")
     sys.stderr.flush()
 
@@ -69,7 +68,7 @@ def tally_table(
 
 
 def safe_text(value: object) -> Text:
-    """A cell as it is: file names and captions carry neither markup nor control letters to a terminal."""
+    """A literal cell: no markup or control characters of a file name or caption reach the terminal."""
     text = "".join(letter if letter.isprintable() else " " for letter in str(value))
     return Text(text if len(text) <= CELL_LETTERS else f"{text[:CELL_LETTERS]}...")
 
@@ -80,12 +79,10 @@ def format_metrics(values: Mapping[str, float]) -> str:
 
 
 class ConsoleProgress:
-    """Progress of named tasks: bars on a terminal, one line per step otherwise.
-
-    Use it by `with`, and call `progress(task, done, total, note)`.
+    """Progress of named tasks, in a `with` block: bars on a terminal, lines otherwise.
 
     Args:
-        terminal: draw bars; None looks whether there is a terminal.
+        terminal: draw bars; None draws them if the stream is a terminal.
         to_stderr: keep standard output free.
     """
 
@@ -119,7 +116,6 @@ class ConsoleProgress:
             self._bars = None
 
     def __call__(self, task: str, done: int, total: int, note: str | Mapping[str, float] = "") -> None:
-        """Show that `done` of `total` units of `task` are done, with a note or metrics beside it."""
         text = note if isinstance(note, str) else format_metrics(note)
         if self._bars is not None:
             if task not in self._tasks:
@@ -140,7 +136,7 @@ class Terminated(KeyboardInterrupt):
 
 
 def raise_on_sigterm() -> None:
-    """Turn SIGTERM into an exception, so that runs are closed as after Ctrl-C; Ray replaces the handler."""
+    """Turn SIGTERM into an exception, so that runs close as after Ctrl-C. Ray replaces the handler."""
 
     def handler(_signal: int, _frame: FrameType | None) -> NoReturn:
         raise Terminated
@@ -160,7 +156,7 @@ def exit_on_error(*, debug: bool = False) -> Iterator[None]:
             traceback.print_exception(error)
         command = shlex.join(["sostenuto", *(word for word in sys.argv[1:] if word != "--fresh")])
         code = TERMINATED if isinstance(error, Terminated) else INTERRUPTED
-        _exit(f"interrupted. What is finished is kept; to go on: {command}", code)
+        _exit(f"interrupted. What is finished is kept; to resume: {command}", code)
     except Exception as error:  # noqa: BLE001 - the one place where every error ends
         if debug:
             traceback.print_exception(error)
@@ -178,7 +174,7 @@ def _exit(line: str, code: int) -> NoReturn:
 
 
 def find_cause(error: BaseException) -> SostenutoError | None:
-    """The SostenutoError inside what Ray made of it, if there is one."""
+    """The SostenutoError that Ray wrapped, if any."""
     waiting: list[Any] = [error]
     seen: set[int] = set()
     while waiting:
@@ -186,7 +182,7 @@ def find_cause(error: BaseException) -> SostenutoError | None:
         if not isinstance(candidate, BaseException) or id(candidate) in seen:
             continue
         seen.add(id(candidate))
-        # Ray derives a class of its own from ours: the plain error is inside it
+        # Ray derives a class from ours; the original error is inside it
         if isinstance(candidate, SostenutoError) and type(candidate).__module__ == SostenutoError.__module__:
             return candidate
         waiting += [getattr(candidate, name, None) for name in ("cause", "__cause__", "controller_failure")]
@@ -196,6 +192,6 @@ def find_cause(error: BaseException) -> SostenutoError | None:
 
 
 def _message_in(text: str) -> str | None:
-    """Our error's message, where Ray kept only the text of a worker's traceback."""
+    """Our error's message, where Ray kept only a worker's traceback as text."""
     found = re.findall(r"^models\.errors\.\w+: (.+)$", text, flags=re.MULTILINE)
     return found[-1] if found else None

@@ -26,14 +26,11 @@ INPUTS = "inputs.json"
 
 
 def evaluate(config: RunConfig, *, fresh: bool = False) -> Evaluation:
-    """Evaluate the config's seed, or show the result that is there; print the table and write the report.
+    """Evaluate the config's seed, or reuse its result; print the table and write the report.
 
     Args:
         config: the run's settings.
         fresh: evaluate again even if nothing has changed.
-
-    Returns:
-        The seed's table.
 
     Raises:
         CheckpointError: nothing has been trained with this seed.
@@ -56,7 +53,7 @@ def evaluate_seed(
     fresh: bool = False,
     parent: RunReference | None = None,
 ) -> Evaluation:
-    """One seed's evaluation on the running Ray; a result of the same networks and settings is not made again.
+    """One seed's evaluation on the running Ray; a result of the same networks and settings is reused.
 
     Args:
         config: the run's settings.
@@ -71,12 +68,8 @@ def evaluate_seed(
     folder = RunPaths.of(config).evaluation(seed)
     systems, settings = systems_of(config, seed), settings_of(config, seed)
     inputs, storage = _inputs(systems, settings), Storage(folder)
-    if (
-        not fresh
-        and storage.exists(RESULT)
-        and storage.exists(INPUTS)
-        and storage.read_json(INPUTS) == inputs
-    ):
+    reusable = not fresh and storage.exists(RESULT) and storage.exists(INPUTS)
+    if reusable and storage.read_json(INPUTS) == inputs:
         return Evaluation.from_json(storage.read_json(RESULT))
     tags = {
         "sostenuto.config_hash": config_hash(config),
@@ -94,12 +87,7 @@ def evaluate_seed(
 
 
 def publish(config: RunConfig, results: Sequence[Evaluation]) -> Report:
-    """Print the table of one or more seeds, write the report page, and file both with MLflow.
-
-    Args:
-        config: the run's settings.
-        results: one a seed.
-    """
+    """Print the table of one result per seed, write the report page, and file it with MLflow."""
     paths = RunPaths.of(config)
     print_table(table(results, config.name))
     for remark in remarks(results):
@@ -114,7 +102,7 @@ def publish(config: RunConfig, results: Sequence[Evaluation]) -> Report:
 
 
 def systems_of(config: RunConfig, seed: int) -> list[System]:
-    """The systems that this seed has trained, in the order of the table.
+    """The systems trained with this seed, in the order of the table.
 
     Raises:
         CheckpointError: there is none.
@@ -146,7 +134,6 @@ def systems_of(config: RunConfig, seed: int) -> list[System]:
 
 
 def settings_of(config: RunConfig, seed: int) -> EvaluationSettings:
-    """The settings of evaluation that follow from a run's."""
     paths = RunPaths.of(config)
     return EvaluationSettings(
         evaluation=config.evaluation,
@@ -163,8 +150,7 @@ def settings_of(config: RunConfig, seed: int) -> EvaluationSettings:
 
 def _inputs(systems: Sequence[System], settings: EvaluationSettings) -> dict[str, str]:
     """A hash of everything that decides the figures, and the checkpoints by name."""
-    plain = json.dumps(
-        [dataclasses.asdict(settings), [dataclasses.asdict(system) for system in systems]], sort_keys=True
-    )
+    parts = [dataclasses.asdict(settings), [dataclasses.asdict(system) for system in systems]]
+    plain = json.dumps(parts, sort_keys=True)
     digest = hashlib.sha256(plain.encode()).hexdigest()[:16]
     return {"hash": digest} | {system.name: system.checkpoint for system in systems}

@@ -24,16 +24,13 @@ from pipelines.storage import Storage
 def inspect(
     config: RunConfig, *, dataset: str | None = None, out: str | None = None, as_json: bool = False
 ) -> Inspection:
-    """Print what a dataset holds, and write a report, contact sheets and histograms beside it.
+    """Print what a dataset holds; write a report, contact sheets and histograms beside it.
 
     Args:
         config: the run's settings.
         dataset: folder or URI of another dataset, of which nothing is recorded; the run's if left out.
         out: folder or URI for the files; `inspection` beside the dataset if left out.
         as_json: print one JSON object and nothing else.
-
-    Returns:
-        What was seen.
 
     Raises:
         DataError: there is no finished dataset, or it is damaged.
@@ -62,7 +59,7 @@ def inspect(
 
 
 def _dataset(folder: str) -> str:
-    """The folder itself, or the one dataset in it: a run keeps a folder for each version of its settings.
+    """The folder itself, or the one dataset in it: a run keeps one folder per version of its settings.
 
     Raises:
         DataError: there are several.
@@ -79,7 +76,7 @@ def _dataset(folder: str) -> str:
 
 
 def metrics(summary: Summary) -> dict[str, float]:
-    """Numbers for the tracking service, such as `data/windows.short`."""
+    """Metrics such as `data/windows.short`."""
     found: dict[str, float] = {}
     for corpus in CORPORA:
         own = summary.corpus(corpus)

@@ -31,7 +31,8 @@ def kernels(*, report: bool, as_json: bool) -> bool:
         ConfigError: triton is not installed.
     """
     if not report:
-        paths = {str(device): path_for(device) for device in _devices()}
+        kinds = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+        paths = {kind: path_for(torch.device(kind)) for kind in kinds}
         print_line(json.dumps(paths) if as_json else "\n".join(f"{d}: {path}" for d, path in paths.items()))
         return True
     if importlib.util.find_spec("triton") is None:
@@ -53,23 +54,14 @@ def kernels(*, report: bool, as_json: bool) -> bool:
     return all(compiled.ok for compiled in found)
 
 
-def _devices() -> list[torch.device]:
-    return [torch.device("cpu"), *([torch.device("cuda")] if torch.cuda.is_available() else [])]
-
-
 def _show(found: list["Compiled"]) -> None:
     table = Table(title="Shipped kernels, compiled ahead of time", title_justify="left")
     names = [field.name for field in dataclasses.fields(found[0])]
     for name in names:
         table.add_column(name.replace("_", " "), justify="left" if name in ("name", "target") else "right")
     for compiled in found:
-        table.add_row(*(_cell(getattr(compiled, name)) for name in names))
+        values = (getattr(compiled, name) for name in names)
+        table.add_row(*({True: "ok", False: "NOT OK"}[v] if isinstance(v, bool) else str(v) for v in values))
     print_table(table)
     bad = sum(not compiled.ok for compiled in found)
     print_line(f"{len(found)} configurations, {bad} not as required")
-
-
-def _cell(value: object) -> str:
-    if isinstance(value, bool):
-        return "ok" if value else "NOT OK"
-    return str(value)

@@ -35,7 +35,7 @@ MEMORY_POLL_S = 2.0
 
 
 def quickstart(config: RunConfig, *, seeds: int, fresh: bool) -> str:
-    """The whole path; what an interrupted run has finished is not done again.
+    """The whole path; a repeated command skips what an interrupted one finished.
 
     Args:
         config: the run's settings.
@@ -46,7 +46,7 @@ def quickstart(config: RunConfig, *, seeds: int, fresh: bool) -> str:
         Path of summary.json.
 
     Raises:
-        SostenutoError: as the commands it is made of.
+        SostenutoError: as its commands.
     """
     began, paths = time.monotonic(), RunPaths.of(config)
     require_inputs(config, paths)
@@ -92,8 +92,8 @@ def quickstart(config: RunConfig, *, seeds: int, fresh: bool) -> str:
 
 
 def work_graph(config: RunConfig, seeds: list[int]) -> dict[str, set[str]]:
-    """All work and what it waits for: `seed/stage`, a seed's stages before the next seed's, and after the
-    first seed's the real videos that evaluation compares with."""
+    """What each piece of work waits for, in order of preference: the first seed's stages (`seed/stage`), the
+    real videos that evaluation compares with, the other seeds' stages."""
     graph: dict[str, set[str]] = {}
     for seed in seeds:
         for stage, waits in stage_graph(config).items():
@@ -103,9 +103,9 @@ def work_graph(config: RunConfig, seeds: list[int]) -> dict[str, set[str]]:
 
 
 def run_graph(graph: Mapping[str, set[str]], work: Callable[[str], None], slots: int) -> None:
-    """Calls `work(name)` for every name once all that it waits for is done, at most `slots` at once.
+    """Call `work(name)` for every name once all that it waits for is done, at most `slots` at a time.
 
-    Names that are ready together start in the graph's order; the first exception ends the rest.
+    Names that are ready together start in the graph's order; the first exception cancels the rest.
     """
     sorter = TopologicalSorter(graph)
     sorter.prepare()
@@ -126,14 +126,12 @@ def run_graph(graph: Mapping[str, set[str]], work: Callable[[str], None], slots:
 
 @dataclass
 class Peak:
-    """Largest memory so far."""
-
     bytes: int = 0
 
 
 @contextmanager
 def peak_memory() -> Iterator[Peak]:
-    """Watches the proportional memory of this process and all it starts, for the length of a `with` block."""
+    """Measure the peak proportional memory of this process and its descendants during a `with` block."""
     peak, stop = Peak(), threading.Event()
 
     def watch() -> None:
@@ -152,7 +150,7 @@ def peak_memory() -> Iterator[Peak]:
 
 
 def _proportional_bytes(process: psutil.Process) -> int:
-    """Memory of a process, shared pages divided among their users; 0 once it has ended."""
+    """Memory of a process, shared pages split among their users; 0 once it has ended."""
     try:
         return int(process.memory_full_info().pss)
     except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):

@@ -39,12 +39,12 @@ def sample(
     steps: int | None,
     out: str | None,
 ) -> list[str]:
-    """Write `count` videos with their captions; with `cluster.use_gpu` on this machine's GPU.
+    """Write `count` videos with their captions, on this machine's GPU if `cluster.use_gpu`.
 
     Args:
         config: the run's settings.
         checkpoint: folder of a network; None is the run's distilled student.
-        count: videos.
+        count: number of videos.
         captions: taken in turn; None takes different ones of LONG.
         head: `dm` takes the few steps of `sampling.steps`, `fm` Euler steps.
         steps: Euler steps; None is the config's.
@@ -54,8 +54,7 @@ def sample(
         Paths of the MP4 files.
 
     Raises:
-        ConfigError: steps for the few-step sampler, a head that the network has not or that was not trained,
-            or a GPU that is not there.
+        ConfigError: steps for the few-step sampler, a head that is absent or untrained, or no GPU.
         CheckpointError: there is no finished student.
     """
     paths = RunPaths.of(config)
@@ -64,7 +63,10 @@ def sample(
     method, device = _method(config, head, steps), compute_device(config.cluster.use_gpu)
     spec = read_spec(folder)
     check(spec, method)
-    texts = list(captions or ()) or _spread(ShardDataset(paths.dataset, "long").captions, count)
+    texts = list(captions or ())
+    if not texts:
+        different = sorted(set(ShardDataset(paths.dataset, "long").captions))
+        texts = [different[place] for place in evenly(len(different), min(count, len(different)))]
     chosen = list(itertools.islice(itertools.cycle(texts), count))
     target = Storage(out or paths.samples)
     with ConsoleProgress() as progress:
@@ -73,12 +75,6 @@ def sample(
         written = _write(target, made, chosen, info.long.fps, progress)
     print_line(f"{count} videos, a contact sheet and metadata.jsonl in {target}")
     return written
-
-
-def _spread(captions: Sequence[str], count: int) -> list[str]:
-    """Up to `count` different captions, evenly from all there are."""
-    different = sorted(set(captions))
-    return [different[place] for place in evenly(len(different), min(count, len(different)))]
 
 
 def _method(config: RunConfig, head: Head, steps: int | None) -> Method:
@@ -93,13 +89,9 @@ def _method(config: RunConfig, head: Head, steps: int | None) -> Method:
 
 
 def _videos(
-    config: RunConfig,
-    network: Network,
-    method: Method,
-    dataset: str,
-    captions: Sequence[str],
+    config: RunConfig, network: Network, method: Method, dataset: str, captions: Sequence[str]
 ) -> Iterator[NDArray[np.uint8]]:
-    """Frames [F, H, W, 3] of each video, generated on the network's device a batch at a time."""
+    """Frames [F, H, W, 3] of each video, generated batch by batch on the network's device."""
     device = next(network.model.parameters()).device
     encoder, autoencoder = text_encoder(network.spec.text, dataset), dataset_autoencoder(dataset, device)
     batch, key = config.evaluation.batch_size, Key(config.seed, purpose="sample")

@@ -26,7 +26,7 @@ from pipelines.evaluation.run import prepare
 from pipelines.storage import Storage
 
 TRIAL_CPUS = 0.01
-"""CPUs of the process that waits for a trial's training: Ray refuses 0, and more would keep training out."""
+"""CPUs of the process that waits for a trial's training: Ray refuses 0; more would starve the training."""
 
 _ENVIRONMENT = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
@@ -43,15 +43,15 @@ class TrialResult:
     values: Mapping[str, Any]
     """What was drawn, by dotted name."""
     metric: float | None
-    """Its last measurement; None where there is none."""
+    """The last measurement, if any."""
     step: int
-    """Step of its last measurement."""
+    """Step of the last measurement."""
     status: str
     """`finished`, `stopped` by the scheduler, or `failed`."""
 
 
 def sweep(config: RunConfig, *, fresh: bool = False) -> list[TrialResult]:
-    """Run the trials that are missing, show the table, and close what stopped trials left open in MLflow.
+    """Run the missing trials, print the table, and close the MLflow runs that stopped trials left open.
 
     Args:
         config: the run's settings; `sweep` says what to search and how.
@@ -93,20 +93,20 @@ def sweep(config: RunConfig, *, fresh: bool = False) -> list[TrialResult]:
 
 def space_of(sweep_config: SweepConfig) -> dict[str, Any]:
     """The search space as Ray Tune's domains, under the settings' dotted names."""
-    return {name: _domain(values) for name, values in sweep_config.space.items()}
-
-
-def _domain(values: Any) -> Any:
-    if isinstance(values, list):
-        return tune.choice(values)
-    low, high = values["low"], values["high"]
-    if values.get("integer"):
-        return tune.lograndint(low, high + 1) if values.get("log") else tune.randint(low, high + 1)
-    return tune.loguniform(low, high) if values.get("log") else tune.uniform(low, high)
+    space = {}
+    for name, values in sweep_config.space.items():
+        if isinstance(values, list):
+            space[name] = tune.choice(values)
+            continue
+        low, high, log = values["low"], values["high"], values.get("log")
+        if values.get("integer"):
+            space[name] = tune.lograndint(low, high + 1) if log else tune.randint(low, high + 1)
+        else:
+            space[name] = tune.loguniform(low, high) if log else tune.uniform(low, high)
+    return space
 
 
 def search_of(sweep_config: SweepConfig) -> SearchAlgorithm | Searcher:
-    """How the next trial is drawn."""
     if sweep_config.search == "random":
         return BasicVariantGenerator(
             max_concurrent=sweep_config.max_concurrent, random_state=sweep_config.seed
@@ -121,7 +121,6 @@ def search_of(sweep_config: SweepConfig) -> SearchAlgorithm | Searcher:
 
 
 def scheduler_of(config: RunConfig) -> TrialScheduler:
-    """Which trials are stopped early."""
     chosen, stage = config.sweep, getattr(config, config.sweep.stage)
     if chosen.scheduler == "none":
         return FIFOScheduler()
@@ -137,7 +136,7 @@ def scheduler_of(config: RunConfig) -> TrialScheduler:
 
 
 class _Lines(Callback):
-    """A line on the terminal for each measurement."""
+    """Prints a line per measurement."""
 
     def __init__(self, metric: str) -> None:
         self._metric = metric
@@ -149,18 +148,17 @@ class _Lines(Callback):
 
 
 def _tuner(config: RunConfig, paths: RunPaths, parent: RunReference | None, references: str) -> tune.Tuner:
-    """A new search, or the one that was interrupted."""
+    """A new search, or the interrupted one."""
     work = partial(run_trial, sweep=to_json(config), parent=parent, references=references)
     trainable = tune.with_resources(work, {"CPU": TRIAL_CPUS})
     state = f"{paths.sweeps}/tune"
     space = space_of(config.sweep)
     if tune.Tuner.can_restore(state):
-        print_line("going on with the sweep that is there; --fresh starts over")
+        print_line("resuming the sweep; --fresh starts over")
         return tune.Tuner.restore(
             state, trainable, resume_unfinished=True, resume_errored=True, param_space=space
         )
     chosen = config.sweep
-    scheduler = scheduler_of(config)
     return tune.Tuner(
         trainable,
         param_space=space,
@@ -168,17 +166,13 @@ def _tuner(config: RunConfig, paths: RunPaths, parent: RunReference | None, refe
             num_samples=chosen.trials,
             max_concurrent_trials=chosen.max_concurrent if chosen.search == "random" else None,
             search_alg=search_of(chosen),
-            scheduler=scheduler,
-            trial_dirname_creator=_folder,
+            scheduler=scheduler_of(config),
+            trial_dirname_creator=lambda trial: str(trial.trial_id),
         ),
         run_config=tune.RunConfig(
             name="tune", storage_path=paths.sweeps, verbose=0, callbacks=[_Lines(chosen.metric)]
         ),
     )
-
-
-def _folder(trial: Any) -> str:
-    return str(trial.trial_id)
 
 
 def _results(config: RunConfig, grid: ResultGrid) -> list[TrialResult]:
@@ -194,15 +188,10 @@ def _results(config: RunConfig, grid: ResultGrid) -> list[TrialResult]:
     found.sort(key=lambda trial: (trial.metric is None, sign * (trial.metric or 0.0)))
     if not any(trial.metric is not None for trial in found):
         error = next((result.error for result in grid if result.error), None)
-        raise _all_failed(error)
+        if error is None:
+            raise ClusterError("no trial of the sweep reported", "Run it again with --debug")
+        raise find_cause(error) or error
     return found
-
-
-def _all_failed(error: Exception | None) -> Exception:
-    """The trials' own error where it is ours."""
-    if error is None:
-        return ClusterError("no trial of the sweep reported", "Run it again with --debug")
-    return find_cause(error) or error
 
 
 def _show(config: RunConfig, results: list[TrialResult], closed: int) -> None:

@@ -1,4 +1,4 @@
-"""`sostenuto train`: one stage, or all that are missing, on Ray Train."""
+"""`sostenuto train`: one stage on Ray Train, or what training would take."""
 
 from jobs.config.load import config_hash, flatten
 from jobs.config.paths import RunPaths
@@ -16,14 +16,9 @@ from pipelines.training.trainer import adopt_teacher, train_stage
 def run_stage(
     config: RunConfig, stage: str, seed: int, progress: BoardProgress, parent: RunReference | None = None
 ) -> StageOutcome:
-    """Trains one stage of one seed, resumes it, or returns what it had finished.
+    """Train one stage of one seed, resume it, or return what had finished.
 
-    Args:
-        config: the run's settings.
-        stage: its name.
-        seed: seed of training.
-        progress: shows the worker's.
-        parent: MLflow run that the stage's run is a child of.
+    The stage's MLflow run is a child of `parent`.
     """
     paths = RunPaths.of(config)
     recipe = make_recipe(config, stage, seed, paths.seed(seed), paths.dataset)

@@ -30,16 +30,15 @@ SYSTEM = "trial"
 
 
 class Relay(UserCallback):
-    """Hands each checkpoint to the trial, held by links because Ray Train deletes its own.
+    """Puts (step, folder) of each checkpoint into a queue, held by links because Ray Train deletes its own.
 
     Args:
-        queue: takes (step, folder).
-        held: local folder for the links; None hands on Ray Train's own folders.
+        queue: where the trial reads them.
+        held: local folder for the links; None passes on Ray Train's own folders.
     """
 
     def __init__(self, queue: Queue, held: str | None) -> None:
-        self._queue = queue
-        self._held = held
+        self._queue, self._held = queue, held
 
     def after_report(
         self, run_context: object, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None
@@ -58,12 +57,7 @@ class Relay(UserCallback):
 
 
 def trial_settings(config: RunConfig, references: str) -> EvaluationSettings:
-    """Evaluation cut down to what comparing trials needs; the same for every trial.
-
-    Args:
-        config: the sweep's settings.
-        references: folder of the measured references.
-    """
+    """Evaluation cut down to what comparing trials needs, the same for every trial."""
     videos = config.sweep.videos
     few = dataclasses.replace(
         config.evaluation,
@@ -81,7 +75,7 @@ def trial_settings(config: RunConfig, references: str) -> EvaluationSettings:
 
 
 def system_of(config: RunConfig, checkpoint: str) -> System:
-    """How the network that the sweep's stage trains is sampled: by as many steps as the few-step sampler."""
+    """How the stage's network is sampled: in as many steps as the few-step sampler takes."""
     few = len(config.sampling.steps)
     if config.sweep.stage == "distill":
         return System(SYSTEM, checkpoint, "dm", "few_step", few)
@@ -129,7 +123,7 @@ def run_trial(space: dict[str, Any], sweep: str, parent: RunReference | None, re
 def _measure(
     config: RunConfig, base: RunConfig, checkpoint: str, references: str, out: str
 ) -> dict[str, float] | None:
-    """Figures of one checkpoint; None where newer ones have replaced it meanwhile."""
+    """Metrics of one checkpoint; None if newer ones have replaced it meanwhile."""
     try:
         result = evaluate([system_of(config, checkpoint)], trial_settings(base, references), out)
     except Exception:
@@ -141,7 +135,7 @@ def _measure(
 
 
 def _checkpoints(recipe: Recipe, tracker: TrackerFactory) -> Iterator[tuple[int, str]]:
-    """Steps and folders of checkpoints as they are written: the last always, one that was overtaken never."""
+    """Train, and yield steps and folders of checkpoints as they are written, skipping overtaken ones."""
     queue, ended = Queue(actor_options={"num_cpus": 0}), list[StageOutcome | BaseException]()
     held = None if is_remote(recipe.root) else f"{recipe.root}/held"
 
@@ -170,7 +164,7 @@ def _checkpoints(recipe: Recipe, tracker: TrackerFactory) -> Iterator[tuple[int,
 
 
 def _newest(queue: Queue, item: tuple[int, str]) -> tuple[tuple[int, str], bool]:
-    """The newest checkpoint that waits, and whether others may follow."""
+    """The newest waiting checkpoint, and whether more may follow."""
     while queue.qsize():
         following = queue.get()
         if following is None:

@@ -21,7 +21,8 @@ def validate(config: RunConfig) -> None:
         raise ConfigError(
             f"name {config.name!r} cannot be a folder", "Use letters, digits, dots, dashes and underscores"
         )
-    for check in (_corpora, _captions, _network, _sizes, _windows, _batches, _times, _machines, _sweep):
+    checks = (_corpora, _world, _captions, _network, _sizes, _windows, _batches, _times, _machines, _sweep)
+    for check in checks:
         check(config)
 
 
@@ -39,13 +40,13 @@ def _corpora(config: RunConfig) -> None:
             f"data.short_frames {data.short_frames} is longer than data.long_frames {data.long_frames}",
             "SHORT windows must not be longer than LONG ones: lower data.short_frames",
         )
-    if config.uses_world:
-        _world(config)
 
 
 def _world(config: RunConfig) -> None:
     """The built-in world's clips hold the windows that are cut from them."""
     data, world = config.data, config.world
+    if not config.uses_world:
+        return
     if (data.height, data.width) != (world.size, world.size):
         raise ConfigError(
             f"frames are {data.height}x{data.width}, but the built-in world is {world.size}x{world.size}",
@@ -66,15 +67,11 @@ def _captions(config: RunConfig) -> None:
     text = config.text
     text_kind(text).check_settings()
     if text.withheld_words and not text.withhold_probability:
-        raise ConfigError(
-            "text.withheld_words are named, but text.withhold_probability is 0",
-            "Set text.withhold_probability=0.3, or name no words",
-        )
+        problem = "text.withheld_words are named, but text.withhold_probability is 0"
+        raise ConfigError(problem, "Set text.withhold_probability=0.3, or name no words")
     if text.withhold_probability and not text.withheld_words:
-        raise ConfigError(
-            "text.withhold_probability is set, but text.withheld_words is empty",
-            "Name the words, or set the probability to 0",
-        )
+        problem = "text.withhold_probability is set, but text.withheld_words is empty"
+        raise ConfigError(problem, "Name the words, or set the probability to 0")
 
 
 def _network(config: RunConfig) -> None:
@@ -126,12 +123,8 @@ def _sizes(config: RunConfig) -> None:
                 f"data.{name} is {frames}, but the autoencoder takes {factor}k+1 frames",
                 f"Set {setting}{down} or {down + factor}, or autoencoder.uneven_frames=pad",
             )
-    _patches(config)
-
-
-def _patches(config: RunConfig) -> None:
-    """The network's patches tile the latents of every bucket."""
-    data, (rows, columns), patch = config.data, pixels_per_latent(config), config.model.patch_size
+    # the network's patches tile the latents of every bucket
+    (rows, columns), patch = pixels_per_latent(config), config.model.patch_size
     sizes = [("SHORT latent frames", latent_frames(config, data.short_frames), patch[0])]
     for frames, _ in data.cuts_of("long"):
         sizes.append(("LONG latent frames", latent_frames(config, frames), patch[0]))

@@ -5,11 +5,12 @@ A file may say `extends: tiny` and then holds only what differs. Unknown keys ar
 
 import dataclasses
 import difflib
+import functools
 import hashlib
 import json
 import re
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,12 @@ from models.config import Bounds
 from models.errors import ConfigError
 
 PRESETS = Path(__file__).parents[1] / "configs"
-"""Folder of the presets that `--config NAME` finds."""
 
 _NOT_HASHED = frozenset({"name", "storage", "tracking", "cluster", "sweep"})
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 without its trap: `1e-3` is a number here, not a text."""
+    """YAML 1.1 without its trap: `1e-3` is a number here, not a string."""
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -46,7 +46,6 @@ _Loader.add_implicit_resolver(
 
 
 def presets() -> list[str]:
-    """Names that `--config` knows."""
     return sorted(path.stem for path in PRESETS.glob("*.yaml"))
 
 
@@ -62,8 +61,15 @@ def load(source: str = "tiny", overrides: Sequence[str] = ()) -> RunConfig:
     """
     tree = _read(_locate(source, Path.cwd()))
     for override in overrides:
-        name, value = parse_override(override)
-        _put(tree, name, value)
+        name, equals, text = override.partition("=")
+        if not equals or not name.strip():
+            remedy = "Write it as --set loss.reverse_kl_weight=0.3"
+            raise ConfigError(f"--set {override!r} is not name=value", remedy)
+        try:
+            value = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {override!r} has a value that YAML cannot read", "Quote it") from error
+        _put(tree, name.strip(), value)
     return build(tree)
 
 
@@ -83,7 +89,7 @@ def build(tree: Mapping[str, Any]) -> RunConfig:
 
 
 def with_values(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
-    """A copy with other values under dotted names, validated. Ray Tune's trials are made so.
+    """A copy with other values under dotted names, validated.
 
     Raises:
         ConfigError: as `load`.
@@ -94,23 +100,8 @@ def with_values(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
     return build(tree)
 
 
-def parse_override(text: str) -> tuple[str, Any]:
-    """Split `a.b=value` into the dotted name and the value that YAML reads.
-
-    Raises:
-        ConfigError: no `=`, no name, or a value that YAML cannot read.
-    """
-    name, equals, value = text.partition("=")
-    if not equals or not name.strip():
-        raise ConfigError(f"--set {text!r} is not name=value", "Write it as --set loss.reverse_kl_weight=0.3")
-    try:
-        return name.strip(), yaml.load(value, Loader=_Loader)  # noqa: S506 - a SafeLoader
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {text!r} has a value that YAML cannot read", "Quote it") from error
-
-
 def to_dict(config: RunConfig) -> dict[str, Any]:
-    """Nested plain values, tuples as lists: what YAML or JSON would hold."""
+    """Nested plain values, tuples as lists."""
     plain: dict[str, Any] = json.loads(to_json(config))
     return plain
 
@@ -121,32 +112,26 @@ def to_json(config: RunConfig, indent: int | None = None) -> str:
 
 
 def from_json(text: str) -> RunConfig:
-    """The config that `to_json` wrote.
-
-    Raises:
-        ConfigError: as `load`.
-    """
     return build(json.loads(text))
 
 
 def to_yaml(config: RunConfig) -> str:
-    """The config as YAML that `load` reads."""
     return yaml.safe_dump(to_dict(config), sort_keys=False)
 
 
 def flatten(config: RunConfig) -> dict[str, Any]:
-    """Dotted name to value, for MLflow and for `--dry-run`; `sweep.space` stays one value."""
-    return dict(_leaves(config, ""))
+    """Dotted name to value; `sweep.space` stays one value."""
+    return {name: functools.reduce(getattr, name.split("."), config) for name in settings()}
 
 
 def config_hash(config: RunConfig) -> str:
-    """Sixteen hex digits of what decides the numbers: not name, storage, tracking, cluster or sweep."""
+    """Sixteen hex digits over what decides the numbers: not name, storage, tracking, cluster or sweep."""
     tree = {name: value for name, value in to_dict(config).items() if name not in _NOT_HASHED}
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _locate(source: str, beside: Path) -> Path:
-    """Path of a preset's or a user's file; a relative path starts at `beside`."""
+    """A preset's file, or a user's, whose relative path starts at `beside`."""
     preset = PRESETS / f"{source}.yaml"
     if preset.is_file():
         return preset
@@ -161,14 +146,14 @@ def _locate(source: str, beside: Path) -> Path:
 
 
 def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The tree of a file laid over the tree that it extends."""
+    """The tree of a file, laid over that of the file it extends."""
     if path in seen:
         raise ConfigError(f"{path} extends itself", "Remove one `extends:` of the circle")
     try:
         tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader) or {}  # noqa: S506 - a SafeLoader
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
-        raise ConfigError(f"{path} cannot be read as YAML: {reason}", "Mend the file") from error
+        raise ConfigError(f"{path} cannot be read as YAML: {reason}", "Correct the file") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} holds no mapping", "Write settings as `group:` and indented `name: value`")
     base = tree.pop("extends", None)
@@ -204,25 +189,19 @@ def _put(tree: dict[str, Any], name: str, value: Any) -> None:
 
 
 def _require_known(name: str) -> None:
-    """Refuse a dotted name that neither a setting nor a group has."""
-    if name not in settings() and not name.startswith("sweep.space.") and not _below(name):
-        raise ConfigError(f"unknown setting {name!r}", _suggestion(name))
+    """Refuse a dotted name that neither a setting nor a group has, with what the user may have meant."""
+    if name in settings() or name.startswith("sweep.space.") or _below(name):
+        return
+    near = difflib.get_close_matches(name, settings(), n=2, cutoff=0.75)
+    last = name.rsplit(".", 1)[-1]
+    near = near or [known for known in settings() if known.rsplit(".", 1)[-1] == last][:3]
+    listing = "See the names by `sostenuto train teacher --dry-run`"
+    raise ConfigError(f"unknown setting {name!r}", f"Did you mean {' or '.join(near)}?" if near else listing)
 
 
 def _below(group: str) -> list[str]:
     """The settings of a group, by their dotted names."""
     return [name for name in settings() if name.startswith(f"{group}.")]
-
-
-def _suggestion(name: str) -> str:
-    """What the user may have meant."""
-    near = difflib.get_close_matches(name, settings(), n=2, cutoff=0.75)
-    if not near:
-        last = name.rsplit(".", 1)[-1]
-        near = [known for known in settings() if known.rsplit(".", 1)[-1] == last][:3]
-    if near:
-        return f"Did you mean {' or '.join(near)}?"
-    return "See the names by `sostenuto train teacher --dry-run`"
 
 
 def _require_known_tree(tree: Mapping[str, Any], prefix: str = "") -> None:
@@ -259,13 +238,3 @@ def bounds_of(kind: Any) -> Bounds | None:
     alternatives = (kind, *typing.get_args(kind))
     marks = (mark for one in alternatives for mark in getattr(one, "__metadata__", ()))
     return next((mark for mark in marks if isinstance(mark, Bounds)), None)
-
-
-def _leaves(group: Any, prefix: str) -> Iterator[tuple[str, Any]]:
-    """Dotted names and values below a settings dataclass instance."""
-    for field in dataclasses.fields(group):
-        value = getattr(group, field.name)
-        if dataclasses.is_dataclass(value):
-            yield from _leaves(value, f"{prefix}{field.name}.")
-        else:
-            yield prefix + field.name, value

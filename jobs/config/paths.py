@@ -1,4 +1,4 @@
-"""Where a run keeps what: every path below `{storage.root}/{name}`, named once."""
+"""Where a run keeps what: the folders below `{storage.root}/{name}`."""
 
 import os
 from dataclasses import dataclass
@@ -38,56 +38,33 @@ def require_lasting_root(root: str) -> None:
 
 @dataclass(frozen=True)
 class RunPaths:
-    """Folders and files of one run. All are texts that `Storage` and fsspec take."""
+    """Folders of one run, as texts that `Storage` and fsspec take."""
 
     root: str
     """The run's folder, absolute, or a URI."""
-    version: str
-    """Of the dataset."""
+    world: str
+    """The built-in world's two corpora."""
+    dataset: str
+    """What ingest wrote with these settings: shards, tables, autoencoder, dataset.json."""
+    inspection: str
+    samples: str
+    sweeps: str
 
     @classmethod
     def of(cls, config: RunConfig) -> "RunPaths":
-        """The paths of the run `config.name` in `config.storage.root`."""
+        root = f"{absolute_root(config.storage.root)}/{config.name}"
         version = dataset_version(config.data, config.autoencoder, config.world.seed)
-        return cls(f"{absolute_root(config.storage.root)}/{config.name}", version)
-
-    @property
-    def world(self) -> str:
-        """The built-in world's two corpora."""
-        return f"{self.root}/world"
-
-    @property
-    def dataset(self) -> str:
-        """What ingest wrote with these settings: shards, tables, autoencoder, dataset.json."""
-        return f"{self.root}/dataset/{self.version}"
-
-    @property
-    def inspection(self) -> str:
-        """What `sostenuto inspect` saw in the dataset."""
-        return f"{self.root}/inspection"
-
-    @property
-    def samples(self) -> str:
-        """Videos of `sostenuto sample`."""
-        return f"{self.root}/samples"
-
-    @property
-    def report(self) -> str:
-        """The page that compares the systems."""
-        return f"{self.root}/report.html"
-
-    @property
-    def summary(self) -> str:
-        """The figures of all seeds, machine-readable."""
-        return f"{self.root}/summary.json"
-
-    @property
-    def sweeps(self) -> str:
-        """State and trials of `sostenuto sweep`."""
-        return f"{self.root}/sweep"
+        return cls(
+            root=root,
+            world=f"{root}/world",
+            dataset=f"{root}/dataset/{version}",
+            inspection=f"{root}/inspection",
+            samples=f"{root}/samples",
+            sweeps=f"{root}/sweep",
+        )
 
     def corpora(self, config: RunConfig) -> tuple[str, str]:
-        """Where SHORT and LONG lie, absolute: the user's, or the built-in world's."""
+        """Absolute folders of SHORT and LONG: the user's, or the built-in world's."""
         if config.data.short is not None and config.data.long is not None:
             return absolute_root(config.data.short), absolute_root(config.data.long)
         return f"{self.world}/short", f"{self.world}/long"
@@ -95,10 +72,6 @@ class RunPaths:
     def seed(self, seed: int) -> str:
         """Everything trained and measured with one seed."""
         return f"{self.root}/seed-{seed}"
-
-    def stage(self, seed: int, stage: str) -> str:
-        """Checkpoints of a training stage."""
-        return f"{self.seed(seed)}/{stage}"
 
     def evaluation(self, seed: int) -> str:
         """Figures, plots and clips of `sostenuto evaluate`."""

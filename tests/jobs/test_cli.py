@@ -171,7 +171,7 @@ def test_an_interrupted_command_says_how_to_go_on(root, number, code):
     err = interrupted(process, number)
     assert process.returncode == code
     assert err.splitlines()[-1].startswith(
-        "interrupted. What is finished is kept; to go on: sostenuto world --config ci"
+        "interrupted. What is finished is kept; to resume: sostenuto world --config ci"
     )
     assert "--fresh" not in err
     assert len(list(folder.rglob("*.mp4"))) < 40000

@@ -162,7 +162,7 @@ def test_interrupting_says_how_to_go_on_without_starting_over(capsys, monkeypatc
     assert code == 130
     assert (
         err
-        == "interrupted. What is finished is kept; to go on: sostenuto train distill --set 'name=my run'\n"
+        == "interrupted. What is finished is kept; to resume: sostenuto train distill --set 'name=my run'\n"
     )
 
 
@@ -178,7 +178,7 @@ def test_sigterm_ends_as_ctrl_c_does(capsys):
     finally:
         signal.signal(signal.SIGTERM, before)
     assert code == 143
-    assert "to go on" in capsys.readouterr().err
+    assert "to resume" in capsys.readouterr().err
 
 
 def test_what_ends_well_is_left_alone(capsys):

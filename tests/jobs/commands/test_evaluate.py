@@ -27,7 +27,7 @@ KEYS = (
 def finish(config, *stages, seed=0):
     """Folders that look as finished stages do."""
     for stage in stages:
-        folder = Path(RunPaths.of(config).stage(seed, stage))
+        folder = Path(RunPaths.of(config).seed(seed), stage)
         folder.mkdir(parents=True)
         plain = {"checkpoint": f"{folder}/step-3", "summary": {"steps": 3.0}, "recipe": "x"}
         (folder / "outcome.json").write_text(json.dumps(plain))

@@ -168,7 +168,7 @@ def test_a_real_search_trains_measures_and_is_gone_on_with(sostenuto, root):
     assert check_runs(config) == ["FINISHED"] * 2
     again = sostenuto("sweep", *words, timeout=300)
     assert again.returncode == 0, again.stderr
-    assert "going on with the sweep that is there" in again.stdout
+    assert "resuming the sweep" in again.stdout
     assert again.stdout.count("finished") == 2
     assert sorted((root / "ci" / "sweep" / "trials").iterdir()) == trials
 

@@ -11,19 +11,11 @@ def test_every_path_lies_in_the_run_folder(tmp_path):
     config = configs.load("ci", [f"storage.root={tmp_path}"])
     paths = RunPaths.of(config)
     assert paths.root == f"{tmp_path}/ci"
-    every = [
-        paths.world,
-        paths.dataset,
-        paths.inspection,
-        paths.samples,
-        paths.report,
-        paths.summary,
-        paths.sweeps,
-    ]
-    every += [paths.stage(1, "teacher"), paths.evaluation(1)]
+    every = [paths.world, paths.dataset, paths.inspection, paths.samples, paths.sweeps]
+    every += [paths.seed(0), paths.seed(1), paths.evaluation(1)]
     assert len(set(every)) == len(every)
     assert all(path.startswith(paths.root + "/") for path in every)
-    assert paths.stage(1, "teacher") == f"{tmp_path}/ci/seed-1/teacher"
+    assert paths.evaluation(1) == f"{tmp_path}/ci/seed-1/evaluation"
 
 
 def test_other_settings_of_the_data_have_another_dataset(tmp_path):
