@@ -18,10 +18,7 @@ from models.text.conditioning import Conditioning
 from pipelines.training.config import WarmupConfig
 from pipelines.training.distill import DistillStage
 from pipelines.training.supervised import SupervisedStage
-from tests.jobs.estimate.plain_attention import plain_attention
 from tests.pipelines.training import makers
-
-__all__ = ["plain_attention"]
 
 MODEL = ModelConfig(
     num_heads=2, head_dim=12, ffn_dim=64, freq_dim=16, patch_size=(1, 2, 2), window=2, precondition=False
@@ -95,11 +92,6 @@ def run_config(recipe, **stages):
         autoencoder=AutoencoderConfig(components=makers.LONG[1]),
         text=TEXT, model=recipe.model, lora=recipe.lora, loss=recipe.loss, sampling=recipe.sampling, **stages,
     )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def starts(tmp_path_factory):
-    return makers.trained_starts(tmp_path_factory.mktemp("starts"))
 
 
 def step_flops(stage, state, key, short=0, long=4):

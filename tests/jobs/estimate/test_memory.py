@@ -25,11 +25,6 @@ from tests.jobs.estimate.test_flops import run_config
 from tests.pipelines.training import makers
 
 
-@pytest.fixture(scope="module")
-def starts(tmp_path_factory):
-    return makers.trained_starts(tmp_path_factory.mktemp("starts"))
-
-
 def size(tensors):
     """Bytes of tensors, each storage once."""
     return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())

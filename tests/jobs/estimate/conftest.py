@@ -1,10 +1,11 @@
-"""Attention as products of matrices that torch's counter sees: of the pairs that see each other."""
+"""Trained networks to start from, and attention by matrix products that torch's counter sees."""
 
 import pytest
 import torch
 from torch import Tensor
 
 from models import blocks
+from tests.pipelines.training import makers
 
 
 def dense(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
@@ -13,7 +14,7 @@ def dense(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Te
 
 
 def windowed(q: Tensor, k: Tensor, v: Tensor, tokens_per_frame: int, window: int) -> Tensor:
-    """The same, a frame after another with the frames that it sees."""
+    """The same, frame by frame over the frames it sees."""
     out = []
     for frame in range(q.shape[2] // tokens_per_frame):
         own = slice(frame * tokens_per_frame, (frame + 1) * tokens_per_frame)
@@ -24,6 +25,11 @@ def windowed(q: Tensor, k: Tensor, v: Tensor, tokens_per_frame: int, window: int
 
 @pytest.fixture
 def plain_attention(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The networks attend so."""
     monkeypatch.setattr(blocks, "dense_attention", dense)
     monkeypatch.setattr(blocks, "window_attention", windowed)
+
+
+@pytest.fixture(scope="package")
+def starts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Checkpoints of a trained teacher and student, by role."""
+    return makers.trained_starts(tmp_path_factory.mktemp("starts"))
