@@ -76,10 +76,8 @@ def tracking_uri(config: RunConfig) -> str:
     if named:
         return named
     if is_remote(config.storage.root):
-        raise ConfigError(
-            f"storage.root {config.storage.root} cannot hold a sqlite file for MLflow",
-            "Set tracking.uri or MLFLOW_TRACKING_URI to an MLflow server, or tracking.enabled=false",
-        )
+        remedy = "Set tracking.uri or MLFLOW_TRACKING_URI to an MLflow server, or tracking.enabled=false"
+        raise ConfigError(f"storage.root {config.storage.root} cannot hold a sqlite file for MLflow", remedy)
     return f"sqlite:///{absolute_root(config.storage.root)}/mlflow.db"
 
 
@@ -144,10 +142,8 @@ def open_run(
         client.update_run(run_id, status="RUNNING")
     except _failures() as error:
         reason = " ".join(str(error).split())[:200]
-        raise ClusterError(
-            f"MLflow at {uri} cannot be used: {reason}",
-            "Start the server, correct tracking.uri, or set tracking.enabled=false",
-        ) from error
+        remedy = "Start the server, correct tracking.uri, or set tracking.enabled=false"
+        raise ClusterError(f"MLflow at {uri} cannot be used: {reason}", remedy) from error
     return RunReference(uri, run_id, None if is_remote(root) else f"{root}/{group}/unsent")
 
 

@@ -44,10 +44,8 @@ def doctor(config: RunConfig) -> None:
             print_line(f"      {'':<{width}}  -> {finding.remedy}")
     failed = [name for name, finding in findings.items() if finding.verdict == "fail"]
     if failed:
-        raise ClusterError(
-            f"{len(failed)} check(s) failed: {', '.join(failed)}",
-            "Follow the remedies in the table, then run doctor again",
-        )
+        problem = f"{len(failed)} check(s) failed: {', '.join(failed)}"
+        raise ClusterError(problem, "Follow the remedies in the table, then run doctor again")
 
 
 def examine(config: RunConfig) -> dict[str, Finding]:

@@ -126,10 +126,8 @@ def systems_of(config: RunConfig, seed: int) -> list[System]:
         if (outcome := outcomes[stage]) is not None
     ]
     if not found:
-        raise CheckpointError(
-            f"nothing has been trained in {root}",
-            "Run `sostenuto train teacher` and the stages after it first",
-        )
+        problem = f"nothing has been trained in {root}"
+        raise CheckpointError(problem, "Run `sostenuto train teacher` and the stages after it first")
     return found
 
 

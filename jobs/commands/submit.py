@@ -106,15 +106,11 @@ def connect(address: str) -> Any:
         return JobSubmissionClient(address, headers=headers)
     except AuthenticationError as error:
         problem = "refuses the token" if found else "asks for a token, and none is set"
-        raise ClusterError(
-            f"the Jobs server at {address} {problem}",
-            "Set RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token to the cluster's token",
-        ) from error
+        remedy = "Set RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token to the cluster's token"
+        raise ClusterError(f"the Jobs server at {address} {problem}", remedy) from error
     except (ConnectionError, RuntimeError, ValueError, requests.RequestException) as error:
-        raise ClusterError(
-            f"no Ray head answers at {address}",
-            "Start one (ray start --head), open a tunnel (ray dashboard cluster.yaml), or give --address",
-        ) from error
+        remedy = "Start one (ray start --head), open a tunnel (ray dashboard cluster.yaml), or give --address"
+        raise ClusterError(f"no Ray head answers at {address}", remedy) from error
 
 
 def submit(request: Submission, *, follow: bool, dry_run: bool) -> int:

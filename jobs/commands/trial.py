@@ -112,10 +112,8 @@ def run_trial(space: dict[str, Any], sweep: str, parent: RunReference | None, re
             continue
         tracker.metrics(step, {f"eval/{name}": value for name, value in metrics.items()})
         if base.sweep.metric not in metrics:
-            raise ConfigError(
-                f"sweep.metric {base.sweep.metric!r} is not measured",
-                f"Choose one of {', '.join(sorted(metrics))}",
-            )
+            problem = f"sweep.metric {base.sweep.metric!r} is not measured"
+            raise ConfigError(problem, f"Choose one of {', '.join(sorted(metrics))}")
         tune.report({**metrics, "step": step})
     tracker.close()
 

@@ -26,10 +26,8 @@ def world(config: RunConfig, *, fresh: bool = False) -> None:
         ClusterError: the folder cannot be written.
     """
     if not config.uses_world:
-        raise ConfigError(
-            "this config takes its videos from data.short and data.long",
-            "Leave the world out, or use a config of the built-in world, such as tiny",
-        )
+        problem = "this config takes its videos from data.short and data.long"
+        raise ConfigError(problem, "Leave the world out, or use a config of the built-in world, such as tiny")
     paths = RunPaths.of(config)
     if fresh:
         Storage(paths.root).delete("world")

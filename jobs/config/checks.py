@@ -31,15 +31,11 @@ def _corpora(config: RunConfig) -> None:
     check_data(data)
     if (data.short is None) != (data.long is None):
         missing, given = ("data.short", "data.long") if data.short is None else ("data.long", "data.short")
-        raise ConfigError(
-            f"{given} is given without {missing}",
-            "Give both folders (--short and --long), or neither for the built-in world",
-        )
+        remedy = "Give both folders (--short and --long), or neither for the built-in world"
+        raise ConfigError(f"{given} is given without {missing}", remedy)
     if data.short_frames > data.long_frames:
-        raise ConfigError(
-            f"data.short_frames {data.short_frames} is longer than data.long_frames {data.long_frames}",
-            "SHORT windows must not be longer than LONG ones: lower data.short_frames",
-        )
+        problem = f"data.short_frames {data.short_frames} is longer than data.long_frames {data.long_frames}"
+        raise ConfigError(problem, "SHORT windows must not be longer than LONG ones: lower data.short_frames")
 
 
 def _world(config: RunConfig) -> None:
@@ -57,10 +53,8 @@ def _world(config: RunConfig) -> None:
         if data.fps is not None and data.fps != world.fps:
             clip = int(clip * data.fps / world.fps)
         if window > clip:
-            raise ConfigError(
-                f"data.{corpus}_frames {window} is longer than the {clip} frames of a clip",
-                f"Lower data.{corpus}_frames or raise world.{corpus}_frames",
-            )
+            problem = f"data.{corpus}_frames {window} is longer than the {clip} frames of a clip"
+            raise ConfigError(problem, f"Lower data.{corpus}_frames or raise world.{corpus}_frames")
 
 
 def _captions(config: RunConfig) -> None:
@@ -88,25 +82,17 @@ def _network(config: RunConfig) -> None:
             f"Set model.attention_pattern={('WG' * model.num_layers)[: model.num_layers]}",
         )
     if model.head_dim % 2 or model.head_dim < 6:
-        raise ConfigError(
-            f"model.head_dim {model.head_dim} cannot be split over time, height and width",
-            "Set an even number of 6 or more",
-        )
+        problem = f"model.head_dim {model.head_dim} cannot be split over time, height and width"
+        raise ConfigError(problem, "Set an even number of 6 or more")
     if model.init == "look" and (model.num_heads < 3 or model.head_dim < 24):
-        raise ConfigError(
-            f"model.init=look needs 3 heads of 24 channels, not {model.num_heads} of {model.head_dim}",
-            "Raise model.num_heads and model.head_dim, or set model.init=wan",
-        )
+        problem = f"model.init=look needs 3 heads of 24 channels, not {model.num_heads} of {model.head_dim}"
+        raise ConfigError(problem, "Raise model.num_heads and model.head_dim, or set model.init=wan")
     if model.pretrained is not None and model.precondition:
-        raise ConfigError(
-            "model.pretrained weights predict the velocity, but model.precondition is true",
-            "Set model.precondition=false",
-        )
+        problem = "model.pretrained weights predict the velocity, but model.precondition is true"
+        raise ConfigError(problem, "Set model.precondition=false")
     if config.lora.rank and not (config.lora.targets and config.lora.stages):
-        raise ConfigError(
-            "lora.rank is set, but lora.targets or lora.stages is empty",
-            "Name layers and stages, or set lora.rank=0",
-        )
+        problem = "lora.rank is set, but lora.targets or lora.stages is empty"
+        raise ConfigError(problem, "Name layers and stages, or set lora.rank=0")
     autoencoder_kind(config.autoencoder).check_settings()
 
 
@@ -132,10 +118,8 @@ def _sizes(config: RunConfig) -> None:
         sizes += [("latent rows", height // rows, patch[1]), ("latent columns", width // columns, patch[2])]
     for what, size, part in sizes:
         if part < 1 or size % part:
-            raise ConfigError(
-                f"model.patch_size {list(patch)} does not divide the {size} {what}",
-                "Set model.patch_size so that it does, or the sizes in data",
-            )
+            problem = f"model.patch_size {list(patch)} does not divide the {size} {what}"
+            raise ConfigError(problem, "Set model.patch_size so that it does, or the sizes in data")
 
 
 def _windows(config: RunConfig) -> None:
@@ -144,15 +128,11 @@ def _windows(config: RunConfig) -> None:
     shortest = latent_frames(config, config.data.cuts_of("long")[-1][0])
     if length > shortest:
         setting = "data.long_lengths" if config.data.long_lengths else "data.long_frames"
-        raise ConfigError(
-            f"distill.window_frames {length} is longer than a clip of {shortest} latent frames",
-            f"Lower distill.window_frames, or raise {setting}",
-        )
+        problem = f"distill.window_frames {length} is longer than a clip of {shortest} latent frames"
+        raise ConfigError(problem, f"Lower distill.window_frames, or raise {setting}")
     if length > sizes.short_frames:
-        raise ConfigError(
-            f"distill.window_frames {length} is longer than the teacher's {sizes.short_frames} frames",
-            f"Set distill.window_frames={sizes.short_frames}",
-        )
+        problem = f"distill.window_frames {length} is longer than the teacher's {sizes.short_frames} frames"
+        raise ConfigError(problem, f"Set distill.window_frames={sizes.short_frames}")
     if config.model.pretrained is not None and config.model.is_windowed(sizes.short_frames):
         raise ConfigError(
             f"the pretrained teacher sees its whole clip of {sizes.short_frames} latent frames, but "
@@ -161,10 +141,8 @@ def _windows(config: RunConfig) -> None:
         )
     most = length - (0 if autoencoder_kind(config.autoencoder).crop_safe else 1)
     if distill.window_stride > most:
-        raise ConfigError(
-            f"distill.window_stride {distill.window_stride} leaves frames that no window scores",
-            f"Set it to {most} or less",
-        )
+        problem = f"distill.window_stride {distill.window_stride} leaves frames that no window scores"
+        raise ConfigError(problem, f"Set it to {most} or less")
     tiling = len(spans(sizes.long_frames, length, distill.window_stride))
     if distill.windows_per_video is not None and not 1 <= distill.windows_per_video <= tiling:
         raise ConfigError(
@@ -194,10 +172,8 @@ def _times(config: RunConfig) -> None:
     steps = config.sampling.steps
     falling = all(later < earlier for earlier, later in itertools.pairwise(steps))
     if not steps or steps[0] != 1.0 or steps[-1] <= 0 or not falling:
-        raise ConfigError(
-            f"sampling.steps {list(steps)} do not fall from 1 towards 0",
-            "Set, for example, sampling.steps=[1.0,0.85,0.65,0.35]",
-        )
+        problem = f"sampling.steps {list(steps)} do not fall from 1 towards 0"
+        raise ConfigError(problem, "Set, for example, sampling.steps=[1.0,0.85,0.65,0.35]")
     loss = config.loss
     if not 0 < loss.score_t_min < loss.score_t_max < 1:
         raise ConfigError(
@@ -223,19 +199,15 @@ def _machines(config: RunConfig) -> None:
 def _sweep(config: RunConfig) -> None:
     for name, values in config.sweep.space.items():
         if name not in settings():
-            raise ConfigError(
-                f"sweep.space has the unknown setting {name!r}",
-                "Name a setting, such as loss.reverse_kl_weight",
-            )
+            problem = f"sweep.space has the unknown setting {name!r}"
+            raise ConfigError(problem, "Name a setting, such as loss.reverse_kl_weight")
         if isinstance(values, dict):
             known = {"low", "high"} <= set(values) <= {"low", "high", "log", "integer"}
             good = known and values["low"] < values["high"]
         else:
             good = isinstance(values, list) and bool(values)
         if not good:
-            raise ConfigError(
-                f"sweep.space.{name} is {values!r}",
-                "Write {low: 0.1, high: 1.0, log: true}, or a list of choices",
-            )
+            problem = f"sweep.space.{name} is {values!r}"
+            raise ConfigError(problem, "Write {low: 0.1, high: 1.0, log: true}, or a list of choices")
     if config.sweep.reduction_factor < 2:
         raise ConfigError(f"sweep.reduction_factor is {config.sweep.reduction_factor}", "Set it to 2 or more")

@@ -75,10 +75,8 @@ def describe(config: RunConfig, stage: str | None = None, gpu: Gpu | None = None
     skipped |= {"warmup"} if config.warmup.steps == 0 else set()
     wanted = [name for name in STAGES if stage in (None, name) and name not in skipped]
     if not wanted:
-        raise ConfigError(
-            f"this run has no stage {stage}",
-            "Name another, or set model.pretrained=null (teacher) or warmup.steps (warmup)",
-        )
+        remedy = "Name another, or set model.pretrained=null (teacher) or warmup.steps (warmup)"
+        raise ConfigError(f"this run has no stage {stage}", remedy)
     use_gpu, built = config.cluster.use_gpu or gpu is not None, networks(config, wanted[0])
     return Description(
         shapes=shapes(config),
