@@ -139,7 +139,7 @@ def test_a_wrong_setting_is_refused_with_its_remedy(text, problem, remedy):
 FILES = [
     ("teacher: {stepz: 3}", "unknown setting 'teacher.stepz'", "teacher.steps"),
     ("- a\n- b", "holds no mapping", "group:"),
-    ("a: [", "cannot be read as YAML", "Mend"),
+    ("a: [", "cannot be read as YAML", "Correct"),
     ("teacher: 3", "is a group", "teacher.steps"),
     ("extends: nope", "no preset and no file", "Presets:"),
     ("extends: minut", "no preset and no file", "Did you mean minute?"),
