@@ -132,7 +132,7 @@ class DatasetInfo:
         plain = tuples({name: part for name, part in value.items() if name != "complete"})
         for name in CORPORA:
             corpus = plain[name]
-            corpus["files"] = tuple(ShardFile(**file) for file in corpus["files"])
+            corpus["files"] = tuple(ShardFile(**file) for file in corpus.get("files", ()))
             corpus["buckets"] = tuple(Bucket(**bucket) for bucket in corpus.get("buckets", ()))
             plain[name] = CorpusInfo(**corpus)
         return cls(**plain)
