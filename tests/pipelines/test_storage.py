@@ -231,6 +231,7 @@ def test_a_store_that_fails_while_a_file_is_read_is_told(tmp_path: Path) -> None
         raise RuntimeError("no route")
 
 
+@pytest.mark.long
 def test_a_store_that_does_not_answer_is_told(
     s3_bucket: str, s3_settings: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -394,6 +394,7 @@ def test_no_group_looks_at_all_videos(tmp_path: Path, monkeypatch: pytest.Monkey
     assert [s.source for s in added] == [source.path for source in list(listed)[1:]]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("actors", [False, True])
 def test_a_video_that_kills_its_worker_ends_as_one_reject(
     actors: bool, ingested: Ingested, tmp_path: Path

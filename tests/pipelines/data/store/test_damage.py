@@ -156,6 +156,7 @@ def can_mount() -> bool:
     )
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not can_mount(), reason="not run: this user cannot mount a small disk of its own")
 def test_a_full_disk_names_its_remedy_and_the_next_run_goes_on(ingested: Ingested, tmp_path: Path) -> None:
     """A real disk of 2 MiB that is full at the fit, then among the groups, and at last has room."""
