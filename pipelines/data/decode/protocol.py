@@ -25,10 +25,12 @@ class Probe:
     """`decord` or `pyav`."""
     reader_reason: str
     """Why not decord; empty where it is."""
+    applied: str
+    """What was done to show the picture as a player does; empty where frames are shown as stored."""
     width: int
-    """Pixels, upright, before resizing."""
+    """Square pixels, upright, before resizing."""
     height: int
-    """Pixels, upright, before resizing."""
+    """Square pixels, upright, before resizing."""
     fps: float
     """Frames per second, before resampling."""
     seconds: float

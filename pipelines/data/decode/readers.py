@@ -18,6 +18,7 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from pipelines.data.config import LimitsConfig
+from pipelines.data.decode.picture import Picture, picture_of, shown
 from pipelines.data.decode.protocol import Probe
 from pipelines.data.decode.transforms import Timed
 from pipelines.data.types import Rejected
@@ -38,7 +39,7 @@ av.logging.set_level(None)
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """A video by its packets; sizes are those before any rotation."""
+    """A video by its packets; sizes are those of a frame as it is stored."""
 
     container: str
     stream: int
@@ -46,6 +47,7 @@ class Header:
     height: int
     rate: float
     """Frames per second."""
+    picture: Picture
     times: list[float] = field(repr=False)
     """Seconds from the first visible frame, rising; frames that an edit list hides are left out."""
 
@@ -57,7 +59,7 @@ class Opened:
     header: Header
     probe: Probe
     frames: Iterator[Timed]
-    """(seconds, rgb [height, width, 3]) in order."""
+    """(seconds, rgb [height, width, 3]) in order, upright; pixels have the aspect of header.picture."""
 
 
 def open_video(path: str, limits: LimitsConfig) -> Opened:
@@ -76,7 +78,8 @@ def open_video(path: str, limits: LimitsConfig) -> Opened:
     probe = Probe(
         reader="pyav" if why else "decord",
         reader_reason=why,
-        width=width,
+        applied=header.picture.applied,
+        width=max(1, round(width * header.picture.pixel_aspect)),
         height=height,
         fps=header.rate,
         seconds=header.times[-1] + 1 / header.rate,
@@ -167,6 +170,7 @@ def _inspect_packets(file: "av.container.InputContainer", container: str, limits
         width=stream.width,
         height=stream.height,
         rate=rate,
+        picture=picture_of(file, stream),
         times=[t - dated[0] for t in dated],
     )
 
@@ -193,6 +197,8 @@ def _by_decord(path: str, header: Header) -> tuple[Iterator[Timed] | None, str]:
     """A reader by decord, or None and why not."""
     if header.container in ("mpegts", "mpeg"):
         return None, f"decord does not end on {header.container}"
+    if header.picture.changes:
+        return None, f"decord gives frames as they are stored: {header.picture.changes}"
     pixels = 3 * len(header.times) * header.width * header.height
     if pixels > AHEAD_BYTES:
         return None, f"decord could hold all of its {pixels >> 20} MiB"
@@ -213,7 +219,7 @@ def _by_decord(path: str, header: Header) -> tuple[Iterator[Timed] | None, str]:
         return None, f"decord cannot read the first frame: {_plain(error)}"
     if first.ndim != 3 or first.shape[2] != 3:
         return None, f"decord gives frames of shape {tuple(first.shape)}"
-    if sorted(first.shape[:2]) != sorted((header.height, header.width)):
+    if first.shape[:2] != (header.height, header.width):
         return None, f"decord reads another stream, of {first.shape[1]}x{first.shape[0]} pixels"
     return _decord_frames(reader, first, header.times), ""
 
@@ -233,7 +239,7 @@ def _by_pyav(path: str, header: Header, limits: LimitsConfig) -> Iterator[Timed]
     to_rgb = VideoReformatter()
     try:
         with _open(path, header.container) as file:
-            for frame in _pyav_frames(file, header.stream):
+            for frame in shown(_pyav_frames(file, header.stream), header.picture):
                 if frame.width * frame.height > limits.max_pixels:
                     raise Rejected("limits", f"a frame of {frame.width}x{frame.height} pixels")
                 if count >= limits.max_frames:
@@ -243,7 +249,7 @@ def _by_pyav(path: str, header: Header, limits: LimitsConfig) -> Iterator[Timed]
                 now = stamp - origin if count == 0 or stamp - origin > now else now + 1 / header.rate
                 count += 1
                 pixels: Frame = to_rgb.reformat(frame, format="rgb24").to_ndarray().view(np.uint8)
-                yield now, np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90)))
+                yield now, header.picture.upright(pixels)
     except av.FFmpegError as error:
         raise Rejected("decode", f"damaged among its {len(header.times)} frames: {_plain(error)}") from error
     if count < (1 - LOST_SHARE) * len(header.times):

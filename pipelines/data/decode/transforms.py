@@ -15,7 +15,9 @@ Size = tuple[int, int]
 """Height and width, pixels."""
 
 
-def fit_box(height: int, width: int, out_height: int, out_width: int) -> tuple[float, float, float, float]:
+def fit_box(
+    height: float, width: float, out_height: int, out_width: int
+) -> tuple[float, float, float, float]:
     """The largest centred box (left, top, right, bottom) of a frame that has the output's aspect ratio."""
     scale = min(height / out_height, width / out_width)
     box_height, box_width = out_height * scale, out_width * scale
@@ -28,12 +30,13 @@ def nearest(height: int, width: int, sizes: Sequence[Size]) -> Size:
     return min(sizes, key=lambda size: abs(math.log(width / height * size[0] / size[1])))
 
 
-def resize(frame: Frame, height: int, width: int) -> Frame:
-    """Resize [H, W, 3] with antialiasing to cover height x width, centre-cropped; an exact fit passes
-    unchanged."""
-    if frame.shape[:2] == (height, width):
+def resize(frame: Frame, height: int, width: int, pixel_aspect: float = 1.0) -> Frame:
+    """Resize [H, W, 3], whose pixels are `pixel_aspect` times as wide as high, with antialiasing to cover
+    height x width square pixels, centre-cropped; an exact fit passes unchanged."""
+    if frame.shape[:2] == (height, width) and pixel_aspect == 1:
         return frame
-    box = fit_box(frame.shape[0], frame.shape[1], height, width)
+    left, top, right, bottom = fit_box(frame.shape[0], frame.shape[1] * pixel_aspect, height, width)
+    box = left / pixel_aspect, top, right / pixel_aspect, bottom
     image = Image.fromarray(frame).resize(
         (width, height), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0
     )

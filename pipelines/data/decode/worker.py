@@ -85,7 +85,7 @@ def _send_frames(opened: Opened, request: dict[str, Any], limits: LimitsConfig, 
     chunk = np.empty((max(1, CHUNK_BYTES // (height * width * 3)), height, width, 3), np.uint8)
     filled = sent = 0
     for frame in frames:
-        chunk[filled] = resize(frame, height, width)
+        chunk[filled] = resize(frame, height, width, opened.header.picture.pixel_aspect)
         filled += 1
         if filled == len(chunk):
             protocol.send(answers, {"kind": protocol.FRAMES}, chunk.data.cast("B"))

@@ -54,6 +54,7 @@ class Video:
             self.status,
             reader=probe.reader,
             reader_reason=probe.reader_reason,
+            applied=probe.applied,
             width=probe.width,
             height=probe.height,
             source_fps=probe.fps,

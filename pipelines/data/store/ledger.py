@@ -66,8 +66,10 @@ class Status:
     reason: str = ""
     reader: str = ""
     reader_reason: str = ""
+    applied: str = ""
+    """What was done to show its picture as a player does."""
     width: int = 0
-    """Of the video, in pixels; the dataset has the size of its settings."""
+    """Of the video as shown, in square pixels; the dataset has the size of its settings."""
     height: int = 0
     source_fps: float = 0.0
     num_frames: int = 0

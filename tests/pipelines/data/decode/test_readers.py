@@ -9,7 +9,7 @@ import pytest
 
 from pipelines.data.config import LimitsConfig
 from pipelines.data.decode import readers
-from pipelines.data.decode.readers import Opened, _by_pyav, _plain, inspect, open_video
+from pipelines.data.decode.readers import Opened, _plain, inspect, open_video
 from pipelines.data.types import Rejected
 from tests.pipelines.data.videos import cut_by_stream_copy, numbers, stamped, write_video
 
@@ -103,27 +103,6 @@ def test_the_largest_of_several_streams_is_read(tmp_path: Path) -> None:
     opened, _, found = read(path)
     assert (opened.probe.height, opened.probe.width) == (64, 96)
     assert found == list(range(96, 106))
-
-
-@pytest.mark.parametrize("degrees", [90, 180, 270])
-def test_rotation_is_honoured_by_both_readers(degrees: int, tmp_path: Path) -> None:
-    path = tmp_path / "a.mp4"
-    frames = stamped(6)
-    with av.open(str(path), "w") as file:
-        stream = file.add_stream("libx264", rate=8)
-        stream.height, stream.width, stream.pix_fmt = 64, 96, "yuv420p"
-        stream.set_display_rotation(degrees)
-        for pixels in frames:
-            file.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
-        file.mux(stream.encode(None))
-    opened = open_video(str(path), LIMITS)
-    assert opened.probe.reader == "decord"
-    by_decord = np.stack([frame for _, frame in opened.frames])
-    by_pyav = np.stack([frame for _, frame in _by_pyav(str(path), opened.header, LIMITS)])
-    turned = np.rot90(frames, degrees // 90, axes=(1, 2))
-    assert by_decord.shape == turned.shape == (6, opened.probe.height, opened.probe.width, 3)
-    np.testing.assert_array_equal(by_pyav, by_decord)
-    assert np.abs(by_decord.astype(int) - turned).mean() < 12
 
 
 def refusal(path: Path, limits: LimitsConfig = LIMITS) -> tuple[str, str]:

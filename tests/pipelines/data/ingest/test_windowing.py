@@ -137,7 +137,9 @@ def opened(frames: Iterable[np.ndarray], length: int, stride: int, **data: Any) 
         **data,
     )
     status = Status(corpus="long", source_id="0", source="0.mp4", caption="", num_bytes=1, status="written")
-    probe = Probe(reader="decord", reader_reason="", width=2, height=2, fps=8.0, seconds=1.0)
+    probe = Probe(
+        reader="decord", reader_reason="", applied="mirrored", width=2, height=2, fps=8.0, seconds=1.0
+    )
     video = Video(config, status)
     return video, video.watch(Clip(probe, (2, 2), iter(frames)))
 

@@ -182,7 +182,7 @@ def decoding(monkeypatch: pytest.MonkeyPatch, chunks: int, fails: tuple[str, ...
     return log
 
 
-PROBE = Probe(reader="decord", reader_reason="", width=8, height=8, fps=8.0, seconds=1.0)
+PROBE = Probe(reader="decord", reader_reason="", applied="mirrored", width=8, height=8, fps=8.0, seconds=1.0)
 NAMED = Group(corpus="short", sources=tuple(source(name, 1) for name in "abc"))
 
 
