@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -34,12 +35,17 @@ def environment(home: Path) -> dict[str, str]:
     }
 
 
-def sostenuto(folder: Path, *words: str, timeout_s: float = 280) -> subprocess.CompletedProcess[str]:
-    """`sostenuto <words>` in `folder`, waited for; output and exit code are the caller's to judge."""
+def sostenuto(
+    folder: Path, *words: str, timeout_s: float = 280, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """`sostenuto <words>` in `folder`, waited for; output and exit code are the caller's to judge.
+
+    It runs on a private Ray, unless `variables` are those of a head (tests/head.py).
+    """
     return subprocess.run(
         [sys.executable, "-m", "jobs", *words],
         cwd=folder,
-        env=environment(folder / "home"),
+        env=environment(folder / "home") | variables,
         capture_output=True,
         text=True,
         timeout=timeout_s,
@@ -47,9 +53,9 @@ def sostenuto(folder: Path, *words: str, timeout_s: float = 280) -> subprocess.C
     )
 
 
-def succeed(folder: Path, *words: str, timeout_s: float = 280) -> str:
+def succeed(folder: Path, *words: str, timeout_s: float = 280, **variables: str) -> str:
     """`sostenuto <words>` that must end well; its output."""
-    done = sostenuto(folder, *words, timeout_s=timeout_s)
+    done = sostenuto(folder, *words, timeout_s=timeout_s, **variables)
     assert done.returncode == 0, f"{words}: {done.stdout[-2000:]}\n{done.stderr[-4000:]}"
     return done.stdout
 
@@ -100,6 +106,17 @@ def remove(folder: Path, seconds: float = 10) -> None:
     deadline = time.monotonic() + seconds
     while folder.exists() and time.monotonic() < deadline:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def free_port() -> int:
+    """A port that nothing listens on; above Ray's worker range of 10002-19999."""
+    for _ in range(100):
+        with socket.socket() as server:
+            server.bind(("127.0.0.1", 0))
+            port = int(server.getsockname()[1])
+        if port > 20000:
+            return port
+    raise RuntimeError("no free port above 20000")
 
 
 def copy_runs(source: Path, folder: Path, *without: str) -> Path:

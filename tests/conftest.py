@@ -2,13 +2,16 @@
 
 import fcntl
 import os
+import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
 from tests.command import succeed
+from tests.head import Head, end_head, save, saved, start_head
 
 settings.register_profile("house", deadline=None, derandomize=True)
 settings.load_profile("house")
@@ -37,21 +40,46 @@ def environment_as_before() -> Iterator[None]:
     os.environ.update(before)
 
 
+@contextmanager
+def shared(factory: pytest.TempPathFactory, name: str) -> Iterator[Path]:
+    """A folder that all processes of a test run share, for one of them at a time."""
+    base = factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield folder
+
+
+TOKEN = "0123456789abcdef" * 4
+
+
 @pytest.fixture(scope="session")
-def ray_local() -> Iterator[None]:
-    """One small Ray for the whole session: 4 logical CPUs, no dashboard."""
+def head(tmp_path_factory: pytest.TempPathFactory) -> Head:
+    """The one Ray of a test run: the first test that asks for it starts it, the end of the run ends it."""
+    with shared(tmp_path_factory, "head") as folder:
+        file = folder / "head.json"
+        if not file.exists():
+            # the path of a socket of Ray's has 107 bytes at most
+            save(start_head(Path(tempfile.mkdtemp(prefix="lt-", dir="/tmp")), TOKEN), file)
+        return saved(file)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        return
+    file = session.config._tmp_path_factory.getbasetemp() / "head" / "head.json"
+    if file.exists():
+        end_head(saved(file))
+
+
+@pytest.fixture(scope="session")
+def ray_local(head: Head) -> Iterator[None]:
+    """This process, joined to the head."""
     import ray
 
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    os.environ.setdefault("RAY_AUTH_TOKEN", "0123456789abcdef" * 4)
-    ray.init(
-        address="local",
-        num_cpus=4,
-        include_dashboard=False,
-        object_store_memory=256 << 20,
-        log_to_driver=False,
-        logging_level="ERROR",
-    )
+    os.environ |= {name: head.variables[name] for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")}
+    ray.init(address=head.ray, log_to_driver=False, logging_level="ERROR")
     yield
     ray.shutdown()
 
@@ -63,12 +91,7 @@ def finished_quickstart(tmp_path_factory: pytest.TempPathFactory) -> Path:
     The processes of a test run share it. Tests that would change its runs/ take a copy (tests/command.py:
     copy_runs).
     """
-    alone = "PYTEST_XDIST_WORKER" not in os.environ
-    base = tmp_path_factory.getbasetemp()
-    folder = (base if alone else base.parent) / "finished-quickstart"
-    folder.mkdir(exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with shared(tmp_path_factory, "finished-quickstart") as folder:
         output = folder / "output.txt"
         if not output.exists():
             output.write_text(succeed(folder, "quickstart", "--config", "ci", timeout_s=800))

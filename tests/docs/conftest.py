@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.command import copy_runs, end, environment
+from tests.command import copy_runs, end, environment, free_port
 from tests.docs.shown import all_shown, rewritten
-from tests.jobs.commands.head import Head, running_head
-from tests.jobs.conftest import free_port
+from tests.head import Head
 
 QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "RAY_USAGE_STATS_ENABLED": "0"}
 
@@ -37,20 +36,15 @@ def run(
 
 
 @pytest.fixture(scope="session")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A home folder with a token, made as the documentation says."""
+def home(head: Head, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home folder with the head's token, kept as the documentation says."""
     home = tmp_path_factory.mktemp("home")
+    (home / ".ray").mkdir()
+    (home / ".ray" / "auth_token").write_text(head.token)
     for shown in all_shown():
         if shown.kind in ("token", "chmod"):
             run([word.replace("~", str(home)) for word in shown.words], home, home)
     return home
-
-
-@pytest.fixture(scope="package")
-def head(home: Path) -> Iterator[Head]:
-    """A head that asks for that token."""
-    with running_head(home) as started:
-        yield started
 
 
 @pytest.fixture(scope="package")

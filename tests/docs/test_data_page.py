@@ -44,7 +44,7 @@ def expected(text):
 
 
 @pytest.fixture(scope="module")
-def story(tmp_path_factory):
+def story(tmp_path_factory, head):
     """Every command of the page, run in order."""
     folder = tmp_path_factory.mktemp("story")
     places = write_footage(folder)
@@ -54,7 +54,7 @@ def story(tmp_path_factory):
             told[-1] = Told(command, told[-1].output, block)
             continue
         words = [places.get(word, word) for word in command.words[1:]]
-        done = run([sys.executable, "-m", "jobs", *words], folder, folder / "home")
+        done = run([sys.executable, "-m", "jobs", *words], folder, folder / "home", **head.variables)
         told.append(Told(command, done.stdout, ""))
     return folder, told
 

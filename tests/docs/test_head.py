@@ -8,15 +8,14 @@ import pytest
 from tests.command import REPOSITORY
 from tests.docs.conftest import run
 from tests.docs.shown import all_shown, of_kind, rewritten
-from tests.jobs.commands import head as heads
-from tests.jobs.commands.head import Head
+from tests.head import COMMAND, Head
 
 pytestmark = pytest.mark.timeout(900)
 
 
 @of_kind("start")
 def test_the_head_was_started_so(shown):
-    assert tuple(shown.words) == heads.COMMAND
+    assert tuple(shown.words) == COMMAND
     assert shown.variables == {"RAY_AUTH_MODE": "token"}
 
 

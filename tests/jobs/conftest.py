@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +19,7 @@ def _plain_environment(monkeypatch):
     """No address, token or tracking server of the machine that tests."""
     for name in (
         "RAY_ADDRESS",
+        "RAY_AUTH_MODE",
         "RAY_AUTH_TOKEN",
         "RAY_API_SERVER_ADDRESS",
         "MLFLOW_TRACKING_URI",
@@ -49,17 +49,6 @@ def root(tmp_path, mlflow_template):
 def run_config(root):
     """The `ci` preset in a storage root of its own."""
     return configs.load("ci", [f"storage.root={root}"])
-
-
-def free_port():
-    """A port that nothing listens on; above Ray's worker range of 10002-19999."""
-    for _ in range(100):
-        with socket.socket() as sock:
-            sock.bind(("127.0.0.1", 0))
-            port = sock.getsockname()[1]
-        if port > 20000:
-            return port
-    raise RuntimeError("no free port above 20000")
 
 
 @pytest.fixture

@@ -16,8 +16,7 @@ from jobs.config import load as configs
 from jobs.config.schema import settings
 from models.errors import ClusterError, ConfigError
 from pipelines.tracking import NullTracker
-from tests.command import sent
-from tests.jobs.conftest import free_port
+from tests.command import free_port, sent
 
 
 def run_of(reference):

@@ -52,6 +52,24 @@ def test_the_command_says_which_path_runs(tmp_path):
     assert json.loads(done.stdout)["cpu"] == "cpu"
 
 
+@pytest.mark.parametrize(
+    ("name", "target"),
+    [
+        ("key_gradients_bf16_128_many", "sm_90"),
+        ("query_gradients_bf16_24_many", "sm_90"),
+        ("forward_bf16_128_many_wrap", "sm_90"),
+        ("reverse_kl_score_kernel_bf16_guided", "sm_90"),
+        ("forward_bf16_128_many", "sm_80"),
+        ("key_gradients_bf16_24_many", "gfx942"),
+    ],
+)
+def test_a_kernel_of_each_kind_is_as_it_has_to_be(name, target):
+    found = compiled(name, target)[1]
+    assert found.ok
+    assert found.tensor_core_ops > 0 or name.startswith("reverse_kl")
+
+
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_every_shipped_kernel_is_as_it_has_to_be(tmp_path):
     done = sostenuto(tmp_path, "kernels", "--report", "--json", timeout_s=550)

@@ -11,13 +11,9 @@ from itertools import count
 import fsspec
 import pytest
 
+from tests.command import free_port
+
 BUCKETS = count()
-
-
-def free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return int(server.getsockname()[1])
 
 
 def answers(port: int) -> bool:

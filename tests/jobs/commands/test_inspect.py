@@ -40,18 +40,19 @@ def write_corpora(root):
 
 
 @pytest.fixture(scope="module")
-def stand(tmp_path_factory, mlflow_template):
+def stand(tmp_path_factory, mlflow_template, head):
     """Where both corpora were ingested with --json: (folder, what was printed)."""
     folder = tmp_path_factory.mktemp("inspect")
     write_corpora(folder)
     (folder / "runs").mkdir()
     shutil.copy(mlflow_template, folder / "runs" / "mlflow.db")
-    printed = ingest(folder, "--json")
+    printed = ingest(folder, head, "--json")
     return folder, json.loads(printed)
 
 
-def ingest(folder, *words):
-    return succeed(folder, "ingest", "--config", "ci", "--short", "short", "--long", "long", *words)
+def ingest(folder, head, *words):
+    corpora = ("--short", "short", "--long", "long")
+    return succeed(folder, "ingest", "--config", "ci", *corpora, *words, **head.variables)
 
 
 def config_of(folder):
@@ -111,9 +112,9 @@ def test_only_what_was_written_counts_as_work():
     assert Ingested.of(None, [], 5.0).windows == 0
 
 
-def test_ingest_again_says_that_nothing_was_left(stand):
+def test_ingest_again_says_that_nothing_was_left(stand, head):
     folder, _ = stand
-    out = ingest(folder)
+    out = ingest(folder, head)
     assert "nothing was left to do" in out
     assert "windows a second" not in out
     assert "SHORT: 10 windows" in out
@@ -172,10 +173,10 @@ def test_the_one_dataset_of_a_run_is_found_and_of_several_none(stand, tmp_path, 
         inspect(configs.load("ci"), dataset=str(versions))
 
 
-def test_a_dry_run_says_what_would_be_kept(stand, tmp_path):
+def test_a_dry_run_says_what_would_be_kept(stand, head):
     folder, _ = stand
     before = {p: p.stat().st_mtime_ns for p in (folder / "runs").rglob("*") if p.is_file()}
-    lines = [" ".join(line.split()) for line in ingest(folder, "--dry-run").splitlines()]
+    lines = [" ".join(line.split()) for line in ingest(folder, head, "--dry-run").splitlines()]
     assert "corpus videos windows hours of video" in lines
     assert "SHORT 5 10 0.00278" in lines
     assert "LONG 2 2 0.00278" in lines

@@ -11,10 +11,9 @@ import pytest
 from jobs.commands import submit
 from jobs.commands.submit import Submission
 from models.errors import ClusterError, ConfigError
-from tests.jobs.commands.head import running_head
-from tests.jobs.conftest import ROOT, free_port
-
-TOKEN = "0123456789abcdef" * 4
+from tests.command import free_port
+from tests.head import Head
+from tests.jobs.conftest import ROOT
 
 
 def request_of(*command, **options):
@@ -88,25 +87,16 @@ def test_no_head_is_a_line_with_the_remedy():
     assert "ray start --head" in caught.value.remedy
 
 
-@pytest.fixture(scope="module")
-def head(tmp_path_factory):
-    """The address of the Jobs server of a head that asks for TOKEN."""
-    home = tmp_path_factory.mktemp("home")
-    (home / ".ray").mkdir()
-    (home / ".ray" / "auth_token").write_text(TOKEN)
-    with running_head(home) as started:
-        yield started.address
-
-
 PROBE = (
     "import os, pathlib; there = lambda name: pathlib.Path(name).exists(); "
     "print('made by', os.environ['MAKER'], there('jobs/cli.py'), there('.git'))"
 )
 
 
-def send(sostenuto, head, *words, token=TOKEN):
-    variables = {"RAY_AUTH_TOKEN": token} if token else {}
-    return sostenuto("submit", "--address", head, *words, **variables)
+def send(sostenuto, head: Head, *words, **variables):
+    """`sostenuto submit` with the head's token, or with other variables."""
+    variables = variables or {"RAY_AUTH_TOKEN": head.token}
+    return sostenuto("submit", "--address", head.address, *words, **variables)
 
 
 def test_a_job_runs_in_a_copy_of_the_working_directory(sostenuto, head):
@@ -127,15 +117,15 @@ def test_a_taken_name_is_refused(sostenuto, head):
     words = ("--no-wait", "--submission-id", "probe-2", "python", "-c", "pass")
     first, second = (send(sostenuto, head, *words) for _ in range(2))
     assert first.returncode == 0
-    assert f"ray job logs --follow --address {head} probe-2" in first.stdout
+    assert f"ray job logs --follow --address {head.address} probe-2" in first.stdout
     assert second.returncode == 1
     assert second.stderr.count("\n") == 1
     assert "already exists" in second.stderr
 
 
-@pytest.mark.parametrize("token", [None, "f" * 64])
-def test_an_absent_or_wrong_token_is_a_line_with_the_remedy(sostenuto, head, token):
-    done = send(sostenuto, head, "world", token=token)
+@pytest.mark.parametrize("variables", [{"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_TOKEN": "f" * 64}])
+def test_an_absent_or_wrong_token_is_a_line_with_the_remedy(sostenuto, head, variables):
+    done = send(sostenuto, head, "world", **variables)
     assert done.returncode == 1
     assert done.stderr.startswith("error: the Jobs server at")
     assert "RAY_AUTH_TOKEN" in done.stderr
@@ -144,10 +134,10 @@ def test_an_absent_or_wrong_token_is_a_line_with_the_remedy(sostenuto, head, tok
 
 def test_plain_ray_job_submit_works_too(head):
     ray = Path(sys.executable).with_name("ray")
-    environment = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
+    environment = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": head.token}
     command = ["python", "-m", "jobs", "--help"]
     done = subprocess.run(
-        [str(ray), "job", "submit", "--address", head, "--working-dir", ".", "--", *command],
+        [str(ray), "job", "submit", "--address", head.address, "--working-dir", ".", "--", *command],
         cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr

@@ -13,6 +13,7 @@ from jobs.config import load as configs
 from jobs.config.paths import RunPaths
 from jobs.config.schema import SweepConfig
 from models.errors import ClusterError, DataError
+from tests.command import MADE_BY_DISTILLATION, copy_runs, succeed
 
 
 def draws(space, count=200):
@@ -151,25 +152,21 @@ def test_when_every_trial_fails_their_own_error_is_raised():
 
 
 @pytest.mark.timeout(600)
-def test_a_real_search_trains_measures_and_is_gone_on_with(sostenuto, root):
-    words = ["--config", "ci", "--set", f"storage.root={root}"]
-    made = sostenuto("ingest", *words, timeout=300)
-    assert made.returncode == 0, made.stderr
-    words += ["--set", "sweep.stage=teacher", "--set", "sweep.space.teacher.learning_rate=[1e-3,3e-3]"]
-    words += ["--set", "teacher.steps=2", "--set", "teacher.checkpoint_every=1"]
-    done = sostenuto("sweep", *words, timeout=500)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("finished") == 2
-    assert "best: --set teacher.learning_rate=" in done.stdout
+def test_a_real_search_trains_measures_and_is_gone_on_with(finished_quickstart, head, tmp_path):
+    root = copy_runs(finished_quickstart, tmp_path, "seed-0", *MADE_BY_DISTILLATION) / "runs"
+    words = ["sweep", "--config", "ci", "--set", "sweep.stage=teacher", "--set", "teacher.steps=2"]
+    words += ["--set", "sweep.space.teacher.learning_rate=[1e-3,3e-3]", "--set", "teacher.checkpoint_every=1"]
+    done = succeed(tmp_path, *words, timeout_s=500, **head.variables)
+    assert done.count("finished") == 2
+    assert "best: --set teacher.learning_rate=" in done
     trials = sorted((root / "ci" / "sweep" / "trials").iterdir())
     assert len(trials) == 2
     assert all((folder / "teacher" / "outcome.json").is_file() for folder in trials)
     config = configs.load("ci", [f"storage.root={root}"])
     assert check_runs(config) == ["FINISHED"] * 2
-    again = sostenuto("sweep", *words, timeout=300)
-    assert again.returncode == 0, again.stderr
-    assert "resuming the sweep" in again.stdout
-    assert again.stdout.count("finished") == 2
+    again = succeed(tmp_path, *words, **head.variables)
+    assert "resuming the sweep" in again
+    assert again.count("finished") == 2
     assert sorted((root / "ci" / "sweep" / "trials").iterdir()) == trials
 
 

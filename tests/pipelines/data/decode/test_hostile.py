@@ -65,6 +65,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return root / "short", root / "long"
 
 
+@pytest.mark.long
 def test_flipped_bits_cost_no_good_video_a_row(
     ray_local: None, good: tuple[Path, Path], wan_folder: Path, tmp_path: Path
 ) -> None:
@@ -208,6 +209,7 @@ def read(decoder: Decoder, path: Path) -> np.ndarray:
     return np.concatenate(list(decoder.open(path, [(64, 96)]).frames))
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_poison_costs_an_ingest_one_reject_each(double: Path, poisoned: Path, tmp_path: Path) -> None:
     """The command as a user gives it, all of whose decoding processes are the double."""
