@@ -77,8 +77,10 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 def ray_local(head: Head) -> Iterator[None]:
     """This process, joined to the head."""
     import ray
+    from ray._private.authentication_test_utils import reset_auth_token_state
 
     os.environ |= {name: head.variables[name] for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")}
+    reset_auth_token_state()  # an earlier test may have asked without a token
     ray.init(address=head.ray, log_to_driver=False, logging_level="ERROR")
     yield
     ray.shutdown()

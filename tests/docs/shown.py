@@ -166,28 +166,31 @@ def _with_preset(words: Sequence[str]) -> list[str]:
     return [*words[:value], "ci", *words[value + 1 :]]
 
 
-LONG = {
+LONG = (
     "sostenuto quickstart",
     "sostenuto sweep",
     "sostenuto ingest --config clips --short /mnt/short --long /mnt/long --set storage.root=/mnt/runs",
     "sostenuto train teacher --config clips --set storage.root=/mnt/runs",
     "sostenuto submit world --config ci --set storage.root=/tmp/sostenuto-runs",
     "sostenuto submit ingest --config ci --set storage.root=/tmp/sostenuto-runs",
-    "sostenuto submit --submission-id teacher-1 train teacher --config ci --set storage.root=/tmp/sostenuto-runs",
-    "sostenuto submit train sft --config wan-1.3b --set storage.root=s3://bucket/runs "
-    "--set tracking.uri=http://mlflow.internal:5000",
-}
-"""Commands whose path another test walks too: the run of finished_quickstart, test_sweep.py, and the same command
-with other options."""
+    (
+        "sostenuto submit --submission-id teacher-1 train teacher --config ci "
+        "--set storage.root=/tmp/sostenuto-runs"
+    ),
+    (
+        "sostenuto submit train sft --config wan-1.3b --set storage.root=s3://bucket/runs "
+        "--set tracking.uri=http://mlflow.internal:5000"
+    ),
+)
+"""Commands whose path another test walks too: finished_quickstart, test_sweep.py, or the same command with other
+options."""
 
 
 def of_kind(*kinds: str) -> pytest.MarkDecorator:
     """One test per command of these kinds, as its argument `shown`; those of STORIES are not among them."""
     stories = {story.name for story in STORIES}
     chosen = [
-        pytest.param(
-            shown, id=" ".join(shown.words), marks=[pytest.mark.long] if shown.text in LONG else []
-        )
+        pytest.param(shown, id=" ".join(shown.words), marks=[pytest.mark.long] if shown.text in LONG else [])
         for shown in all_shown()
         if shown.kind in kinds and shown.where.split(":")[0] not in stories
     ]

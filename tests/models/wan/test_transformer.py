@@ -163,9 +163,9 @@ print(json.dumps({
 
 
 @pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="memory and reads are counted by Linux")
-@pytest.mark.parametrize("shard", ["10GB", "50MB"])
+@pytest.mark.parametrize("shard", ["10GB", "25MB"])
 def test_loading_keeps_one_copy_and_reads_each_byte_once(tmp_path: Path, shard: str) -> None:
-    layers = 12
+    layers = 6
     with torch.device("meta"):
         theirs = WanTransformer3DModel(
             num_attention_heads=8, attention_head_dim=64, text_dim=512, ffn_dim=2048, num_layers=layers
@@ -177,7 +177,7 @@ def test_loading_keeps_one_copy_and_reads_each_byte_once(tmp_path: Path, shard: 
     theirs.save_pretrained(tmp_path, max_shard_size=shard)
     del theirs
     size = sum(path.stat().st_size for path in tmp_path.glob("*.safetensors"))
-    assert size > 200e6
+    assert size > 100e6
     done = subprocess.run(
         [sys.executable, "-c", LOADER, str(tmp_path), str(layers)],
         cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=True,
