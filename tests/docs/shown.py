@@ -182,7 +182,7 @@ LONG = (
         "--set tracking.uri=http://mlflow.internal:5000"
     ),
 )
-"""Commands whose path another test walks too: finished_quickstart, test_sweep.py, or the same command with other
+"""Commands that another test runs too: finished_quickstart, test_sweep.py, or the same command with other
 options."""
 
 

@@ -233,7 +233,7 @@ def server(tmp_path_factory, mlflow_template):
             *words,
         ],
         cwd=folder,
-        env=os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true"},
+        env=os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
