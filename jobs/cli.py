@@ -4,7 +4,6 @@ Heavy modules are imported when a command runs, so that `--help` is quick.
 """
 
 import importlib
-import json
 import os
 from collections.abc import Callable
 from inspect import Parameter, Signature, getdoc, signature
@@ -68,23 +67,27 @@ def command(*settings: str, describes: bool = True) -> Callable[[Callable[..., N
     def declare(check: Callable[..., None]) -> Callable[..., None]:
         def run(config: str, overrides: list[str] | None, debug: bool, **options: Any) -> None:
             given = {SETTINGS[name][0]: options.pop(name) for name in settings}
-            chosen = [f"{name}={json.dumps(value)}" for name, value in given.items() if value is not None]
             only_describe = describes and options.pop("dry_run")
             check(**options)
             with exit_on_error(debug=debug):
                 from jobs.config.load import load
-                from jobs.config.paths import require_lasting_root
+                from jobs.config.paths import resolved
 
-                loaded = load(config, [*(overrides or []), *chosen])
+                chosen = {name: value for name, value in given.items() if value is not None}
+                loaded = resolved(load(config, overrides or [], chosen), runs=not only_describe)
                 if only_describe:
                     from jobs.estimate.report import dry_run
 
                     dry_run(loaded)
                     return
-                require_lasting_root(loaded.storage.root)
                 os.environ["SOSTENUTO_DEBUG"] = "1" if debug else "0"
                 module = importlib.import_module(f"jobs.commands.{check.__name__}")
-                getattr(module, check.__name__)(loaded, **options)
+                try:
+                    getattr(module, check.__name__)(loaded, **options)
+                finally:
+                    from jobs.unsent import tell_unsent
+
+                    tell_unsent(loaded)
 
         shared: dict[str, tuple[Any, Any]] = {"config": (Config, "tiny"), "overrides": (Overrides, None)}
         shared |= {name: (SETTINGS[name][1], None) for name in settings}
@@ -289,6 +292,25 @@ def submit(
             command, address=address, submission_id=submission_id, env=env or [], working_dir=working_dir
         )
         raise SystemExit(submit(request, follow=follow, dry_run=dry_run))
+
+
+@command(describes=False)
+def track(
+    resend: Annotated[
+        bool, typer.Option("--resend", help="Send it to MLflow, and remove what it took.")
+    ] = False,
+) -> None:
+    """Say what MLflow did not take while this run's commands worked; with --resend, send it.
+
+    Giving it twice records nothing twice. Without --set tracking.uri=... each value goes to the MLflow that
+    it was meant for.
+
+    \b
+    Examples:
+      sostenuto track
+      sostenuto track --resend
+      sostenuto track --resend --config clips --set tracking.uri=http://mlflow.internal:5000
+    """
 
 
 @command(describes=False)

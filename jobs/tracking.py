@@ -1,4 +1,4 @@
-"""MLflow, which no other module imports. Metrics go through a local buffer, so training waits for no server.
+"""MLflow, which no other module imports. A thread sends what runs record, so training waits for no server.
 
 A repeated command continues its run. A sweep or comparison is a parent run, its trials are children of it by
 the tag `mlflow.parentRunId`.
@@ -7,33 +7,45 @@ the tag `mlflow.parentRunId`.
 import json
 import logging
 import os
+import re
+import shlex
+import shutil
 import subprocess
 import tempfile
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from jobs.config.load import config_hash, flatten
-from jobs.config.paths import absolute_root, is_remote
+from jobs.config.load import config_hash, flatten, override
+from jobs.config.paths import absolute_root, absolute_uri, is_remote, sqlite_uri
 from jobs.config.schema import RunConfig
-from jobs.console import warn
-from models.errors import ClusterError, ConfigError
+from jobs.unsent import Entry, Unsent
+from models.errors import ClusterError, ConfigError, SostenutoError
+from pipelines.storage import hash_of, one_line, temporary_file
 from pipelines.tracking import NullTracker, RunStatus, Tracker, TrackerFactory
 
 FLUSH_POINTS, FLUSH_S = 400, 2.0
-"""The buffer is sent when it holds this many points or was last sent this long ago."""
+"""What is recorded is sent when there is this much of it, or this long after it was last sent."""
 
-KEPT_POINTS = 200_000
-"""Points kept in memory while the server is away; the oldest beyond that go to a file."""
+KEPT_POINTS, KEPT_FILES = 100_000, 64
+"""What waits in memory, and in open files, for a server that is away; more goes to the files of unsent.py."""
+
+FILES_S, CLOSE_S = 1.0, 30.0
+"""How long one file too many, and the end of a run, wait for the server to take something."""
 
 PARAM_CHARACTERS = 6000
 """MLflow's longest parameter; longer ones continue under `name.1`, `name.2`."""
 
-_BATCH_PARAMS = 100
+_AT_ONCE = {"metric": FLUSH_POINTS, "param": 100, "tag": 100, "file": 1, "end": 1}
+"""Entries of a kind in one request."""
+
+_log = logging.getLogger("sostenuto.tracking")
 
 _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -74,11 +86,17 @@ def tracking_uri(config: RunConfig) -> str:
     """
     named = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
     if named:
-        return named
+        return absolute_uri(named)
     if is_remote(config.storage.root):
         remedy = "Set tracking.uri or MLFLOW_TRACKING_URI to an MLflow server, or tracking.enabled=false"
         raise ConfigError(f"storage.root {config.storage.root} cannot hold a sqlite file for MLflow", remedy)
-    return f"sqlite:///{absolute_root(config.storage.root)}/mlflow.db"
+    return sqlite_uri(f"{absolute_root(config.storage.root)}/mlflow.db")
+
+
+def _where(equal: Mapping[str, str]) -> str:
+    """A condition in MLflow's query language, which has no way to write a quote: words and hashes only."""
+    assert all(value.isalnum() for value in equal.values()), equal
+    return " and ".join(f"{name} = '{value}'" for name, value in equal.items())
 
 
 @dataclass(frozen=True)
@@ -87,11 +105,11 @@ class RunReference:
 
     uri: str
     run_id: str
-    spool: str | None = None
-    """Folder for points that could not be sent."""
+    unsent: str
+    """Folder of what could not be sent (jobs/unsent.py)."""
 
     def __call__(self) -> "MlflowTracker":
-        return MlflowTracker(self.uri, self.run_id, self.spool)
+        return MlflowTracker(self.uri, self.run_id, self.unsent)
 
 
 def open_run(
@@ -109,42 +127,70 @@ def open_run(
         The run, or None where `tracking.enabled` is false.
 
     Raises:
-        ConfigError: there is no place for MLflow's file.
+        ConfigError: there is no place for MLflow's file, or the experiment was deleted.
         ClusterError: MLflow does not answer or refuses.
     """
     if not config.tracking.enabled:
         return None
     uri, root, group = tracking_uri(config), absolute_root(config.storage.root), config.name
     try:
-        if uri.startswith("sqlite:///"):
-            Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+        if uri.startswith("sqlite"):
+            _make_folder(uri)
         client = _client(uri)
-        known = client.get_experiment_by_name(config.tracking.experiment)
-        if known is not None:
-            experiment = known.experiment_id
-        else:
-            location = f"{root}/mlartifacts" if is_remote(root) else Path(root, "mlartifacts").as_uri()
-            serves = urlsplit(uri).scheme in ("http", "https", "databricks")
-            experiment = client.create_experiment(
-                config.tracking.experiment, artifact_location=None if serves else location
-            )
-        query = f"attributes.run_name = '{group}/{name}' and tags.sostenuto.group = '{group}'"
-        created = {"sostenuto.group": group, "mlflow.source.name": "sostenuto"}
+        experiment = _experiment(client, uri, config)
+        # the name itself may hold quotes, which no query can
+        key = {"sostenuto.run": hash_of([group, name])[:16]}
         if parent is not None:
-            query += f" and tags.mlflow.parentRunId = '{parent.run_id}'"
-            created["mlflow.parentRunId"] = parent.run_id
+            key["mlflow.parentRunId"] = parent.run_id
+        query = _where({f"tags.{tag}": value for tag, value in key.items()})
         runs = client.search_runs([experiment], query, max_results=1)
         if not runs:
-            runs = [client.create_run(experiment, run_name=f"{group}/{name}", tags=created | commit_tags())]
+            created = {"sostenuto.group": group, "mlflow.source.name": "sostenuto"} | key | commit_tags()
+            runs = [client.create_run(experiment, run_name=f"{group}/{name}", tags=created)]
         run_id = str(runs[0].info.run_id)
-        for key, value in (tags or {}).items():
-            client.set_tag(run_id, key, value)
+        for tag, value in (tags or {}).items():
+            client.set_tag(run_id, tag, value)
         client.update_run(run_id, status="RUNNING")
     except _failures() as error:
-        reason = " ".join(str(error).split())[:200]
-        remedy = "Start the server, correct tracking.uri, or set tracking.enabled=false"
-        raise ClusterError(f"MLflow at {uri} cannot be used: {reason}", remedy) from error
-    return RunReference(uri, run_id, None if is_remote(root) else f"{root}/{group}/unsent")
+        raise _unusable(uri, error) from error
+    return RunReference(uri, run_id, f"{root}/{group}/unsent")
+
+
+def _unusable(uri: str, error: BaseException) -> ClusterError:
+    """What MLflow's refusal means to the user."""
+    remedy = "Start the server, correct tracking.uri, or set tracking.enabled=false"
+    if uri.startswith("sqlite"):
+        remedy = "Make room and give this user the right to write there, or set tracking.uri to another place"
+    return ClusterError(f"MLflow at {uri} cannot be used: {one_line(error)[:200]}", remedy)
+
+
+def _make_folder(uri: str) -> None:
+    """The folder of a SQLite file."""
+    from sqlalchemy.engine import make_url
+
+    Path(make_url(uri).database or "").absolute().parent.mkdir(parents=True, exist_ok=True)
+
+
+def _experiment(client: Any, uri: str, config: RunConfig) -> str:
+    """The experiment's id; one that is not there is made.
+
+    Raises:
+        ConfigError: it was deleted.
+    """
+    name, root = config.tracking.experiment, absolute_root(config.storage.root)
+    known = client.get_experiment_by_name(name)
+    if known is None:
+        location = f"{root}/mlartifacts" if is_remote(root) else Path(root, "mlartifacts").as_uri()
+        serves = urlsplit(uri).scheme in ("http", "https", "databricks")
+        return str(client.create_experiment(name, artifact_location=None if serves else location))
+    if known.lifecycle_stage == "deleted":
+        restore = shlex.join(["mlflow", "experiments", "restore", "--experiment-id", known.experiment_id])
+        other = shlex.join(["--set", override("tracking.experiment", f"{name}-2")])
+        remedy = (
+            f"Restore it by `MLFLOW_TRACKING_URI={shlex.quote(uri)} {restore}`, or take another by {other}"
+        )
+        raise ConfigError(f"the MLflow experiment {name!r} was deleted", remedy)
+    return str(known.experiment_id)
 
 
 def factory(reference: RunReference | None) -> TrackerFactory:
@@ -185,106 +231,205 @@ def close_children(reference: RunReference, status: RunStatus = "KILLED") -> int
     """End the children that a run's stopped trials left open. Returns how many there were."""
     client = _client(reference.uri)
     experiment = client.get_run(reference.run_id).info.experiment_id
-    query = f"tags.mlflow.parentRunId = '{reference.run_id}' and attributes.status = 'RUNNING'"
+    query = _where({"tags.mlflow.parentRunId": reference.run_id, "attributes.status": "RUNNING"})
     children = client.search_runs([experiment], query, max_results=1000)
     for child in children:
         client.set_terminated(child.info.run_id, status)
     return len(children)
 
 
-class MlflowTracker:
-    """A Tracker that writes to one MLflow run."""
+def batches(entries: Sequence[Entry]) -> Iterator[Sequence[Entry]]:
+    """Entries in their order, cut into what one request takes."""
+    for kind, group in groupby(entries, key=lambda entry: entry["kind"]):
+        same, size = list(group), _AT_ONCE[kind]
+        yield from (same[start : start + size] for start in range(0, len(same), size))
 
-    def __init__(self, uri: str, run_id: str, spool: str | None = None) -> None:
-        self.uri, self.run_id = uri, run_id
-        self._spool = spool or tempfile.gettempdir()
-        self._client = _client(uri)
-        self._failures = _failures()
-        self._points: list[tuple[str, float, int, int]] = []
-        self._sent = time.monotonic()
-        self._away = False
+
+def send(client: Any, run_id: str, batch: Sequence[Entry]) -> None:
+    """Send one of `batches`. MLflow stores a metric value, a parameter or a tag once, however often it comes.
+
+    Raises:
+        MlflowException and what its store raises: it was not taken.
+    """
+    from mlflow.entities import Metric, Param, RunTag
+
+    first = batch[0]
+    if first["kind"] == "metric":
+        points = [Metric(one["name"], one["value"], one["time_ms"], one["step"]) for one in batch]
+        client.log_batch(run_id, metrics=points)
+    elif first["kind"] == "tag":
+        client.log_batch(run_id, tags=[RunTag(one["name"], one["text"]) for one in batch])
+    elif first["kind"] == "file":
+        with tempfile.TemporaryDirectory() as folder:
+            named = Path(folder, first["name"])
+            named.symlink_to(first["path"])
+            client.log_artifact(run_id, str(named), first["folder"] or None)
+    elif first["kind"] == "end":
+        client.set_terminated(run_id, first["status"], first["time_ms"])
+    else:
+        known, new, changed = dict(client.get_run(run_id).data.params), [], []
+        for name, text in ((one["name"], one["text"]) for one in batch):
+            if name not in known:
+                known[name] = text
+                new.append(Param(name, text))
+            elif known[name] != text:
+                changed.append(RunTag(f"changed.{name}", text))
+        client.log_batch(run_id, params=new, tags=changed)
+
+
+def resend_all(unsent: Unsent, uri: str | None) -> None:
+    """Send all that is kept, and remove it file by file; a run that has ended since keeps its end.
+
+    Args:
+        unsent: where it is.
+        uri: MLflow's address; None is each file's own.
+
+    Raises:
+        ClusterError: MLflow did not take one; that one and those after it stay.
+    """
+    for kept in unsent.files():
+        address = uri or kept.uri
+        try:
+            client = _client(address)
+            with unsent.on_disk(kept) as entries:
+                for batch in batches(entries):
+                    is_end = batch[0]["kind"] == "end"
+                    if not is_end or client.get_run(kept.run_id).info.status == "RUNNING":
+                        send(client, kept.run_id, batch)
+        except _failures() as error:
+            raise _unusable(address, error) from error
+        unsent.forget(kept)
+
+
+class MlflowTracker:
+    """A Tracker that writes to one MLflow run, from a thread of its own.
+
+    Whoever records waits for nothing but a local disk: the thread talks to the server, and what it could not
+    send goes to files (jobs/unsent.py).
+    """
+
+    def __init__(self, uri: str, run_id: str, unsent: str) -> None:
+        self.uri, self.run_id, self._unsent = uri, run_id, unsent
+        self._changed = threading.Condition()
+        self._waiting: list[Entry] = []
+        self._sending: list[Entry] = []
+        self._closing = self._away = False
+        self._sent = 0
+        self._thread = threading.Thread(target=self._work, daemon=True, name="mlflow")
+        self._thread.start()
 
     def params(self, values: Mapping[str, object]) -> None:
         """Record settings, long ones as `name`, `name.1`, `name.2`; changed ones as tags `changed.<name>`."""
-        from mlflow.entities import Param
-
-        pieces: dict[str, str] = {}
+        pieces = []
         for name, value in values.items():
             text = value if isinstance(value, str) else json.dumps(value, default=str)
             for index, start in enumerate(range(0, max(len(text), 1), PARAM_CHARACTERS)):
-                pieces[f"{name}.{index}" if index else name] = text[start : start + PARAM_CHARACTERS]
-        try:
-            known = self._client.get_run(self.run_id).data.params
-            new = [Param(name, text) for name, text in pieces.items() if name not in known]
-            for start in range(0, len(new), _BATCH_PARAMS):
-                self._client.log_batch(self.run_id, params=new[start : start + _BATCH_PARAMS])
-            changed = {name: text for name, text in pieces.items() if known.get(name, text) != text}
-        except self._failures as error:
-            self._complain("settings", error)
-            return
-        self.tags({f"changed.{name}": text[:PARAM_CHARACTERS] for name, text in changed.items()})
+                own = f"{name}.{index}" if index else name
+                pieces.append({"kind": "param", "name": own, "text": text[start : start + PARAM_CHARACTERS]})
+        self._record(pieces)
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        now = int(time.time() * 1000)
-        self._points += [(name, float(value), now, step) for name, value in values.items()]
-        if len(self._points) >= FLUSH_POINTS or time.monotonic() - self._sent >= FLUSH_S:
-            self.flush()
-
-    def flush(self) -> bool:
-        """Send the buffer; what the server does not take stays. Returns whether the buffer is empty."""
-        from mlflow.entities import Metric
-
-        self._sent = time.monotonic()
-        while self._points:
-            batch = self._points[:FLUSH_POINTS]
-            try:
-                self._client.log_batch(self.run_id, metrics=[Metric(*point) for point in batch])
-            except self._failures as error:
-                self._complain("metrics, which are kept for later,", error)
-                if len(self._points) > KEPT_POINTS:
-                    half = len(self._points) // 2
-                    self._write(self._points[:half])
-                    self._points = self._points[half:]
-                return False
-            self._points = self._points[len(batch) :]
-        self._away = False
-        return True
+        now = _now_ms()
+        self._record(
+            [
+                {"kind": "metric", "name": name, "value": float(value), "time_ms": now, "step": step}
+                for name, value in values.items()
+            ]
+        )
 
     def artifact(self, path: str, folder: str = "") -> None:
+        name = Path(path).name
+        with self._changed:
+            self._changed.wait_for(lambda: self._files() < KEPT_FILES, FILES_S)
         try:
-            self._client.log_artifact(self.run_id, path, folder or None)
-        except self._failures as error:
-            self._complain(f"the file {path}", error)
+            copy = temporary_file()
+            with open(path, "rb") as file:
+                shutil.copyfileobj(file, copy)
+            copy.flush()
+        except OSError as error:
+            _log.warning(f"the file {name} is not in MLflow: {one_line(error)}")
+            return
+        self._record([{"kind": "file", "name": name, "path": copy.name, "folder": folder, "copy": copy}])
 
     def tags(self, values: Mapping[str, str]) -> None:
+        self._record([{"kind": "tag", "name": name, "text": text} for name, text in values.items()])
+
+    def close(self, status: RunStatus | None = "FINISHED") -> None:
+        """Send what is left while the server takes something, and keep the rest; end the run, unless None."""
+        with self._changed:
+            self._waiting += [{"kind": "end", "status": status, "time_ms": _now_ms()}] if status else []
+            self._closing = True
+            self._changed.notify_all()
+        before = -1
+        while self._thread.is_alive() and before != self._sent:
+            before = self._sent
+            self._thread.join(CLOSE_S)
+        with self._changed:
+            left, self._waiting = [*self._sending, *self._waiting], []
+        self._keep(left)
+
+    def _record(self, entries: Sequence[Entry]) -> None:
+        """Add to what waits; more than memory should hold goes to files."""
+        with self._changed:
+            self._waiting += entries
+            is_file = any(entry["kind"] == "file" for entry in entries)
+            over = len(self._waiting) > KEPT_POINTS or (is_file and self._files() > KEPT_FILES)
+            left, self._waiting = (self._waiting, []) if over else ([], self._waiting)
+            self._changed.notify_all()
+        self._keep(left)
+
+    def _files(self) -> int:
+        """Files that wait."""
+        return sum(entry["kind"] == "file" for entry in (*self._sending, *self._waiting))
+
+    def _work(self) -> None:
+        """The thread: sends what is due until the tracker is closed and nothing is left, or not taken."""
+        client = None
+        while self._take():
+            try:
+                client = client or _client(self.uri)
+                for batch in batches(list(self._sending)):
+                    send(client, self.run_id, batch)
+                    with self._changed:
+                        del self._sending[: len(batch)]
+                        self._sent += len(batch)
+                        self._changed.notify_all()
+                self._away = False
+            except Exception as error:  # noqa: BLE001 - whatever a store raises, the thread goes on
+                self._complain(error)
+                if self._closing:
+                    return
+
+    def _take(self) -> bool:
+        """Wait until something is due, and make it what is being sent: first what was not taken before."""
+        with self._changed:
+            while True:
+                self._changed.wait_for(self._is_due, FLUSH_S)
+                if not self._sending:
+                    self._sending, self._waiting = self._waiting, []
+                if self._sending or self._closing:
+                    return bool(self._sending)
+
+    def _is_due(self) -> bool:
+        return self._closing or (len(self._waiting) >= FLUSH_POINTS and not self._away)
+
+    def _keep(self, entries: Sequence[Entry]) -> None:
+        if not entries:
+            return
         try:
-            for name, text in values.items():
-                self._client.set_tag(self.run_id, name, text)
-        except self._failures as error:
-            self._complain("tags", error)
+            Unsent(self._unsent).keep(self.uri, self.run_id, entries)
+        except SostenutoError as error:
+            _log.warning(f"{len(entries)} records are in neither MLflow nor its unsent files: {error}")
 
-    def close(self, status: RunStatus = "FINISHED") -> None:
-        """Send the buffer, or write it to the spool where the server is away; end the run."""
-        if not self.flush():
-            self._write(self._points)
-            self._points = []
-        try:
-            self._client.set_terminated(self.run_id, status)
-        except self._failures as error:
-            self._complain("the end of the run", error)
-
-    def _write(self, points: list[tuple[str, float, int, int]]) -> None:
-        path = Path(self._spool) / f"mlflow-{self.run_id}.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
-            for point in points:
-                line = dict(zip(("name", "value", "time_ms", "step"), point, strict=True))
-                file.write(json.dumps(line) + "\n")
-        warn(f"{len(points)} metric values that MLflow did not take are in {path}")
-
-    def _complain(self, what: str, error: BaseException) -> None:
+    def _complain(self, error: BaseException) -> None:
         """Warn once each time the server goes away."""
         if not self._away:
             self._away = True
-            reason = " ".join(str(error).split())[:200]
-            warn(f"MLflow at {self.uri} did not take {what}: {reason}")
+            reason = re.sub("<[^>]*>", "...", one_line(error))[:200]
+            _log.warning(
+                f"MLflow at {self.uri} takes nothing for now; what is recorded waits, work does not: {reason}"
+            )
+
+
+def _now_ms() -> int:
+    return int(time.time() * 1000)

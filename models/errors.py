@@ -34,5 +34,9 @@ class ClusterError(SostenutoError):
     """Ray, MLflow or storage that cannot be reached."""
 
 
+class StorageRefused(ClusterError):
+    """Storage that takes nothing: full, read-only, or not this user's. Trying again does not help."""
+
+
 class TrainingDiverged(SostenutoError):
     """A non-finite loss, gradient or score; the last checkpoint stands."""

@@ -23,7 +23,7 @@ from typing import IO, Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from models.errors import ClusterError, SostenutoError
+from models.errors import ClusterError, SostenutoError, StorageRefused
 
 ASIDE = ".aside-"
 """Prefix of unfinished files; they may be deleted when nothing is being written."""
@@ -32,6 +32,9 @@ TEMPORARY = "sostenuto-file-"
 YOUNG_S = 60.0
 """A temporary file younger than this may belong to an owner that has not locked it yet."""
 Names = list[str]
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+_FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 
 
 class Pending:
@@ -79,12 +82,15 @@ class Storage:
 
     Raises:
         ClusterError: the URI's file system is unknown or not installed. Every method raises it, with the
-            remedy, when the disk is full, a file is missing, or permission is denied.
+            remedy, when a file is missing or the storage fails.
+        StorageRefused: by every method, when the disk is full or read-only, or permission is denied.
     """
 
     def __init__(self, root: "str | Path | Storage") -> None:
         try:
-            self._fs, path = fsspec.core.url_to_fs(str(root))
+            # a folder may have :: or :// in its name
+            absolute = str(root).startswith("/")
+            self._fs, path = (LocalFileSystem(), str(root)) if absolute else fsspec.core.url_to_fs(str(root))
         except (ValueError, ImportError) as error:
             raise ClusterError(
                 f"storage {root!s} cannot be used: {error}", "Give a folder or a URI such as s3://bucket/runs"
@@ -127,11 +133,12 @@ class Storage:
             with os_errors():
                 yield
         except OSError as error:
-            # Arrow and shutil.copytree give the number in their text only
-            found = re.search(r"\[errno (\d+)\]", str(error), re.IGNORECASE)
+            # Arrow, shutil.copytree and safetensors give the number in their text only
+            found = re.search(r"(?:\[errno|\(os error) (\d+)", str(error), re.IGNORECASE)
             number = error.errno or (int(found[1]) if found else None)
             reason = os.strerror(number) if number else one_line(error)
-            raise ClusterError(f"{self._text}/{path}: {reason}", _remedy(number, self._text)) from error
+            kind = StorageRefused if number in _FULL | _FORBIDDEN else ClusterError
+            raise kind(f"{self._text}/{path}: {reason}", _remedy(number, self._text)) from error
 
     @contextmanager
     def open(self, path: str) -> Iterator[BufferedIOBase]:
@@ -324,9 +331,9 @@ def _delete_if_free(path: Path) -> None:
 
 
 def _remedy(number: int | None, root: str) -> str:
-    if number in (errno.ENOSPC, errno.EDQUOT):
+    if number in _FULL:
         return f"Free space on the disk of {root}, or set storage.root to another place, and run it again"
-    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+    if number in _FORBIDDEN:
         return f"Give this user the right to write below {root}, or set storage.root to another place"
     if number == errno.ENOENT:
         return "Check the path, and that the step that makes it has run"

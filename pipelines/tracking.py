@@ -21,7 +21,8 @@ def no_progress(task: str, done: int, total: int, note: str = "", /) -> None:
 
 
 class Tracker(Protocol):
-    """One run of a tracking service, held by one process. No method raises when the service is away."""
+    """One run of a tracking service, held by one process. No method raises when the service is away, and none
+    waits for it; only `close` gives it some seconds."""
 
     def params(self, values: Mapping[str, object]) -> None:
         """Record settings under their dotted names; the first value of a name stays."""
@@ -35,8 +36,8 @@ class Tracker(Protocol):
     def tags(self, values: Mapping[str, str]) -> None:
         """Set tags; a second value for a name replaces the first."""
 
-    def close(self, status: RunStatus = "FINISHED") -> None:
-        """Send what is buffered and end the run. Nothing may be recorded afterwards."""
+    def close(self, status: RunStatus | None = "FINISHED") -> None:
+        """Send what is buffered; end the run, unless None. Nothing may be recorded afterwards."""
 
 
 class NullTracker:
@@ -50,7 +51,7 @@ class NullTracker:
 
     def tags(self, values: Mapping[str, str]) -> None: ...
 
-    def close(self, status: RunStatus = "FINISHED") -> None: ...
+    def close(self, status: RunStatus | None = "FINISHED") -> None: ...
 
 
 TrackerFactory = Callable[[], Tracker]

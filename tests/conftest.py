@@ -87,6 +87,27 @@ def ray_local(head: Head) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
+def mlflow_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A migrated sqlite file: making one takes seconds, copying it none."""
+    from jobs.config import load as configs
+    from jobs.tracking import open_run
+
+    folder = tmp_path_factory.mktemp("mlflow")
+    config = configs.load(
+        "ci",
+        [
+            f"storage.root={folder}",
+            f"tracking.uri=sqlite:///{folder}/mlflow.db",
+            "tracking.experiment=template",
+        ],
+    )
+    reference = open_run(config, "template")
+    assert reference is not None
+    reference().close()
+    return folder / "mlflow.db"
+
+
+@pytest.fixture(scope="session")
 def finished_quickstart(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which `quickstart --config ci` has run once, with what it said in output.txt.
 

@@ -6,8 +6,6 @@ import tempfile
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from jobs.commands.evaluate import INPUTS, systems_of
 from jobs.config import load as configs
 from jobs.config.paths import RunPaths
@@ -126,7 +124,7 @@ def _shared(config: RunConfig) -> str:
     for group, name in paths:
         if tree[group][name] is not None:
             tree[group][name] = Path(tree[group][name]).name
-    return yaml.safe_dump(tree, sort_keys=False)
+    return configs.yaml_of(tree)
 
 
 def _card(

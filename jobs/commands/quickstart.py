@@ -1,5 +1,6 @@
 """`sostenuto quickstart`: from two folders of video to a few-step generator, its samples and its table."""
 
+import shlex
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -57,7 +58,8 @@ def quickstart(config: RunConfig, *, seeds: int, fresh: bool) -> str:
             Storage(paths.root).delete("")
         with ConsoleProgress() as progress, progress_board(progress) as board:
             ingest_corpora(config, paths, progress)
-            factory(parent)().params(flatten(config))
+            tracker = factory(parent)()
+            tracker.params(flatten(config))
 
             def work(name: str) -> None:
                 if name == REFERENCES:
@@ -79,14 +81,15 @@ def quickstart(config: RunConfig, *, seeds: int, fresh: bool) -> str:
             config=to_dict(config),
         )
         sample(config, checkpoint=None, count=SAMPLES, captions=None, head="dm", steps=None, out=None)
-        factory(parent)().close()
+        tracker.close()
     clips = results[0].clips.get("mmm_4", ())
     print_line(f"clips:   {clips[0].rsplit('/', 1)[0] if clips else '-'}")
     print_line(f"samples: {paths.samples}")
     print_line(f"report:  {report.html}")
     print_line(f"summary: {summary}")
     if config.tracking.enabled:
-        print_line(f"runs:    mlflow ui --backend-store-uri {tracking_uri(config)}")
+        words = ["mlflow", "ui", "--backend-store-uri", tracking_uri(config)]
+        print_line(f"runs:    {shlex.join(words)}")
     print_line(f"done in {(time.monotonic() - began) / 60:.1f} minutes")
     return summary
 

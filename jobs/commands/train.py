@@ -26,7 +26,9 @@ def run_stage(
         return adopt_teacher(recipe, config.model.pretrained)
     tags = {"sostenuto.config_hash": config_hash(config)}
     tracker = factory(open_run(config, f"seed-{seed}/{stage}", parent=parent, tags=tags))
-    tracker().params(flatten(config))
+    begun = tracker()
+    begun.params(flatten(config))
+    begun.close(None)
     return train_stage(recipe, tracker, progress)
 
 

@@ -12,7 +12,7 @@ import re
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -29,32 +29,47 @@ _NOT_HASHED = frozenset({"name", "storage", "tracking", "cluster", "sweep"})
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 without its trap: `1e-3` is a number here, not a string."""
+    """YAML 1.1 without two traps: here `1e-3` is a number and `2024-11-20` a text."""
 
 
+class _Dumper(yaml.SafeDumper):
+    """Quotes every text that `_Loader`, or any YAML 1.1, would read as something else."""
+
+
+_FLOAT = "tag:yaml.org,2002:float"
+_NUMBER = re.compile(
+    r"^[-+]?(?:\d+\.\d*(?:[eE][-+]?\d+)?|\.\d+(?:[eE][-+]?\d+)?|\d+[eE][-+]?\d+|\.(?:inf|Inf)|\.(?:nan|NaN))$"
+)
 _Loader.yaml_implicit_resolvers = {
-    letter: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:float"]
+    letter: [
+        (tag, pattern) for tag, pattern in resolvers if tag not in (_FLOAT, "tag:yaml.org,2002:timestamp")
+    ]
     for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(
-        r"^[-+]?(?:\d+\.\d*(?:[eE][-+]?\d+)?|\.\d+(?:[eE][-+]?\d+)?|\d+[eE][-+]?\d+|\.(?:inf|Inf)|\.(?:nan|NaN))$"
+_Dumper.add_representer(
+    str,
+    lambda dumper, text: dumper.represent_scalar(
+        "tag:yaml.org,2002:str", text, style=None if text.isprintable() else '"'
     ),
-    list("-+0123456789."),
 )
+for _kind in (_Loader, _Dumper):
+    _kind.add_implicit_resolver(_FLOAT, _NUMBER, list("-+0123456789."))
 
 
 def presets() -> list[str]:
     return sorted(path.stem for path in PRESETS.glob("*.yaml"))
 
 
-def load(source: str = "tiny", overrides: Sequence[str] = ()) -> RunConfig:
-    """Read a preset or a YAML file, apply `a.b=value` overrides, validate.
+def load(
+    source: str = "tiny", overrides: Sequence[str] = (), values: Mapping[str, Any] | None = None
+) -> RunConfig:
+    """Read a preset or a YAML file, apply `a.b=value` overrides and values, validate.
 
     Args:
         source: name of a preset, or path of a YAML file.
-        overrides: `dotted.name=value`, the value in YAML; later ones win.
+        overrides: `dotted.name=value`; later ones win. The value of a setting that is a text is taken as it
+            stands, unless quotes enclose it or it is the null of an optional one; others are read as YAML.
+        values: by dotted name, over all overrides.
 
     Raises:
         ConfigError: no such file, an unknown key, a value of the wrong type or an impossible combination.
@@ -65,12 +80,53 @@ def load(source: str = "tiny", overrides: Sequence[str] = ()) -> RunConfig:
         if not equals or not name.strip():
             remedy = "Write it as --set loss.reverse_kl_weight=0.3"
             raise ConfigError(f"--set {override!r} is not name=value", remedy)
-        try:
-            value = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
-        except yaml.YAMLError as error:
-            raise ConfigError(f"--set {override!r} has a value that YAML cannot read", "Quote it") from error
-        _put(tree, name.strip(), value)
+        _put(tree, name.strip(), _value_of(name.strip(), text))
+    for name, value in (values or {}).items():
+        _put(tree, name, value)
     return build(tree)
+
+
+def override(name: str, value: Any) -> str:
+    """The `name=value` by which `load` gives a setting this value; a shell needs its own quotes around it."""
+    if isinstance(value, str):
+        if _value_of(name, value) == value:
+            return f"{name}={value}"
+        quoted = yaml.dump(value, default_style='"', allow_unicode=True, width=float("inf"))
+        return f"{name}={quoted.rstrip()}"
+    return f"{name}={json.dumps(value, ensure_ascii=False)}"
+
+
+_IN_QUOTES = re.compile(r"""'(?:[^']|'')*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
+
+
+def _value_of(name: str, text: str) -> Any:
+    """What the text of an override gives a setting.
+
+    Raises:
+        ConfigError: it is not YAML, and the setting is not a text.
+    """
+    kind = settings().get(name, Any)
+    leaves = _leaves(kind)
+    if not text.strip() or (type(None) in leaves and text.strip() in ("null", "~")):
+        return None
+    of_texts = leaves <= {str, type(None)}
+    if of_texts and typing.get_origin(kind) is not tuple and not _IN_QUOTES.fullmatch(text):
+        return text
+    try:
+        # whatever a text looks like, it is one
+        return yaml.load(text, Loader=yaml.BaseLoader if of_texts else _Loader)  # noqa: S506 - SafeLoaders
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {name}={text!r} has a value that YAML cannot read", "Quote it") from error
+
+
+def _leaves(kind: Any) -> set[Any]:
+    """The plain types that a setting's type is made of."""
+    inner = [one for one in typing.get_args(kind) if one is not Ellipsis]
+    if typing.get_origin(kind) is Literal:
+        return set(map(type, inner))
+    if typing.get_origin(kind) is Annotated:
+        return _leaves(inner[0])
+    return set().union(*map(_leaves, inner)) if inner else {kind}
 
 
 def build(tree: Mapping[str, Any]) -> RunConfig:
@@ -116,7 +172,12 @@ def from_json(text: str) -> RunConfig:
 
 
 def to_yaml(config: RunConfig) -> str:
-    return yaml.safe_dump(to_dict(config), sort_keys=False)
+    return yaml_of(to_dict(config))
+
+
+def yaml_of(tree: Mapping[str, Any]) -> str:
+    """Plain values as YAML that `load` reads back."""
+    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def flatten(config: RunConfig) -> dict[str, Any]:
@@ -229,6 +290,9 @@ def _explain(error: ValidationError) -> ConfigError:
         remedy = f"Set it by --set {name}=VALUE, {bounds.description}"
         remedy += ", or null" if type(None) in typing.get_args(kind) else ""
         return ConfigError(f"{name} is {fault['input']}, but must be {bounds.description}", remedy)
+    if fault["type"] == "string_type":
+        problem = f"{name} is a text, but {fault['input']!r} was given"
+        return ConfigError(problem, f"Put it in quotes, or set it by --set {name}=TEXT")
     message = fault["msg"][0].lower() + fault["msg"][1:]
     return ConfigError(f"{name}: {message}, not {fault['input']!r}", f"Set it by --set {name}=VALUE")
 

@@ -1,9 +1,11 @@
 """Where a run keeps what: the folders below `{storage.root}/{name}`."""
 
+import dataclasses
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from jobs.config.schema import RunConfig
 from models.errors import ConfigError
@@ -12,7 +14,8 @@ from pipelines.data.store.info import dataset_version
 
 def is_remote(root: str) -> bool:
     """Whether `storage.root` is an fsspec URI of something other than a local folder."""
-    return urlsplit(root).scheme not in ("", "file", "local")
+    protocol = re.match(r"([\w.+-]+)://", root)
+    return protocol is not None and protocol[1] not in ("file", "local")
 
 
 def absolute_root(root: str) -> str:
@@ -22,18 +25,68 @@ def absolute_root(root: str) -> str:
     return str(Path(root.removeprefix("file://").removeprefix("local://")).expanduser().absolute())
 
 
-def require_lasting_root(root: str) -> None:
-    """Refuse a relative root inside a Ray job, whose working directory is a temporary copy.
+def sqlite_uri(path: str | Path) -> str:
+    """A database file as the URI that MLflow and SQLAlchemy open, whatever letters its path has."""
+    quoted = str(path).replace("%", "%25").replace("?", "%3F")
+    # with the driver's name MLflow leaves the path alone; else it makes a folder of the quoted name, too
+    return f"sqlite{'+pysqlite' if quoted != str(path) else ''}:///{quoted}"
+
+
+def absolute_uri(uri: str) -> str:
+    """MLflow's address as every process sees it: a relative SQLite file or folder made absolute.
 
     Raises:
-        ConfigError: the root is relative and this process was started by a Jobs server.
+        ConfigError: the address cannot be read.
     """
-    relative = not is_remote(root) and not Path(root.removeprefix("file://")).expanduser().is_absolute()
-    if relative and "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+    scheme, path = urlsplit(uri).scheme, Path(unquote(urlsplit(uri).path))
+    if scheme == "file" and not path.is_absolute():
+        return path.absolute().as_uri()
+    if not scheme and uri != "databricks":
+        return absolute_root(uri)
+    if scheme.partition("+")[0] != "sqlite":
+        return uri
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        url = make_url(uri)
+    except SQLAlchemyError as error:
         raise ConfigError(
-            f"storage.root {root!r} is relative, and a job's working directory is temporary",
-            "Set storage.root to a folder or URI that every node reaches: --set storage.root=/mnt/runs",
-        )
+            f"tracking.uri {uri!r} cannot be read: {error}", "Write sqlite:///mlflow.db"
+        ) from error
+    if url.database in (None, "", ":memory:") or "uri" in url.query or Path(url.database).is_absolute():
+        return uri
+    _, mark, query = uri.partition("?")
+    return f"{sqlite_uri(Path(url.database).absolute())}{mark}{query}"
+
+
+def resolved(config: RunConfig, *, runs: bool = True) -> RunConfig:
+    """The config for processes in any folder: `storage.root` is absolute, and so is MLflow's address, which
+    is $MLFLOW_TRACKING_URI where `tracking.uri` is not set.
+
+    Args:
+        config: as it was given in this process's working directory.
+        runs: whether it is going to be run, and not only looked at.
+
+    Raises:
+        ConfigError: one of them is relative in a Ray job, whose working directory is a temporary copy.
+    """
+    root, uri = config.storage.root, config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
+    address = absolute_uri(uri) if uri else None
+    if runs and "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+        if not is_remote(root) and not Path(root.removeprefix("file://")).expanduser().is_absolute():
+            problem = f"storage.root {root!r} is relative, and a job's working directory is temporary"
+            remedy = (
+                "Set storage.root to a folder or URI that every node reaches: --set storage.root=/mnt/runs"
+            )
+            raise ConfigError(problem, remedy)
+        if address != uri:
+            problem = f"MLflow's address {uri!r} is relative, and a job's working directory is temporary"
+            raise ConfigError(problem, "Set it to a server: --set tracking.uri=http://mlflow:5000")
+    storage = dataclasses.replace(config.storage, root=absolute_root(root))
+    return dataclasses.replace(
+        config, storage=storage, tracking=dataclasses.replace(config.tracking, uri=address)
+    )
 
 
 @dataclass(frozen=True)

@@ -3,26 +3,27 @@
 import json
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import ray.train
 import torch
-from ray.train import Checkpoint
+from ray.train import Checkpoint, CheckpointUploadMode
 
 from models.blocks import checkpoint_blocks
 from models.device import half_precision
-from models.errors import SostenutoError, TrainingDiverged
+from models.errors import ClusterError, SostenutoError, StorageRefused, TrainingDiverged
 from models.rng import Key
+from pipelines.checkpoints import MANIFEST_FILE
 from pipelines.data.store.caption_embeddings import text_encoder
 from pipelines.data.store.dataset import ShardDataset
+from pipelines.storage import Storage
 from pipelines.tracking import NullTracker, Progress, Tracker
 from pipelines.training.batches import BatchSource, held_out_batch
 from pipelines.training.collectives import Workers
 from pipelines.training.config import DistillConfig
 from pipelines.training.distill import DistillStage
-from pipelines.training.monitors import Diagnostics, preview
+from pipelines.training.monitors import Diagnostics, preview, relayed_warnings
 from pipelines.training.recipes import Recipe
 from pipelines.training.stage import Batch, Stage
 from pipelines.training.state import load_state, save_state
@@ -41,27 +42,29 @@ def train_worker(given: dict[str, Any]) -> dict[str, float] | SostenutoError:
 
     Returns:
         a summary, or what a user has to mend: trying again would not help, so it is a result here and is
-        raised by the driver. Other errors are raised, and Ray starts again; so is what one of several workers
-        may meet alone, for the others would wait for it.
+        raised by the driver. Other errors are raised, and Ray starts again: what may pass, such as a store
+        that fails, and what one of several workers may meet alone, for the others would wait for it.
     """
     recipe: Recipe = given["recipe"]
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(not recipe.cluster.use_gpu)
     context = ray.train.get_context()
     workers = Workers(context.get_world_rank(), context.get_world_size())
-    tracker: Tracker = NullTracker() if workers.rank else given["tracker"]()
-    try:
-        summary = _Loop(recipe, workers, tracker, given["progress"]).run()
-    except SostenutoError as error:
-        tracker.close("FAILED")
-        if workers.size > 1 and not isinstance(error, TrainingDiverged):
+    with relayed_warnings(given["progress"]):
+        tracker: Tracker = NullTracker() if workers.rank else given["tracker"]()
+        try:
+            result = _Loop(recipe, workers, tracker, given["progress"]).run()
+        except SostenutoError as error:
+            tracker.close("FAILED")
+            alone = workers.size > 1 and not isinstance(error, TrainingDiverged)
+            if alone or type(error) is ClusterError:
+                raise
+            return error
+        except BaseException:
+            tracker.close("FAILED")
             raise
-        return error
-    except BaseException:
-        tracker.close("FAILED")
-        raise
-    tracker.close("FINISHED")
-    return summary
+        tracker.close("FAILED" if isinstance(result, SostenutoError) else "FINISHED")
+        return result
 
 
 def make_stage(recipe: Recipe, workers: Workers) -> Stage:
@@ -98,8 +101,8 @@ class _Loop:
         self.began = 0.0
         self.first_step = 0
 
-    def run(self) -> dict[str, float]:
-        """Resumes, steps until the stage is done, and saves; the summary of the stage."""
+    def run(self) -> dict[str, float] | StorageRefused:
+        """Resumes, steps until the stage is done, and saves; its summary, or why it could not be saved."""
         state, config = self.state, self.config
         checkpoint = ray.train.get_checkpoint()
         if checkpoint is not None:
@@ -118,14 +121,14 @@ class _Loop:
             self._log(result.metrics)
             if state.step == config.steps:
                 break
-            if state.step % config.checkpoint_every == 0:
-                self._save({})
+            if state.step % config.checkpoint_every == 0 and (refused := self._save({})):
+                return refused
             if config.preview_every and state.step % config.preview_every == 0:
                 self._preview()
         summary = self._summary()
         # Only once: Ray Train deletes both of two checkpoints with one name.
-        if self.first_step < config.steps:
-            self._save(summary)
+        if self.first_step < config.steps and (refused := self._save(summary)):
+            return refused
         if config.preview_every:
             self._preview()
         return summary
@@ -184,17 +187,26 @@ class _Loop:
         self.tracker.metrics(self.state.step, {f"train/{k}": v for k, v in summary.items()})
         return summary
 
-    def _save(self, metrics: dict[str, float]) -> None:
-        """Rank 0 writes, everybody reports; Ray Train copies the folder to storage, and keeps two."""
-        report: Callable[..., None] = ray.train.report
-        if self.workers.rank:
-            report(metrics)
-            return
-        with tempfile.TemporaryDirectory() as name:
-            (Path(name) / "config.json").write_text(json.dumps(self.recipe.settings, indent=1))
-            save_state(self.state, self.stage.spec, Path(name))
-            report(
-                {"step": float(self.state.step), **metrics},
-                checkpoint=Checkpoint.from_directory(name),
-                checkpoint_dir_name=f"step-{self.state.step:06d}",
-            )
+    def _save(self, metrics: dict[str, float]) -> StorageRefused | None:
+        """Rank 0 writes, everybody reports, and Ray Train keeps two; why that failed, on every worker."""
+        name, checkpoint, refused = f"step-{self.state.step:06d}", None, None
+        if self.workers.rank == 0:
+            metrics = {"step": float(self.state.step), **metrics}
+            storage = ray.train.get_context().get_storage()
+            checkpoint = Checkpoint(storage.build_checkpoint_path_from_name(name), storage.storage_filesystem)
+            try:
+                self._write(name)
+            except StorageRefused as error:
+                refused = error
+        if self.workers.largest(int(refused is not None), self.device):
+            return refused or StorageRefused("a checkpoint was not written", "Rank 0 says why")
+        ray.train.report(metrics, checkpoint, checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD)
+        return None
+
+    def _write(self, name: str) -> None:
+        """The state as a folder of the stage, which appears whole."""
+        with tempfile.TemporaryDirectory() as made:
+            with Storage(made).errors_about(""):
+                (Path(made) / "config.json").write_text(json.dumps(self.recipe.settings, indent=1))
+                save_state(self.state, self.stage.spec, Path(made))
+            Storage(self.recipe.root).put_folder(made, f"{self.recipe.name}/{name}", last=MANIFEST_FILE)

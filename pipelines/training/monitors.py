@@ -1,10 +1,11 @@
 """What people watch while a stage trains: preview videos, diagnostics of its rollouts, a progress line."""
 
 import copy
+import logging
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -143,16 +144,21 @@ class Diagnostics:
 
 @ray.remote(num_cpus=0)
 class _Board:
-    """An actor with the newest progress of every task."""
+    """An actor with the newest progress of every task, and all warnings."""
 
     def __init__(self) -> None:
         self._newest: dict[str, tuple[int, int, str]] = {}
+        self._warnings: list[str] = []
 
     def update(self, task: str, done: int, total: int, note: str) -> None:
         self._newest[task] = (done, total, note)
 
-    def read(self) -> dict[str, tuple[int, int, str]]:
-        return self._newest
+    def warn(self, text: str) -> None:
+        if text not in self._warnings:
+            self._warnings.append(text)
+
+    def read(self) -> tuple[dict[str, tuple[int, int, str]], list[str]]:
+        return self._newest, self._warnings
 
 
 @dataclass(frozen=True)
@@ -165,18 +171,50 @@ class BoardProgress:
         self.board.update.remote(task, done, total, note)
 
 
+class _ToBoard(logging.Handler):
+    """Sends warnings to a board, and waits until they are there: a worker may end right after."""
+
+    def __init__(self, board: Any) -> None:
+        super().__init__(logging.WARNING)
+        self._board = board
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with suppress(ray.exceptions.RayError):
+            ray.get(self._board.warn.remote(record.getMessage()), timeout=POLL_S)
+
+
+@contextmanager
+def relayed_warnings(progress: Progress | None) -> Iterator[None]:
+    """What this process's `sostenuto` loggers warn of is said by the process that watches the board, once."""
+    if not isinstance(progress, BoardProgress):
+        yield
+        return
+    log, handler = logging.getLogger("sostenuto"), _ToBoard(progress.board)
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+
+
 @contextmanager
 def progress_board(progress: Progress) -> Iterator[BoardProgress]:
-    """Shows by `progress` what other processes report to the board, for the length of a `with` block."""
+    """Shows by `progress` what other processes report to the board, and repeats what they warn of, for the
+    length of a `with` block."""
     board: Any = _Board.remote()  # type: ignore[attr-defined]
     stop = threading.Event()
     shown: dict[str, int] = {}
+    said: list[str] = []
 
     def show() -> None:
-        for task, (done, total, note) in ray.get(board.read.remote()).items():
+        newest, warnings = ray.get(board.read.remote())
+        for task, (done, total, note) in newest.items():
             if shown.get(task) != done:
                 shown[task] = done
                 progress(task, done, total, note)
+        for text in warnings[len(said) :]:
+            said.append(text)
+            logging.getLogger("sostenuto").warning(text)
 
     def watch() -> None:
         while not stop.wait(POLL_S):

@@ -1,27 +1,32 @@
 """One stage as a Ray Train run: started, resumed or skipped by the same call."""
 
 import dataclasses
+import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+import ray
 from ray.train import (
     CheckpointConfig,
     FailureConfig,
     RunConfig,
     ScalingConfig,
+    TrainingFailedError,
     UserCallback,
-    WorkerGroupError,
 )
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from models.errors import CheckpointError, SostenutoError
 from models.wan import read_transformer
-from pipelines.checkpoints import NetworkSpec, save_network
+from pipelines.checkpoints import MANIFEST_FILE, NetworkSpec, save_network
 from pipelines.storage import Storage
 from pipelines.tracking import Progress, TrackerFactory
 from pipelines.training.loop import train_worker
 from pipelines.training.recipes import OUTCOME_FILE, Recipe, StageOutcome, finished_stage
+
+LISTING = "checkpoint_manager_snapshot.json"
+"""Ray Train's list of a stage's checkpoints."""
 
 SILENCE_S = 7200
 """Longest that workers wait for one of them: the first writes checkpoints and decodes previews alone."""
@@ -44,6 +49,7 @@ def train_stage(
     Raises:
         TrainingDiverged: a loss, score or gradient was not finite.
         CheckpointError: the folder holds a run of other settings, or is damaged.
+        StorageRefused: the storage is full or read-only; the last checkpoint stands.
     """
     done = _finished(recipe)
     if done is not None:
@@ -55,6 +61,7 @@ def train_stage(
             "give its settings to go on with it, or --fresh to start over",
         )
     storage.write_json(mark, own)
+    _mend_listing(storage, recipe.name)
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"recipe": recipe, "tracker": tracker, "progress": progress},
@@ -70,14 +77,54 @@ def train_stage(
     )
     try:
         result = trainer.fit()
-    except WorkerGroupError as failed:
-        ours = [error for error in failed.worker_failures.values() if isinstance(error, SostenutoError)]
-        raise ours[0] if ours else failed from failed
+    except TrainingFailedError as failed:
+        met = [*getattr(failed, "worker_failures", {}).values(), getattr(failed, "controller_failure", None)]
+        for error in met:
+            if isinstance(error, SostenutoError):
+                raise error from failed
+            if isinstance(error, OSError):
+                with storage.errors_about(recipe.name):
+                    raise error from failed
+        raise
     if isinstance(result.return_value, SostenutoError):
         raise result.return_value
     assert result.checkpoint is not None
     checkpoint = f"{recipe.root}/{recipe.name}/{Path(result.checkpoint.path).name}"
     return _finish(recipe, checkpoint, dict(result.return_value or {}))
+
+
+def _mend_listing(storage: Storage, stage: str) -> None:
+    """Lists the stage's whole checkpoints anew where a full disk has cut off Ray Train's own list of them."""
+    path = f"{stage}/{LISTING}"
+    if not storage.exists(path):
+        return
+    try:
+        json.loads(storage.read_bytes(path))
+        return
+    except ValueError:
+        folders = [name for name in storage.list(stage) if storage.exists(f"{stage}/{name}/{MANIFEST_FILE}")]
+    results = [{"checkpoint_dir_name": name, "metrics": {}} for name in folders if name.startswith("step-")]
+    listing = dict.fromkeys(
+        (
+            "pending_training_results",
+            "pending_validation_specs",
+            "validated_checkpoint_dir_names",
+            "timed_out_validation_checkpoint_dir_names",
+            "failed_validation_checkpoint_dir_names",
+        ),
+        (),
+    )
+    storage.write_json(
+        path,
+        {
+            "ray_version": ray.__version__,
+            "checkpoint_results": results,
+            "checkpoint_report_indices": [*range(len(results))],
+            "latest_checkpoint_result": results[-1] if results else None,
+            "current_report_index": len(results),
+            **listing,
+        },
+    )
 
 
 def adopt_teacher(recipe: Recipe, folder: str) -> StageOutcome:

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from jobs.config import load as configs
-from jobs.tracking import open_run
 
 ROOT = Path(__file__).parents[2]
 
@@ -26,16 +25,6 @@ def _plain_environment(monkeypatch):
         "SOSTENUTO_COMMIT",
     ):
         monkeypatch.delenv(name, raising=False)
-
-
-@pytest.fixture(scope="session")
-def mlflow_template(tmp_path_factory):
-    """A migrated sqlite file: making one takes seconds, copying it none."""
-    folder = tmp_path_factory.mktemp("mlflow")
-    config = configs.load("ci", [f"storage.root={folder}", "tracking.experiment=template"])
-    reference = open_run(config, "template")
-    reference().close()
-    return folder / "mlflow.db"
 
 
 @pytest.fixture

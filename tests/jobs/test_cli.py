@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from jobs.cli import app
 from tests.jobs.conftest import ROOT
 
-COMMANDS = "quickstart world ingest inspect train sample evaluate export sweep submit doctor".split()
+COMMANDS = "quickstart world ingest inspect train sample evaluate export sweep track submit doctor".split()
 runner = CliRunner()
 
 
@@ -35,7 +35,9 @@ def test_every_help_has_examples_that_are_understood(command):
     assert all(example.split()[1] == command for example in examples)
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c not in ("submit", "doctor", "train", "export")])
+@pytest.mark.parametrize(
+    "command", [c for c in COMMANDS if c not in ("submit", "doctor", "train", "export", "track")]
+)
 def test_every_command_can_be_tried_dry(command):
     shown = call(command, "--config", "ci", "--dry-run", "--set", "seed=7")
     assert shown.exit_code == 0, shown.output

@@ -2,7 +2,10 @@
 
 import json
 import os
+import shlex
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -10,13 +13,21 @@ import urllib.error
 import urllib.request
 
 import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 from jobs import tracking
+from jobs.cli import app
+from jobs.commands.track import track
 from jobs.config import load as configs
-from jobs.config.schema import settings
+from jobs.config import schema
+from jobs.config.paths import resolved
+from jobs.unsent import tell_unsent, unsent_of
 from models.errors import ClusterError, ConfigError
 from pipelines.tracking import NullTracker
 from tests.command import free_port, sent
+from tests.texts import file_names
 
 
 def run_of(reference):
@@ -26,6 +37,13 @@ def run_of(reference):
 def history(reference, name):
     points = tracking._client(reference.uri).get_metric_history(reference.run_id, name)
     return [(point.step, point.value) for point in points]
+
+
+def eventually(is_so, seconds=20):
+    deadline = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def test_the_same_command_writes_on_in_the_same_run(run_config):
@@ -61,9 +79,10 @@ def test_params_are_the_dotted_names_and_long_ones_are_split(run_config):
     tracker = reference()
     text = "x" * (2 * tracking.PARAM_CHARACTERS + 1)
     tracker.params(configs.flatten(run_config) | {"long": text})
+    tracker.close(None)
     found = run_of(reference).data.params
     assert json.loads(found["loss.reverse_kl_weight"]) == run_config.loss.reverse_kl_weight
-    assert set(settings()) <= set(found)
+    assert set(schema.settings()) <= set(found)
     assert found["long"] + found["long.1"] + found["long.2"] == text
 
 
@@ -72,6 +91,7 @@ def test_a_changed_param_is_told_and_the_first_one_stays(run_config):
     tracker = reference()
     tracker.params({"sft.steps": 3, "seed": 0})
     tracker.params({"sft.steps": 5, "seed": 0})
+    tracker.close(None)
     run = run_of(reference)
     assert run.data.params == {"sft.steps": "3", "seed": "0"}
     assert {name: text for name, text in run.data.tags.items() if name.startswith("changed")} == {
@@ -87,20 +107,25 @@ def test_numbers_wait_until_there_are_enough(run_config, monkeypatch):
         tracker.metrics(step, {"train/loss": 1.0})
     assert history(reference, "train/loss") == []
     tracker.metrics(tracking.FLUSH_POINTS, {"train/loss": 1.0})
-    assert len(history(reference, "train/loss")) == tracking.FLUSH_POINTS
+    eventually(lambda: len(history(reference, "train/loss")) == tracking.FLUSH_POINTS)
 
 
 def test_numbers_wait_no_longer_than_their_time(run_config, monkeypatch):
-    monkeypatch.setattr(tracking, "FLUSH_S", 0.0)
+    monkeypatch.setattr(tracking, "FLUSH_S", 0.02)
     reference = tracking.open_run(run_config, "time")
-    reference().metrics(0, {"train/loss": 1.0})
-    assert history(reference, "train/loss") == [(0, 1.0)]
+    tracker = reference()
+    tracker.metrics(0, {"train/loss": 1.0})
+    eventually(lambda: history(reference, "train/loss") == [(0, 1.0)])
+    tracker.close(None)
 
 
 def test_artifacts_lie_beside_the_sqlite_file(run_config, root):
     reference = tracking.open_run(run_config, "artifacts")
     (root / "table.txt").write_text("a table")
-    reference().artifact(str(root / "table.txt"), "tables")
+    tracker = reference()
+    tracker.artifact(str(root / "table.txt"), "tables")
+    (root / "table.txt").unlink()
+    tracker.close(None)
     found = list((root / "mlartifacts").rglob("tables/table.txt"))
     assert [path.read_text() for path in found] == ["a table"]
 
@@ -119,8 +144,11 @@ def test_children_of_stopped_trials_are_closed(run_config):
 def test_a_factory_travels_to_a_worker(run_config):
     reference = tracking.open_run(run_config, "factory")
     copy = sent(tracking.factory(reference))
-    copy().metrics(0, {"train/loss": 1.0})
     assert copy == reference
+    tracker = copy()
+    tracker.metrics(0, {"train/loss": 1.0})
+    tracker.close()
+    assert history(reference, "train/loss") == [(0, 1.0)]
 
 
 def test_tracking_can_be_off(run_config):
@@ -143,6 +171,31 @@ def test_the_address_is_the_settings_then_the_variables_then_a_file(run_config, 
     assert tracking.tracking_uri(named) == "sqlite:////elsewhere.db"
 
 
+@pytest.mark.parametrize("given", ["setting", "variable"])
+def test_a_relative_address_is_where_the_command_was_typed_for_every_process(
+    given, run_config, tmp_path, monkeypatch
+):
+    """A worker has another folder: what it gets, and finds in its variables, must not depend on that."""
+    (tmp_path / "here").mkdir()
+    (tmp_path / "worker").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    if given == "variable":
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
+    else:
+        run_config = configs.with_values(run_config, {"tracking.uri": "sqlite:///mlflow.db"})
+    shutil.copy(tmp_path / "mlflow.db", tmp_path / "here")
+    config = sent(resolved(run_config))
+    reference = sent(tracking.open_run(config, "parent"))
+    monkeypatch.chdir(tmp_path / "worker")
+    tracker = reference()
+    tracker.metrics(0, {"train/loss": 1.0})
+    tracker.close()
+    child = tracking.open_run(config, "child", parent=reference)
+    assert child.uri == reference.uri == f"sqlite:///{tmp_path}/here/mlflow.db"
+    assert history(reference, "train/loss") == [(0, 1.0)]
+    assert not list((tmp_path / "worker").iterdir())
+
+
 def test_a_remote_root_needs_a_server(run_config):
     remote = configs.with_values(run_config, {"storage.root": "s3://bucket/runs"})
     with pytest.raises(ConfigError, match="MLFLOW_TRACKING_URI"):
@@ -157,6 +210,38 @@ def test_a_server_that_is_not_there_is_named(run_config, monkeypatch):
         tracking.open_run(gone, "x")
 
 
+def test_a_deleted_experiment_can_be_restored_as_the_error_says(run_config):
+    reference = tracking.open_run(run_config, "x")
+    experiment = run_of(reference).info.experiment_id
+    tracking._client(reference.uri).delete_experiment(experiment)
+    with pytest.raises(ConfigError, match="was deleted") as caught:
+        tracking.open_run(run_config, "x")
+    variable, *words = shlex.split(caught.value.remedy.split("`")[1])
+    assert variable == f"MLFLOW_TRACKING_URI={reference.uri}"
+    assert words == ["mlflow", "experiments", "restore", "--experiment-id", experiment]
+    tracking._client(reference.uri).restore_experiment(experiment)
+    assert tracking.open_run(run_config, "x") == reference
+
+
+@settings(max_examples=1, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+@given(names=st.lists(file_names(), min_size=200, max_size=200, unique=True))
+def test_what_is_recorded_comes_back_whatever_letters_it_has(names, run_config):
+    """200 texts as params, tags and names of files; ten of them as the names of runs and of their group."""
+    reference = tracking.open_run(run_config, "letters")
+    tracker = reference()
+    tracker.params({f"p{index}": text for index, text in enumerate(names)})
+    tracker.tags({f"t{index}": text for index, text in enumerate(names)})
+    tracker.close()
+    found = run_of(reference).data
+    assert [found.params[f"p{index}"] for index in range(200)] == names
+    assert [found.tags[f"t{index}"] for index in range(200)] == names
+    for name in ["bob's run", "a \"b\" 'c'", *names[:10]]:
+        config = configs.load("ci", values={"name": name, "storage.root": run_config.storage.root})
+        reference = tracking.open_run(config, name)
+        assert tracking.open_run(config, name) == reference
+        assert run_of(reference).info.run_name == f"{name}/{name}"
+
+
 class Away:
     """A client whose server has gone."""
 
@@ -167,48 +252,143 @@ class Away:
         return call
 
 
-def test_numbers_survive_a_server_that_goes_away(run_config, root, monkeypatch, capsys):
-    monkeypatch.setattr(tracking, "FLUSH_S", 0.0)
+@pytest.fixture
+def server_goes(monkeypatch):
+    """Calling it makes the server of trackers go away, or come back."""
+    real, there = tracking._client, [True]
+
+    class Client:
+        def __init__(self, uri):
+            self.real = real(uri)
+
+        def __getattr__(self, name):
+            return getattr(self.real if there[0] else Away(), name)
+
+    monkeypatch.setattr(tracking, "_client", Client)
+    monkeypatch.setattr(tracking, "FLUSH_S", 0.02)
+
+    def goes(away=True):
+        there[0] = not away
+
+    return goes
+
+
+def test_numbers_survive_a_server_that_goes_away(run_config, root, server_goes, caplog):
     reference = tracking.open_run(run_config, "away")
+    server_goes()
     tracker = reference()
-    here, tracker._client = tracker._client, Away()
+    tracker.params({"a": 1})
     for step in range(3):
         tracker.metrics(step, {"train/loss": float(step)})
-    tracker.params({"a": 1})
+        time.sleep(0.05)
     tracker.artifact("nowhere")
-    assert capsys.readouterr().err.count("\n") == 1, "one warning, not one for each number"
-    tracker._client = here
+    assert sum("takes nothing for now" in line for line in caplog.messages) == 1, "one warning a time"
+    assert "nowhere is not in MLflow" in caplog.text
+    server_goes(away=False)
     tracker.metrics(3, {"train/loss": 3.0})
-    assert history(reference, "train/loss") == [(0, 0.0), (1, 1.0), (2, 2.0), (3, 3.0)]
-
-
-def test_what_cannot_be_sent_at_the_end_is_written_beside_the_run(run_config, root, capsys):
-    tracker = tracking.open_run(run_config, "unsent")()
-    tracker._client = Away()
-    tracker.metrics(7, {"train/loss": 0.5})
+    eventually(lambda: len(history(reference, "train/loss")) == 4)
     tracker.close()
-    lines = (root / "ci" / "unsent" / f"mlflow-{tracker.run_id}.jsonl").read_text().splitlines()
-    assert [(json.loads(line)["step"], json.loads(line)["value"]) for line in lines] == [(7, 0.5)]
-    assert "1 metric values" in capsys.readouterr().err
+    assert history(reference, "train/loss") == [(0, 0.0), (1, 1.0), (2, 2.0), (3, 3.0)]
+    assert run_of(reference).data.params == {"a": "1"}
+    assert not (root / "ci" / "unsent").exists()
 
 
-def test_memory_is_bounded_while_the_server_is_away(run_config, root, monkeypatch):
-    monkeypatch.setattr(tracking, "FLUSH_S", 0.0)
+def test_what_could_not_be_sent_is_told_with_the_command_that_sends_it_once(
+    run_config, root, server_goes, caplog, capsys, tmp_path
+):
+    reference = tracking.open_run(run_config, "unsent")
+    server_goes()
+    tracker = reference()
+    (tmp_path / "clip.mp4").write_bytes(b"video")
+    tracker.metrics(7, {"train/loss": 0.5, "train/nothing": float("nan")})
+    tracker.artifact(str(tmp_path / "clip.mp4"), "previews")
+    tracker.tags({"done": "yes"})
+    tracker.close("FAILED")
+    tell_unsent(run_config)
+    told = caplog.messages[-1]
+    assert told.startswith("MLflow has not taken 2 metric values and 3 other records of 1 run. ")
+    words = shlex.split(told.split("To send them: ")[1])
+    assert words[:3] == ["sostenuto", "track", "--resend"]
+    with pytest.raises(ClusterError, match="refused"):
+        track(run_config, resend=True)
+    server_goes(away=False)
+    shutil.copytree(root / "ci" / "unsent", tmp_path / "again")
+    for _ in range(2):
+        assert CliRunner().invoke(app, words[1:]).exit_code == 0
+        run = run_of(reference)
+        assert history(reference, "train/loss") == [(7, 0.5)]
+        assert len(history(reference, "train/nothing")) == 1
+        assert (run.info.status, run.data.tags["done"]) == ("FAILED", "yes")
+        assert [path.read_bytes() for path in root.rglob("mlartifacts/**/clip.mp4")] == [b"video"]
+        assert list((root / "ci" / "unsent").iterdir()) == []
+        shutil.copytree(tmp_path / "again", root / "ci" / "unsent", dirs_exist_ok=True)
+
+
+def test_a_run_that_has_gone_on_since_keeps_its_end(run_config, server_goes):
+    reference = tracking.open_run(run_config, "gone-on")
+    server_goes()
+    reference().close("FAILED")
+    server_goes(away=False)
+    reference().close("FINISHED")
+    assert track(run_config, resend=True) == 0
+    assert run_of(reference).info.status == "FINISHED"
+
+
+def test_memory_is_bounded_while_the_server_is_away(run_config, server_goes, monkeypatch, tmp_path):
     monkeypatch.setattr(tracking, "KEPT_POINTS", 10)
-    tracker = tracking.open_run(run_config, "bounded")()
-    tracker._client = Away()
+    monkeypatch.setattr(tracking, "KEPT_FILES", 2)
+    monkeypatch.setattr(tracking, "FILES_S", 0.01)
+    reference = tracking.open_run(run_config, "bounded")
+    server_goes()
+    tracker = reference()
+    (tmp_path / "clip").write_bytes(b"x")
     for step in range(40):
         tracker.metrics(step, {"train/loss": float(step)})
+        tracker.artifact(str(tmp_path / "clip"), f"step-{step}")
+        assert len(tracker._waiting) <= 10
     tracker.close()
-    lines = (root / "ci" / "unsent" / f"mlflow-{tracker.run_id}.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in lines] == list(range(40)), "nothing lost, in order"
+    kept = [entry for file in unsent_of(run_config).files() for entry in file.entries]
+    assert sorted(e["step"] for e in kept if e["kind"] == "metric") == list(range(40)), "nothing is lost"
+    assert len({e["folder"] for e in kept if e["kind"] == "file"}) == 40
+
+
+def test_a_server_that_hangs_costs_a_step_nothing_and_loses_nothing(run_config, monkeypatch, root):
+    """It takes connections and never answers: whoever records goes on at once, and so, soon, does the end."""
+    monkeypatch.setattr(tracking, "FLUSH_S", 0.02)
+    monkeypatch.setattr(tracking, "CLOSE_S", 0.2)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with socket.create_server(("127.0.0.1", 0)) as hanging:
+        uri = f"http://127.0.0.1:{hanging.getsockname()[1]}"
+        tracker = tracking.MlflowTracker(uri, "0" * 32, f"{root}/ci/unsent")
+        tracker.metrics(0, {"train/begun": 1.0})
+        connection, _ = hanging.accept()
+        began = time.monotonic()
+        for step in range(1000):
+            tracker.metrics(step, {"train/loss": 1.0, "train/rate": 2.0})
+        assert time.monotonic() - began < 1.0, "1000 steps"
+        tracker.close()
+        assert time.monotonic() - began < 5.0
+        connection.close()
+    tracker._thread.join()
+    (kept,) = unsent_of(run_config).files()
+    assert sorted(e["step"] for e in kept.entries if e.get("name") == "train/loss") == list(range(1000))
+    assert kept.entries[-1]["status"] == "FINISHED"
+
+
+def test_a_storage_that_takes_nothing_either_is_told(server_goes, run_config, caplog, tmp_path):
+    reference = tracking.open_run(run_config, "nowhere")
+    server_goes()
+    (tmp_path / "file").write_text("")
+    tracker = tracking.MlflowTracker(reference.uri, reference.run_id, f"{tmp_path}/file/unsent")
+    tracker.metrics(0, {"train/loss": 1.0})
+    tracker.close(None)
+    assert "1 records are in neither MLflow nor its unsent files" in caplog.text
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory, mlflow_template):
     """A real MLflow server on this machine."""
-    import shutil
-
     folder = tmp_path_factory.mktemp("server")
     shutil.copy(mlflow_template, folder / "mlflow.db")
     port = free_port()

@@ -1,7 +1,5 @@
 """Promises about long runs: a killed driver loses nothing, and workers change nothing."""
 
-import hashlib
-import json
 import time
 from pathlib import Path
 
@@ -9,39 +7,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.command import MADE_BY_DISTILLATION, copy_runs, kill, sostenuto, start, succeed
+from tests.command import copy_runs, kill, sostenuto, start, succeed
+from tests.reliability.distillation import DISTILL, distilled, last_checkpoint, sums
 
 pytestmark = pytest.mark.long
-
-STEPS, EVERY = 8, 2
-DISTILL = ("--set", f"distill.steps={STEPS}", "--set", f"distill.checkpoint_every={EVERY}")
-
-
-@pytest.fixture(scope="module")
-def prepared(finished_quickstart: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run whose dataset, teacher and long-SFT student are finished."""
-    return copy_runs(finished_quickstart, tmp_path_factory.mktemp("prepared"), *MADE_BY_DISTILLATION)
-
-
-@pytest.fixture(scope="module")
-def undisturbed(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The last checkpoint of a distillation that nothing happened to."""
-    return _distilled(prepared, tmp_path_factory.mktemp("undisturbed"))
-
-
-def _distilled(prepared: Path, folder: Path, *more: str) -> Path:
-    copy_runs(prepared, folder)
-    succeed(folder, "train", "distill", "--config", "ci", *DISTILL, *more)
-    return _last_checkpoint(folder)
-
-
-def _last_checkpoint(folder: Path) -> Path:
-    outcome = json.loads((folder / "runs/ci/seed-0/distill/outcome.json").read_text())
-    return Path(outcome["checkpoint"])
-
-
-def _sums(checkpoint: Path) -> dict[str, str]:
-    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in checkpoint.glob("*.safetensors")}
 
 
 @pytest.mark.timeout(900)
@@ -58,12 +27,12 @@ def test_a_killed_driver_resumes_to_the_same_weights(
     kill(process)
     assert not (folder / "runs/ci/seed-0/distill/outcome.json").exists()
     succeed(folder, "train", "distill", "--config", "ci", *DISTILL)
-    assert _sums(_last_checkpoint(folder)) == _sums(undisturbed)
+    assert sums(last_checkpoint(folder)) == sums(undisturbed)
 
 
 @pytest.mark.timeout(900)
 def test_two_workers_reach_the_same_weights(prepared: Path, undisturbed: Path, tmp_path: Path) -> None:
-    checkpoint = _distilled(prepared, tmp_path, "--set", "cluster.num_workers=2")
+    checkpoint = distilled(prepared, tmp_path, "--set", "cluster.num_workers=2")
     for name in ("student", "critic"):
         alone = load_file(undisturbed / f"{name}.safetensors")
         together = load_file(checkpoint / f"{name}.safetensors")

@@ -8,12 +8,14 @@ import json
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given
+from hypothesis import settings as runs
 from hypothesis import strategies as st
 
 from jobs.config import load as configs
 from jobs.config.schema import RunConfig, settings
 from models.errors import ConfigError
+from tests.texts import texts
 
 PRESETS = configs.presets()
 
@@ -95,6 +97,69 @@ def test_set_reads_every_kind_of_value(text, name, value):
     found = configs.flatten(configs.load("tiny", [text]))[name]
     assert found == value
     assert type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "value"),
+    [
+        ("storage.root=/tmp/a #b", "storage.root", "/tmp/a #b"),
+        ("name=2024-11-20", "name", "2024-11-20"),
+        ("name=1e5", "name", "1e5"),
+        ("name=yes", "name", "yes"),
+        ("name=bob's run", "name", "bob's run"),
+        ("name='12'", "name", "12"),
+        ('name="a\\tb"', "name", "a\tb"),
+        ("name='it''s'", "name", "it's"),
+        ("name='a' #b'", "name", "'a' #b'"),
+        ("tracking.uri=a: b", "tracking.uri", "a: b"),
+        ("tracking.uri=null", "tracking.uri", None),
+        ("tracking.uri='null'", "tracking.uri", "null"),
+        ("text.negative_caption=''", "text.negative_caption", ""),
+        ("lora.stages=[sft, distill]", "lora.stages", ("sft", "distill")),
+    ],
+)
+def test_a_text_is_taken_as_it_was_typed(text, name, value):
+    assert configs.flatten(configs.load("tiny", [text]))[name] == value
+
+
+@pytest.mark.parametrize("name", ["name", "tracking.uri"])
+@runs(max_examples=200)
+@given(text=texts())
+@example(text="x\n y")
+@example(text="\x7f")
+def test_any_text_survives_set_and_yaml(name, text):
+    given_name, _, given_text = configs.override(name, text).partition("=")
+    assert given_name == name
+    assert configs._value_of(name, given_text) == text
+    shown = configs.yaml_of({"a": text, "b": [text]})
+    for loader in (configs._Loader, yaml.SafeLoader):
+        assert yaml.load(shown, Loader=loader) == {"a": text, "b": [text]}  # noqa: S506
+
+
+@runs(max_examples=200)
+@given(words=st.lists(texts(), max_size=4))
+def test_any_list_of_texts_survives_set(words):
+    _, _, given_text = configs.override("text.withheld_words", words).partition("=")
+    assert configs._value_of("text.withheld_words", given_text) == words
+
+
+@pytest.mark.parametrize("text", ["2024-11-20", "1e5", "it's #1", "'x'", "null", "\u0085", "a: \U0001f600"])
+def test_a_config_keeps_its_texts_in_every_form(text):
+    config = configs.load("ci", [configs.override("name", text), configs.override("tracking.uri", text)])
+    assert (config.name, config.tracking.uri) == (text, text)
+    assert configs.load("ci", values={"name": text, "tracking.uri": text}) == config
+    assert configs.from_json(configs.to_json(config)) == config
+    assert configs.build(yaml.safe_load(configs.to_yaml(config))) == config
+
+
+def test_what_a_file_cannot_say_without_quotes_has_a_remedy_that_works(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("name: 12")
+    with pytest.raises(ConfigError, match=r"name is a text.*in quotes, or set it by --set name=TEXT"):
+        configs.load(str(path))
+    assert configs.load(str(path), ["name=12"]).name == "12"
+    path.write_text("name: 2024-11-20")
+    assert configs.load(str(path)).name == "2024-11-20"
 
 
 def test_later_overrides_win():
