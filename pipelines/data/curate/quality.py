@@ -7,7 +7,7 @@ window can be scored. Whole numbers are summed wherever possible: no score depen
 import math
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -76,18 +76,27 @@ class Curator:
         config: what is refused.
         fps: frame rate as ingested.
         source_fps: the video's own rate; None if it is not lower. Frames of a slower video come repeated.
+        takes: first frame after each pause of the recording, where a shot starts whatever it shows; it grows
+            before those frames are watched.
 
     Raises:
         ConfigError: shots are to be found, but the library is not installed.
     """
 
-    def __init__(self, config: CurationConfig, fps: float, source_fps: float | None = None) -> None:
+    def __init__(
+        self,
+        config: CurationConfig,
+        fps: float,
+        source_fps: float | None = None,
+        takes: Sequence[int] = (),
+    ) -> None:
         self._config = config
         self._scores = FrameScores(fps) if config.scores else None
         repeats = math.ceil(fps / source_fps - 0.01) - 1 if source_fps else 0
         self._detector = ShotDetector(config.cut_threshold, max(0, repeats)) if config.cuts else None
         self._decided = 0
-        self.shot_starts: list[int] = self._detector.starts if self._detector else []
+        self._takes = takes
+        self.shot_starts: list[int] = []
         """First frame of every shot but the first, rising; complete for the frames that `watch` yielded."""
 
     def watch(self, chunks: Iterable[Frames]) -> Iterator[Frames]:
@@ -106,6 +115,7 @@ class Curator:
                 self._detector.add(small)
             passed = self._decided
             self._decided = self._detector.decided if self._detector else passed + len(chunk)
+            self._note_shots()
             ready = self._decided - passed
             if ready:
                 yield held[:ready]
@@ -113,8 +123,14 @@ class Curator:
         if self._detector is not None:
             self._detector.finalize()
             self._decided = self._detector.decided
+            self._note_shots()
         if held is not None and len(held):
             yield held
+
+    def _note_shots(self) -> None:
+        found = self._detector.starts if self._detector else []
+        if len(found) + len(self._takes) > len(self.shot_starts):
+            self.shot_starts[:] = sorted({*found, *self._takes} - {0})
 
     def judge(self, start: int, length: int) -> Verdict:
         """The verdict on the window of `length` frames from `start`.

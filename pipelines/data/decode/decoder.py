@@ -43,6 +43,8 @@ class Clip(NamedTuple):
     frames: Iterator[Frames]
     """Chunks [n, height, width, 3] of about 1 MiB, in order. Raises Rejected when the video turns out damaged
     or exceeds the limits: drop the chunks before, too."""
+    takes: list[int]
+    """Number of the first frame after each pause of the recording; complete for the frames that came."""
 
 
 class Decoder:
@@ -87,15 +89,17 @@ class Decoder:
         except KeyError as error:
             raise self._crashed("an answer without a probe") from error
         size = nearest(probe.height, probe.width, sizes)
-        return Clip(probe, size, self._frames(size))
+        takes: list[int] = []
+        return Clip(probe, size, self._frames(size, takes), takes)
 
-    def _frames(self, size: Size) -> Iterator[Frames]:
+    def _frames(self, size: Size, takes: list[int]) -> Iterator[Frames]:
         while (message := self._receive())[0]["kind"] != protocol.END:
             head, payload = message
             if head["kind"] == protocol.FRAMES:
                 try:
+                    takes[:] = sorted(map(int, head["takes"]))
                     yield np.frombuffer(payload, np.uint8).reshape(-1, *size, 3)
-                except ValueError as error:
+                except (KeyError, TypeError, ValueError) as error:
                     raise self._crashed("a chunk of another shape") from error
 
     def _receive(self) -> tuple[dict[str, Any], bytearray]:

@@ -34,6 +34,7 @@ class Probe:
     fps: float
     """Frames per second, before resampling."""
     seconds: float
+    """From the first frame to the end of the last, without pauses of the recording."""
 
 
 class Silence(Exception):

@@ -6,10 +6,12 @@ invents frames and times in some AVI files, hangs at the end of MPEG-TS, and giv
 all without an error; of a long video it holds as many frames as its thread has fallen behind.
 """
 
+import math
 import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import chain
 
 import av
@@ -18,6 +20,7 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from pipelines.data.config import LimitsConfig
+from pipelines.data.decode.containers import HEAD_BYTES, container_of, is_cut_off, picture_in
 from pipelines.data.decode.picture import Picture, picture_of, shown
 from pipelines.data.decode.protocol import Probe
 from pipelines.data.decode.transforms import Timed
@@ -30,8 +33,21 @@ AHEAD_BYTES = 256 << 20
 """Largest video, as pixels, that decord reads: on a busy machine it decodes ahead without a bound."""
 DEFAULT_RATE = 25.0
 """Frames per second of a file without a frame rate."""
-MOV_ATOMS = frozenset({b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot", b"styp"})
-HEAD_BYTES = 188 * 3 + 5
+LONG_FRAMES = 1.5
+"""Usual frames that the last frame may be shown for before it counts as a long one."""
+PAUSE_SECONDS, PAUSE_FRAMES = 60.0, 100.0
+"""Where no frame follows for so long, and for so many usual frames, the recording paused: that time is left
+out."""
+LAST_FRAMES = 32
+"""More than a codec may shuffle."""
+RESTART_SECONDS = 1.0
+"""Where times step back by more in one of RESTARTING, the clock has started again."""
+RESTARTING = frozenset({"mpegts", "mpeg", "flv"})
+"""Containers whose files may be joined by laying one behind the other."""
+DECORD_READS = frozenset({"mov", "matroska", "avi", "ogg"})
+"""It does not end on MPEG streams; on the others it is not tried."""
+TRACK_DURATION = re.compile(r"(\d+):(\d+):(\d+(?:\.\d+)?)")
+"""What Matroska says of one track."""
 
 decord.logging.set_level(decord.logging.QUIET)
 av.logging.set_level(None)
@@ -50,6 +66,16 @@ class Header:
     picture: Picture
     times: list[float] = field(repr=False)
     """Seconds from the first visible frame, rising; frames that an edit list hides are left out."""
+    last: float
+    """Seconds that the last frame is shown, where that is long; else 0."""
+    pause: float
+    """Seconds without a frame that count as a pause."""
+    seconds: float
+    """From the first frame to the end of the last, without pauses."""
+    left_out: str
+    """Which pauses are left out, for a person; empty for none."""
+    has_double: bool
+    """Whether another stream has pictures of this size."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,11 +104,11 @@ def open_video(path: str, limits: LimitsConfig) -> Opened:
     probe = Probe(
         reader="pyav" if why else "decord",
         reader_reason=why,
-        applied=header.picture.applied,
+        applied=", ".join(filter(None, (header.picture.applied, header.left_out))),
         width=max(1, round(width * header.picture.pixel_aspect)),
         height=height,
         fps=header.rate,
-        seconds=header.times[-1] + 1 / header.rate,
+        seconds=header.seconds,
     )
     return Opened(header=header, probe=probe, frames=chain([first], frames))
 
@@ -99,38 +125,15 @@ def inspect(path: str, limits: LimitsConfig) -> Header:
     if size > limits.max_bytes:
         raise Rejected("limits", f"{size} bytes, more than data.limits.max_bytes = {limits.max_bytes}")
     with open(path, "rb") as file:
-        container = container_of(file.read(HEAD_BYTES))
+        head = file.read(HEAD_BYTES)
+    container = container_of(head)
     if container is None:
-        raise Rejected("bytes", "the first bytes are of no known video container")
+        raise Rejected("bytes", picture_in(head) or "the first bytes are of no known video container")
     try:
         with _open(path, container) as video:
-            return _inspect_packets(video, container, limits)
+            return _inspect_packets(video, path, container, limits)
     except av.FFmpegError as error:
         raise Rejected("open", _plain(error)) from error
-
-
-def container_of(head: bytes) -> str | None:
-    """FFmpeg's name of the container that starts with `head` (HEAD_BYTES of it, or the whole of a smaller
-    file).
-
-    Playlists, concat scripts and every other text can name further files, local or remote, and a decoder that
-    guesses by content follows them. Each container here is binary and holds its own frames.
-
-    Returns: `mov`, `matroska`, `avi`, `ogg`, `mpegts`, `mpeg`, or None for everything else.
-    """
-    if head[4:8] in MOV_ATOMS:
-        return "mov"
-    if head[:4] == b"\x1a\x45\xdf\xa3":
-        return "matroska"
-    if head[:4] == b"RIFF" and head[8:12] in (b"AVI ", b"AVIX"):
-        return "avi"
-    if head[:4] == b"OggS":
-        return "ogg"
-    if head[:4] == b"\x00\x00\x01\xba":
-        return "mpeg"
-    # three sync bytes, 188 bytes apart, or 192 with time codes before each packet
-    plain, timed = head[0 : 188 * 3 : 188], head[4 : 192 * 3 : 192]
-    return "mpegts" if b"GGG" in (plain, timed) else None
 
 
 def _open(path: str, container: str) -> "av.container.InputContainer":
@@ -138,28 +141,29 @@ def _open(path: str, container: str) -> "av.container.InputContainer":
     return av.open(path, format=container, metadata_errors="ignore", options=options)
 
 
-def _inspect_packets(file: "av.container.InputContainer", container: str, limits: LimitsConfig) -> Header:
-    cover = av.stream.Disposition.attached_pic
-    streams = [s for s in file.streams.video if not s.disposition & cover and s.width and s.height]
-    if not streams:
-        raise Rejected("open", "no video stream")
-    stream = max(streams, key=lambda s: s.width * s.height)
+def _inspect_packets(
+    file: "av.container.InputContainer", path: str, container: str, limits: LimitsConfig
+) -> Header:
+    film, others = _film(file, limits.max_frames)
+    stream = film.stream
     if stream.width * stream.height > limits.max_pixels:
         size = f"{stream.width}x{stream.height} pixels"
         raise Rejected("limits", f"{size}, more than data.limits.max_pixels = {limits.max_pixels}")
-    times, hidden = _packet_times(file, stream, limits.max_frames)
+    rate = film.rate
+    times, end = film.clock
     if not times:
         raise Rejected("open", "the video stream is empty")
-    if container == "mov" and stream.frames > len(times) + hidden:
-        raise Rejected("open", f"truncated: {len(times) + hidden} of {stream.frames} frames are there")
-    rate = float(stream.average_rate or stream.guessed_rate or 0) or DEFAULT_RATE
-    dated = sorted(t for t in times if t is not None)
-    if len(dated) < len(times):
-        dated = [i / rate for i in range(len(times))]
-    seconds = dated[-1] - dated[0]
-    claimed = file.duration / av.time_base if container == "matroska" and file.duration else 0.0
-    if claimed and claimed - dated[-1] > max(1.0, LOST_SHARE * claimed):
-        raise Rejected("open", f"truncated: the pictures end at {dated[-1]:.1f} s of {claimed:.1f} s")
+    _require_whole(file, path, container, film)
+    gaps = np.diff(times)
+    pause = max(PAUSE_SECONDS, PAUSE_FRAMES * float(np.median(gaps))) if len(gaps) else PAUSE_SECONDS
+    steps, pauses = gaps[gaps <= pause], gaps[gaps > pause]
+    usual = float(steps.mean()) if steps.any() else 1 / rate
+    last = end - times[-1]
+    if len(pauses) or last > LONG_FRAMES * usual:
+        rate = 1 / usual
+    left_out = [*pauses, *([last] if last > pause else [])]
+    last = last if LONG_FRAMES * usual < last <= pause else 0.0
+    seconds = float(steps.sum()) + len(pauses) / rate + max(last, 1 / rate)
     if seconds > limits.max_seconds:
         raise Rejected(
             "limits", f"{seconds:.0f} s, longer than data.limits.max_seconds = {limits.max_seconds:.0f}"
@@ -171,32 +175,132 @@ def _inspect_packets(file: "av.container.InputContainer", container: str, limits
         height=stream.height,
         rate=rate,
         picture=picture_of(file, stream),
-        times=[t - dated[0] for t in dated],
+        times=[t - times[0] for t in times],
+        last=last,
+        pause=pause,
+        seconds=seconds,
+        left_out=f"pauses of {sum(left_out):.0f} s in all left out" if left_out else "",
+        has_double=any((s.width, s.height) == (stream.width, stream.height) for s in others),
     )
 
 
-def _packet_times(
-    file: "av.container.InputContainer", stream: "av.VideoStream", max_frames: int
-) -> tuple[list[float | None], int]:
-    """The time of each visible packet (None: undated), in storage order, and how many are hidden."""
-    times: list[float | None] = []
-    hidden = 0
-    for packet in file.demux(stream):
-        if packet.size == 0:
-            continue
-        if packet.is_discard:
-            hidden += 1
-        else:
-            times.append(None if packet.pts is None else float(packet.pts * packet.time_base))
-        if len(times) + hidden > max_frames:
+class _Track:
+    """The packets of one video stream, in storage order."""
+
+    def __init__(self, stream: "av.VideoStream") -> None:
+        self.stream = stream
+        self.rate = float(stream.average_rate or stream.guessed_rate or 0) or DEFAULT_RATE
+        self.frames = 0
+        """Visible ones."""
+        self._stamps: list[tuple[int | None, int | None, int, bool]] = []
+        """(dts, pts, duration, whether it holds a picture); one without a picture prolongs that before it."""
+
+    def add(self, packet: "av.Packet") -> None:
+        if packet.is_discard or (packet.size == 0 and packet.pts is None):
+            return
+        self.frames += packet.size > 0
+        self._stamps.append((packet.dts, packet.pts, packet.duration or 0, packet.size > 0))
+
+    @cached_property
+    def clock(self) -> tuple[list[float], float]:
+        """Seconds at which each picture is first shown, rising, and at which the last is shown no more.
+
+        Where the file's clock starts again, as in joined recordings, it goes on here.
+        """
+        ticks, per = self.stream.time_base.as_integer_ratio()
+        frame = 1 / self.rate
+        times: list[float] = []
+        end = latest = before = -math.inf
+        shift = 0.0
+        may_restart = self.stream.container.format.name in RESTARTING
+        for dts, pts, duration, has_picture in self._stamps:
+            if pts is None:
+                return [i / self.rate for i in range(self.frames)], self.frames / self.rate
+            time = pts * ticks / per
+            decoded = time if dts is None else dts * ticks / per
+            if may_restart and decoded < before - RESTART_SECONDS:
+                shift = latest + frame - time
+            before = decoded
+            time += shift
+            latest = max(latest, time)
+            end = max(end, time + (duration * ticks / per or frame))
+            if has_picture:
+                times.append(time)
+        index, length = self.stream.index_entries, self.stream.duration
+        if index and index[-1].size == 0 and length:  # FFmpeg does not give empty samples at the end
+            end = max(end, ((self.stream.start_time or 0) + length) * ticks / per)
+        return sorted(times), end
+
+
+def _film(file: "av.container.InputContainer", max_frames: int) -> tuple[_Track, list["av.VideoStream"]]:
+    """The stream that a player shows, with its packets, and the other video streams.
+
+    A film before a still, then the default before others, a full stream before one of few frames (such as
+    thumbnails), large pictures before small ones.
+    """
+    no_film = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails
+    streams = [s for s in file.streams.video if not s.disposition & no_film]
+    if streams and not any(s.codec_context for s in streams):
+        raise Rejected("open", "FFmpeg does not know the codec of its pictures")
+    streams = [s for s in streams if s.codec_context and s.width and s.height]
+    if not streams:
+        raise Rejected("open", "no video stream")
+    tracks = {stream.index: _Track(stream) for stream in streams}
+    for packet in file.demux(streams):
+        track = tracks[packet.stream_index]
+        track.add(packet)
+        if track.frames > max_frames:
             raise Rejected("limits", f"more than data.limits.max_frames = {max_frames} frames")
-    return times, hidden
+    most = max(track.frames for track in tracks.values())
+    default = av.stream.Disposition.default
+
+    def rank(track: _Track) -> tuple[bool, bool, bool, int]:
+        stream = track.stream
+        is_full = 2 * track.frames > most
+        return track.frames > 1, bool(stream.disposition & default), is_full, stream.width * stream.height
+
+    film = max(tracks.values(), key=rank)
+    return film, [stream for stream in streams if stream is not film.stream]
+
+
+def _require_whole(file: "av.container.InputContainer", path: str, container: str, film: _Track) -> None:
+    """Raise Rejected if pictures are missing at the file's end: by its index of them, else by what it says of
+    the length of this stream, or of all, which only counts where the file breaks off: sound may be longer."""
+    stream, (times, end) = film.stream, film.clock
+    if container == "mov":
+        size = os.stat(path).st_size
+        ends = [entry.pos + entry.size for entry in stream.index_entries if entry.size]
+        there = sum(one <= size for one in ends)
+        if there < len(ends):
+            raise Rejected("open", f"truncated: {there} of {len(ends)} frames are there")
+        if is_cut_off(path, container):
+            raise Rejected("open", f"truncated: the file breaks off after {there} frames")
+        return
+    own = TRACK_DURATION.fullmatch(stream.metadata.get("DURATION", "")) if container == "matroska" else None
+    claimed = float(own[1]) * 3600 + float(own[2]) * 60 + float(own[3]) if own else 0.0
+    lost = claimed - end > max(1.0, LOST_SHARE * claimed)
+    if not lost and is_cut_off(path, container):
+        claims = {
+            "matroska": claimed or (file.duration or 0) / av.time_base,
+            "flv": (file.duration or 0) / av.time_base,
+            "avi": stream.frames and times[0] + stream.frames / film.rate,
+            "mxf": stream.duration and times[0] + float(stream.duration * stream.time_base),
+        }
+        claimed = claims.get(container) or 0.0
+        # pictures are stored in the order of decoding: not only the last to be shown may be missing
+        holes = np.diff(times[-LAST_FRAMES:]) > LONG_FRAMES / film.rate
+        lost = not claimed or claimed - end > 0.5 / film.rate or bool(holes.any())
+    if lost:
+        of = f" of {claimed:.1f} s" if claimed - end > 0.05 else ""
+        raise Rejected("open", f"truncated: the file breaks off, and its pictures at {end:.1f} s{of}")
 
 
 def _by_decord(path: str, header: Header) -> tuple[Iterator[Timed] | None, str]:
     """A reader by decord, or None and why not."""
-    if header.container in ("mpegts", "mpeg"):
-        return None, f"decord does not end on {header.container}"
+    if header.container not in DECORD_READS:
+        return None, f"decord is not used for {header.container}"
+    if header.has_double:
+        return None, "decord cannot be told which of two streams of this size to read"
     if header.picture.changes:
         return None, f"decord gives frames as they are stored: {header.picture.changes}"
     pixels = 3 * len(header.times) * header.width * header.height
@@ -235,7 +339,7 @@ def _decord_frames(reader: "decord.VideoReader", first: Frame, times: list[float
 
 def _by_pyav(path: str, header: Header, limits: LimitsConfig) -> Iterator[Timed]:
     """Frames in order by PyAV, upright, with times that rise even where the file's do not."""
-    count, now, origin = 0, 0.0, None
+    count, now, origin, before = 0, 0.0, None, -math.inf
     to_rgb = VideoReformatter()
     try:
         with _open(path, header.container) as file:
@@ -245,7 +349,9 @@ def _by_pyav(path: str, header: Header, limits: LimitsConfig) -> Iterator[Timed]
                 if count >= limits.max_frames:
                     raise Rejected("limits", f"more than data.limits.max_frames = {limits.max_frames} frames")
                 stamp = frame.time if frame.time is not None else now
-                origin = stamp if origin is None else origin
+                restarts = header.container in RESTARTING and stamp < before - RESTART_SECONDS
+                origin = stamp if origin is None else stamp - now - 1 / header.rate if restarts else origin
+                before = stamp
                 now = stamp - origin if count == 0 or stamp - origin > now else now + 1 / header.rate
                 count += 1
                 pixels: Frame = to_rgb.reformat(frame, format="rgb24").to_ndarray().view(np.uint8)

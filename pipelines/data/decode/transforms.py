@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import chain, islice, pairwise
 
 import numpy as np
 from PIL import Image
@@ -43,26 +43,42 @@ def resize(frame: Frame, height: int, width: int, pixel_aspect: float = 1.0) -> 
     return np.asarray(image)
 
 
-def resample(frames: Iterable[Timed], rate: float, fps: float | None) -> Iterator[Frame]:
+def resample(
+    frames: Iterable[Timed],
+    rate: float,
+    fps: float | None,
+    takes: list[int],
+    pause: float = math.inf,
+    last: float = 0.0,
+) -> Iterator[Frame]:
     """Frames at the ticks k / fps, each the nearest in time (of two, the earlier); None keeps every frame.
 
     Args:
-        rate: the video's own frame rate; its last frame is shown for 1 / rate.
+        rate: the video's own frame rate; the last frame before a pause or the end is shown for 1 / rate.
         fps: wanted frame rate; a slower video repeats frames.
+        takes: the number of the first frame after each pause is appended, before that frame is yielded.
+        pause: seconds without a frame beyond which the time between is left out and the clock starts anew.
+        last: seconds that the video's last frame is shown, where that is more.
     """
-    if fps is None:
-        yield from (frame for _, frame in frames)
-        return
-    held: Timed | None = None
-    tick = 0
-    for now, frame in frames:
-        while held is not None and tick / fps <= (held[0] + now) / 2:
-            yield held[1]
-            tick += 1
-        held = now, frame
-    while held is not None and tick / fps < held[0] + 1 / rate - 0.25 / fps:
-        yield held[1]
-        tick += 1
+    start, begin, count = 0.0, 0, 0
+    for held, after in pairwise(chain(frames, [None])):
+        assert held is not None
+        now, frame = held
+        if fps is None:
+            yield frame
+            count += 1
+        elif after is None or after[0] - now > pause:
+            end = now - start + max(last if after is None else 0.0, 1 / rate) - 0.25 / fps
+            while (count - begin) / fps < end:
+                yield frame
+                count += 1
+        else:
+            while (count - begin) / fps <= (now + after[0]) / 2 - start:
+                yield frame
+                count += 1
+        if after is not None and after[0] - now > pause:
+            takes.append(count)
+            start, begin = after[0], count
 
 
 def pick(frames: Iterable[Timed], total: int, picks: int, horizon: int) -> Iterator[Frame]:

@@ -77,10 +77,12 @@ def _reject(answers: BinaryIO, stage: str, reason: str) -> None:
 
 def _send_frames(opened: Opened, request: dict[str, Any], limits: LimitsConfig, answers: BinaryIO) -> None:
     timed = _report_busy(opened.frames, answers)
+    takes: list[int] = []
     if request["picks"]:
         frames = pick(timed, len(opened.header.times), request["picks"], request["horizon"])
     else:
-        frames = resample(timed, opened.header.rate, request["fps"])
+        header = opened.header
+        frames = resample(timed, header.rate, request["fps"], takes, header.pause, header.last)
     height, width = nearest(opened.probe.height, opened.probe.width, request["sizes"])
     chunk = np.empty((max(1, CHUNK_BYTES // (height * width * 3)), height, width, 3), np.uint8)
     filled = sent = 0
@@ -88,12 +90,12 @@ def _send_frames(opened: Opened, request: dict[str, Any], limits: LimitsConfig, 
         chunk[filled] = resize(frame, height, width, opened.header.picture.pixel_aspect)
         filled += 1
         if filled == len(chunk):
-            protocol.send(answers, {"kind": protocol.FRAMES}, chunk.data.cast("B"))
+            protocol.send(answers, {"kind": protocol.FRAMES, "takes": takes}, chunk.data.cast("B"))
             sent, filled = sent + filled, 0
             if sent > limits.max_frames:
                 raise Rejected("limits", f"more than data.limits.max_frames = {limits.max_frames} frames")
     if filled:
-        protocol.send(answers, {"kind": protocol.FRAMES}, chunk[:filled].data.cast("B"))
+        protocol.send(answers, {"kind": protocol.FRAMES, "takes": takes}, chunk[:filled].data.cast("B"))
 
 
 def _report_busy(frames: Iterator[Timed], answers: BinaryIO) -> Iterator[Timed]:

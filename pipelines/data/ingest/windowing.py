@@ -49,7 +49,7 @@ class Video:
         """The clip's frames, each as soon as its shot and its scores are known."""
         probe = clip.probe
         self.size, self._fps = clip.size, self._data.fps or probe.fps
-        self._curator = Curator(self._data.curation, self._fps, probe.fps)
+        self._curator = Curator(self._data.curation, self._fps, probe.fps, clip.takes)
         self.status = replace(
             self.status,
             reader=probe.reader,

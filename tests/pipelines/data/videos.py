@@ -37,14 +37,16 @@ def write_video(
     codec: str = "libx264",
     container: str | None = None,
     times: Sequence[int] | None = None,
+    movflags: str = "",
     **options: str,
 ) -> Path:
     """Encode frames; `times` are their timestamps in milliseconds, instead of an even rate."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w", format=container) as file:
+    layout = {"movflags": movflags} if movflags else {}
+    with av.open(str(path), "w", format=container, container_options=layout) as file:
         stream = file.add_stream(codec, rate=round(fps) if times is None else 1000)
         stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt = "yuv420p"
+        stream.pix_fmt = "rgb8" if codec == "gif" else "yuv420p"
         stream.options = options
         for index, pixels in enumerate(frames):
             frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")

@@ -41,7 +41,7 @@ def test_a_turned_video_gets_the_turned_size(height: int, width: int) -> None:
 
 @pytest.mark.parametrize("rate", [1.0, 8.0, 23.976, 30.0])
 def test_without_a_rate_every_frame_passes(rate: float) -> None:
-    assert shown(resample(clip([i / rate for i in range(7)]), rate, None)) == list(range(7))
+    assert shown(resample(clip([i / rate for i in range(7)]), rate, None, [])) == list(range(7))
 
 
 @pytest.mark.parametrize(
@@ -57,12 +57,12 @@ def test_without_a_rate_every_frame_passes(rate: float) -> None:
 def test_an_even_clip_keeps_its_length_in_seconds(
     count: int, rate: float, fps: float, expected: list[int]
 ) -> None:
-    assert shown(resample(clip([i / rate for i in range(count)]), rate, fps)) == expected
+    assert shown(resample(clip([i / rate for i in range(count)]), rate, fps, [])) == expected
 
 
 def test_a_gap_is_filled_with_the_nearest_frame() -> None:
     frames = clip([0.0, 0.125, 0.25, 1.0, 1.125])
-    assert shown(resample(frames, 8.0, 8.0)) == [0, 1, 2, 2, 2, 2, 3, 3, 3, 4]
+    assert shown(resample(frames, 8.0, 8.0, [])) == [0, 1, 2, 2, 2, 2, 3, 3, 3, 4]
 
 
 @given(
@@ -72,15 +72,60 @@ def test_a_gap_is_filled_with_the_nearest_frame() -> None:
 def test_each_tick_shows_the_frame_nearest_in_time(gaps: list[float], fps: float) -> None:
     times = list(np.cumsum([0.0, *gaps]))
     rate = len(gaps) / times[-1]
-    out = list(resample(clip(times), rate, fps))
+    out = list(resample(clip(times), rate, fps, []))
     for tick, frame in enumerate(out):
         distances = np.abs(np.asarray(times) - tick / fps)
         assert distances[int(frame[0, 0, 0])] <= distances.min() + 1e-9
     assert shown(out) == sorted(shown(out))
 
 
+def test_the_last_frame_stays_as_long_as_it_is_shown() -> None:
+    frames = clip([0.0, 0.125, 0.25])
+    assert shown(resample(frames, 8.0, 8.0, [], last=0.5)) == [0, 1, 2, 2, 2, 2]
+    assert shown(resample(frames, 8.0, 8.0, [], last=0.01)) == [0, 1, 2]
+    assert shown(resample(frames, 8.0, None, [], last=0.5)) == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("fps", "expected", "takes"),
+    [
+        (None, [0, 1, 2, 3, 4, 5], [2, 5]),
+        (8.0, [0, 1, 2, 2, 3, 3, 4, 5], [2, 7]),
+        (16.0, [0, 0, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3, 4, 4, 5, 5], [4, 14]),
+    ],
+)
+def test_a_pause_is_left_out_and_starts_another_take(
+    fps: float | None, expected: list[int], takes: list[int]
+) -> None:
+    """Each take is sampled from its own first frame on, and the time within it is kept."""
+    found: list[int] = []
+    frames = clip([0.0, 0.125, 70.01, 70.41, 70.51, 3000.0])
+    assert shown(resample(frames, 8.0, fps, found, pause=60.0)) == expected
+    assert found == takes
+
+
+def test_a_take_is_announced_before_its_first_frame() -> None:
+    takes: list[int] = []
+    frames = resample(clip([0.0, 1.0, 100.0]), 1.0, 1.0, takes, pause=60.0)
+    assert [(int(frame[0, 0, 0]), list(takes)) for frame in frames] == [(0, []), (1, []), (2, [2])]
+
+
+@given(st.lists(st.floats(0.01, 300.0), min_size=1, max_size=20), st.floats(0.5, 30.0))
+def test_takes_are_those_of_videos_of_their_own(gaps: list[float], fps: float) -> None:
+    times = list(np.cumsum([0.0, *gaps]))
+    found: list[int] = []
+    whole = shown(resample(clip(times), 8.0, fps, found, pause=60.0))
+    starts = [i + 1 for i, gap in enumerate(np.diff(times)) if gap > 60.0]
+    bounds = [*found, len(whole)]
+    assert len(found) == len(starts)
+    for first, stop, begin, end in zip(starts, [*starts[1:], len(times)], bounds, bounds[1:], strict=False):
+        own = clip([time - times[first] for time in times[first:stop]])
+        alone = shown(resample(own, 8.0, fps, []))
+        assert whole[begin:end] == [first + number for number in alone]
+
+
 def test_nothing_comes_of_nothing() -> None:
-    assert list(resample(iter(()), 8.0, 4.0)) == []
+    assert list(resample(iter(()), 8.0, 4.0, [])) == []
 
 
 @given(st.integers(1, 3000), st.integers(1, 3000), st.integers(1, 300), st.integers(1, 300))

@@ -33,7 +33,7 @@ REJECTED = {
     "corrupted_decord.mp4": ("decode", "damaged among its 50 frames"),
     "invalid_vp9_bitstream.webm": ("decode", "damaged among its 51 frames"),
     "text_renamed.mp4": ("bytes", "no known video container"),
-    "truncated_moov_first.mp4": ("open", "truncated: 72 of 280 frames"),
+    "truncated_moov_first.mp4": ("open", "truncated: 71 of 280 frames"),
     "truncated_no_moov.mp4": ("open", "Invalid data"),
     "zero_byte.mp4": ("bytes", "the file is empty"),
 }

@@ -1,6 +1,6 @@
 """Windows are cut shot by shot, however the frames arrive, and each is encoded as its autoencoder asks."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -127,7 +127,9 @@ def chunks(count: int, sizes: list[int]) -> list[np.ndarray]:
     return split(np.broadcast_to(numbered, (count, 2, 2, 3)), sizes)
 
 
-def opened(frames: Iterable[np.ndarray], length: int, stride: int, **data: Any) -> tuple[Video, Any]:
+def opened(
+    frames: Iterable[np.ndarray], length: int, stride: int, takes: Sequence[int] = (), **data: Any
+) -> tuple[Video, Any]:
     """A LONG video of these frames, and the frames as they are watched."""
     config = DataConfig(
         short_frames=1,
@@ -141,7 +143,7 @@ def opened(frames: Iterable[np.ndarray], length: int, stride: int, **data: Any) 
         reader="decord", reader_reason="", applied="mirrored", width=2, height=2, fps=8.0, seconds=1.0
     )
     video = Video(config, status)
-    return video, video.watch(Clip(probe, (2, 2), iter(frames)))
+    return video, video.watch(Clip(probe, (2, 2), iter(frames), list(takes)))
 
 
 def encode(
@@ -161,6 +163,14 @@ def test_windows_of_one_length_only_are_encoded_together(crop_safe: bool) -> Non
         (0, 8), (4, 8), (8, 8), (12, 8), (22, 5), (28, 5)
     ]  # fmt: skip
     assert code.batches == ([1] * 3 if crop_safe else [3, 1, 2])
+
+
+@pytest.mark.parametrize("sizes", [[50], [1], [7, 3]])
+def test_no_window_spans_a_pause_of_the_recording(sizes: list[int]) -> None:
+    video, frames = opened(chunks(50, sizes), 8, 8, takes=[20, 45])
+    assert [window.start_frame for window, _ in video.windows(frames)] == [0, 8, 20, 28, 36]
+    video.finish()
+    assert (video.status.num_windows, video.status.tail_frames) == (5, 10)
 
 
 @pytest.mark.parametrize("crop_safe", [True, False])

@@ -174,7 +174,7 @@ def decoding(monkeypatch: pytest.MonkeyPatch, chunks: int, fails: tuple[str, ...
                 yield np.full(1, number)
 
         try:
-            yield Clip(PROBE, (8, 8), frames())
+            yield Clip(PROBE, (8, 8), frames(), [])
         finally:
             log.append(f"close {source.id}")
 
