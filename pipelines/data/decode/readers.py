@@ -196,7 +196,7 @@ class _Track:
         """(dts, pts, duration, whether it holds a picture); one without a picture prolongs that before it."""
 
     def add(self, packet: "av.Packet") -> None:
-        if packet.is_discard or (packet.size == 0 and packet.pts is None):
+        if packet.is_discard:
             return
         self.frames += packet.size > 0
         self._stamps.append((packet.dts, packet.pts, packet.duration or 0, packet.size > 0))
@@ -247,6 +247,8 @@ def _film(file: "av.container.InputContainer", max_frames: int) -> tuple[_Track,
         raise Rejected("open", "no video stream")
     tracks = {stream.index: _Track(stream) for stream in streams}
     for packet in file.demux(streams):
+        if packet.size == 0 and packet.pts is None:  # PyAV's mark of an end, of no stream in particular
+            continue
         track = tracks[packet.stream_index]
         track.add(packet)
         if track.frames > max_frames:

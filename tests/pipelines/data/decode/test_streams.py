@@ -83,6 +83,23 @@ def test_the_default_of_two_films_that_look_alike_is_read(
     assert opened.probe.reader_reason == "decord cannot be told which of two streams of this size to read"
 
 
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv"])
+def test_the_film_need_not_be_the_first_stream(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    with av.open(str(path), "w") as file:
+        sound = file.add_stream("aac", rate=16000, layout="mono")
+        film = file.add_stream("libx264", rate=8)
+        film.height, film.width, film.pix_fmt = 64, 96, "yuv420p"
+        silence = av.AudioFrame.from_ndarray(np.zeros((1, 16000), np.float32), "fltp", "mono")
+        silence.sample_rate = 16000
+        file.mux(sound.encode(silence) + sound.encode(None))
+        for pixels in stamped(8):
+            file.mux(film.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        file.mux(film.encode(None))
+    opened, found = read(path)
+    assert (opened.header.stream, found) == (1, list(range(8)))
+
+
 def test_the_default_flag_counts_before_the_number_of_frames(tmp_path: Path) -> None:
     opened, found = read(write(tmp_path / "a.mkv", FILM, Track(64, 96, 500, frames=20, default=False)))
     assert found == list(range(100, 112))
