@@ -1,30 +1,27 @@
 """One Ray per command: the cluster's inside a job or where RAY_ADDRESS is set, else a private local one.
 
 A local Ray has at least four logical CPUs, because controllers and workers deadlock on fewer. It asks for a
-token, listens on this machine only, sends no telemetry, and leaves no process and no file behind.
+token, listens on this machine only, sends no telemetry, and leaves no process and no file behind; what a
+killed command leaves, the next one deletes.
 """
 
 import logging
 import os
 import secrets
-import shutil
 import tempfile
-import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from jobs.console import raise_on_sigterm
 from models.errors import ClusterError
+from pipelines.storage import temporary_folder
 from pipelines.training.config import ClusterConfig
 
 OBJECT_STORE_BYTES = 384 << 20
 """Object store of a local Ray; shards travel by file, so little passes through it."""
-
-REMOVE_S = 5.0
-"""How long to wait for Ray's processes to end."""
 
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -87,22 +84,15 @@ def ray_session(cluster: ClusterConfig, *, dashboard: bool = False, debug: bool 
         yield
         return
     quiet(debug=debug)
-    folder = None
-    if not os.environ.get("RAY_ADDRESS"):
-        # the path of a socket of Ray's has 107 bytes at most
-        parent = tempfile.gettempdir() if len(tempfile.gettempdir()) <= 20 else "/tmp"
-        folder = Path(tempfile.mkdtemp(prefix="sostenuto-", dir=parent))
-    try:
-        _start(cluster, folder, dashboard=dashboard, debug=debug)
-        raise_on_sigterm()
-        yield
-    finally:
-        ray.shutdown()
-        # Ray's last processes may still write while they end
-        deadline = time.monotonic() + REMOVE_S
-        while folder is not None and folder.exists() and time.monotonic() < deadline:
-            shutil.rmtree(folder, ignore_errors=True)
-            time.sleep(0.05)
+    # the path of a socket of Ray's has 107 bytes at most
+    parent = tempfile.gettempdir() if len(tempfile.gettempdir()) <= 20 else "/tmp"
+    with nullcontext() if os.environ.get("RAY_ADDRESS") else temporary_folder(parent) as folder:
+        try:
+            _start(cluster, folder, dashboard=dashboard, debug=debug)
+            raise_on_sigterm()
+            yield
+        finally:
+            ray.shutdown()
 
 
 def _start(cluster: ClusterConfig, folder: Path | None, *, dashboard: bool, debug: bool) -> None:

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
 import tempfile
 import time
@@ -27,10 +28,14 @@ from models.errors import ClusterError, SostenutoError, StorageRefused
 
 ASIDE = ".aside-"
 """Prefix of unfinished files; they may be deleted when nothing is being written."""
-TEMPORARY = "sostenuto-file-"
-"""Prefix of temporary files."""
+TEMPORARY, FOLDER = "sostenuto-file-", "sostenuto-"
+"""Prefixes of temporary files and folders."""
+OWNED = ".owner"
+"""Suffix of the file beside a temporary folder that its owner has locked."""
 YOUNG_S = 60.0
 """A temporary file younger than this may belong to an owner that has not locked it yet."""
+LAST_WRITES_S = 5.0
+"""How long a folder is deleted again and again while processes that end still write into it."""
 Names = list[str]
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
@@ -48,8 +53,9 @@ class Pending:
             if storage.is_local:
                 target = Path(storage.local(name))
                 target.parent.mkdir(parents=True, exist_ok=True)
-                handle, self.path = tempfile.mkstemp(prefix=f"{ASIDE}{target.name}-", dir=target.parent)
-                os.close(handle)
+                self.path = str(_aside(target))
+                # unlike mkstemp(), open() leaves the rights to the umask
+                open(self.path, "xb").close()
             else:
                 self._copy = temporary_file()
                 self.path = self._copy.name
@@ -61,7 +67,6 @@ class Pending:
                 self._storage.upload(self.path, self._name)
                 self._copy.close()
                 return
-            os.chmod(self.path, 0o644)
             _sync(self.path)
             target = self._storage.local(self._name)
             os.replace(self.path, target)
@@ -208,9 +213,9 @@ class Storage:
         if self.is_local:
             yield Path(self.local(path))
             return
-        with tempfile.TemporaryDirectory() as copy:
+        with temporary_folder() as copy:
             self.get_folder(path, copy, only)
-            yield Path(copy)
+            yield copy
 
     def delete(self, path: str) -> None:
         """Delete a file or a folder, if it is there."""
@@ -250,10 +255,12 @@ class Storage:
         target = Path(self.local(path))
         with self.errors_about(path):
             target.parent.mkdir(parents=True, exist_ok=True)
-            aside = Path(tempfile.mkdtemp(prefix=f"{ASIDE}{target.name}-", dir=target.parent))
+            aside = _aside(target)
+            aside.mkdir()
+            rights = aside.stat().st_mode
             try:
                 shutil.copytree(local, aside, dirs_exist_ok=True)
-                aside.chmod(0o755)
+                aside.chmod(rights)
                 for copied in [aside, *aside.rglob("*")]:
                     _sync(str(copied))
                 self.delete(path)
@@ -313,21 +320,71 @@ def temporary_file(suffix: str = "") -> IO[bytes]:
     for path in Path(tempfile.gettempdir()).glob(f"{TEMPORARY}*"):
         with suppress(OSError):
             if time.time() - path.stat().st_mtime > YOUNG_S:
-                _delete_if_free(path)
+                with _locked(path):
+                    path.unlink()
     file = tempfile.NamedTemporaryFile(prefix=TEMPORARY, suffix=suffix)  # noqa: SIM115  it outlives this call
     with suppress(OSError):  # a disk without locks: orphans there cannot be told from files in use, and stay
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     return file
 
 
-def _delete_if_free(path: Path) -> None:
-    """Delete a file that nobody has locked; raises OSError where somebody has."""
+@contextmanager
+def temporary_folder(parent: str | None = None) -> Iterator[Path]:
+    """A private folder on the local disk for as long as the context lasts.
+
+    Its owner holds the lock of a file beside it, which ends with the owner's process. Whoever makes the next
+    folder in the same place deletes those that nobody owns, unless a process listens on a socket in them.
+
+    Args:
+        parent: where; None is the place for temporary files.
+
+    Raises:
+        OSError: the disk cannot take it.
+    """
+    place, sockets = Path(parent or tempfile.gettempdir()), Path("/proc/net/unix")
+    listening = sockets.read_text() if sockets.exists() else ""
+    for mark in place.glob(f"{FOLDER}*{OWNED}"):
+        with suppress(OSError):
+            if mark.stat().st_uid == os.getuid() and f"{mark.with_suffix('')}/" not in listening:
+                with _locked(mark):
+                    _delete(mark)
+    mark = place / f"{FOLDER}{secrets.token_hex(4)}{OWNED}"
+    with open(f"{mark}-new", "xb") as owner:
+        with suppress(OSError):  # a disk without locks: nobody can lock it there, and it stays
+            fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.rename(owner.name, mark)
+        try:
+            mark.with_suffix("").mkdir(mode=0o700)
+            yield mark.with_suffix("")
+        finally:
+            _delete(mark)
+
+
+def _delete(mark: Path) -> None:
+    """Delete a temporary folder, into which processes that end may still write, and its mark."""
+    folder, deadline = mark.with_suffix(""), time.monotonic() + LAST_WRITES_S
+    shutil.rmtree(folder, ignore_errors=True)
+    while folder.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+        shutil.rmtree(folder, ignore_errors=True)
+    if not folder.exists():
+        mark.unlink()
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold the lock of a file; raises OSError where somebody else does."""
     handle = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        path.unlink()
+        yield
     finally:
         os.close(handle)
+
+
+def _aside(target: Path) -> Path:
+    """A name beside a file or folder for what is to become it."""
+    return target.with_name(f"{ASIDE}{target.name}-{secrets.token_hex(6)}")
 
 
 def _remedy(number: int | None, root: str) -> str:

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +19,7 @@ from pipelines.checkpoints import NetworkSpec, checkpoint_file, load_network, re
 from pipelines.data.store.info import read_info
 from pipelines.evaluation.run import RESULT, Evaluation
 from pipelines.generation import require_head
-from pipelines.storage import Storage
+from pipelines.storage import Storage, temporary_folder
 from pipelines.training.recipes import require_finished
 
 HEAD_NAMES: dict[str, HeadName] = {"dm": "distribution_matching", "fm": "flow_matching"}
@@ -70,8 +69,8 @@ def export(
         )
     require_exportable(spec.model)
     require_head(spec, head)
-    with tempfile.TemporaryDirectory() as name:
-        student, made = load_network(folder).model, Path(name)
+    with temporary_folder() as made:
+        student = load_network(folder).model
         assert isinstance(student, Student)
         write_transformer(student, HEAD_NAMES[head], spec.shape[0], made)
         scheduler = scheduler_fields(settings, spec.shape[0], head)

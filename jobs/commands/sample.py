@@ -2,9 +2,7 @@
 
 import itertools
 import json
-import tempfile
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +20,7 @@ from pipelines.data.store.info import dataset_autoencoder, read_info
 from pipelines.generation import Head, Method, check, generate_latents
 from pipelines.media.contact_sheet import contact_sheet, evenly, video_strip
 from pipelines.media.video import write_gif, write_mp4
-from pipelines.storage import Storage
+from pipelines.storage import Storage, temporary_folder
 from pipelines.training.recipes import require_finished
 
 SHEET_COLUMNS = 9
@@ -120,8 +118,7 @@ def _write(
 ) -> list[str]:
     """MP4 and GIF of each video, metadata.jsonl, and a contact sheet of the first."""
     strips, lines, written = [], [], []
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    with temporary_folder() as folder:
         for index, (frames, caption) in enumerate(zip(videos, captions, strict=True)):
             stem = f"{index:05d}"
             write_mp4(folder / f"{stem}.mp4", iter(frames), fps)

@@ -11,18 +11,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from typer.main import get_group
+
+from jobs.cli import app
 from jobs.console import print_line, warn
 from jobs.tracking import commit_tags
+from jobs.working_dir import EXCLUDES, WorkingDir, megabytes
 from models.errors import ClusterError, ConfigError
 
-COMMANDS = ("quickstart", "world", "ingest", "inspect", "train", "sample", "evaluate", "sweep", "doctor")
+COMMANDS = frozenset(get_group(app).commands)
 """First words that mean a sostenuto command; anything else runs as it is."""
 
-EXCLUDES = (
-    ".git", ".venv", "venv", "runs", "mlruns", "mlflow.db", "corpora", "pretrained", "**/__pycache__",
-    ".mypy_cache", ".pytest_cache", ".ruff_cache", ".hypothesis", "*.egg-info", "*.mp4", "*.safetensors",
-)  # fmt: skip
-"""What is left out of the working directory that travels, besides what `.gitignore` names."""
+NAMED = 8
+"""Things left behind that a line names."""
 
 PASSED = ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "OMP_NUM_THREADS")
 """Variables of this shell that the job gets."""
@@ -37,6 +38,7 @@ class Submission:
     submission_id: str | None
     runtime_env: dict[str, Any]
     """What travels with the job."""
+    working_dir: WorkingDir
 
     @classmethod
     def of(
@@ -74,6 +76,7 @@ class Submission:
             address=address or "http://127.0.0.1:8265",
             submission_id=submission_id,
             runtime_env={"working_dir": working_dir, "excludes": list(EXCLUDES), "env_vars": variables},
+            working_dir=WorkingDir(working_dir),
         )
 
 
@@ -120,11 +123,23 @@ def submit(request: Submission, *, follow: bool, dry_run: bool) -> int:
         The exit code: 0 when it was sent or succeeded, else the job's own, or 1.
 
     Raises:
-        ClusterError: the server cannot be reached, or refuses the token or the job.
+        ClusterError: the working directory is too large, or the server cannot be reached, or refuses the
+            token or the job.
     """
+    travels = request.working_dir
     if dry_run:
-        job = {"address": request.address, "entrypoint": request.entrypoint}
-        print_line(json.dumps(job | {"runtime_env": request.runtime_env}, indent=2))
+        job = {
+            "address": request.address,
+            "entrypoint": request.entrypoint,
+            "runtime_env": request.runtime_env,
+            "files": len(travels.sizes),
+            "bytes": travels.num_bytes,
+            "largest": travels.largest,
+            "left_out": travels.left_out,
+        }
+        print_line(json.dumps(job, indent=2))
+    travels.check()
+    if dry_run:
         return 0
     client = connect(request.address)
     try:
@@ -134,12 +149,21 @@ def submit(request: Submission, *, follow: bool, dry_run: bool) -> int:
             runtime_env=request.runtime_env,
         )
     except (RuntimeError, ValueError) as error:
+        if "status code 413" in str(error):
+            raise travels.too_large() from error
         lines = [line.strip() for line in str(error).replace("\\n", "\n").splitlines() if line.strip()]
         telling = [line for line in lines if "Error:" in line or "already exists" in line]
         reason = (telling or lines or ["no reason given"])[-1].strip('"')[:300]
-        remedy = "Choose another --submission-id, or correct what the server names"
+        taken = "already exists" in reason
+        remedy = "Choose another --submission-id" if taken else "Correct what the server names"
         raise ClusterError(f"the job was refused: {reason}", remedy) from error
     print_line(f"submitted {name}: {request.entrypoint}")
+    behind = travels.left_out
+    more = f" and {len(behind) - NAMED} more" if len(behind) > NAMED else ""
+    print_line(
+        f"with {len(travels.sizes)} files, {megabytes(travels.num_bytes)}; "
+        f"left out: {', '.join(behind[:NAMED]) or 'nothing'}{more}"
+    )
     hint = f"RAY_AUTH_MODE=token ray job {{}} --address {request.address} {name}"
     if not follow:
         print_line(f"follow it: {hint.format('logs --follow')}")

@@ -1,14 +1,12 @@
 """`sostenuto world`: the built-in world as two folders of video files."""
 
 import os
-import tempfile
-from pathlib import Path
 
 from jobs.config.paths import RunPaths, is_remote
 from jobs.config.schema import RunConfig
 from jobs.console import ConsoleProgress, print_line
 from models.errors import ConfigError
-from pipelines.storage import Storage
+from pipelines.storage import Storage, temporary_folder
 from pipelines.tracking import Progress
 from pipelines.world.render import write_world
 
@@ -44,6 +42,6 @@ def render(config: RunConfig, paths: RunPaths, progress: Progress) -> None:
     if not is_remote(paths.world):
         write_world(config.world, paths.world, progress, workers)
         return
-    with tempfile.TemporaryDirectory() as folder:
-        write_world(config.world, Path(folder), progress, workers)
+    with temporary_folder() as folder:
+        write_world(config.world, folder, progress, workers)
         Storage(paths.root).put_folder(folder, "world")

@@ -8,7 +8,6 @@ code value too dark), so that what is measured here is what training reads.
 import io
 import itertools
 import os
-import tempfile
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -21,7 +20,7 @@ from PIL import Image
 
 from models.errors import ConfigError, DataError
 from pipelines.media.color import Frames
-from pipelines.storage import Storage
+from pipelines.storage import Storage, temporary_folder
 
 ACCURATE = (
     Interpolation.BICUBIC
@@ -124,8 +123,8 @@ def read_mp4(path: str | Path) -> Frames:
 
 
 def store_mp4(storage: Storage, name: str, frames: Iterable[Frames], fps: float) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        local = Path(folder) / "clip.mp4"
+    with temporary_folder() as folder:
+        local = folder / "clip.mp4"
         encode(str(local), frames, fps)
         storage.write_bytes(name, local.read_bytes())
 

@@ -1,7 +1,6 @@
 """The loop of a Ray Train worker: data, checkpoints, previews and tracking around a pure stage."""
 
 import json
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from models.rng import Key
 from pipelines.checkpoints import MANIFEST_FILE
 from pipelines.data.store.caption_embeddings import text_encoder
 from pipelines.data.store.dataset import ShardDataset
-from pipelines.storage import Storage
+from pipelines.storage import Storage, temporary_folder
 from pipelines.tracking import NullTracker, Progress, Tracker
 from pipelines.training.batches import BatchSource, held_out_batch
 from pipelines.training.collectives import Workers
@@ -205,8 +204,8 @@ class _Loop:
 
     def _write(self, name: str) -> None:
         """The state as a folder of the stage, which appears whole."""
-        with tempfile.TemporaryDirectory() as made:
+        with temporary_folder() as made:
             with Storage(made).errors_about(""):
-                (Path(made) / "config.json").write_text(json.dumps(self.recipe.settings, indent=1))
-                save_state(self.state, self.stage.spec, Path(made))
+                (made / "config.json").write_text(json.dumps(self.recipe.settings, indent=1))
+                save_state(self.state, self.stage.spec, made)
             Storage(self.recipe.root).put_folder(made, f"{self.recipe.name}/{name}", last=MANIFEST_FILE)

@@ -2,12 +2,10 @@
 
 import copy
 import logging
-import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -25,6 +23,7 @@ from pipelines.generation import Method, generate_latents
 from pipelines.media.color import BT601
 from pipelines.media.contact_sheet import contact_sheet, video_strip
 from pipelines.media.video import write_mp4
+from pipelines.storage import temporary_folder
 from pipelines.tracking import Progress, Tracker
 from pipelines.training.collectives import Workers
 from pipelines.training.config import DistillConfig
@@ -83,12 +82,12 @@ def preview(state: TrainState, stage: Stage, recipe: Recipe, workers: Workers, t
     autoencoder = dataset_autoencoder(recipe.dataset, device)
     frames = torch.cat([autoencoder.decode(video[None]) for video in latents.cpu()]).numpy()
     fps = read_info(recipe.dataset).corpus(corpus).fps
-    with tempfile.TemporaryDirectory() as name:
+    with temporary_folder() as folder:
         for index, video in enumerate(frames):
-            write_mp4(Path(name) / f"{index}.mp4", iter(video), fps)
+            write_mp4(folder / f"{index}.mp4", iter(video), fps)
         strips = [video_strip(video, c, PREVIEW_COLUMNS) for c, video in zip(captions, frames, strict=True)]
-        contact_sheet(f"{spec.role}, step {state.step}", strips).save(Path(name) / "sheet.png")
-        for path in sorted(Path(name).iterdir()):
+        contact_sheet(f"{spec.role}, step {state.step}", strips).save(folder / "sheet.png")
+        for path in sorted(folder.iterdir()):
             tracker.artifact(str(path), f"preview/step-{state.step:06d}")
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from models.errors import CheckpointError, SostenutoError
 from models.wan import read_transformer
 from pipelines.checkpoints import MANIFEST_FILE, NetworkSpec, save_network
-from pipelines.storage import Storage
+from pipelines.storage import Storage, temporary_folder
 from pipelines.tracking import Progress, TrackerFactory
 from pipelines.training.loop import train_worker
 from pipelines.training.recipes import OUTCOME_FILE, Recipe, StageOutcome, finished_stage
@@ -144,9 +143,9 @@ def adopt_teacher(recipe: Recipe, folder: str) -> StageOutcome:
     shape = recipe.short_shape
     model = read_transformer(Path(folder), recipe.model, shape[1], recipe.text.dim)
     spec = NetworkSpec("teacher", recipe.model, recipe.text, shape[1], shape)
-    with tempfile.TemporaryDirectory() as name:
-        save_network(model, spec, Path(name))
-        Storage(recipe.root).put_folder(name, "teacher/pretrained")
+    with temporary_folder() as made:
+        save_network(model, spec, made)
+        Storage(recipe.root).put_folder(made, "teacher/pretrained")
     return _finish(recipe, f"{recipe.root}/teacher/pretrained", {"steps": 0.0, "cpu_seconds": 0.0})
 
 

@@ -1,6 +1,6 @@
 """Storage: a file is whole or absent, wherever it lies, and what fails says what to do.
 
-Temporary files are private, gone when closed, and outlive a killed owner only until the next is made.
+Temporary files and folders are private, gone when closed, and outlive a killed owner only until the next is made.
 """
 
 import errno
@@ -8,6 +8,7 @@ import hashlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -18,7 +19,17 @@ import pytest
 
 from models.errors import ClusterError, DataError
 from pipelines import storage as module
-from pipelines.storage import ASIDE, TEMPORARY, Storage, hash_of, one_line, os_errors, temporary_file
+from pipelines.storage import (
+    ASIDE,
+    OWNED,
+    TEMPORARY,
+    Storage,
+    hash_of,
+    one_line,
+    os_errors,
+    temporary_file,
+    temporary_folder,
+)
 from tests.command import REPOSITORY, sent
 
 
@@ -139,9 +150,22 @@ def test_a_pending_file_appears_when_committed(storage: Storage) -> None:
     assert not Path(pending.path).exists()
 
 
-def test_committed_files_can_be_read_by_everybody(tmp_path: Path) -> None:
-    Storage(tmp_path).write_bytes("a", b"")
-    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o644
+@pytest.mark.parametrize(
+    ("umask", "file", "folder"),
+    [(0o022, 0o644, 0o755), (0o027, 0o640, 0o750), (0o077, 0o600, 0o700), (0o002, 0o664, 0o775)],
+)
+def test_who_may_read_is_the_umasks_to_say(umask: int, file: int, folder: int, tmp_path: Path) -> None:
+    private = tmp_path / "private"
+    private.mkdir(mode=0o700)
+    before = os.umask(umask)
+    try:
+        (private / "b").touch()
+        Storage(tmp_path).write_bytes("a", b"")
+        Storage(tmp_path).put_folder(private, "d")
+    finally:
+        os.umask(before)
+    rights = [(tmp_path / name).stat().st_mode & 0o777 for name in ("a", "d", "d/b")]
+    assert rights == [file, folder, file]
 
 
 def test_leftovers_of_killed_writers_are_swept(tmp_path: Path) -> None:
@@ -362,3 +386,69 @@ def test_other_files_and_what_links_point_at_stay(folder: Path) -> None:
     os.mkfifo(folder / f"{TEMPORARY}pipe")
     with temporary_file():
         assert (folder / "sostenuto-ray").exists()
+
+
+FOLDER_OWNER = """
+import time
+from pipelines.storage import temporary_folder
+with temporary_folder() as folder:
+    (folder / "sub").mkdir()
+    (folder / "sub" / "a").touch()
+    print(folder, flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_folder_is_private_and_gone_at_the_end(folder: Path) -> None:
+    with temporary_folder() as made:
+        assert made.parent == folder
+        assert made.stat().st_mode & 0o777 == 0o700
+        (made / "a").touch()
+    assert os.listdir(folder) == []
+
+
+def test_a_killed_owners_folder_goes_at_once_and_a_living_ones_stays(folder: Path) -> None:
+    environment = {**os.environ, "TMPDIR": str(folder)}
+    command = [sys.executable, "-c", FOLDER_OWNER]
+    with subprocess.Popen(
+        command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, text=True
+    ) as owner:
+        assert owner.stdout is not None
+        held = Path(owner.stdout.readline().strip())
+        with temporary_folder():
+            assert (held / "sub" / "a").exists(), "its owner lives"
+        owner.send_signal(signal.SIGKILL)
+    assert held.exists(), "nobody has cleared up yet"
+    with temporary_folder() as made:
+        assert sorted(os.listdir(folder)) == [made.name, f"{made.name}{OWNED}"]
+
+
+def orphan(folder: Path, name: str) -> Path:
+    """A folder as a killed owner leaves it."""
+    (folder / f"{name}{OWNED}").touch()
+    (folder / name).mkdir()
+    return folder / name
+
+
+def test_a_folder_with_a_living_socket_stays_until_nobody_listens(folder: Path) -> None:
+    left = orphan(folder, "sostenuto-0123abcd")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(left / "raylet"))
+        with temporary_folder():
+            assert left.exists()
+    with temporary_folder():
+        assert not left.exists()
+
+
+def test_folders_of_other_names_or_owners_stay(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "sostenuto-runs").mkdir()
+    others = orphan(folder, "sostenuto-4567cdef")
+    (folder / f"sostenuto-link{OWNED}").symlink_to(folder / "sostenuto-runs")
+    monkeypatch.setattr(module.os, "getuid", lambda: others.stat().st_uid + 1)
+    with temporary_folder():
+        assert others.exists()
+    monkeypatch.undo()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    with temporary_folder():
+        assert not others.exists()
+        assert (folder / "sostenuto-runs").exists()

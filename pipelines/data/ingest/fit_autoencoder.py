@@ -2,11 +2,9 @@
 
 import hashlib
 import math
-import tempfile
 from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import product
-from pathlib import Path
 
 import numpy as np
 
@@ -19,7 +17,7 @@ from pipelines.data.store.info import AUTOENCODER_FOLDER
 from pipelines.data.types import Rejected
 from pipelines.media.color import Frames
 from pipelines.ray_map import ray_map
-from pipelines.storage import Storage
+from pipelines.storage import Storage, temporary_folder
 from pipelines.tracking import Progress
 
 SAMPLE_BYTES = 1 << 30
@@ -49,8 +47,8 @@ def prepare_autoencoder(
         storage.write_json(f"{AUTOENCODER_FOLDER}/config.json", kind.reference(_window_shapes(task)))
         return
     frames = _sample(task, corpora, config.fit_frames, seed, progress)
-    with tempfile.TemporaryDirectory() as local:
-        kind.fit(frames, task.data.height, task.data.width, Path(local))
+    with temporary_folder() as local:
+        kind.fit(frames, task.data.height, task.data.width, local)
         storage.put_folder(local, AUTOENCODER_FOLDER, last="config.json")
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from jobs.cli import app
 from jobs.commands import submit
 from jobs.commands.submit import Submission
 from models.errors import ClusterError, ConfigError
@@ -26,6 +27,21 @@ def test_our_commands_become_python_m_jobs():
         "python -m jobs train teacher --set 'name=my run'"
     )
     assert request_of("python", "-c", "print(1)").entrypoint == "python -c 'print(1)'"
+
+
+@pytest.mark.parametrize("name", [found.name or found.callback.__name__ for found in app.registered_commands])
+def test_every_command_of_the_command_line_can_be_submitted(name):
+    assert request_of(name, "--help").entrypoint == f"python -m jobs {name} --help"
+
+
+@pytest.mark.parametrize("command", ["export", "kernels"])
+def test_a_submitted_command_is_ours_and_not_the_shells(command):
+    entrypoint = request_of(command, "--help").entrypoint
+    done = subprocess.run(
+        ["/bin/sh", "-c", entrypoint.replace("python", sys.executable, 1)],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert f"Usage: sostenuto {command}" in done.stdout
 
 
 def test_the_address_is_the_option_then_the_variables_then_this_machine(monkeypatch):
@@ -49,7 +65,7 @@ def test_variables_and_the_commit_travel(monkeypatch):
 
 def test_data_and_environments_stay_at_home():
     excludes = request_of("world").runtime_env["excludes"]
-    assert {".git", ".venv", "runs", "mlflow.db", "*.safetensors", "*.mp4"} <= set(excludes)
+    assert {".git", ".venv", "runs", "mlflow.db", "*.[mM][pP]4"} <= set(excludes)
 
 
 @pytest.mark.parametrize(
@@ -78,6 +94,44 @@ def test_the_token_is_the_variable_then_the_named_file_then_the_home(tmp_path, m
 def test_a_dry_run_prints_the_job_and_sends_nothing(capsys):
     assert submit.submit(request_of("world"), follow=True, dry_run=True) == 0
     assert json.loads(capsys.readouterr().out)["entrypoint"] == "python -m jobs world"
+
+
+def test_a_dry_run_shows_what_travels_and_what_stays(tmp_path, capsys):
+    (tmp_path / "code.py").write_text("pass")
+    (tmp_path / "clips").mkdir()
+    for name in ("a.MOV", "b.MOV", "c.mkv"):
+        (tmp_path / "clips" / name).write_bytes(bytes(9))
+    submit.submit(request_of("world", working_dir=str(tmp_path)), follow=True, dry_run=True)
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["files"], shown["bytes"]) == (1, 4)
+    assert shown["left_out"] == ["clips/*.MOV (2)", "clips/c.mkv"]
+
+
+class Server:
+    """A Jobs server that refuses every job with the same words."""
+
+    def __init__(self, refusal):
+        self._refusal = refusal
+
+    def submit_job(self, **_job):
+        raise RuntimeError(self._refusal)
+
+
+@pytest.mark.parametrize(
+    ("refusal", "remedy"),
+    [
+        ("Request failed with status code 413: 413: Request Entity Too Large.", r"\.rayignore"),
+        ("Request failed: ValueError: Job with submission_id a already exists", "another --submission-id"),
+        ("Request failed: ValueError: env_vars must be text", "Correct what the server names"),
+    ],
+)
+def test_a_refused_job_has_the_remedy_for_its_reason(refusal, remedy, tmp_path, monkeypatch):
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "long.txt").write_bytes(bytes(3_000_000))
+    monkeypatch.setattr(submit, "connect", lambda _address: Server(refusal))
+    with pytest.raises(ClusterError, match=remedy) as caught:
+        submit.submit(request_of("world", working_dir=str(tmp_path)), follow=True, dry_run=False)
+    assert ("notes/ 3.0 MB" in caught.value.problem) == ("413" in refusal)
 
 
 def test_no_head_is_a_line_with_the_remedy():
