@@ -1,12 +1,16 @@
 """The one grid of labelled frames: sheets of previews, samples and datasets, and side-by-side videos."""
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.font_manager import findSystemFonts
+from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageDraw, ImageFont
 
 from pipelines.media.color import Frames
@@ -26,7 +30,10 @@ LABEL = 14
 ABREAST = 5
 """Videos side by side in one row."""
 
-_FONT = Path(mpl.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
+MISSING = "?"
+"""Stands for a letter that the font lacks; the title of the sheet says so."""
+
+_FONT = str(Path(mpl.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"))
 """Matplotlib's own font, which has more of the world's letters than Pillow's."""
 
 
@@ -128,16 +135,19 @@ def contact_sheet(title: str, strips: Sequence[Strip]) -> Image.Image:
     """
     heights, widths = zip(*(strip.frames.shape[1:3] for strip in strips), strict=True)
     up, down = zoom(max(heights), max(widths))
-    head, text, little = (ImageFont.truetype(str(_FONT), size) for size in (TEXT + 2, TEXT, LITTLE))
     longest, notes = max(len(strip.frames) for strip in strips), max(len(strip.notes) for strip in strips)
     grid = sheet_grid(len(strips), longest, max(heights), max(widths), notes)
     room = grid.cell[1]
-    captions = [_wrapped(strip.caption, text, room) for strip in strips]
-    grid = replace(grid, below=grid.below + max(map(len, captions)) * LINE)
+    captions = [_lettering(strip.caption, TEXT) for strip in strips]
+    lines = [_wrapped(caption, room) for caption in captions]
+    grid = replace(grid, below=grid.below + max(map(len, lines)) * LINE)
     sheet = Image.new("RGB", grid.size[::-1], PAPER)
     draw = ImageDraw.Draw(sheet)
-    heading = _fit(title, head, sheet.width - 2 * grid.margin)
-    draw.text((grid.margin, grid.heading // 2), heading, INK, head, anchor="lm")
+    if not all(caption.whole for caption in captions):
+        title += f"  ({MISSING}: a letter that no font of this machine has)"
+    head = _lettering(title, TEXT + 2)
+    heading = _fit(head, sheet.width - 2 * grid.margin)
+    draw.text((grid.margin, grid.heading // 2), heading, INK, head.font, anchor="lm")
     for cell, strip in enumerate(strips):
         for number, frame in enumerate(strip.frames):
             picture = Image.fromarray(frame)
@@ -146,11 +156,12 @@ def contact_sheet(title: str, strips: Sequence[Strip]) -> Image.Image:
             sheet.paste(picture, grid.box(cell, number)[:2])
         left, _, _, bottom = grid.box(cell, 0)
         y = bottom + 6
-        for line in captions[cell]:
-            draw.text((left, y), line, INK, text)
+        for line in lines[cell]:
+            draw.text((left, y), line, INK, captions[cell].font)
             y += LINE
         for note in strip.notes:
-            draw.text((left, y), _fit(note, little, room), FAINT, little)
+            little = _lettering(note, LITTLE)
+            draw.text((left, y), _fit(little, room), FAINT, little.font)
             y += LINE
     return sheet
 
@@ -180,26 +191,60 @@ def side_by_side(frames: Mapping[str, Frames]) -> Frames:
     return np.asarray(canvas.crop((0, 0, canvas.width // 2 * 2, canvas.height // 2 * 2)))
 
 
-def _wrapped(text: str, font: ImageFont.FreeTypeFont, room: int) -> list[str]:
-    """CAPTION_LINES lines at most; what does not fit ends in dots."""
-    words, lines = text[:LONGEST].split(), [""]
-    for number, word in enumerate(words):
-        longer = f"{lines[-1]} {word}".strip()
-        if font.getlength(longer) <= room or not lines[-1]:
-            lines[-1] = longer
-        elif len(lines) < CAPTION_LINES:
-            lines.append(word)
-        else:
-            lines[-1] = " ".join([lines[-1], *words[number:]])
-            break
-    return [_fit(line, font, room) for line in lines]
+class _Lettering(NamedTuple):
+    text: str
+    font: ImageFont.FreeTypeFont
+    whole: bool
+    """Whether the font has every letter of it."""
+
+    def fitting(self, room: int) -> int:
+        """How many letters fit into a line."""
+        counts = range(1, len(self.text) + 1)
+        return bisect_right(counts, room, key=lambda count: self.font.getlength(self.text[:count]))
 
 
-def _fit(text: str, font: ImageFont.FreeTypeFont, room: int) -> str:
-    """As much of a line as there is room for, without what no font shows."""
-    text = "".join(letter if letter.isprintable() else " " for letter in text[:LONGEST])
-    if font.getlength(text) <= room:
-        return text
-    while text and font.getlength(f"{text}...") > room:
-        text = text[:-1]
-    return f"{text.rstrip()}..."
+def _lettering(text: str, size: int) -> _Lettering:
+    """A text on one line in a font with its letters: Matplotlib's, or this machine's with most of them."""
+    text = text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+    text = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
+    wanted, path = {ord(letter) for letter in text}, _FONT
+    if wanted - _letters(path):
+        path = max((path, *_system_fonts()), key=lambda path: len(wanted & _letters(path)))
+    lacking = wanted - _letters(path)
+    text = text.translate(dict.fromkeys(lacking, MISSING))
+    return _Lettering(text, ImageFont.truetype(path, size), not lacking)
+
+
+@cache
+def _letters(path: str) -> frozenset[int]:
+    """Code points that a font draws at any size."""
+    try:
+        font = FT2Font(path)
+    except (OSError, RuntimeError):
+        return frozenset()
+    return frozenset(font.get_charmap()) if font.scalable else frozenset()
+
+
+@cache
+def _system_fonts() -> tuple[str, ...]:
+    """Paths of this machine's fonts, without the one that draws a box for everything."""
+    return tuple(sorted(path for path in findSystemFonts() if "LastResort" not in path))
+
+
+def _wrapped(caption: _Lettering, room: int) -> list[str]:
+    """CAPTION_LINES lines at most, broken at spaces where a line has one; what does not fit ends in dots."""
+    lines = []
+    while len(lines) < CAPTION_LINES - 1 and (end := caption.fitting(room)) < len(caption.text):
+        space = caption.text.rfind(" ", 0, end + 1)
+        end = space if space > 0 else max(1, end)
+        lines.append(caption.text[:end])
+        caption = caption._replace(text=caption.text[end:].lstrip())
+    return [*lines, _fit(caption, room)]
+
+
+def _fit(line: _Lettering, room: int) -> str:
+    """As much of a line as there is room for."""
+    if line.fitting(room) == len(line.text):
+        return line.text
+    dots = int(line.font.getlength("..."))
+    return f"{line.text[: line.fitting(room - dots)].rstrip()}..."

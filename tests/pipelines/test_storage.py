@@ -1,6 +1,6 @@
 """Storage: a file is whole or absent, wherever it lies, and what fails says what to do.
 
-Temporary files and folders are private, gone when closed, and outlive a killed owner only until the next is made.
+Temporary files and folders are private and gone at the end; a killed owner's go when the next is made.
 """
 
 import errno

@@ -1,14 +1,24 @@
 """Every frame of a sheet is at its place, its text below it, and nothing overlaps."""
 
+from pathlib import Path
+
+import matplotlib as mpl
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from pipelines.media import contact_sheet as module
 from pipelines.media.contact_sheet import (
+    CAPTION_LINES,
+    LINE,
+    PAPER,
+    TEXT,
     Grid,
     Strip,
+    _lettering,
+    _wrapped,
     contact_sheet,
     evenly,
     sheet_grid,
@@ -87,6 +97,71 @@ def test_text_stays_below_its_own_strip() -> None:
     assert len(np.unique(gap.reshape(-1, 3), axis=0)) == 1
     under = sheet[top + grid.height + 4 : top + grid.cell[0], left : left + grid.cell[1]]
     assert under.max() > 200
+
+
+@pytest.mark.parametrize(
+    "caption",
+    [
+        "a golden retriever runs along a beach " * 20,
+        "x" * 5000,
+        "\u732b\u304c\u8d70\u308b\u3002" * 80,
+        "https://example.org/" + "path/" * 200,
+    ],
+)
+@pytest.mark.parametrize("strips", [1, 4])
+def test_a_long_caption_makes_no_margin(caption: str, strips: int) -> None:
+    frames = np.full((9, 32, 32, 3), 200, np.uint8)
+    sheet = np.asarray(contact_sheet("samples", [Strip(frames, caption, NOTES[:1])] * strips))
+    short = np.asarray(contact_sheet("samples", [Strip(frames, "short", NOTES[:1])] * strips))
+    assert sheet.shape[1] == short.shape[1]
+    assert sheet.shape[0] <= short.shape[0] + strips * LINE
+    assert (sheet == PAPER).all(-1).mean() < 0.5
+
+
+@pytest.mark.parametrize(
+    ("caption", "lines"),
+    [
+        ("", [""]),
+        ("two  words\nof one line", ["two words of one line"]),
+        ("a word " * 9, ["a word a word a word a word", "a word a word a word a wor..."]),
+        ("x" * 99, ["x" * 26, "x" * 24 + "..."]),
+        ("\u00e9" * 40, ["\u00e9" * 25, "\u00e9" * 15]),
+    ],
+)
+def test_a_caption_is_broken_at_spaces_where_it_has_them(caption: str, lines: list[str]) -> None:
+    assert _wrapped(_lettering(caption, TEXT), room=200) == lines
+
+
+@given(caption=st.text(max_size=300), room=st.integers(60, 700))
+def test_no_line_leaves_its_room_and_no_letter_is_lost_before_the_dots(caption: str, room: int) -> None:
+    lettering = _lettering(caption, TEXT)
+    lines = _wrapped(lettering, room)
+    assert len(lines) <= CAPTION_LINES
+    assert all(lettering.font.getlength(line) <= room for line in lines)
+    shown = "".join(lines).replace(" ", "")
+    assert lettering.text.replace(" ", "").startswith(shown.removesuffix("..."))
+
+
+def test_letters_are_drawn_by_a_font_of_the_machine_that_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = str(Path(mpl.get_data_path(), "fonts", "ttf", "STIXGeneral.ttf"))
+    monkeypatch.setattr(module, "_system_fonts", lambda: (other, "/no/such/font.ttf"))
+    lettering = _lettering("turned \u1d81", TEXT)
+    assert (lettering.text, lettering.font.path, lettering.whole) == ("turned \u1d81", other, True)
+    assert _lettering("caf\u00e9", TEXT).font.path == module._FONT
+
+
+def test_letters_that_no_font_has_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_system_fonts", tuple)
+    lettering = _lettering("cat \u732b, \u0928\u092e", TEXT)
+    assert (lettering.text, lettering.whole) == ("cat ?, ??", False)
+    frames, titles = np.zeros((1, 200, 900, 3), np.uint8), list[str]()
+    monkeypatch.setattr(module, "_fit", lambda line, _room: titles.append(line.text) or line.text)
+    contact_sheet("SHORT", [Strip(frames, "\u732b")])
+    contact_sheet("SHORT", [Strip(frames, "what?")])
+    assert [text for text in titles if "SHORT" in text] == [
+        "SHORT (?: a letter that no font of this machine has)",
+        "SHORT",
+    ]
 
 
 def test_a_video_strip_runs_from_the_first_to_the_last_frame() -> None:
