@@ -1,5 +1,6 @@
 """`sostenuto sweep`: a search over any settings by Ray Tune, each trial a real Ray Train run."""
 
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,9 +22,18 @@ from jobs.config.schema import RunConfig, SweepConfig
 from jobs.console import ConsoleProgress, find_cause, print_line, print_table
 from jobs.ray_session import ray_session
 from jobs.tracking import RunReference, close_children, factory, open_run
-from models.errors import ClusterError
+from models.errors import CheckpointError, ClusterError
 from pipelines.evaluation.run import prepare
 from pipelines.storage import Storage
+
+TUNE = "tune"
+"""Folder beside the trials: Ray Tune's own state."""
+
+BEGUN = "settings.json"
+"""File beside the trials: the settings that the sweep was begun with."""
+
+MAY_CHANGE = ("storage.", "tracking.", "cluster.")
+"""Groups of settings that may be others when a sweep is gone on with."""
 
 TRIAL_CPUS = 0.01
 """CPUs of the process that waits for a trial's training: Ray refuses 0; more would starve the training."""
@@ -61,17 +71,19 @@ def sweep(config: RunConfig, *, fresh: bool = False) -> list[TrialResult]:
         The trials, best first.
 
     Raises:
-        CheckpointError: a stage before the sweep's has not finished.
+        CheckpointError: a stage before the sweep's has not finished, or the sweep was begun with other
+            settings.
         ClusterError: every trial failed, or Ray, MLflow or the storage cannot be used.
     """
     # Trials run in folders of their own, where a relative root would be another one.
     config = with_values(config, {"storage.root": absolute_root(config.storage.root)})
     paths = RunPaths.of(config)
     if fresh:
-        Storage(paths.root).delete("sweep")
+        Storage(paths.root).delete(config.sweep.folder)
+    _require_unchanged(config, Storage(paths.sweeps))
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    parent = open_run(config, "sweep", tags={"sostenuto.metric": config.sweep.metric})
+    parent = open_run(config, config.sweep.folder, tags={"sostenuto.metric": config.sweep.metric})
     tracker = factory(parent)()
     tracker.params(flatten(config))
     with ray_session(config.cluster, dashboard=True):
@@ -89,6 +101,30 @@ def sweep(config: RunConfig, *, fresh: bool = False) -> list[TrialResult]:
     tracker.close()
     _show(config, results, closed)
     return results
+
+
+def _require_unchanged(config: RunConfig, folder: Storage) -> None:
+    """Note the settings that a sweep is begun with; refuse to go on with one that was begun with others.
+
+    Ray Tune would keep the old search in silence, and the table would compare unlike trials.
+    """
+    values = {name: value for name, value in flatten(config).items() if not name.startswith(MAY_CHANGE)}
+    now = json.loads(json.dumps(values))
+    if not tune.Tuner.can_restore(f"{folder}/{TUNE}") or not folder.exists(BEGUN):
+        folder.write_json(BEGUN, now)
+        return
+    begun = folder.read_json(BEGUN)
+    changed = [
+        f"{name} was {begun.get(name)}, now {now.get(name)}"
+        for name in sorted(begun.keys() | now.keys())
+        if begun.get(name) != now.get(name)
+    ]
+    if changed:
+        raise CheckpointError(
+            f"the sweep in {folder} was begun with other settings: {'; '.join(changed)}",
+            "Give those to go on with it, --set sweep.name=NAME for another sweep beside it, or --fresh to "
+            "start over",
+        )
 
 
 def space_of(sweep_config: SweepConfig) -> dict[str, Any]:
@@ -151,7 +187,7 @@ def _tuner(config: RunConfig, paths: RunPaths, parent: RunReference | None, refe
     """A new search, or the interrupted one."""
     work = partial(run_trial, sweep=to_json(config), parent=parent, references=references)
     trainable = tune.with_resources(work, {"CPU": TRIAL_CPUS})
-    state = f"{paths.sweeps}/tune"
+    state = f"{paths.sweeps}/{TUNE}"
     space = space_of(config.sweep)
     if tune.Tuner.can_restore(state):
         print_line("resuming the sweep; --fresh starts over")
@@ -170,7 +206,7 @@ def _tuner(config: RunConfig, paths: RunPaths, parent: RunReference | None, refe
             trial_dirname_creator=lambda trial: str(trial.trial_id),
         ),
         run_config=tune.RunConfig(
-            name="tune", storage_path=paths.sweeps, verbose=0, callbacks=[_Lines(chosen.metric)]
+            name=TUNE, storage_path=paths.sweeps, verbose=0, callbacks=[_Lines(chosen.metric)]
         ),
     )
 

@@ -103,7 +103,7 @@ def run_trial(space: dict[str, Any], sweep: str, parent: RunReference | None, re
     stage, seed = config.sweep.stage, config.seed
     recipe = make_recipe(config, stage, seed, paths.seed(seed), paths.dataset)
     recipe = dataclasses.replace(recipe, root=f"{paths.sweeps}/trials/{trial}")
-    tracker_factory = factory(open_run(config, f"sweep/{trial}", parent=parent))
+    tracker_factory = factory(open_run(config, f"{base.sweep.folder}/{trial}", parent=parent))
     tracker = tracker_factory()
     tracker.params(flatten(config))
     for step, checkpoint in _checkpoints(recipe, tracker_factory):

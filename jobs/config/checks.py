@@ -197,6 +197,11 @@ def _machines(config: RunConfig) -> None:
 
 
 def _sweep(config: RunConfig) -> None:
+    if "/" in config.sweep.name:
+        raise ConfigError(
+            f"sweep.name {config.sweep.name!r} cannot be a folder",
+            "Use letters, digits, dots, dashes and underscores",
+        )
     for name, values in config.sweep.space.items():
         if name not in settings():
             problem = f"sweep.space has the unknown setting {name!r}"

@@ -113,7 +113,7 @@ class RunPaths:
             dataset=f"{root}/dataset/{version}",
             inspection=f"{root}/inspection",
             samples=f"{root}/samples",
-            sweeps=f"{root}/sweep",
+            sweeps=f"{root}/{config.sweep.folder}",
         )
 
     def corpora(self, config: RunConfig) -> tuple[str, str]:

@@ -41,6 +41,8 @@ class TrackingConfig:
 class SweepConfig:
     """A search over any settings by their dotted names (jobs/commands/sweep.py)."""
 
+    name: str = ""
+    """Tells sweeps of one run apart: the folder of this one is `sweep-NAME`, or `sweep` without a name."""
     stage: Literal["teacher", "sft", "mixed", "distill"] = "distill"
     """Stage that each trial trains, from the checkpoints of the stages before it."""
     space: dict[str, Any] = field(
@@ -70,6 +72,11 @@ class SweepConfig:
     """`asha` keeps one trial of this many at each rung."""
     seed: int = 0
     """Seed of the search."""
+
+    @property
+    def folder(self) -> str:
+        """Of its trials below the run's, and the name of its MLflow run."""
+        return f"sweep-{self.name}" if self.name else "sweep"
 
 
 @dataclass(frozen=True, kw_only=True)

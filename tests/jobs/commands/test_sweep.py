@@ -12,7 +12,8 @@ from jobs.commands.trial import Relay, system_of, trial_settings
 from jobs.config import load as configs
 from jobs.config.paths import RunPaths
 from jobs.config.schema import SweepConfig
-from models.errors import ClusterError, DataError
+from models.errors import CheckpointError, ClusterError, ConfigError, DataError
+from pipelines.storage import Storage
 from tests.command import MADE_BY_DISTILLATION, copy_runs, succeed
 
 
@@ -118,6 +119,60 @@ def test_a_checkpoint_is_held_when_ray_train_deletes_its_own(tmp_path):
     assert step == 2
     assert (tmp_path / "held" / "step-2" / "weights").read_text() == "numbers"
     assert held == str(tmp_path / "held" / "step-2")
+
+
+def begun(folder, *overrides):
+    """A sweep that has begun with these settings, as a killed one leaves it."""
+    config = configs.load("ci", [f"storage.root={folder}", *overrides])
+    storage = Storage(RunPaths.of(config).sweeps)
+    sweep._require_unchanged(config, storage)
+    storage.write_bytes("tune/tuner.pkl", b"Ray Tune's own")
+    return config
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (
+            ["sweep.space={loss.reverse_kl_weight: [1, 3]}"],
+            r"sweep\.space was .*\[0\.5, 1\.0, 2\.0\].*, now .*\[1, 3\]",
+        ),
+        (["sweep.space.loss.flow_matching_weight=[0.5, 4]"], r"sweep\.space was .*, now .*\[0\.5, 4\]"),
+        (["sweep.trials=9"], r"sweep\.trials was \d+, now 9"),
+        (
+            ["sweep.mode=max", "teacher.steps=77"],
+            r"sweep\.mode was min, now max; teacher\.steps was \d+, now 77",
+        ),
+    ],
+)
+def test_a_sweep_that_was_begun_otherwise_is_refused_by_name(overrides, told, tmp_path):
+    begun(tmp_path)
+    changed = configs.load("ci", [f"storage.root={tmp_path}", *overrides])
+    with pytest.raises(CheckpointError, match=told) as caught:
+        sweep.sweep(changed)
+    assert "--set sweep.name=NAME" in caught.value.remedy
+    assert "--fresh" in caught.value.remedy
+
+
+def test_the_same_sweep_a_moved_one_and_one_of_another_name_may_go_on(tmp_path):
+    folder = Storage(RunPaths.of(begun(tmp_path, "cluster.max_failures=1")).sweeps)
+    for overrides in ([], ["cluster.max_failures=4", "tracking.enabled=false"]):
+        sweep._require_unchanged(configs.load("ci", [f"storage.root={tmp_path}", *overrides]), folder)
+    other = configs.load("ci", [f"storage.root={tmp_path}", "sweep.name=wide", "sweep.trials=9"])
+    assert RunPaths.of(other).sweeps == f"{tmp_path}/ci/sweep-wide"
+    sweep._require_unchanged(other, Storage(RunPaths.of(other).sweeps))
+
+
+def test_settings_of_a_sweep_that_ray_never_began_may_change(tmp_path):
+    folder = Storage(RunPaths.of(begun(tmp_path)).sweeps)
+    folder.delete("tune")
+    sweep._require_unchanged(configs.load("ci", [f"storage.root={tmp_path}", "sweep.trials=9"]), folder)
+    assert folder.read_json(sweep.BEGUN)["sweep.trials"] == 9
+
+
+def test_a_sweeps_name_is_part_of_a_folders(tmp_path):
+    with pytest.raises(ConfigError, match=r"sweep\.name"):
+        configs.load("ci", ["sweep.name=../dataset"])
 
 
 def result(trial_id, metric, step, error=None):
