@@ -1,7 +1,8 @@
 """A function over items on a Ray cluster, by Ray Data: one block per item, so that a lost worker costs one.
 
-An item whose worker dies is tried `MAX_RETRIES` times more and then left out. Items and results travel as
-Python objects, each item to its own task alone.
+An item whose worker dies is tried `MAX_RETRIES` times more and then left out; an actor that cannot start,
+because its node is going, is replaced. Items and results travel as Python objects, each item to its own task
+alone.
 """
 
 import logging
@@ -15,10 +16,15 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import ray
 import ray.data
 from ray.data import ActorPoolStrategy, TaskPoolStrategy
+from ray.exceptions import RayActorError, RuntimeEnvSetupError
 
 from models.errors import ClusterError, DataError, SostenutoError
+from pipelines.storage import one_line
 
 MAX_RETRIES = 2
+
+LOST = (RayActorError, RuntimeEnvSetupError)
+"""What Ray raises for an actor that cannot be started."""
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -84,19 +90,27 @@ def ray_map(
         workers: None is `Tasks()`.
 
     Raises:
-        ClusterError: Ray is not running.
+        ClusterError: Ray is not running, or starts no worker.
         SostenutoError: what `work` raised, which stops everything; another exception as a DataError.
     """
     if not items:
         return
     if not ray.is_initialized():
         raise ClusterError("Ray is not running", "Start it with ray.init()")
-    with _quiet():
-        for row in _dataset(work, items, workers or Tasks()).iter_rows():
-            result = row["result"].value
-            if isinstance(result, SostenutoError):
-                raise result
-            yield row["index"], result
+    workers = workers or Tasks()
+    deaths = MAX_RETRIES * workers.max_actors if isinstance(workers, Pool) else 0
+    with _quiet(deaths):
+        try:
+            for row in _dataset(work, items, workers).iter_rows():
+                result = row["result"].value
+                if isinstance(result, SostenutoError):
+                    raise result
+                yield row["index"], result
+        except LOST as error:
+            raise ClusterError(
+                f"{1 + deaths} workers in a row died while they started: {one_line(error)[:300]}",
+                "Look at the nodes (ray status), and give the command again: what is finished is kept",
+            ) from error
 
 
 def ray_map_all(
@@ -161,8 +175,12 @@ def _dataset(work: Callable[[T], R], items: Sequence[T], workers: Tasks | Pool) 
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Ray Data without bars, banners and its own log below errors, and going on when a block is lost."""
+def _quiet(deaths: int) -> Iterator[None]:
+    """Ray Data without bars, banners and its own log below errors, and going on when a block is lost.
+
+    Args:
+        deaths: actors in a row that may die while they start.
+    """
     with warnings.catch_warnings():
         # making the context trips over a deprecation of its own
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -171,6 +189,7 @@ def _quiet() -> Iterator[None]:
         "enable_progress_bars": False,
         "print_on_execution_start": False,
         "max_errored_blocks": -1,
+        "max_consecutive_actor_init_deaths": deaths,
         "enable_fallback_to_arrow_object_ext_type": True,
     }
     before = {name: getattr(context, name) for name in settings}
@@ -178,7 +197,7 @@ def _quiet() -> Iterator[None]:
     level = log.level
     for name, value in settings.items():
         setattr(context, name, value)
-    log.setLevel(logging.ERROR)
+    log.setLevel(max(level, logging.ERROR))
     try:
         yield
     finally:

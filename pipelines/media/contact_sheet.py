@@ -200,7 +200,7 @@ class _Lettering(NamedTuple):
     def fitting(self, room: int) -> int:
         """How many letters fit into a line."""
         counts = range(1, len(self.text) + 1)
-        return bisect_right(counts, room, key=lambda count: self.font.getlength(self.text[:count]))
+        return bisect_right(counts, float(room), key=lambda count: self.font.getlength(self.text[:count]))
 
 
 def _lettering(text: str, size: int) -> _Lettering:
@@ -233,7 +233,7 @@ def _system_fonts() -> tuple[str, ...]:
 
 def _wrapped(caption: _Lettering, room: int) -> list[str]:
     """CAPTION_LINES lines at most, broken at spaces where a line has one; what does not fit ends in dots."""
-    lines = []
+    lines: list[str] = []
     while len(lines) < CAPTION_LINES - 1 and (end := caption.fitting(room)) < len(caption.text):
         space = caption.text.rfind(" ", 0, end + 1)
         end = space if space > 0 else max(1, end)

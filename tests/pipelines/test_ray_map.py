@@ -1,6 +1,9 @@
 """Each item goes to its own task and comes back as it is; what a worker raises stops everything."""
 
+import os
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +16,7 @@ from pipelines import ray_map as module
 from pipelines.data.ingest.worker import Group
 from pipelines.data.source.manifest import Source
 from pipelines.data.store.caption_embeddings import CaptionGroup
-from pipelines.ray_map import Pool, Tasks, ray_map, ray_map_all
+from pipelines.ray_map import MAX_RETRIES, Pool, Tasks, ray_map, ray_map_all
 
 
 def groups(count: int) -> list[Group]:
@@ -79,6 +82,37 @@ def test_a_worker_that_dies_each_time_is_told(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(module, "ray_map", lambda *_: iter([(0, "a"), (2, "c")]))
     with pytest.raises(ClusterError, match="Work on item 1 was lost"):
         ray_map_all(str, ["item 0", "item 1", "item 2"])
+
+
+class Unstartable:
+    """Work whose actor dies while it starts, for the first `deaths` actors: their node is going."""
+
+    def __init__(self, folder: Path, deaths: int) -> None:
+        self.folder, self.deaths = folder, deaths
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        for death in range(self.deaths):
+            with suppress(FileExistsError):
+                (self.folder / str(death)).touch(exist_ok=False)
+                os._exit(1)
+
+    def __call__(self, number: int) -> int:
+        return 2 * number
+
+
+@pytest.mark.parametrize("deaths", [1, MAX_RETRIES])
+def test_an_actor_that_cannot_be_started_is_replaced(deaths: int, ray_local: None, tmp_path: Path) -> None:
+    work = Unstartable(tmp_path, deaths)
+    assert ray_map_all(work, range(3), Pool(1, 1)) == [0, 2, 4]
+    assert len(list(tmp_path.iterdir())) == deaths
+
+
+def test_actors_that_can_never_be_started_are_told(ray_local: None, tmp_path: Path) -> None:
+    with pytest.raises(ClusterError, match=f"{1 + MAX_RETRIES} workers in a row died") as caught:
+        ray_map_all(Unstartable(tmp_path, 99), range(3), Pool(1, 1))
+    assert "ray status" in caught.value.remedy
+    assert len(list(tmp_path.iterdir())) == 1 + MAX_RETRIES
 
 
 def test_ray_datas_settings_are_put_back(ray_local: None, monkeypatch: pytest.MonkeyPatch) -> None:
