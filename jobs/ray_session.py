@@ -7,15 +7,17 @@ killed command leaves, the next one deletes.
 
 import logging
 import os
+import re
 import secrets
 import tempfile
+import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from jobs.console import raise_on_sigterm
+from jobs.console import raise_on_sigterm, warn
 from models.errors import ClusterError
 from pipelines.storage import temporary_folder
 from pipelines.training.config import ClusterConfig
@@ -42,6 +44,9 @@ LOCAL = {
 }
 """Environment of a private Ray on one machine: idle workers end and give their memory back (1.1 GiB while
 stages train), and nothing watches for a machine that is taken away."""
+
+SPOKEN_AGAIN_S = 60.0
+"""How long the same sentence of Ray's is not shown again."""
 
 NOISY_LOGGERS = ("ray", "ray.data", "ray.train", "ray.tune", "ray.serve")
 
@@ -98,7 +103,11 @@ def ray_session(cluster: ClusterConfig, *, dashboard: bool = False, debug: bool 
 def _start(cluster: ClusterConfig, folder: Path | None, *, dashboard: bool, debug: bool) -> None:
     """Join the cluster of RAY_ADDRESS, or start a private Ray that keeps its files in `folder`."""
     import ray
+    from ray._private import worker as ray_worker
 
+    if not debug:
+        # Ray prints what befalls workers and nodes in paragraphs, whatever `log_to_driver` says
+        ray_worker.print_to_stdstream = Sentences()
     settings: dict[str, Any] = {
         "runtime_env": {"env_vars": worker_environment()},
         "logging_level": logging.WARNING if debug else logging.ERROR,
@@ -127,6 +136,24 @@ def _start(cluster: ClusterConfig, folder: Path | None, *, dashboard: bool, debu
         ray.init(**settings)
     except (ConnectionError, RuntimeError, ValueError, OSError, TimeoutError) as error:
         raise ClusterError(f"{problem}: {' '.join(str(error).split())[:200]}", remedy) from error
+
+
+class Sentences:
+    """Shows the first sentence of what Ray prints, and the same one not again for a while."""
+
+    def __init__(self) -> None:
+        self._shown: dict[str, float] = {}
+
+    def __call__(self, data: Mapping[str, Any], ignore_prefix: bool) -> None:
+        """In place of Ray's own printer; `data["lines"]` are paragraphs."""
+        del ignore_prefix
+        for text in data["lines"]:
+            sentence = re.split(r"[.:;]?\s*\n|\. ", text.strip(), maxsplit=1)[0][:300]
+            sentence += " and is tried again" if "will be retried" in text else ""
+            now = time.monotonic()
+            if now - self._shown.get(sentence, -SPOKEN_AGAIN_S) >= SPOKEN_AGAIN_S:
+                self._shown[sentence] = now
+                warn(f"ray: {sentence}")
 
 
 def _set_defaults(variables: dict[str, str]) -> None:

@@ -1,4 +1,4 @@
-"""deploy/, checked without a Kubernetes: by the fields that KubeRay and Kubernetes publish, and by our rules."""
+"""deploy/, checked without a Kubernetes: by the fields that KubeRay and Kubernetes publish, and our rules."""
 
 import copy
 import functools

@@ -101,6 +101,64 @@ def test_a_private_ray_asks_for_a_token_and_leaves_nothing(tmp_path):
     assert not processes_with(temporary)
 
 
+LOST = """
+import os
+import ray
+from jobs.ray_session import ray_session
+from pipelines.ray_map import Pool, ray_map_all
+from pipelines.training.config import ClusterConfig
+
+@ray.remote(max_retries=1)
+def die():
+    os._exit(1)
+
+with ray_session(ClusterConfig()):
+    print(ray_map_all(abs, [-1, 2], Pool(1, 1)))
+    try:
+        ray.get(die.remote())
+    except ray.exceptions.WorkerCrashedError:
+        print("told")
+"""
+
+
+def test_what_befalls_a_worker_is_one_sentence(tmp_path):
+    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", LOST],
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=180, check=True,
+    )  # fmt: skip
+    assert done.stdout.splitlines() == ["[1, 2]", "told"]
+    said = [line for line in done.stderr.splitlines() if line.startswith("ray: ")]
+    assert said[0].startswith("ray: A worker died or was killed while executing a task")
+    assert max(map(len, said)) < 120
+    assert "troubleshoot" not in done.stderr
+
+
+DIED = "A worker died or was killed while executing a task by an unexpected system error"
+OOM = "2 Workers (tasks / actors) killed due to memory pressure (OOM), 0 Workers crashed"
+GONE = "The node with node id: 01ab and address: 10.0.0.7 has been marked dead because it is gone"
+TASK = "Task ingest failed. There are 2 retries remaining, so the task will be retried. Error: the node died."
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (f"{DIED}. To troubleshoot the problem, see the logs. Lease ID: 01", DIED),
+        (f"{OOM}.\nRefer to the documentation", OOM),
+        (GONE, GONE),
+        (TASK, "Task ingest failed and is tried again"),
+    ],
+)
+def test_ray_speaks_in_sentences_and_each_once(text, sentence, capsys, monkeypatch):
+    speak = ray_session.Sentences()
+    for _ in range(3):
+        speak({"lines": [text], "pid": "raylet", "is_err": False}, ignore_prefix=False)
+    assert capsys.readouterr().err == f"ray: {sentence}\n"
+    monkeypatch.setattr(ray_session, "SPOKEN_AGAIN_S", 0.0)
+    speak({"lines": [text], "pid": "raylet", "is_err": False}, ignore_prefix=False)
+    assert capsys.readouterr().err == f"ray: {sentence}\n", "later it is news"
+
+
 def processes_with(word):
     """Processes whose command line holds a word."""
     found = []

@@ -1,6 +1,5 @@
 """Each item goes to its own task and comes back as it is; what a worker raises stops everything."""
 
-import os
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -85,7 +84,7 @@ def test_a_worker_that_dies_each_time_is_told(monkeypatch: pytest.MonkeyPatch) -
 
 
 class Unstartable:
-    """Work whose actor dies while it starts, for the first `deaths` actors: their node is going."""
+    """Work that the first `deaths` actors cannot load: the node is going, and the code on it is gone."""
 
     def __init__(self, folder: Path, deaths: int) -> None:
         self.folder, self.deaths = folder, deaths
@@ -95,7 +94,7 @@ class Unstartable:
         for death in range(self.deaths):
             with suppress(FileExistsError):
                 (self.folder / str(death)).touch(exist_ok=False)
-                os._exit(1)
+                raise FileNotFoundError("the working directory is gone")
 
     def __call__(self, number: int) -> int:
         return 2 * number
@@ -109,7 +108,9 @@ def test_an_actor_that_cannot_be_started_is_replaced(deaths: int, ray_local: Non
 
 
 def test_actors_that_can_never_be_started_are_told(ray_local: None, tmp_path: Path) -> None:
-    with pytest.raises(ClusterError, match=f"{1 + MAX_RETRIES} workers in a row died") as caught:
+    with pytest.raises(
+        ClusterError, match=f"{1 + MAX_RETRIES} workers in a row died.*the working dir"
+    ) as caught:
         ray_map_all(Unstartable(tmp_path, 99), range(3), Pool(1, 1))
     assert "ray status" in caught.value.remedy
     assert len(list(tmp_path.iterdir())) == 1 + MAX_RETRIES
