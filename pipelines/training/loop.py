@@ -107,6 +107,8 @@ class _Loop:
         if checkpoint is not None:
             with checkpoint.as_directory() as folder:
                 load_state(state, Path(folder))
+            if self.progress is not None and self.workers.rank == 0:
+                self.progress(self.recipe.name, state.step, config.steps, "goes on from its checkpoint")
         if state.step == 0:
             self._check_teacher()
             state.held_out_start = self._held_out_loss()

@@ -28,6 +28,7 @@ KINDS = {
     "start": (("ray", "start", "--head", "--block"),),
     "token": (("ray", "get-auth-token"),),
     "cloud": (("ray", "up"), ("ray", "dashboard"), ("ray", "down")),
+    "kubernetes": (("kubectl",), ("docker", "build"), ("docker", "push")),
     "server": (("mlflow", "ui"), ("mlflow", "server")),
     "make": (("make",),),
     "chmod": (("chmod",),),
