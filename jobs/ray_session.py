@@ -108,6 +108,7 @@ def _start(cluster: ClusterConfig, folder: Path | None, *, dashboard: bool, debu
     if not debug:
         # Ray prints what befalls workers and nodes in paragraphs, whatever `log_to_driver` says
         ray_worker.print_to_stdstream = Sentences()
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     settings: dict[str, Any] = {
         "runtime_env": {"env_vars": worker_environment()},
         "logging_level": logging.WARNING if debug else logging.ERROR,
@@ -133,7 +134,8 @@ def _start(cluster: ClusterConfig, folder: Path | None, *, dashboard: bool, debu
         problem = "a local Ray cannot be started"
         remedy = "Free memory, disk and /dev/shm; `sostenuto doctor` checks them"
     try:
-        ray.init(**settings)
+        with _stderr_without("Set ray log level"):
+            ray.init(**settings)
     except (ConnectionError, RuntimeError, ValueError, OSError, TimeoutError) as error:
         raise ClusterError(f"{problem}: {' '.join(str(error).split())[:200]}", remedy) from error
 
@@ -154,6 +156,23 @@ class Sentences:
             if now - self._shown.get(sentence, -SPOKEN_AGAIN_S) >= SPOKEN_AGAIN_S:
                 self._shown[sentence] = now
                 warn(f"ray: {sentence}")
+
+
+@contextmanager
+def _stderr_without(words: str) -> Iterator[None]:
+    """Standard error, libraries' too, is held until the context ends; lines with these words are dropped."""
+    with tempfile.TemporaryFile() as file:
+        kept = os.dup(2)
+        os.dup2(file.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            file.seek(0)
+            for line in file.read().decode(errors="replace").splitlines():
+                if words not in line:
+                    warn(line)
 
 
 def _set_defaults(variables: dict[str, str]) -> None:

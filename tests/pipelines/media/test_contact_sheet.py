@@ -147,7 +147,7 @@ def test_letters_are_drawn_by_a_font_of_the_machine_that_has_them(monkeypatch: p
     monkeypatch.setattr(module, "_system_fonts", lambda: (other, "/no/such/font.ttf"))
     lettering = _lettering("turned \u1d81", TEXT)
     assert (lettering.text, lettering.font.path, lettering.whole) == ("turned \u1d81", other, True)
-    assert _lettering("caf\u00e9", TEXT).font.path == module._FONT
+    assert _lettering("\u00e9t\u00e9", TEXT).font.path == module._FONT
 
 
 def test_letters_that_no_font_has_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
