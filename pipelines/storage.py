@@ -255,9 +255,15 @@ class Storage:
         target = Path(self.local(path))
         with self.errors_about(path):
             target.parent.mkdir(parents=True, exist_ok=True)
+            for leftover in target.parent.iterdir():
+                if leftover.name.startswith(f"{ASIDE}{target.name}-") and leftover.is_dir():
+                    with suppress(OSError), _locked(leftover):  # its writer was killed
+                        shutil.rmtree(leftover)
             aside = _aside(target)
             aside.mkdir()
-            rights = aside.stat().st_mode
+            rights, owner = aside.stat().st_mode, os.open(aside, os.O_RDONLY)
+            with suppress(OSError):  # a disk without locks: nobody can lock it there, and it stays
+                fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
             try:
                 shutil.copytree(local, aside, dirs_exist_ok=True)
                 aside.chmod(rights)
@@ -268,6 +274,7 @@ class Storage:
                 _sync(str(target.parent))
             finally:
                 shutil.rmtree(aside, ignore_errors=True)
+                os.close(owner)
 
     def get_folder(self, path: str, local: str | Path, only: Sequence[str] | None = None) -> None:
         """Copy a folder from here into a local folder, which is made: all of it, or `only` some names."""
@@ -373,8 +380,8 @@ def _delete(mark: Path) -> None:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Hold the lock of a file; raises OSError where somebody else does."""
-    handle = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW)
+    """Hold the lock of a file or folder; raises OSError where somebody else does."""
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield

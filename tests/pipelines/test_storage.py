@@ -4,6 +4,7 @@ Temporary files and folders are private and gone at the end; a killed owner's go
 """
 
 import errno
+import fcntl
 import hashlib
 import os
 import shutil
@@ -107,6 +108,19 @@ def test_put_folder_replaces_a_folder_on_disk(tmp_path: Path) -> None:
         Storage(tmp_path).put_folder(source, "target")
     assert os.listdir(tmp_path / "target") == ["new"]
     assert not list(tmp_path.glob(f"{ASIDE}*"))
+
+
+def test_what_killed_writers_of_a_folder_left_goes_and_what_others_write_stays(tmp_path: Path) -> None:
+    source, killed, lives = (tmp_path / name for name in ("from", f"{ASIDE}to-1", f"{ASIDE}to-2"))
+    for folder in (source, killed / "sub", lives, tmp_path / f"{ASIDE}other-1"):
+        folder.mkdir(parents=True)
+    (tmp_path / f"{ASIDE}to-3").write_text("a file that is being written")
+    owner = os.open(lives, os.O_RDONLY)
+    fcntl.flock(owner, fcntl.LOCK_EX)
+    Storage(tmp_path).put_folder(source, "to")
+    os.close(owner)
+    left = {name for name in os.listdir(tmp_path) if name.startswith(ASIDE)}
+    assert left == {lives.name, f"{ASIDE}other-1", f"{ASIDE}to-3"}
 
 
 def test_on_disk_is_the_folder_itself_or_a_copy(storage: Storage) -> None:
