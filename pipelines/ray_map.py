@@ -19,7 +19,6 @@ from ray.data import ActorPoolStrategy, TaskPoolStrategy
 from ray.exceptions import RayActorError, RuntimeEnvSetupError
 
 from models.errors import ClusterError, DataError, SostenutoError
-from pipelines.storage import one_line
 
 MAX_RETRIES = 2
 
@@ -107,8 +106,9 @@ def ray_map(
                     raise result
                 yield row["index"], result
         except LOST as error:
+            reason = str(error).strip().splitlines()[-1]
             raise ClusterError(
-                f"{1 + deaths} workers in a row died while they started: {one_line(error)[:300]}",
+                f"{1 + deaths} workers in a row died while they started: {reason}",
                 "Look at the nodes (ray status), and give the command again: what is finished is kept",
             ) from error
 

@@ -109,7 +109,8 @@ def test_an_actor_that_cannot_be_started_is_replaced(deaths: int, ray_local: Non
 
 def test_actors_that_can_never_be_started_are_told(ray_local: None, tmp_path: Path) -> None:
     with pytest.raises(
-        ClusterError, match=f"{1 + MAX_RETRIES} workers in a row died.*the working dir"
+        ClusterError,
+        match=f"{1 + MAX_RETRIES} workers in a row died while they started: .*working directory is gone",
     ) as caught:
         ray_map_all(Unstartable(tmp_path, 99), range(3), Pool(1, 1))
     assert "ray status" in caught.value.remedy
