@@ -5,12 +5,14 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
 
 from jobs import ray_session
 from models.errors import ClusterError
+from pipelines.storage import temporary_folder
 from pipelines.training.config import ClusterConfig
 from tests.jobs.conftest import ROOT
 
@@ -155,6 +157,38 @@ def test_ray_speaks_in_sentences_and_each_once(text, sentence, capsys, monkeypat
     monkeypatch.setattr(ray_session, "SPOKEN_AGAIN_S", 0.0)
     speak({"lines": [text], "pid": "raylet", "is_err": False}, ignore_prefix=False)
     assert capsys.readouterr().err == f"ray: {sentence}\n", "later it is news"
+
+
+KILLED = """
+import os, signal
+from jobs.ray_session import ray_session
+from pipelines.training.config import ClusterConfig
+
+with ray_session(ClusterConfig()):
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.long
+def test_what_a_killed_command_leaves_goes_when_its_ray_has_ended(tmp_path):
+    temporary = tempfile.mkdtemp(prefix="t", dir="/tmp")
+    environment = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(tmp_path),
+        "TMPDIR": temporary,
+        "PYTHONPATH": str(ROOT),
+    }
+    try:
+        subprocess.run([sys.executable, "-c", KILLED], cwd=ROOT, env=environment, timeout=180, check=False)
+        assert len(os.listdir(temporary)) == 2
+        deadline = time.monotonic() + 120
+        while len(os.listdir(temporary)) > 0 and time.monotonic() < deadline:
+            with temporary_folder(temporary):
+                time.sleep(0.5)
+            assert os.listdir(temporary) or not processes_with(temporary), "a living Ray keeps its folder"
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    assert time.monotonic() < deadline
 
 
 def test_what_libraries_write_while_ray_starts_is_not_lost(capfd):
