@@ -265,7 +265,8 @@ class Storage:
             with suppress(OSError):  # a disk without locks: nobody can lock it there, and it stays
                 fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
             try:
-                shutil.copytree(local, aside, dirs_exist_ok=True)
+                # safetensors lets nobody else read what it writes; copyfile() leaves the rights to the umask
+                shutil.copytree(local, aside, dirs_exist_ok=True, copy_function=shutil.copyfile)
                 aside.chmod(rights)
                 for copied in [aside, *aside.rglob("*")]:
                     _sync(str(copied))

@@ -173,7 +173,7 @@ def test_who_may_read_is_the_umasks_to_say(umask: int, file: int, folder: int, t
     private.mkdir(mode=0o700)
     before = os.umask(umask)
     try:
-        (private / "b").touch()
+        (private / "b").touch(0o600)
         Storage(tmp_path).write_bytes("a", b"")
         Storage(tmp_path).put_folder(private, "d")
     finally:
