@@ -314,7 +314,7 @@ class MlflowTracker:
         self._waiting: list[Entry] = []
         self._sending: list[Entry] = []
         self._closing = self._away = False
-        self._sent = 0
+        self._sent, self._taken = 0, time.monotonic()
         self._thread = threading.Thread(target=self._work, daemon=True, name="mlflow")
         self._thread.start()
 
@@ -405,13 +405,17 @@ class MlflowTracker:
         with self._changed:
             while True:
                 self._changed.wait_for(self._is_due, FLUSH_S)
+                self._taken = time.monotonic()
                 if not self._sending:
                     self._sending, self._waiting = self._waiting, []
                 if self._sending or self._closing:
                     return bool(self._sending)
 
     def _is_due(self) -> bool:
-        return self._closing or (len(self._waiting) >= FLUSH_POINTS and not self._away)
+        if self._closing or self._away:
+            return self._closing
+        waited_s = time.monotonic() - self._taken
+        return len(self._waiting) >= FLUSH_POINTS or (bool(self._waiting) and waited_s >= FLUSH_S)
 
     def _keep(self, entries: Sequence[Entry]) -> None:
         if not entries:

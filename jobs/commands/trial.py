@@ -106,16 +106,20 @@ def run_trial(space: dict[str, Any], sweep: str, parent: RunReference | None, re
     tracker_factory = factory(open_run(config, f"{base.sweep.folder}/{trial}", parent=parent))
     tracker = tracker_factory()
     tracker.params(flatten(config))
+    tracker.close(None)
     for step, checkpoint in _checkpoints(recipe, tracker_factory):
         metrics = _measure(config, base, checkpoint, references, f"{recipe.root}/step-{step}")
         if metrics is None:
             continue
+        # a trial that is stopped when it reports has sent what it measured
+        tracker = tracker_factory()
         tracker.metrics(step, {f"eval/{name}": value for name, value in metrics.items()})
+        tracker.close(None)
         if base.sweep.metric not in metrics:
             problem = f"sweep.metric {base.sweep.metric!r} is not measured"
             raise ConfigError(problem, f"Choose one of {', '.join(sorted(metrics))}")
         tune.report({**metrics, "step": step})
-    tracker.close()
+    tracker_factory().close()
 
 
 def _measure(

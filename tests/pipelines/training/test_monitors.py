@@ -1,0 +1,36 @@
+"""What a worker says reaches whoever watches."""
+
+import logging
+
+import pytest
+import ray
+
+from pipelines.training.monitors import BoardProgress, progress_board, relayed_warnings
+
+
+@ray.remote(num_cpus=0)
+def work(progress: BoardProgress, text: str) -> None:
+    log = logging.getLogger("sostenuto.somewhere")
+    with relayed_warnings(progress):
+        log.warning("%s 1", text)
+        log.info("not this")
+        log.warning("%s 1", text)
+    log.warning("%s after", text)
+    progress("task", 1, 2, "note")
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_a_workers_warnings_are_said_once_by_the_process_that_watches(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    shown = []
+    with progress_board(lambda *told: shown.append(told)) as board:
+        ray.get([work.remote(board, text) for text in ("a", "b", "a")])
+    assert sorted(caplog.messages) == ["a 1", "b 1"]
+    assert shown[-1] == ("task", 1, 2, "note")
+
+
+def test_without_a_board_warnings_stay_where_they_are(caplog: pytest.LogCaptureFixture) -> None:
+    with relayed_warnings(None):
+        logging.getLogger("sostenuto.somewhere").warning("here")
+    assert caplog.messages == ["here"]
