@@ -10,6 +10,10 @@ SAME_BYTES = "the same bytes as "
 """Start of the reason of a video that is there twice; the path of the other follows."""
 
 
+NOT_A_VIDEO = "not a video: "
+"""Start of the reason of a file that is named as videos are and is none."""
+
+
 @dataclass(frozen=True)
 class Reject:
     """A stage and a reason."""

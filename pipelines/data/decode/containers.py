@@ -7,6 +7,8 @@ guesses by content follows them. Each container here is binary and holds its own
 import os
 from typing import BinaryIO
 
+from pipelines.data.types import NOT_A_VIDEO
+
 MOV_ATOMS = frozenset({b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot", b"styp"})
 MAGIC = {
     b"\x1a\x45\xdf\xa3": "matroska",
@@ -18,6 +20,7 @@ MAGIC = {
     bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c"): "asf",
     bytes.fromhex("060e2b34020501010d0102"): "mxf",
 }
+STILL = f"{NOT_A_VIDEO}a still picture"
 HEAD_BYTES = 188 * 3 + 5
 OGG_PAGE_BYTES = 27 + 255 + 255 * 255
 """Largest page."""
@@ -44,12 +47,12 @@ def container_of(head: bytes) -> str | None:
 
 
 def picture_in(head: bytes) -> str:
-    """What picture that FFmpeg cannot play starts with `head`; empty for anything else."""
+    """Why a picture that starts with `head` is not read; empty for anything else."""
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         animated = head[12:16] == b"VP8X" and len(head) > 20 and head[20] & 2
-        return "an animated WebP, which FFmpeg does not decode: convert it" if animated else "a still picture"
+        return "an animated WebP, which FFmpeg does not decode: convert it" if animated else STILL
     stills = (b"\x89PNG", b"\xff\xd8\xff", b"BM", b"II*\0", b"MM\0*")
-    return "a still picture" if head.startswith(stills) else ""
+    return STILL if head.startswith(stills) else ""
 
 
 def is_cut_off(path: str, container: str) -> bool:

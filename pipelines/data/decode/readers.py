@@ -20,7 +20,7 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from pipelines.data.config import LimitsConfig
-from pipelines.data.decode.containers import HEAD_BYTES, container_of, is_cut_off, picture_in
+from pipelines.data.decode.containers import HEAD_BYTES, STILL, container_of, is_cut_off, picture_in
 from pipelines.data.decode.picture import Picture, picture_of, shown
 from pipelines.data.decode.protocol import Probe
 from pipelines.data.decode.transforms import Timed
@@ -153,6 +153,8 @@ def _inspect_packets(
     times, end = film.clock
     if not times:
         raise Rejected("open", "the video stream is empty")
+    if container == "gif" and len(times) == 1:
+        raise Rejected("bytes", STILL)
     _require_whole(file, path, container, film)
     gaps = np.diff(times)
     pause = max(PAUSE_SECONDS, PAUSE_FRAMES * float(np.median(gaps))) if len(gaps) else PAUSE_SECONDS

@@ -25,9 +25,10 @@ from pipelines.data.store.info import (
 from pipelines.data.store.ledger import Ledger, ShardFile, Status, merge_moments, read_ledgers
 from pipelines.data.store.shards import open_shard
 from pipelines.data.tables import table_of, write_table
-from pipelines.data.types import CORPORA, SAME_BYTES
+from pipelines.data.types import CORPORA, NOT_A_VIDEO, SAME_BYTES
 from pipelines.storage import Storage, hash_of
 
+UNCOUNTED = (SAME_BYTES, NOT_A_VIDEO)
 NAMED_REJECTS = 5
 """Rejects listed in an error message."""
 
@@ -96,7 +97,8 @@ def _write_rejects(storage: Storage, statuses: Sequence[Status]) -> None:
 
 
 def check_rejects(storage: Storage, task: Task, statuses: Sequence[Status]) -> None:
-    """Refuse a corpus with no window or too many rejects; a video that is there twice counts once.
+    """Refuse a corpus with no window or too many rejects; a video that is there twice counts once, and a still
+    picture not at all.
 
     Args:
         statuses: of all videos, those not yet read as written.
@@ -105,7 +107,7 @@ def check_rejects(storage: Storage, task: Task, statuses: Sequence[Status]) -> N
         DataError: rejects.parquet is written; a finished dataset stays as it is.
     """
     for corpus in CORPORA:
-        own = [s for s in statuses if s.corpus == corpus and not s.reason.startswith(SAME_BYTES)]
+        own = [s for s in statuses if s.corpus == corpus and not s.reason.startswith(UNCOUNTED)]
         rejects = [s for s in own if s.status == "rejected"]
         if len(rejects) < len(own) and len(rejects) / len(own) <= task.data.max_reject_share:
             continue

@@ -4,7 +4,8 @@ Nothing outside the root is ever read. A store's own errors arrive as OSError.
 """
 
 import os
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple, cast
 
@@ -20,14 +21,23 @@ BLOCK_BYTES = 8 << 20
 HEADER_BLOCK_BYTES = 64 << 10
 """Bytes of one request while the headers of a tar are read."""
 VIDEO_SUFFIXES = frozenset(
-    ".mp4 .m4v .mov .qt .3gp .3g2 .mkv .webm .avi .ogv .ogg .ogm .ts .mts .m2ts .mpg .mpeg .vob".split()
+    ".mp4 .m4v .mov .qt .3gp .3g2 .mj2 .insv .lrv .mkv .webm .avi .divx .amv .ogv .ogg .ogm .ts .mts .m2ts .m2t "
+    ".trp .mod .tod .mpg .mpeg .mpe .m1v .m2v .vob .flv .f4v .wmv .asf .wtv .mxf .gif .webp .apng "
+    ".rm .rmvb .dv .y4m .ivf .nut .h264 .264 .h265 .265 .hevc".split()
 )
+"""Names of videos, read or not: those that are not are refused by their first bytes."""
+COMPRESSED_SUFFIXES = tuple(".zip .7z .rar .gz .tgz .bz2 .tbz .tbz2 .xz .txz .zst .tzst .lz4".split())
 TAR_SUFFIX = ".tar"
 MANIFEST_SUFFIXES = (".parquet", ".csv", ".jsonl")
 STAMPS = ("ETag", "etag", "md5Hash", "LastModified", "last_modified", "updated", "mtime", "created")
 """What stores call the mark that changes with a file's bytes, the most reliable first."""
+NAMED_KINDS = 8
+"""Most kinds of files that a message names."""
 REMEDY = "Check the path or the address, the credentials, and that this machine may read there"
 
+COMPRESSED = Reject(
+    "manifest", "it is compressed, and not looked into: unpack it; a plain .tar is read as it is"
+)
 OUTSIDE = Reject("manifest", "its path leaves the corpus folder")
 UNSIZED = Reject("manifest", "the store does not tell its size")
 MISSING = Reject("manifest", "its metadata names it, but there is no such file")
@@ -221,3 +231,12 @@ def escapes(path: str) -> bool:
 
 def is_hidden(path: str) -> bool:
     return any(name.startswith(".") for name in path.split("/"))
+
+
+def others_note(files: Iterable[str]) -> str:
+    """How many files of each ending are left alone, for a person; empty where there are none."""
+    files = sorted(files)
+    kinds = Counter(PurePosixPath(path).suffix.lower() or "without an ending" for path in files)
+    counts = [f"{count} {kind}" for kind, count in kinds.most_common(NAMED_KINDS)]
+    counts += [f"{len(kinds) - NAMED_KINDS} more kinds"] if len(kinds) > NAMED_KINDS else []
+    return f"not videos, by their names: {', '.join(counts)}, such as {files[0]}" if files else ""

@@ -117,9 +117,9 @@ def test_a_recording_that_was_never_closed_has_no_end(name: str, tmp_path: Path)
     ("head", "words"),
     [
         (b"RIFF\x00\x00\x00\x00WEBPVP8X\x0a\x00\x00\x00\x02" + bytes(9), "an animated WebP"),
-        (b"RIFF\x00\x00\x00\x00WEBPVP8X\x0a\x00\x00\x00\x10" + bytes(9), "a still picture"),
-        (b"RIFF\x00\x00\x00\x00WEBPVP8 ", "a still picture"),
-        (b"\xff\xd8\xff\xe0", "a still picture"),
+        (b"RIFF\x00\x00\x00\x00WEBPVP8X\x0a\x00\x00\x00\x10" + bytes(9), "not a video: a still picture"),
+        (b"RIFF\x00\x00\x00\x00WEBPVP8 ", "not a video: a still picture"),
+        (b"\xff\xd8\xff\xe0", "not a video: a still picture"),
         (b"RIFF\x00\x00\x00\x00WAVEfmt ", ""),
         (b"", ""),
     ],

@@ -117,7 +117,7 @@ def refusal(path: Path, limits: LimitsConfig = LIMITS) -> tuple[str, str]:
         (b"GIF89a" + bytes(500), "open", ""),
         (bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c") + bytes(500), "open", ""),
         (bytes.fromhex("060e2b34020501010d01020101020400") + bytes(500), "open", ""),
-        (b"\x89PNG\r\n\x1a\n" + bytes(500), "bytes", "a still picture"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(500), "bytes", "not a video: a still picture"),
         (b"RIFF\x00\x02\x00\x00WEBPVP8X\x0a\x00\x00\x00\x02" + bytes(500), "bytes", "animated WebP"),
         ((b"G" + bytes(187)) * 20, "open", ""),
     ],
