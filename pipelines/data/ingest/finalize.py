@@ -97,7 +97,7 @@ def _write_rejects(storage: Storage, statuses: Sequence[Status]) -> None:
 
 
 def check_rejects(storage: Storage, task: Task, statuses: Sequence[Status]) -> None:
-    """Refuse a corpus with no window or too many rejects; a video that is there twice counts once, and a still
+    """Refuse a corpus with no window or too many rejects; a video that is there twice counts once, a still
     picture not at all.
 
     Args:

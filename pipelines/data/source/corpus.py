@@ -21,8 +21,8 @@ BLOCK_BYTES = 8 << 20
 HEADER_BLOCK_BYTES = 64 << 10
 """Bytes of one request while the headers of a tar are read."""
 VIDEO_SUFFIXES = frozenset(
-    ".mp4 .m4v .mov .qt .3gp .3g2 .mj2 .insv .lrv .mkv .webm .avi .divx .amv .ogv .ogg .ogm .ts .mts .m2ts .m2t "
-    ".trp .mod .tod .mpg .mpeg .mpe .m1v .m2v .vob .flv .f4v .wmv .asf .wtv .mxf .gif .webp .apng "
+    ".mp4 .m4v .mov .qt .3gp .3g2 .mj2 .insv .lrv .mkv .webm .avi .divx .amv .ogv .ogg .ogm .ts .mts .m2ts "
+    ".m2t .trp .mod .tod .mpg .mpeg .mpe .m1v .m2v .vob .flv .f4v .wmv .asf .wtv .mxf .gif .webp "
     ".rm .rmvb .dv .y4m .ivf .nut .h264 .264 .h265 .265 .hevc".split()
 )
 """Names of videos, read or not: those that are not are refused by their first bytes."""

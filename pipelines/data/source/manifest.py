@@ -24,6 +24,8 @@ import pyarrow as pa
 from models.errors import ClusterError, DataError
 from pipelines.data.source.captions import Caption, is_text, metadata_files, read_captions
 from pipelines.data.source.corpus import (
+    COMPRESSED,
+    COMPRESSED_SUFFIXES,
     MISSING,
     OUTSIDE,
     REMEDY,
@@ -148,6 +150,9 @@ def list_corpus(location: str | Path, hashes: Mapping[Identity, str] | None = No
     candidates = _Candidates(corpus)
     for path, reject in walk.refused:
         candidates.refuse(path, reject)
+    for path in files:
+        if path.lower().endswith(COMPRESSED_SUFFIXES):
+            candidates.refuse(path, COMPRESSED)
     candidates.add_tars([path for path in files if path.lower().endswith(TAR_SUFFIX)])
     captions = read_captions(corpus, [single] if single and not is_tar else metadata_files(files))
     videos = {path for path in files if _is_video(path)}

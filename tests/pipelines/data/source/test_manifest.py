@@ -415,3 +415,20 @@ def test_a_store_without_credentials(s3_bucket: str, s3_settings: pytest.MonkeyP
         list_corpus(s3_bucket)
     assert "\n" not in str(caught.value)
     assert "credentials" in caught.value.remedy
+
+
+@pytest.mark.parametrize("name", ["a.flv", "a.WMV", "a.mxf", "a.gif", "a.webp", "a.rmvb"])
+def test_whatever_is_named_as_a_video_is_listed(name: str, tmp_path: Path) -> None:
+    put(tmp_path, name)
+    assert [source.path for source in list_corpus(tmp_path).sources] == [name]
+
+
+@pytest.mark.parametrize("name", ["a.tar.gz", "a.tgz", "more/a.ZIP", "a.mp4.zst", "a.tar.xz"])
+def test_what_is_compressed_is_refused_with_what_to_do(name: str, tmp_path: Path) -> None:
+    put(tmp_path, "b.mp4")
+    put(tmp_path, name)
+    listing = list_corpus(tmp_path)
+    assert [source.path for source in listing.sources] == ["b.mp4"]
+    ((path, reject),) = listing.rejects
+    assert (path, reject.stage) == (name, "manifest")
+    assert "unpack it" in reject.reason
