@@ -4,8 +4,7 @@ Nothing outside the root is ever read. A store's own errors arrive as OSError.
 """
 
 import os
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple, cast
 
@@ -31,8 +30,6 @@ TAR_SUFFIX = ".tar"
 MANIFEST_SUFFIXES = (".parquet", ".csv", ".jsonl")
 STAMPS = ("ETag", "etag", "md5Hash", "LastModified", "last_modified", "updated", "mtime", "created")
 """What stores call the mark that changes with a file's bytes, the most reliable first."""
-NAMED_KINDS = 8
-"""Most kinds of files that a message names."""
 REMEDY = "Check the path or the address, the credentials, and that this machine may read there"
 
 COMPRESSED = Reject(
@@ -231,12 +228,3 @@ def escapes(path: str) -> bool:
 
 def is_hidden(path: str) -> bool:
     return any(name.startswith(".") for name in path.split("/"))
-
-
-def others_note(files: Iterable[str]) -> str:
-    """How many files of each ending are left alone, for a person; empty where there are none."""
-    files = sorted(files)
-    kinds = Counter(PurePosixPath(path).suffix.lower() or "without an ending" for path in files)
-    counts = [f"{count} {kind}" for kind, count in kinds.most_common(NAMED_KINDS)]
-    counts += [f"{len(kinds) - NAMED_KINDS} more kinds"] if len(kinds) > NAMED_KINDS else []
-    return f"not videos, by their names: {', '.join(counts)}, such as {files[0]}" if files else ""

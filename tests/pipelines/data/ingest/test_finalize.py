@@ -11,7 +11,7 @@ from pipelines.data.ingest.worker import rejected_status
 from pipelines.data.report.summary import read_tables, summarise
 from pipelines.data.store.info import read_info
 from pipelines.data.store.ledger import Status
-from pipelines.data.types import SAME_BYTES, Reject
+from pipelines.data.types import NOT_A_VIDEO, SAME_BYTES, Reject
 from tests.pipelines.data.made import end, write_shards
 
 
@@ -52,6 +52,13 @@ def test_a_run_that_is_cut_off_among_the_tables_leaves_none_that_are_mixed(
     assert "Delete" not in caught.value.remedy
     end(tmp_path, more)
     assert summarise(read_tables(str(tmp_path))).short.rejected_videos == 1
+
+
+def test_still_pictures_are_no_reason_to_refuse_a_corpus(tmp_path: Path) -> None:
+    statuses = write_shards(tmp_path)
+    assert (
+        end(tmp_path, statuses + rejects(statuses[0], 9, f"{NOT_A_VIDEO}a still picture")).short.rejects == 9
+    )
 
 
 def test_videos_that_are_there_twice_are_no_reason_to_refuse_a_corpus(tmp_path: Path) -> None:
