@@ -16,18 +16,17 @@ from tests.head import Head, end_head, save, saved, start_head
 settings.register_profile("house", deadline=None, derandomize=True)
 settings.load_profile("house")
 
-LONGEST_FIRST = ("docs", "reliability", "e2e", "jobs")
-"""Folders whose tests take longest: begun first, so that the short ones fill both processes to the end."""
+ON_RAY = {"head", "finished_quickstart"}
+"""Fixtures whose tests take turns: two sets of Ray workers at once need more memory than time is won."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    here = Path(__file__).parent
-
-    def place(item: pytest.Item) -> int:
-        folder = item.path.relative_to(here).parts[0]
-        return LONGEST_FIRST.index(folder) if folder in LONGEST_FIRST else len(LONGEST_FIRST)
-
-    items.sort(key=place)
+    """Tests on Ray come first, in one process; the files of the others are dealt to whichever is free."""
+    for item in items:
+        assert isinstance(item, pytest.Function)
+        on_ray = not ON_RAY.isdisjoint(item.fixturenames)
+        item.add_marker(pytest.mark.xdist_group("ray" if on_ray else str(item.path)))
+    items.sort(key=lambda item: ON_RAY.isdisjoint(item.fixturenames))
 
 
 @pytest.fixture(autouse=True)
