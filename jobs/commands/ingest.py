@@ -3,7 +3,7 @@
 import json
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,10 +18,11 @@ from models.text.kinds import text_kind
 from pipelines.data.checks import check_ingest
 from pipelines.data.ingest.pipeline import ingest as run_ingest
 from pipelines.data.ingest.preview import preview as run_preview
-from pipelines.data.report.page import count_rows
+from pipelines.data.report.page import caption_notes, count_rows
 from pipelines.data.source.corpus import locate
 from pipelines.data.store.caption_embeddings import embed_captions
-from pipelines.data.store.info import MANIFEST_FILE, DatasetInfo, reconstruction_error
+from pipelines.data.store.index import read_index
+from pipelines.data.store.info import MANIFEST_FILE, DatasetInfo, read_info, reconstruction_error
 from pipelines.data.store.ledger import Status
 from pipelines.data.tables import read_table
 from pipelines.data.types import CORPORA
@@ -95,10 +96,11 @@ def ingest(
         rates = {f"data/{name}": rate for name, rate in done.rates.items()} if done.windows else {}
         tracker.tags({"sostenuto.data_hash": done.info.data_hash})
         tracker.metrics(0, rates)
+    notes = ingest_notes(config, paths.dataset)
     if as_json:
-        print_line(json.dumps(summary(paths.dataset, done)))
+        print_line(json.dumps(summary(paths.dataset, done, notes)))
     else:
-        _print(paths.dataset, done)
+        _print(paths.dataset, done, notes)
     return done.info
 
 
@@ -126,7 +128,8 @@ def preview(config: RunConfig) -> None:
         print_table(tally_table("Rejected videos", ("stage", "videos", "such as"), rejects))
     if drops := count_rows(found, "drops", examples=1):
         print_table(tally_table("Dropped windows", ("reason", "windows", "such as"), drops))
-    print_line("\nnothing was encoded or written")
+    captions = frozenset[str]().union(*(seen.captions for seen in found.values()))
+    print_line("\n".join(["", *_notes(config, found, captions), "nothing was encoded or written"]))
 
 
 def require_inputs(config: RunConfig, paths: RunPaths) -> None:
@@ -141,7 +144,7 @@ def require_inputs(config: RunConfig, paths: RunPaths) -> None:
     text_kind(config.text).check_files()
     if not config.uses_world:
         for location in paths.corpora(config):
-            locate(location)
+            locate(location, config.data.links)
 
 
 def ingest_corpora(
@@ -171,7 +174,19 @@ def ingest_corpora(
     return Ingested.of(info, read, time.monotonic() - began)
 
 
-def summary(dataset: str, done: Ingested) -> dict[str, Any]:
+def ingest_notes(config: RunConfig, dataset: str) -> list[str]:
+    """What a user has to know of a dataset's captions: which are only names, and which are cut."""
+    info = read_info(dataset)
+    index = read_index(Storage(dataset), info.index_sha256, ["caption", "kept"])
+    captions = frozenset(index.filter(index["kept"])["caption"].to_pylist())
+    return _notes(config, {corpus: info.corpus(corpus) for corpus in CORPORA}, captions)
+
+
+def _notes(config: RunConfig, corpora: Mapping[str, Any], captions: frozenset[str]) -> list[str]:
+    return [*caption_notes(corpora), *filter(None, [text_kind(config.text).cut_note(captions)])]
+
+
+def summary(dataset: str, done: Ingested, notes: Sequence[str]) -> dict[str, Any]:
     """What `--json` prints: the dataset's totals, and what this run did."""
     videos = read_table(Storage(dataset), MANIFEST_FILE).to_pylist()
     corpora = (done.info.short, done.info.long)
@@ -186,11 +201,12 @@ def summary(dataset: str, done: Ingested) -> dict[str, Any]:
         "rejects": dict(rejected.most_common()),
         "seconds": sum(video["seconds"] for video in videos),
         "bytes": sum(video["num_bytes"] for video in videos),
+        "notes": notes,
         "this_run": this_run | done.rates,
     }
 
 
-def _print(dataset: str, done: Ingested) -> None:
+def _print(dataset: str, done: Ingested, notes: Sequence[str]) -> None:
     info = done.info
     for corpus in CORPORA:
         own = info.corpus(corpus)
@@ -200,6 +216,8 @@ def _print(dataset: str, done: Ingested) -> None:
         )
         for bucket in own.buckets if not shape else ():
             print_line(f"  {bucket}")
+    for note in notes:
+        print_line(note)
     print_line(f"reconstruction error {reconstruction_error(info.autoencoder)}; dataset: {dataset}")
     if not done.windows:
         print_line("nothing was left to do")

@@ -11,11 +11,12 @@ from pipelines.data.report.page import (
     BUCKET_HEAD,
     Inspection,
     bucket_rows,
+    caption_notes,
     count_rows,
     inspect_dataset,
     total_rows,
 )
-from pipelines.data.report.summary import Summary
+from pipelines.data.report.summary import CorpusSummary, Summary
 from pipelines.data.store.info import INFO_FILE, read_info, reconstruction_error
 from pipelines.data.types import CORPORA
 from pipelines.storage import Storage
@@ -109,13 +110,15 @@ def _print(seen: Inspection) -> None:
         for bucket in buckets:
             shapes.add_row(*map(safe_text, bucket))
         print_table(shapes)
+    corpora: dict[str, CorpusSummary] = {corpus: summary.corpus(corpus) for corpus in CORPORA}
     for heading, name, columns in (
         ("Readers", "readers", ("reader", "videos", "why not decord")),
         ("Rejected videos", "rejects", ("stage", "videos", "such as")),
         ("Dropped windows", "drops", ("reason", "windows", "such as")),
     ):
-        if rows := count_rows({corpus: summary.corpus(corpus) for corpus in CORPORA}, name, examples=1):
+        if rows := count_rows(corpora, name, examples=1):
             print_table(tally_table(heading, columns, rows))
-    print_line(f"\nreconstruction error {reconstruction_error(summary.autoencoder)}")
+    print_line("\n".join(["", *caption_notes(corpora)]))
+    print_line(f"reconstruction error {reconstruction_error(summary.autoencoder)}")
     print_line(f"report: {seen.folder}/{seen.files[0]}")
     print_line(f"pictures: {', '.join(seen.files[1:])} beside it")

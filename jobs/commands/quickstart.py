@@ -12,7 +12,7 @@ from graphlib import TopologicalSorter
 import psutil
 
 from jobs.commands.evaluate import evaluate_seed, publish, settings_of
-from jobs.commands.ingest import ingest_corpora, require_inputs
+from jobs.commands.ingest import ingest_corpora, ingest_notes, require_inputs
 from jobs.commands.sample import sample
 from jobs.commands.train import run_stage
 from jobs.config.load import config_hash, flatten, to_dict
@@ -82,6 +82,8 @@ def quickstart(config: RunConfig, *, seeds: int, fresh: bool) -> str:
         )
         sample(config, checkpoint=None, count=SAMPLES, captions=None, head="dm", steps=None, out=None)
         tracker.close()
+    for note in ingest_notes(config, paths.dataset):
+        print_line(note)
     clips = results[0].clips.get("mmm_4", ())
     print_line(f"clips:   {clips[0].rsplit('/', 1)[0] if clips else '-'}")
     print_line(f"samples: {paths.samples}")

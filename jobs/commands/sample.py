@@ -13,6 +13,7 @@ from jobs.console import ConsoleProgress, print_line
 from models.device import compute_device
 from models.errors import ConfigError
 from models.rng import Key
+from models.text.kinds import text_kind
 from pipelines.checkpoints import Network, load_network, read_spec
 from pipelines.data.store.caption_embeddings import embed_captions, text_encoder
 from pipelines.data.store.dataset import ShardDataset
@@ -71,6 +72,8 @@ def sample(
         embed_captions(spec.text, paths.dataset, chosen, device=device.type)
         made = _videos(config, load_network(folder, device), method, paths.dataset, chosen)
         written = _write(target, made, chosen, info.long.fps, progress)
+    if note := text_kind(spec.text).cut_note(captions or ()):
+        print_line(note)
     print_line(f"{count} videos, a contact sheet and metadata.jsonl in {target}")
     return written
 

@@ -101,11 +101,16 @@ class NgramEncoder:
         return batched(rows, self.config, self._tokens(negative) if negative else None)
 
     def _tokens(self, caption: str) -> Tensor:
-        phrases = [phrase for phrase in caption.split(",") if phrase.strip()][: self.config.max_tokens]
+        phrases = phrases_of(caption)[: self.config.max_tokens]
         for phrase in phrases:
             if phrase not in self._known:
                 self._known[phrase] = _hashed_ngrams(phrase, self.config.dim)
         return torch.stack([self._known[phrase] for phrase in phrases] or [torch.zeros(self.config.dim)])
+
+
+def phrases_of(caption: str) -> list[str]:
+    """What commas separate in a caption, without what is empty."""
+    return [phrase for phrase in caption.split(",") if phrase.strip()]
 
 
 def _hashed_ngrams(phrase: str, dim: int) -> Tensor:

@@ -5,7 +5,7 @@ runs wherever captions are needed (`encoder`); one with weights runs at ingest a
 training reads the embeddings that it stored.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 from models.config import TextConfig
@@ -23,6 +23,8 @@ class TextKind:
     """Whether ingest stores the embeddings."""
     in_pipelines: ClassVar[bool]
     """Whether diffusers' pipelines embed a prompt with it."""
+    tokens: ClassVar[str]
+    """What `text.max_tokens` counts, for people."""
 
     def __init__(self, config: TextConfig) -> None:
         self.config = config
@@ -37,6 +39,20 @@ class TextKind:
             ConfigError: a library is missing, or a setting is not the encoder's.
             CheckpointError: a file is missing or damaged.
         """
+
+    def cut_note(self, captions: Collection[str]) -> str:
+        """How many of these captions are longer than `text.max_tokens` and cut; empty where none is."""
+        most, lengths = self.config.max_tokens, self._token_counts(list(captions))
+        if not (cut := sum(length > most for length in lengths)):
+            return ""
+        return (
+            f"{cut} of {len(lengths)} captions have more than {most} {self.tokens}, up to {max(lengths)}; "
+            f"the rest of each is cut: text.max_tokens={max(lengths)} keeps all"
+        )
+
+    def _token_counts(self, captions: list[str]) -> list[int]:
+        """Tokens of each whole caption."""
+        raise NotImplementedError
 
     def encoder(self) -> "TextEncoder":
         """The encoder of a kind that is not `stored`."""
@@ -55,6 +71,12 @@ class NgramKind(TextKind):
     """Hashed character n-grams (models/text/conditioning.py)."""
 
     stored, in_pipelines = False, False
+    tokens = "phrases between commas"
+
+    def _token_counts(self, captions: list[str]) -> list[int]:
+        from models.text.conditioning import phrases_of
+
+        return [len(phrases_of(caption)) for caption in captions]
 
     def encoder(self) -> "TextEncoder":
         from models.text.conditioning import NgramEncoder
@@ -66,6 +88,12 @@ class Umt5Kind(TextKind):
     """The text encoder of Wan 2.1 (models/text/umt5.py)."""
 
     stored, in_pipelines = True, True
+    tokens = "tokens"
+
+    def _token_counts(self, captions: list[str]) -> list[int]:
+        from models.text.umt5 import token_counts
+
+        return token_counts(self.config, captions)
 
     def check_settings(self) -> None:
         if self.config.pretrained is None:

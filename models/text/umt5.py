@@ -45,9 +45,9 @@ class Umt5Encoder:
         compute_device(device.type == "cuda")
         check_files(config)
         from safetensors import SafetensorError
-        from transformers import T5TokenizerFast, UMT5EncoderModel
+        from transformers import UMT5EncoderModel
 
-        encoder, words = _folders(config)
+        encoder, _ = _folders(config)
         dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
         given = {"local_files_only": True, "use_safetensors": True, "dtype": dtype}
         try:
@@ -60,13 +60,7 @@ class Umt5Encoder:
             raise CheckpointError(
                 f"{encoder} lacks {len(missing)} weights of its UMT5, the first is {missing[0]}", _REMEDY
             )
-        try:
-            tokenizer = T5TokenizerFast.from_pretrained(str(words), local_files_only=True)
-        except Exception as error:  # the tokenizers library raises bare Exceptions
-            raise CheckpointError(
-                f"the tokenizer in {words} cannot be read: {_first_line(error)}", _REMEDY
-            ) from error
-        return cls(model, tokenizer, config.max_tokens, device)
+        return cls(model, _tokenizer(config), config.max_tokens, device)
 
     def embed(self, captions: Sequence[str]) -> list[Tensor]:
         """Tokens of each caption without padding, float16 [n, dim] on the CPU.
@@ -99,6 +93,27 @@ class Umt5Encoder:
                     "Check the files of text.pretrained",
                 )
         return rows
+
+
+def token_counts(config: TextConfig, captions: Sequence[str]) -> list[int]:
+    """Tokens of each whole caption; as `Umt5Encoder.load`, but for the weights."""
+    if not captions:
+        return []
+    check_files(config)
+    tokenizer = _tokenizer(config)
+    return [len(tokenizer(cleaned(caption)).input_ids) for caption in captions]
+
+
+def _tokenizer(config: TextConfig) -> Any:
+    from transformers import T5TokenizerFast
+
+    _, words = _folders(config)
+    try:
+        return T5TokenizerFast.from_pretrained(str(words), local_files_only=True)
+    except Exception as error:  # the tokenizers library raises bare Exceptions
+        raise CheckpointError(
+            f"the tokenizer in {words} cannot be read: {_first_line(error)}", _REMEDY
+        ) from error
 
 
 def cleaned(caption: str) -> str:

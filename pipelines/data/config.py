@@ -76,6 +76,9 @@ class DataConfig:
     """The SHORT corpus: path or URI of a folder, a tar or a manifest; None is the built-in world's."""
     long: str | None = None
     """The LONG corpus, likewise; None is the built-in world's."""
+    links: str | None = None
+    """The one folder, besides the corpus, where links in a corpus may end, such as `blobs` of a Hugging Face
+    cache. A link that ends anywhere else is refused."""
     fps: PositiveFloat | None = None
     """Frames per second after resampling by timestamps; None keeps every frame."""
     height: PositiveInt = 128

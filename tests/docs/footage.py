@@ -19,6 +19,7 @@ def write_footage(root: Path) -> dict[str, str]:
     whole = (root / "webvid" / rows[0][0]).read_bytes()
     (root / "webvid" / "00013.mp4").write_bytes(whole[: len(whole) // 2])
     (root / "webvid" / "00014.mp4").write_bytes(whole)
+    rows += [("00013.mp4", "a beach at noon"), ("00014.mp4", "a beach at dusk, take 1")]
     with (root / "webvid" / "metadata.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("file_name", "caption"), *rows])
     for number in range(FILMS):

@@ -40,10 +40,14 @@ def finalize(
     made_from: str,
     videos: Mapping[str, Sequence[Source]],
     statuses: Sequence[Status],
+    notes: Mapping[str, str],
 ) -> DatasetInfo:
     """Write manifest.parquet, rejects.parquet, index.parquet and, last, a complete dataset.json.
 
     Everything is known before a file is replaced; between the first and the last the dataset is unfinished.
+
+    Args:
+        notes: each corpus's `caption_note`.
 
     Raises:
         DataError: as `check_rejects`, or every window of a corpus is a near duplicate.
@@ -59,7 +63,7 @@ def finalize(
     autoencoder = dataset_autoencoder(storage)
     factor = autoencoder.temporal_factor
     corpora = {
-        corpus: _describe(storage, task, corpus, statuses, ledgers[corpus], index, factor)
+        corpus: _describe(storage, task, corpus, statuses, ledgers[corpus], index, factor, notes[corpus])
         for corpus in CORPORA
     }
     write_sealed(storage, {"complete": False, "version": task.version})
@@ -138,6 +142,7 @@ def _describe(
     ledgers: Sequence[Ledger],
     index: pa.Table,
     temporal_factor: int,
+    caption_note: str,
 ) -> CorpusInfo:
     own = [s for s in statuses if s.corpus == corpus]
     written = [s for s in own if s.status == "written"]
@@ -176,6 +181,7 @@ def _describe(
         files=tuple(files),
         padded_frames=padded,
         buckets=buckets,
+        caption_note=caption_note,
     )
 
 

@@ -85,7 +85,7 @@ def ingest(
     storage, version = Storage(out), dataset_version(data, autoencoder, seed)
     complete = not fresh and _is_complete(storage, version)
 
-    listings = list_corpora(storage, {"short": short, "long": long}, rehash=fresh)
+    listings = list_corpora(storage, {"short": short, "long": long}, data.links, rehash=fresh)
     made_from = _made_from(listings, data)
     if complete and (info := _unchanged(storage, made_from)):
         save_hashes(storage, listings)
@@ -110,7 +110,8 @@ def ingest(
             on_video(status)
             statuses.append(status)
         labelled = [replace(s, metadata=listings[s.corpus].metadata.get(s.source, "")) for s in statuses]
-        return finalize(storage, task, seed, made_from, videos, labelled)
+        notes = {corpus: listing.caption_note for corpus, listing in listings.items()}
+        return finalize(storage, task, seed, made_from, videos, labelled, notes)
 
 
 def _is_complete(storage: Storage, version: str) -> bool:
@@ -141,6 +142,7 @@ def _made_from(listings: Mapping[str, Listing], data: DataConfig) -> str:
             [[s.id, s.path, s.caption] for s in listing.sources],
             [path for path, _ in listing.rejects],
             listing.metadata,
+            *filter(None, [listing.caption_note]),
         ]
         for corpus, listing in listings.items()
     }

@@ -31,6 +31,10 @@ class CorpusPreview:
     """Rejected videos by stage."""
     drops: tuple[KindCount, ...]
     """Dropped windows by kind of reason."""
+    captions: frozenset[str]
+    """Of those windows."""
+    caption_note: str
+    """As `CorpusInfo` has it."""
 
 
 def preview(
@@ -48,7 +52,7 @@ def preview(
         ConfigError, DataError, ClusterError: as `ingest` does; too many rejects are no error here.
     """
     check_ingest(data)
-    listings = list_corpora(Storage(out), {"short": short, "long": long})
+    listings = list_corpora(Storage(out), {"short": short, "long": long}, data.links)
     scratch = Storage(f"{out}-preview")
     folders = {corpus: listing.root for corpus, listing in listings.items()}
     task = Task(out=str(scratch), folders=folders, version="preview", data=data)
@@ -63,12 +67,14 @@ def preview(
     found: dict[str, CorpusPreview] = {}
     for corpus in CORPORA:
         own, windows = (table.filter(pc.equal(table["corpus"], corpus)) for table in (manifest, index))
-        whole = written_videos(own)
+        whole, kept = written_videos(own), kept_windows(windows)
         found[corpus] = CorpusPreview(
             videos=len(whole),
-            windows=len(kept_windows(windows)),
+            windows=len(kept),
             hours=sum(whole["seconds"].to_pylist()) / 3600,
             rejects=count_rejects(own),
             drops=count_drops(windows),
+            captions=frozenset(kept["caption"].to_pylist()),
+            caption_note=listings[corpus].caption_note,
         )
     return found

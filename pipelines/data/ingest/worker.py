@@ -263,7 +263,7 @@ def open_clip(task: Task, corpus: str, source: Source, picks: int = 0) -> Iterat
         Rejected: it cannot be read.
     """
     data = task.data
-    with local_copy(task.folders[corpus], source) as path:
+    with local_copy(task.folders[corpus], source, data.links) as path:
         sizes = data.sizes[:1] if picks else data.sizes
         yield _decoder(data.limits).open(path, sizes, data.fps, picks)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from pipelines.data.report.contact_sheets import SampledWindow, sample_windows, sheet_png
 from pipelines.data.report.histograms import histograms
@@ -104,6 +105,7 @@ def report_html(
         summary=summary,
         error=reconstruction_error(summary.autoencoder),
         totals=total_rows(summary),
+        notes=caption_notes(corpora),
         bucket_head=BUCKET_HEAD,
         buckets=bucket_rows(summary),
         pictures=pictures,
@@ -131,6 +133,12 @@ def total_rows(summary: Summary) -> list[tuple[str, str, str]]:
         for corpus in (summary.short, summary.long)
     )
     return [(name, short[name], long[name]) for name in short]
+
+
+def caption_notes(corpora: Mapping[str, Any]) -> list[str]:
+    """A line for each corpus whose `caption_note` has something to tell."""
+    notes = ((corpus.upper(), own.caption_note) for corpus, own in corpora.items())
+    return [f"{corpus}: {note}" for corpus, note in notes if note]
 
 
 def bucket_rows(summary: Summary) -> list[tuple[str, int, str, str, int]]:

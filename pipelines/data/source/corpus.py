@@ -1,9 +1,12 @@
 """Where a corpus lies: files below one root, on a disk or in any store that fsspec knows.
 
-Nothing outside the root is ever read. A store's own errors arrive as OSError.
+Nothing outside the root is ever read, but what links to the one further folder that the user names
+(`data.links`). A store's own errors arrive as OSError.
 """
 
+import errno
 import os
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple, cast
@@ -11,7 +14,7 @@ from typing import IO, Any, NamedTuple, cast
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from models.errors import DataError
+from models.errors import ConfigError, DataError
 from pipelines.data.types import Reject
 from pipelines.storage import one_line, os_errors
 
@@ -27,7 +30,7 @@ VIDEO_SUFFIXES = frozenset(
 """Names of videos, read or not: those that are not are refused by their first bytes."""
 COMPRESSED_SUFFIXES = tuple(".zip .7z .rar .gz .tgz .bz2 .tbz .tbz2 .xz .txz .zst .tzst .lz4".split())
 TAR_SUFFIX = ".tar"
-MANIFEST_SUFFIXES = (".parquet", ".csv", ".jsonl")
+MANIFEST_SUFFIXES = (".parquet", ".csv", ".tsv", ".json", ".jsonl", ".ndjson")
 STAMPS = ("ETag", "etag", "md5Hash", "LastModified", "last_modified", "updated", "mtime", "created")
 """What stores call the mark that changes with a file's bytes, the most reliable first."""
 REMEDY = "Check the path or the address, the credentials, and that this machine may read there"
@@ -58,12 +61,14 @@ class Corpus:
 
     Args:
         root: a folder (made absolute) or an fsspec URI. It need not exist.
+        links: a folder on this machine's disk where links of a local corpus may end, too.
 
     Raises:
         DataError: the URI's file system is unknown or not installed.
+        ConfigError: `links` is no folder.
     """
 
-    def __init__(self, root: str | Path) -> None:
+    def __init__(self, root: str | Path, links: str | None = None) -> None:
         if "://" in str(root):
             try:
                 self._fs, path = fsspec.core.url_to_fs(str(root))
@@ -78,11 +83,23 @@ class Corpus:
         self.is_local = isinstance(self._fs, LocalFileSystem)
         self.root: str = self._path if self.is_local else self._fs.unstrip_protocol(self._path)
         """Absolute path, or URI."""
-        self._real = os.path.realpath(self._path) if self.is_local else ""
+        if links is not None and not os.path.isdir(links):
+            raise ConfigError(f"data.links = {links} is no folder here", "Set it to where the links end")
+        self._within = [os.path.realpath(top) for top in (self._path, links) if top and self.is_local]
         self._listed: dict[str, dict[str, Any]] | None = None
 
     def address(self, path: str) -> str:
         return f"{self.root.rstrip('/')}/{path}"
+
+    def relative(self, path: str) -> str | None:
+        """The path below the root of an absolute path or URI, by either name of a root that is a link, in any
+        Unicode form; None of any other."""
+        for top in (self.root, *self._within[:1]):
+            for form in (path, unicodedata.normalize("NFC", path)):
+                start = (top if form is path else unicodedata.normalize("NFC", top)).rstrip("/") + "/"
+                if form.startswith(start):
+                    return form[len(start) :]
+        return None
 
     def is_folder(self) -> bool:
         """Whether the root is one. Raises OSError where the store cannot tell."""
@@ -129,18 +146,25 @@ class Corpus:
             return unreadable(error)
 
     def _stat_on_disk(self, path: str) -> File | Reject:
-        full = os.path.join(self._path, path)
-        real = os.path.realpath(full)
-        if os.path.commonpath((self._real, real)) != self._real:
-            return Reject("manifest", "it is a link out of the corpus folder")
+        full = self._join(path)
         if os.path.isdir(full) and os.path.islink(full):
             return Reject("manifest", "it is a link to a folder, which is not followed")
-        if os.path.isfile(full):
-            status = os.stat(full)
+        real = os.path.realpath(full)
+        if not self._holds(real):
+            folder = os.path.dirname(real)
+            return Reject(
+                "manifest",
+                f"it is a link out of the corpus folder, into {folder}: data.links={folder} allows those",
+            )
+        if os.path.isfile(real):
+            status = os.stat(real)
             return File(status.st_size, str(status.st_mtime_ns))
         if os.path.islink(full):
             return Reject("manifest", "it is a link to nothing")
         return Reject("manifest", "it is no plain file") if os.path.exists(full) else MISSING
+
+    def _holds(self, real: str) -> bool:
+        return any(os.path.commonpath((top, real)) == top for top in self._within)
 
     def _stat_in_store(self, path: str) -> File | Reject:
         if self._listed is not None and path not in self._listed:
@@ -148,7 +172,7 @@ class Corpus:
         info = (self._listed or {}).get(path)
         with os_errors():
             if info is None or info.get("size") is None:
-                info = cast(dict[str, Any], self._fs.info(self._at(path)))
+                info = cast(dict[str, Any], self._fs.info(self._join(path)))
             if info["type"] != "file":
                 return MISSING
             if info.get("size") is None:
@@ -156,38 +180,52 @@ class Corpus:
             stamp = next((str(info[name]) for name in STAMPS if info.get(name)), "")
             return File(int(info["size"]), stamp)
 
-    def _at(self, path: str) -> str:
+    def _join(self, path: str) -> str:
         return f"{self._path.rstrip('/')}/{path}"
+
+    def place(self, path: str) -> str:
+        """Where to open a file: on a disk behind all its links, looked at anew each time.
+
+        Raises:
+            OSError: its links lead out by now.
+        """
+        if not self.is_local:
+            return self._join(path)
+        real = os.path.realpath(self._join(path))
+        if not self._holds(real):
+            raise OSError(errno.EPERM, "it is a link out of the corpus folder", path)
+        return real
 
     def read(self, path: str) -> bytes:
         """The whole of a small file. Raises OSError."""
         with os_errors():
-            return bytes(self._fs.cat_file(self._at(path)))
+            return bytes(self._fs.cat_file(self.place(path)))
 
     def open(self, path: str) -> IO[bytes]:
         """A file to seek in, for small reads here and there. Raises OSError."""
         if self.is_local:
-            return open(self._at(path), "rb")
+            return open(self.place(path), "rb")
         options: dict[str, Any] = {"block_size": HEADER_BLOCK_BYTES, "cache_type": "readahead"}
         with os_errors():
-            return cast(IO[bytes], self._fs.open(self._at(path), "rb", **options))
+            return cast(IO[bytes], self._fs.open(self.place(path), "rb", **options))
 
     def blocks(self, path: str, offset: int, length: int) -> Iterator[bytes]:
         """`length` bytes from `offset` on, BLOCK_BYTES at a time; fewer at its end. Raises OSError."""
         for start in range(offset, offset + length, BLOCK_BYTES):
             end = min(start + BLOCK_BYTES, offset + length)
             with os_errors():
-                block = bytes(self._fs.cat_file(self._at(path), start=start, end=end))
+                block = bytes(self._fs.cat_file(self.place(path), start=start, end=end))
             yield block
             if len(block) < end - start:
                 return
 
 
-def locate(location: str | Path) -> tuple[Corpus, str]:
+def locate(location: str | Path, links: str | None = None) -> tuple[Corpus, str]:
     """Find a corpus.
 
     Args:
         location: a folder, or one file, a tar or a manifest; a path or an fsspec URI.
+        links: as `Corpus` takes it.
 
     Returns:
         The corpus and, where the location is one file, its name in it; else an empty name.
@@ -195,7 +233,7 @@ def locate(location: str | Path) -> tuple[Corpus, str]:
     Raises:
         DataError: there is nothing of the kind, or it cannot be reached.
     """
-    corpus = Corpus(location)
+    corpus = Corpus(location, links)
     try:
         if corpus.is_folder():
             return corpus, ""
@@ -203,7 +241,7 @@ def locate(location: str | Path) -> tuple[Corpus, str]:
         raise DataError(f"{corpus.root} cannot be read: {reason_of(error)}", REMEDY) from error
     folder, _, name = corpus.root.rpartition("/")
     if folder and PurePosixPath(name).suffix.lower() in (TAR_SUFFIX, *MANIFEST_SUFFIXES):
-        parent = Corpus(folder)
+        parent = Corpus(folder, links)
         if isinstance(parent.stat(name), File):
             return parent, name
     raise DataError(
@@ -219,6 +257,10 @@ def reason_of(error: OSError) -> str:
 
 def unreadable(error: OSError) -> Reject:
     return Reject("manifest", f"it cannot be read: {reason_of(error)}")
+
+
+def is_video(path: str) -> bool:
+    return PurePosixPath(path).suffix.lower() in VIDEO_SUFFIXES
 
 
 def escapes(path: str) -> bool:

@@ -1,8 +1,8 @@
 """What is in a corpus: its videos, their captions, and their ids (sha256 of their bytes).
 
 A corpus is a folder with everything below it, a tar, or a manifest; on a disk or in a store. Videos lie in
-it as files or as members of WebDataset tars (tars.py). Captions come from metadata (captions.py); a video
-without one is captioned by the words of its name. Nothing outside the corpus folder is ever read.
+it as files or as members of WebDataset tars (tars.py). Captions come from tables and sidecars (captions.py);
+a video without one is captioned by the words of its name. Nothing outside the corpus folder is ever read.
 
 sources.parquet in the dataset keeps the hashes, so that the next listing reads only what is new. While a
 video is decoded it is a local file (`local_copy`).
@@ -10,19 +10,29 @@ video is decoded it is a local file (`local_copy`).
 
 import hashlib
 import json
-import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, NamedTuple
+from typing import IO, NamedTuple
 
 import pyarrow as pa
 
 from models.errors import ClusterError, DataError
-from pipelines.data.source.captions import Caption, is_text, metadata_files, read_captions
+from pipelines.data.source.captions import (
+    WORDY,
+    Caption,
+    Captions,
+    Names,
+    caption_note,
+    is_text,
+    read_sidecar,
+    sidecars_of,
+    too_large,
+    words_of,
+)
 from pipelines.data.source.corpus import (
     COMPRESSED,
     COMPRESSED_SUFFIXES,
@@ -35,10 +45,12 @@ from pipelines.data.source.corpus import (
     File,
     Walk,
     escapes,
+    is_video,
     locate,
     reason_of,
     unreadable,
 )
+from pipelines.data.source.metadata import Table, tables_among
 from pipelines.data.source.tars import list_tar
 from pipelines.data.tables import read_table, write_table
 from pipelines.data.types import SAME_BYTES, Reject, Rejected
@@ -46,7 +58,7 @@ from pipelines.storage import Storage, temporary_file
 
 SOURCES_FILE = "sources.parquet"
 READERS = 4
-"""Threads that list tars and hash videos."""
+"""Threads that list tars, hash videos and read sidecars."""
 
 Identity = tuple[str, int, str]
 """(path, bytes, stamp) of a video: while they stay, so do its bytes."""
@@ -89,18 +101,21 @@ class Listing(NamedTuple):
     """The sha256 of every video."""
     metadata: dict[str, str]
     """Path -> what its metadata says beside the caption, as JSON; nothing where that is nothing."""
+    caption_note: str
+    """How many videos are captioned by their names, and what was not used; empty where that is nothing."""
 
 
 def list_corpora(
-    storage: Storage, locations: Mapping[str, str], *, rehash: bool = False
+    storage: Storage, locations: Mapping[str, str], links: str | None = None, *, rehash: bool = False
 ) -> dict[str, Listing]:
     """List each corpus. Files unchanged since the dataset's last listing are read only to `rehash`.
 
     Raises:
         DataError: a corpus is missing, empty or unreadable; the earlier list is damaged.
+        ConfigError: `links` is no folder.
     """
     hashes = {} if rehash else _read_hashes(storage)
-    return {corpus: list_corpus(location, hashes.get(corpus)) for corpus, location in locations.items()}
+    return {name: list_corpus(location, hashes.get(name), links) for name, location in locations.items()}
 
 
 def save_hashes(storage: Storage, listings: Mapping[str, Listing]) -> None:
@@ -125,20 +140,24 @@ def _read_hashes(storage: Storage) -> dict[str, dict[Identity, str]]:
     return hashes
 
 
-def list_corpus(location: str | Path, hashes: Mapping[Identity, str] | None = None) -> Listing:
+def list_corpus(
+    location: str | Path, hashes: Mapping[Identity, str] | None = None, links: str | None = None
+) -> Listing:
     """List a corpus.
 
     Args:
-        location: path or fsspec URI of a folder, a tar or a manifest (`.parquet`, `.csv`, `.jsonl`).
+        location: path or fsspec URI of a folder, a tar or a manifest (a table).
         hashes: of an earlier listing; those videos are not read again. A file without a stamp always is.
+        links: the folder where links may end, besides the corpus.
 
     Raises:
-        DataError: there is no such corpus, it cannot be reached, it holds no video, its metadata is malformed
-            or names no file that exists.
+        DataError: there is no such corpus, it cannot be reached, it holds no video, two files give a video
+            different captions, or a table is malformed or names no file that exists.
+        ConfigError: `links` is no folder.
     """
-    corpus, single = locate(location)
+    corpus, single = locate(location, links)
     is_tar = single.lower().endswith(TAR_SUFFIX)
-    walk = Walk([single], [])
+    walk, below = Walk([single], []), None
     if not single or not (corpus.is_local or is_tar):
         # of the files that a manifest names, a store is asked at once, a disk one by one
         try:
@@ -154,24 +173,28 @@ def list_corpus(location: str | Path, hashes: Mapping[Identity, str] | None = No
         if path.lower().endswith(COMPRESSED_SUFFIXES):
             candidates.refuse(path, COMPRESSED)
     candidates.add_tars([path for path in files if path.lower().endswith(TAR_SUFFIX)])
-    captions = read_captions(corpus, [single] if single and not is_tar else metadata_files(files))
-    videos = {path for path in files if _is_video(path)}
-    candidates.add_files(sorted({*videos, *captions}), captions)
-    if not candidates.sources and not candidates.rejects:
+    videos = list(filter(is_video, files))
+    sidecars = list(sidecars_of(videos, files))
+    others = sorted(set(files).difference(file for _, file in sidecars))
+    names = Names(corpus, below and {*filter(is_video, below.files), *candidates.found})
+    for table in [Table(single)] if single and not is_tar else tables_among(others):
+        candidates.captions.read_table(corpus, table, names)
+    candidates.add_sidecars(sidecars)
+    candidates.captions.check(corpus.root)
+    candidates.add_files(sorted({*videos, *candidates.captions.of}))
+    candidates.wordy.update(path for path in files if path.lower().endswith(WORDY))
+    if not candidates.found and not candidates.rejects:
         raise DataError(
             f"{corpus.address(single) if single else corpus.root} holds no video",
             f"Put files there that end in one of {' '.join(sorted(VIDEO_SUFFIXES))}",
         )
-    if not candidates.sources and all(reject == MISSING for _, reject in candidates.rejects):
+    if not candidates.found and all(reject == MISSING for _, reject in candidates.rejects):
         raise DataError(
-            f"{corpus.root}: the metadata names {len(captions)} videos, and none of them is there",
+            f"{corpus.root}: the metadata names {len(candidates.captions.of)} videos, and none of them is "
+            "there",
             "Put the videos beside their metadata file, or correct its file_name column",
         )
     return _identify(candidates, hashes or {})
-
-
-def _is_video(path: str) -> bool:
-    return PurePosixPath(path).suffix.lower() in VIDEO_SUFFIXES
 
 
 class _Candidates:
@@ -179,9 +202,11 @@ class _Candidates:
 
     def __init__(self, corpus: Corpus) -> None:
         self.corpus = corpus
-        self.sources: dict[str, Source] = {}
+        self.captions = Captions()
+        self.found: dict[str, Source] = {}
         self.rejects: list[tuple[str, Reject]] = []
-        self.metadata: dict[str, dict[str, Any]] = {}
+        self.wordy: set[str] = set()
+        """Files and members of tars that may hold captions."""
 
     def refuse(self, path: str, reject: Reject) -> None:
         self.rejects.append((path.encode("utf-8", "backslashreplace").decode(), reject))
@@ -201,53 +226,81 @@ class _Candidates:
                     self.refuse(f"{tar}/{name}".rstrip("/"), reject)
                 for name, member in listing.members.items():
                     source = Source(path=f"{tar}/{name}", num_bytes=member.num_bytes, stamp=file.stamp)
-                    self._add(replace(source, tar=tar, offset=member.offset), member.caption)
+                    self.found[source.path] = replace(source, tar=tar, offset=member.offset)
+                for name, sidecar, caption in listing.captions:
+                    self.captions.add(f"{tar}/{name}", caption, f"{tar}/{sidecar}")
+                self.wordy.update(f"{tar}/{name}" for name in listing.wordy)
 
-    def add_files(self, paths: list[str], captions: Mapping[str, Caption | Reject]) -> None:
-        """Add files, and what metadata names: it may also caption members of tars."""
+    def add_sidecars(self, sidecars: list[tuple[str, str]]) -> None:
+        """Read the files that caption the video beside them, each once."""
+        files = sorted({file for _, file in sidecars})
+        with ThreadPoolExecutor(READERS) as pool:
+            said = dict(zip(files, pool.map(self._read_sidecar, files), strict=True))
+        for video, file in sidecars:
+            self.captions.add(video, said[file], file)
+
+    def _read_sidecar(self, name: str) -> Caption | Reject:
+        file = self.corpus.stat(name)
+        try:
+            if isinstance(file, File):
+                return too_large(name, file.num_bytes) or read_sidecar(name, self.corpus.read(name))
+        except OSError as error:
+            file = unreadable(error)
+        return Reject("manifest", f"its caption {PurePosixPath(name).name}: {file.reason}")
+
+    def add_files(self, paths: list[str]) -> None:
+        """Add files, of which tables may name what is not there."""
         for path in paths:
-            caption = captions.get(path, Caption("", {}))
-            if path in self.sources:
-                self._add(self.sources.pop(path), caption)
+            if path in self.found:
                 continue
             file = self.corpus.stat(path)
             if isinstance(file, Reject):
                 self.refuse(path, file)
-            elif not _is_video(path):
+            elif not is_video(path):
                 self.refuse(path, Reject("manifest", "its name does not end as a video's does"))
             else:
-                self._add(Source(path=path, num_bytes=file.num_bytes, stamp=file.stamp), caption)
+                self.found[path] = Source(path=path, num_bytes=file.num_bytes, stamp=file.stamp)
 
-    def _add(self, source: Source, caption: Caption | Reject) -> None:
-        if isinstance(caption, Reject):
-            self.refuse(source.path, caption)
-        elif not is_text(source.path):
-            self.refuse(source.path, Reject("manifest", "its name is not UTF-8"))
-        else:
-            words = " ".join(re.findall(r"[^\W_]+", PurePosixPath(source.path).stem))
-            text = caption.text or source.caption or words
-            self.sources[source.path] = replace(source, caption=text)
-            self.metadata.setdefault(source.path, {}).update(caption.extra)
+    def captioned(self) -> Iterator[tuple[Source, Caption]]:
+        """Each video with what is said of it, in the order of their paths; refuses those that cannot be."""
+        for path, source in sorted(self.found.items()):
+            caption = self.captions.of.get(path, Caption("", {}))
+            if isinstance(caption, Reject):
+                self.refuse(path, caption)
+            elif not is_text(path):
+                self.refuse(path, Reject("manifest", "its name is not UTF-8"))
+            else:
+                yield replace(source, caption=caption.text or words_of(path)), caption
 
 
 def _identify(candidates: _Candidates, known: Mapping[Identity, str]) -> Listing:
     """Hash the videos not hashed before, and keep the first of any with the same bytes."""
-    found = [source for _, source in sorted(candidates.sources.items())]
+    found = list(candidates.captioned())
     with ThreadPoolExecutor(READERS) as pool:
-        hashes = list(pool.map(lambda source: _sha256(candidates.corpus, source, known), found))
-    kept: dict[str, Source] = {}
+        hashes = list(pool.map(lambda one: _sha256(candidates.corpus, one[0], known), found))
+    kept: dict[str, tuple[Source, Caption]] = {}
     hashed: dict[Identity, str] = {}
-    for source, sha256 in zip(found, hashes, strict=True):
+    for (source, caption), sha256 in zip(found, hashes, strict=True):
         if isinstance(sha256, Reject):
             candidates.refuse(source.path, sha256)
             continue
         hashed[source.identity] = sha256
-        first = kept.setdefault(sha256, replace(source, id=sha256))
+        first, _ = kept.setdefault(sha256, (replace(source, id=sha256), caption))
         if first.path != source.path:
             candidates.refuse(source.path, Reject("manifest", f"{SAME_BYTES}{first.path}"))
-    rejects = sorted(candidates.rejects, key=lambda one: (one[0], one[1].reason))
-    metadata = {path: json.dumps(extra, default=str) for path, extra in candidates.metadata.items() if extra}
-    return Listing(list(kept.values()), rejects, candidates.corpus.root, hashed, metadata)
+    return Listing(
+        sources=[source for source, _ in kept.values()],
+        rejects=sorted(candidates.rejects, key=lambda one: (one[0], one[1].reason)),
+        root=candidates.corpus.root,
+        hashes=hashed,
+        metadata={source.path: json.dumps(c.extra, default=str) for source, c in found if c.extra},
+        caption_note=caption_note(
+            by_name=sum(not caption.text for _, caption in kept.values()),
+            videos=len(kept),
+            extra=(caption.extra for _, caption in kept.values()),
+            files=candidates.wordy - candidates.captions.used,
+        ),
+    )
 
 
 def _sha256(corpus: Corpus, source: Source, known: Mapping[Identity, str]) -> str | Reject:
@@ -267,7 +320,7 @@ def _sha256(corpus: Corpus, source: Source, known: Mapping[Identity, str]) -> st
 
 
 @contextmanager
-def local_copy(root: str, source: Source) -> Iterator[str]:
+def local_copy(root: str, source: Source, links: str | None = None) -> Iterator[str]:
     """The local path of a video.
 
     A file on a local disk is its own copy. Anything else is streamed into a private temporary file, deleted
@@ -276,12 +329,13 @@ def local_copy(root: str, source: Source) -> Iterator[str]:
 
     Args:
         root: of the listing that the source is from.
+        links: as the listing was given.
 
     Raises:
         Rejected: at stage `fetch`: it cannot be read, or has changed since it was listed.
         ClusterError: the disk for temporary files cannot take it.
     """
-    corpus = Corpus(root)
+    corpus = Corpus(root, links)
     if escapes(source.path):
         raise Rejected("fetch", OUTSIDE.reason)
     if corpus.is_local:
@@ -292,7 +346,11 @@ def local_copy(root: str, source: Source) -> Iterator[str]:
             _check_size(source, file.num_bytes)
             if source.stamp not in ("", file.stamp):
                 raise Rejected("fetch", "it was written to since it was listed")
-            yield corpus.address(source.path)
+            try:
+                place = corpus.place(source.path)
+            except OSError as error:
+                raise Rejected("fetch", reason_of(error)) from error
+            yield place
             return
     with ExitStack() as stack:
         try:

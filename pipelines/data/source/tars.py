@@ -1,7 +1,7 @@
 """WebDataset tars: which videos a tar holds, where their bytes lie in it, and their captions.
 
-Members of one key (the name up to its first dot) belong together: `a/0001.mp4` is captioned by `a/0001.txt`
-or by `caption` (or `text`) in `a/0001.json`. Only headers and captions are read here; nothing is ever
+Members of one key (the name up to its first dot) belong together: `a/0001.mp4` is captioned by `a/0001.txt`,
+`a/0001.caption` or a column of `a/0001.json`. Only headers and captions are read here; nothing is ever
 extracted.
 """
 
@@ -11,15 +11,20 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import IO, NamedTuple, cast
 
-from pipelines.data.source.captions import Caption, caption_of, json_object
-from pipelines.data.source.corpus import OUTSIDE, VIDEO_SUFFIXES, Corpus, File, escapes, is_hidden, unreadable
+from pipelines.data.source.captions import (
+    SIDECARS,
+    WORDY,
+    Caption,
+    read_sidecar,
+    sidecars_of,
+    too_large,
+)
+from pipelines.data.source.corpus import OUTSIDE, Corpus, File, escapes, is_hidden, is_video, unreadable
 from pipelines.data.types import Reject
 from pipelines.storage import os_errors
 
-CAPTION_SUFFIXES = (".json", ".txt")
 MAX_HEADER_BYTES = 1 << 20
 """A header that claims more is damage."""
-MAX_CAPTION_BYTES = 1 << 20
 END = bytes(tarfile.BLOCKSIZE)
 
 
@@ -28,7 +33,6 @@ class Member(NamedTuple):
 
     offset: int
     num_bytes: int
-    caption: Caption | Reject
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,10 @@ class TarListing:
     members: dict[str, Member] = field(default_factory=dict)
     rejects: list[tuple[str, Reject]] = field(default_factory=list)
     """(name of a member, or empty for the tar itself; why)."""
+    captions: list[tuple[str, str, Caption | Reject]] = field(default_factory=list)
+    """(name of a video, name of the member that speaks of it, what that says)."""
+    wordy: list[str] = field(default_factory=list)
+    """Names of the members that may hold captions."""
 
 
 class _Damaged(Exception):
@@ -68,34 +76,36 @@ def list_tar(corpus: Corpus, path: str, tar: File) -> TarListing:
     Where the tar is damaged, the members before the damage are listed and the tar itself is refused.
     """
     listing = TarListing()
-    videos: dict[str, tarfile.TarInfo] = {}
-    captions: dict[str, bytes | Reject] = {}
+    said: dict[str, Caption | Reject] = {}
     try:
         with corpus.open(path) as opened:
             headers = _Headers(opened)
             for name, member in _members(headers, tar.num_bytes):
                 reject = _refusal(name, member)
-                suffix = PurePosixPath(name).suffix.lower()
-                if reject is None and (name in videos or name in captions):
+                if reject is None and (name in listing.members or name in said):
                     reject = Reject("manifest", "the tar has two members of this name")
                 if reject is not None:
                     listing.rejects.append((name, reject))
                 elif is_hidden(name):
                     continue
-                elif suffix in VIDEO_SUFFIXES:
-                    videos[name] = member
-                elif suffix in CAPTION_SUFFIXES and member.size > MAX_CAPTION_BYTES:
-                    captions[name] = Reject("manifest", f"its caption {member.name} has {member.size} bytes")
-                elif suffix in CAPTION_SUFFIXES:
-                    headers.seek(member.offset_data)
-                    captions[name] = headers.read(member.size)
+                elif is_video(name):
+                    listing.members[name] = Member(member.offset_data, member.size)
+                elif name.lower().endswith(WORDY):
+                    listing.wordy.append(name)
+                    if name.lower().endswith(SIDECARS):
+                        said[name] = too_large(name, member.size) or _read(headers, name, member)
     except _Damaged as error:
         listing.rejects.append(("", Reject("manifest", f"the tar is damaged: {error}")))
     except OSError as error:
         listing.rejects.append(("", unreadable(error)))
-    for name, member in sorted(videos.items()):
-        listing.members[name] = Member(member.offset_data, member.size, _caption(name, captions))
+    own = sidecars_of(listing.members, said, by_key=True)
+    listing.captions.extend((video, name, said[name]) for video, name in own)
     return listing
+
+
+def _read(headers: _Headers, name: str, member: tarfile.TarInfo) -> Caption | Reject:
+    headers.seek(member.offset_data)
+    return read_sidecar(name, headers.read(member.size))
 
 
 def _members(headers: _Headers, num_bytes: int) -> Iterator[tuple[str, tarfile.TarInfo]]:
@@ -133,22 +143,3 @@ def _refusal(name: str, member: tarfile.TarInfo) -> Reject | None:
     if not member.isreg() or member.issparse():
         return Reject("manifest", "it is no plain file")
     return None
-
-
-def _caption(name: str, captions: dict[str, bytes | Reject]) -> Caption | Reject:
-    """The caption of a video among those of its tar: of its own name, else of its key."""
-    path = PurePosixPath(name)
-    for base in (path.stem, path.name.split(".", 1)[0]):
-        found = [captions.get(str(path.with_name(base + suffix))) for suffix in CAPTION_SUFFIXES]
-        for refused in (one for one in found if isinstance(one, Reject)):
-            return refused
-        if found != [None, None]:
-            as_json, as_text = cast(list[bytes | None], found)
-            try:
-                caption = caption_of({} if as_json is None else json_object(as_json.decode("utf-8-sig")))
-                if not caption.text and as_text is not None:
-                    caption = caption_of({**caption.extra, "caption": as_text.decode("utf-8-sig")})
-                return caption
-            except ValueError as error:
-                return Reject("manifest", f"its caption {base}.txt or .json: {error}")
-    return Caption("", {})

@@ -26,7 +26,9 @@ MANIFEST_FILE = "manifest.parquet"
 REJECTS_FILE = "rejects.parquet"
 AUTOENCODER_FOLDER = "autoencoder"
 
-_NOT_IN_VERSION = "short long limits block_bytes max_reject_share encode_batch min_actors max_actors".split()
+_NOT_IN_VERSION = (
+    "short long links limits block_bytes max_reject_share encode_batch min_actors max_actors".split()
+)
 _IN_VERSION_IF_SET = ("shapes", "long_lengths")
 """Left out where they are empty, so that datasets from before these settings keep their version."""
 
@@ -89,6 +91,8 @@ class CorpusInfo:
     """Frames of a window that repeat its last one, because the autoencoder takes 4k+1."""
     buckets: tuple[Bucket, ...] = ()
     """The shapes of its windows, the main one first; empty where the settings allow one shape only."""
+    caption_note: str = ""
+    """How many videos are captioned by their names, and what was not used; empty where that is nothing."""
 
     @property
     def latent_bytes(self) -> int:

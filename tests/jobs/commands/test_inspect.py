@@ -25,18 +25,28 @@ from tests.pipelines.data.videos import low_rank, write_video
 EVIL = "[bold]<script>alert(1)</script>"
 FRAMES = {"short": 16, "long": 40}
 COUNT = {"short": 5, "long": 2}
+LONG_WINDED = ", ".join("abcdefghij")
+NAMED = "LONG: 1 of 2 videos are captioned by their names; not used: columns lab\u00e9l, files more.csv"
+CUT = (
+    "1 of 6 captions have more than 8 phrases between commas, up to 10; the rest of each is cut: "
+    "text.max_tokens=10 keeps all"
+)
 
 
 def write_corpora(root):
-    """Five SHORT clips of two windows, two LONG ones of one, and a text that calls itself a clip."""
+    """Five SHORT clips of two windows, two LONG ones of one, of which one has no caption and another is not
+    read; and a text that calls itself a clip."""
     for corpus, count in COUNT.items():
         rows = []
         for number in range(count):
             video = low_rank(FRAMES[corpus], 6, 64, seed=7, phase=1.0 + number + 10 * (corpus == "long"))
             write_video(root / corpus / f"{number}.mp4", video, fps=8.0, crf="4")
-            rows.append({"file_name": f"{number}.mp4", "caption": EVIL if number == 0 else f"clip {number}"})
+            caption = {0: EVIL, 3: LONG_WINDED}.get(number, f"clip {number}" if corpus == "short" else "")
+            rows.append({"file_name": f"{number}.mp4", "caption": caption, "lab\u00e9l": number})
         (root / corpus / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (root / "short" / "[red]notes.mp4").write_text("no video")
+    (root / "short" / "[red]notes.caption").write_text("of no video")
+    (root / "long" / "more.csv").write_text("clip,words\n1,here")
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +98,7 @@ def test_ingest_prints_one_object(stand):
         "rejects": {"bytes": 1},
         "seconds": pytest.approx((5 * 16 + 2 * 40) / 8),
         "bytes": sum(sizes),
+        "notes": [NAMED, CUT],
     }
     assert work["windows"] == 12
     assert work["video_hours"] == pytest.approx(20 / 3600)
@@ -118,6 +129,7 @@ def test_ingest_again_says_that_nothing_was_left(stand, head):
     assert "nothing was left to do" in out
     assert "windows a second" not in out
     assert "SHORT: 10 windows" in out
+    assert f"{NAMED}\n{CUT}\n" in out
 
 
 def test_inspect_prints_tables_and_writes_the_report(stand, capsys):
@@ -127,10 +139,12 @@ def test_inspect_prints_tables_and_writes_the_report(stand, capsys):
     for line in ("videos 5 2", "rejected videos 1 0", "windows 10 2", "different captions 5 2"):
         assert line in lines
     assert "SHORT bytes 1 [red]notes.mp4: the first bytes are of no known video container" in lines
+    assert NAMED in lines
     looks = folder / "runs" / "ci" / "inspection"
     assert f"report: {looks}/report.html" in lines
     assert {path.name for path in looks.iterdir()} == set(seen.files)
     page = (looks / "report.html").read_text()
+    assert f"<p>{NAMED}</p>" in page
     assert "<script" not in page
     assert "[bold]&lt;script&gt;" in page
 
@@ -156,6 +170,7 @@ def test_inspect_prints_one_object_of_any_dataset(stand, tmp_path, capsys):
     told = json.loads(capsys.readouterr().out)
     assert told["data_hash"] == printed["data_hash"]
     assert told["short"]["windows"] == 10
+    assert f"LONG: {told['long']['caption_note']}" == NAMED
     assert told["short"]["rejects"][0]["count"] == 1
     assert told["report"] == f"{Path(dataset_of(folder)).parent}/inspection/report.html"
     assert recorded(folder)[0] == before
@@ -182,7 +197,7 @@ def test_a_dry_run_says_what_would_be_kept(stand, head):
     assert "LONG 2 2 0.00278" in lines
     assert "SHORT bytes 1 [red]notes.mp4: the first bytes are of no known video container" in lines
     assert any(line.startswith("training ") for line in lines)
-    assert lines[-1] == "nothing was encoded or written"
+    assert lines[-3:] == [NAMED, CUT, "nothing was encoded or written"]
     assert {p: p.stat().st_mtime_ns for p in (folder / "runs").rglob("*") if p.is_file()} == before
 
 

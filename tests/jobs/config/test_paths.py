@@ -102,6 +102,8 @@ def test_addresses_are_those_of_the_folder_where_the_command_was_typed(tmp_path,
     (tmp_path / "mine.yaml").write_text("extends: ci\nstorage: {root: kept}\n")
     assert resolved(configs.load("mine.yaml")).storage.root == f"{tmp_path}/kept"
     assert resolved(configs.load("ci")).tracking.uri is None
+    assert resolved(configs.load("ci")).data.links is None
+    assert resolved(configs.load("ci", ["data.links=blobs"])).data.links == f"{tmp_path}/blobs"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///a.db")
     assert resolved(configs.load("ci")).tracking.uri == f"sqlite:///{tmp_path}/a.db"
     named = configs.load("ci", ["tracking.uri=sqlite:///b.db"])

@@ -6,6 +6,7 @@ import torch
 from models.config import TextConfig
 from models.rng import Key
 from models.text.conditioning import Conditioning, NgramEncoder, drop_some, withhold, withhold_some
+from models.text.kinds import text_kind
 
 CAPTIONS = ["a bay at dusk, streaked sky, amber sun", "a bay, dotted sky"]
 
@@ -33,6 +34,25 @@ def test_long_captions_are_cut_and_empty_ones_still_have_a_token() -> None:
     empty = encoder.encode([""])
     assert empty.text.shape == (1, 1, 64)
     assert empty.mask is None
+
+
+@pytest.mark.parametrize(
+    ("captions", "note"),
+    [
+        ([], ""),
+        (["a, b", "a,, b ,", ""], ""),
+        (["a, b, c", "a", "a,b,c,d, e"], "2 of 3 captions have more than 2 phrases between commas, up to 5"),
+    ],
+)
+def test_captions_that_are_cut_are_told(captions: list[str], note: str) -> None:
+    kind = text_kind(TextConfig(max_tokens=2))
+    found = kind.cut_note(captions)
+    assert found.split(";")[0] == note
+    assert ("text.max_tokens=5 keeps all" in found) == bool(note)
+    for caption in captions:
+        tokens = NgramEncoder(TextConfig(max_tokens=100)).encode([caption]).text
+        is_cut = not torch.equal(tokens, NgramEncoder(TextConfig(max_tokens=2)).encode([caption]).text)
+        assert is_cut == bool(kind.cut_note([caption]))
 
 
 def test_repeat_repeats_each_row_in_turn() -> None:

@@ -10,6 +10,7 @@ import torch
 
 from models.config import TextConfig
 from models.errors import CheckpointError, ConfigError, DataError
+from models.text.kinds import text_kind
 from models.text.umt5 import WEIGHTS, Umt5Encoder, check_files, cleaned, fingerprint
 from tests.conftest import TEXT_DIM
 
@@ -41,6 +42,13 @@ def test_tokens_are_those_of_the_real_class_for_each_caption_alone(umt5_folder: 
         assert row.shape == expected.shape
         torch.testing.assert_close(row.float(), expected, rtol=1e-3, atol=1e-5)
     assert [len(row) for row in rows][1::2] == [1, 32]
+
+
+def test_captions_of_more_tokens_than_are_kept_are_told(umt5_folder: Path) -> None:
+    kind = text_kind(config(umt5_folder))
+    assert kind.cut_note([]) == kind.cut_note(CAPTIONS[:3]) == ""
+    longest = len(Umt5Encoder.load(config(umt5_folder, max_tokens=500)).embed(CAPTIONS)[3])
+    assert kind.cut_note(CAPTIONS).startswith(f"1 of 4 captions have more than 32 tokens, up to {longest};")
 
 
 def test_encoder_and_tokenizer_may_share_a_folder(umt5_folder: Path, tmp_path: Path) -> None:

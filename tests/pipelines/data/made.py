@@ -52,7 +52,7 @@ def end(root: Path, statuses: list[Status], holdout: float = 0.0) -> DatasetInfo
     data = DataConfig(height=8, width=8, short_frames=4, long_frames=8, holdout=holdout)
     task = Task(out=str(root), folders={}, version="v", data=data)
     videos = {corpus: [_source(f"{part}") for part in range(3)] for corpus in ("short", "long")}
-    return finalize(Storage(root), task, 0, "made", videos, statuses)
+    return finalize(Storage(root), task, 0, "made", videos, statuses, dict.fromkeys(videos, ""))
 
 
 def _source(name: str) -> Source:

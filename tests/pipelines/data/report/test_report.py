@@ -104,7 +104,10 @@ def dropped(corpus, name, start, reason):
 
 def tables(manifest, index):
     files = {"short": 2, "long": 1}
-    part = {c: SimpleNamespace(files=[file(c, i) for i in range(n)], buckets=()) for c, n in files.items()}
+    part = {
+        c: SimpleNamespace(files=[file(c, i) for i in range(n)], buckets=(), caption_note="")
+        for c, n in files.items()
+    }
     code = {"kind": "pca", "channels": 4, "temporal_factor": 1, "reconstruction_error": float("nan")}
     info = SimpleNamespace(
         version="v", data_hash="h", height=16, width=24, autoencoder=code, corpus=part.__getitem__

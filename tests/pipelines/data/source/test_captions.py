@@ -1,216 +1,230 @@
-"""Captions are found in every accepted form, and what is malformed is named with its place."""
+"""What is said of a video is found however it is spelled; sources agree, or the corpus is refused."""
 
-import csv
-import io
 import json
-from collections.abc import Callable
+import unicodedata
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from models.errors import DataError
 from pipelines.data.source.captions import (
-    CONFLICT,
+    NAMED,
     Caption,
+    Captions,
+    Names,
+    caption_note,
     caption_of,
-    json_object,
-    metadata_files,
-    read_captions,
+    read_sidecar,
+    sidecars_of,
+    words_of,
 )
 from pipelines.data.source.corpus import Corpus
+from pipelines.data.source.metadata import Table
+from pipelines.data.types import Reject
 from tests.pipelines.data.source.archives import json_lines, put
-
-ROWS = [
-    {"file_name": "a.mp4", "caption": "a cat, asleep", "label": "x"},
-    {"file_name": "sub/b.mp4", "caption": 'two "dogs"\nand a hill', "label": "y"},
-]
-
-
-def as_csv(rows: list[dict[str, Any]]) -> bytes:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, rows[0].keys())
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue().encode()
-
-
-def as_parquet(table: pa.Table) -> bytes:
-    sink = io.BytesIO()
-    pq.write_table(table, sink)
-    return sink.getvalue()
-
-
-def of_rows(rows: list[dict[str, Any]]) -> bytes:
-    return as_parquet(pa.Table.from_pylist(rows))
-
-
-WRITERS: dict[str, Callable[[list[dict[str, Any]]], bytes]] = {
-    "list.csv": as_csv,
-    "list.jsonl": lambda rows: json_lines(rows).encode(),
-    "list.parquet": of_rows,
-}
-
-
-def read(root: Path, name: str, content: bytes) -> dict[str, Any]:
-    put(root, name).write_bytes(content)
-    return read_captions(Corpus(root), [name])
-
-
-@pytest.mark.parametrize("name", WRITERS)
-@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
-def test_every_form_says_the_same(name: str, mark: bytes, tmp_path: Path) -> None:
-    mark = b"" if name.endswith("parquet") else mark
-    assert read(tmp_path, f"in/{name}", mark + WRITERS[name](ROWS)) == {
-        "in/a.mp4": Caption("a cat, asleep", {"label": "x"}),
-        "in/sub/b.mp4": Caption('two "dogs"\nand a hill', {"label": "y"}),
-    }
-
-
-@given(rows=st.dictionaries(st.from_regex(r"[a-z]{1,9}\.mp4", fullmatch=True), st.text("ab,\"' \n;\t\u00e9")))
-@pytest.mark.parametrize("name", WRITERS)
-def test_any_caption_comes_back(
-    name: str, tmp_path_factory: pytest.TempPathFactory, rows: dict[str, str]
-) -> None:
-    given_rows = [{"file_name": file, "caption": text} for file, text in rows.items()] or ROWS
-    found = read(tmp_path_factory.mktemp("x"), name, WRITERS[name](given_rows))
-    assert {file: caption.text for file, caption in found.items()} == {
-        row["file_name"]: row["caption"].strip() for row in given_rows
-    }
-
-
-@pytest.mark.parametrize("end", ["\n", "\r\n"])
-def test_lines_of_two_files_belong_together(end: str, tmp_path: Path) -> None:
-    put(tmp_path, "in/prompts.txt", f"a cat{end}{end}a \u2028 hill{end}")
-    found = read(tmp_path, "in/videos.txt", f"a.mp4{end}b.mp4{end}./sub/c.mp4".encode())
-    assert {path: caption.text for path, caption in found.items()} == {
-        "in/a.mp4": "a cat",
-        "in/b.mp4": "",
-        "in/sub/c.mp4": "a \u2028 hill",
-    }
-
-
-@pytest.mark.parametrize(("videos", "prompts"), [("a.mp4\n", "one\ntwo\n"), ("a.mp4\nb.mp4\n", "one\n")])
-def test_two_files_of_different_length(videos: str, prompts: str, tmp_path: Path) -> None:
-    put(tmp_path, "prompts.txt", prompts)
-    with pytest.raises(DataError, match=r"videos\.txt has \d lines, prompts\.txt beside it \d") as caught:
-        read(tmp_path, "videos.txt", videos.encode())
-    assert "as many lines" in caught.value.remedy
-
-
-def test_a_line_that_names_no_video(tmp_path: Path) -> None:
-    put(tmp_path, "prompts.txt", "one\ntwo\n")
-    with pytest.raises(DataError, match=r"videos\.txt, line 2: no file_name"):
-        read(tmp_path, "videos.txt", b"a.mp4\n \n")
-
-
-def test_one_of_two_files_alone(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"prompts\.txt is missing") as caught:
-        read(tmp_path, "videos.txt", b"a.mp4\n")
-    assert "side by side" in caught.value.remedy
-
-
-def test_which_files_are_metadata() -> None:
-    names = (
-        "a.mp4 metadata.csv x/metadata.jsonl x/prompts.txt x/videos.txt y/prompts.txt z.csv notes.txt".split()
-    )
-    assert metadata_files(names) == ["metadata.csv", "x/metadata.jsonl", "x/videos.txt", "y/videos.txt"]
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "words"),
+    ("row", "caption"),
     [
-        ("l.csv", b"name,caption\na.mp4,c\n", "line 2: no file_name"),
-        ("l.csv", b"file_name,caption\na.mp4,c\n,c\n", "line 3: no file_name"),
-        ("l.csv", b"file_name,caption\na.mp4,a cat, asleep\n", "line 2: more fields than columns"),
-        ("l.csv", b'file_name,caption\na.mp4,"never closed\nb.mp4,c\n', "cannot be read: unexpected end"),
-        ("l.csv", b"file_name,caption\na.mp4,\xff\n", "cannot be read: 'utf-8'"),
-        ("l.jsonl", b'{"file_name": "a.mp4"}\n\n{oops\n', "line 3: Expecting"),
-        ("l.jsonl", b'{"file_name": "a.mp4"}\n[1]\n', "line 2: not an object"),
-        ("l.jsonl", b'{"file_name": 5}\n', "line 1: no file_name"),
-        ("l.jsonl", b'{"file_name": "a.mp4", "caption": ["c"]}\n', "line 1: caption is list, not text"),
-        ("l.jsonl", b'{"file_name": "a.mp4", "text": 5}\n', "line 1: text is int, not text"),
-        ("l.jsonl", b'{"file_name": "a.mp4", "caption": "\\ud800"}\n', "line 1: the caption holds half"),
-        ("l.jsonl", b"[" * 100_000, "line 1: nested too deeply"),
-        ("l.jsonl", b'{"file_name": "\xe9.mp4"}\n', "cannot be read: 'utf-8'"),
-        ("l.parquet", of_rows([{"name": "a.mp4"}]), "its schema: no file_name"),
-        ("l.parquet", of_rows([{"file_name": 5}]), "column file_name is int64, not text"),
-        ("l.parquet", of_rows([{"file_name": "a", "caption": [1]}]), "column caption is list<"),
-        ("l.parquet", of_rows([{"file_name": "a", "text": 1.5}]), "column text is double, not text"),
-        ("l.parquet", of_rows([{"file_name": "a"}, {"file_name": None}]), "row 2: no file_name"),
-        ("l.parquet", b"PAR1 and no more", "cannot be read"),
-        ("l.parquet", of_rows(ROWS)[:-20], "cannot be read"),
-        ("l.parquet", b"", "cannot be read"),
+        ({"caption": " ", "text": " b ", "x": 1}, Caption("b", {"x": 1})),
+        ({"caption": "a", "text": "b"}, Caption("a", {"text": "b"})),
+        ({"text": "a", "Caption": "a"}, Caption("a", {})),
+        ({"caption": None}, Caption("", {})),
+        ({"caption": float("nan"), "prompt": "p"}, Caption("p", {})),
+        ({"caption": 5, "text": "t"}, Caption("t", {"caption": 5})),
+        ({"cap": ["", "a", "b", "a"]}, Caption("a", {"cap": ["b"]})),
+        ({"caption": "2024-11-20"}, Caption("2024-11-20", {})),
+        ({"description": {"long": "x"}, "caption": "c"}, Caption("c", {"description": {"long": "x"}})),
+        ({}, Caption("", {})),
     ],
 )
-def test_what_is_malformed_is_named_with_its_place(
-    name: str, content: bytes, words: str, tmp_path: Path
-) -> None:
+def test_the_first_column_with_words_is_the_caption(row: dict[str, Any], caption: Caption) -> None:
+    assert caption_of(row) == caption
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("नमस्ते दुनिया.mp4", "नमस्ते दुनिया"),
+        ("ทะเลยามเย็น.mp4", "ทะเลยามเย็น"),
+        (unicodedata.normalize("NFD", "Café_ギター-2.mp4"), "Café ギター 2"),
+        ("\u0645\u06cc\u200c\u062e\u0648.mp4", "\u0645\u06cc\u200c\u062e\u0648"),
+        ("ශ්\u200dරී ලංකා.mp4", "ශ්\u200dරී ලංකා"),
+        ("a \u2764\ufe0f b 👩\u200d🚀.mp4", "a b"),
+        ("sub/two_cats-asleep (1).final.mkv", "two cats asleep 1 final"),
+        ("--.mp4", ""),
+    ],
+)
+def test_words_keep_their_marks(name: str, words: str) -> None:
+    assert words_of(name) == unicodedata.normalize("NFC", words)
+
+
+@given(st.text(min_size=1))
+def test_words_are_all_letters_and_digits_of_the_name(name: str) -> None:
+    path = f"{name.replace('/', ' ')}x.mp4"
+    stem = unicodedata.normalize("NFC", path[:-4])
+    assert [c for c in words_of(path) if c.isalnum()] == [c for c in stem if c.isalnum()]
+    assert words_of(unicodedata.normalize("NFD", path)) == words_of(unicodedata.normalize("NFC", path))
+
+
+VIDEOS = ["a.mp4", "sub/b.MP4", "sub/vel\u0065\u0301.mp4", "B.mkv", "b.mkv", "x.tar/1.mp4", "c:\\d.mp4"]
+
+
+@pytest.mark.parametrize(
+    ("table", "name", "path"),
+    [
+        ("t.csv", "a.mp4", "a.mp4"),
+        ("t.csv", "./sub/../a.mp4", "a.mp4"),
+        ("sub/t.csv", "b.MP4", "sub/b.MP4"),
+        ("sub/t.csv", "../a.mp4", "a.mp4"),
+        ("sub/t.csv", "sub/b.MP4", "sub/b.MP4"),
+        ("sub/t.csv", "a.mp4", "a.mp4"),
+        ("t.csv", "{root}/a.mp4", "a.mp4"),
+        ("sub/t.csv", "{root}/sub/b.MP4", "sub/b.MP4"),
+        ("t.csv", ".\\sub\\b.MP4", "sub/b.MP4"),
+        ("t.csv", "A.MP4", "a.mp4"),
+        ("t.csv", "Sub/B.mp4", "sub/b.MP4"),
+        ("t.csv", "a", "a.mp4"),
+        ("t.csv", " a.mp4 ", "a.mp4"),
+        ("t.csv", "sub/vel\u00e9.mp4", "sub/vel\u0065\u0301.mp4"),
+        ("t.csv", "SUB/VEL\u00c9", "sub/vel\u0065\u0301.mp4"),
+        ("t.csv", "x.tar/1.mp4", "x.tar/1.mp4"),
+        ("t.csv", "b.mkv", "b.mkv"),
+        ("t.csv", "b", "b"),
+        ("t.csv", "c:\\d.mp4", "c:\\d.mp4"),
+        ("t.csv", "gone.mp4", "gone.mp4"),
+        ("sub/t.csv", "gone.mp4", "sub/gone.mp4"),
+        ("t.csv", "../out.mp4", "../out.mp4"),
+        ("t.csv", "/etc/hostname", "/etc/hostname"),
+        ("t.csv", "{root}/../a.mp4", "{root}/../a.mp4"),
+    ],
+)
+@pytest.mark.parametrize("listed", [True, False])
+def test_the_video_that_a_table_means(table: str, name: str, path: str, listed: bool, tmp_path: Path) -> None:
+    root = tmp_path / "vel\u00e9"
+    names = Names(Corpus(root), VIDEOS)
+    if not listed:
+        for video in VIDEOS:
+            put(root, video)
+        names = Names(Corpus(root), None)
+    assert names.path(table, name.format(root=root)) == path.format(root=root)
+    composed = unicodedata.normalize("NFD", name.format(root=root))
+    assert names.path(table, composed) in (path.format(root=root), composed)
+
+
+@pytest.mark.parametrize(
+    ("files", "found"),
+    [
+        (["a.txt", "a.json", "a.caption", "a.md"], ["a.txt", "a.json", "a.caption"]),
+        (["A.TXT", "b.txt"], ["A.TXT"]),
+        (["a.txt", "A.txt"], ["a.txt"]),
+        (["a.mp4.txt", "a.json"], ["a.mp4.txt", "a.json"]),
+        (["a.b.txt", "sub/a.txt", "ab.txt"], []),
+    ],
+)
+def test_sidecars_stand_beside_their_video(files: list[str], found: list[str]) -> None:
+    assert list(sidecars_of(["a.mp4"], files)) == [("a.mp4", file) for file in found]
+
+
+def test_a_sidecar_in_the_other_form_of_unicode() -> None:
+    nfd, nfc = (unicodedata.normalize(form, "é/café") for form in ("NFD", "NFC"))
+    assert list(sidecars_of([f"{nfd}.mp4"], [f"{nfc}.txt"])) == [(f"{nfd}.mp4", f"{nfc}.txt")]
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "caption"),
+    [
+        ("a.txt", b"\xef\xbb\xbf a bay \n", Caption("a bay", {})),
+        ("a.CAPTION", "a bay".encode("utf-16"), Caption("a bay", {})),
+        ("a.txt", b"2024-11-20", Caption("2024-11-20", {})),
+        ("a.json", b'{"Prompt": "a bay", "n": 1}', Caption("a bay", {"n": 1})),
+        ("a.json", b'"a bay"', Caption("a bay", {})),
+        ("a.json", b"[[1, 2]]", Caption("", {})),
+        ("a.json", b"{", Reject("manifest", "its caption a.json: Expecting property name")),
+        ("a.json", b'{"text": 5}', Reject("manifest", "its caption a.json: text is int, not text")),
+        ("a.txt", b"\xff", Reject("manifest", "its caption a.txt: 'utf-8' codec")),
+    ],
+)
+def test_what_a_sidecar_says(name: str, data: bytes, caption: Caption | Reject) -> None:
+    found = read_sidecar(f"sub/{name}", data)
+    if isinstance(caption, Reject):
+        assert isinstance(found, Reject)
+        assert found.reason.startswith(caption.reason)
+    else:
+        assert found == caption
+
+
+def test_what_is_said_twice_is_one_and_empty_says_nothing(tmp_path: Path) -> None:
+    captions = Captions()
+    said = [("", {"n": 1}), ("un vel\u00e9", {}), ("un  vele\u0301\n", {"m": 2}), ("", {})]
+    for number, (text, extra) in enumerate(said):
+        captions.add("a.mp4", Caption(text, extra), f"{number}.txt")
+    captions.check("/c")
+    assert captions.of == {"a.mp4": Caption("un vel\u00e9", {"n": 1, "m": 2})}
+    assert captions.used == {"0.txt", "1.txt", "2.txt"}
+
+
+def test_two_files_that_disagree_are_named_with_what_they_say() -> None:
+    captions = Captions()
+    for file, text in (("metadata.csv", "one"), ("sub/a.txt", "two"), ("sub/a.json", "one")):
+        captions.add("sub/a.mp4", Caption(text, {}), file)
+    captions.add("b.mp4", Caption("one", {}), "metadata.csv")
     with pytest.raises(DataError) as caught:
-        read(tmp_path, name, content)
-    assert words in caught.value.problem
-    assert f"{tmp_path}/{name}" in caught.value.problem
-    assert "\n" not in str(caught.value)
+        captions.check("/corpus")
+    assert "/corpus" in caught.value.problem
+    assert "of sub/a.mp4 metadata.csv 'one', sub/a.txt 'two'" in caught.value.problem
+    assert "Keep one" in caught.value.remedy
 
 
-def test_dictionaries_and_missing_captions_in_parquet(tmp_path: Path) -> None:
-    names = pa.array(["a.mp4", "b.mp4"]).dictionary_encode()
-    table = pa.table(
-        {"file_name": names, "caption": pa.nulls(2), "text": pa.array(["c", None], pa.large_string())}
-    )
-    found = read(tmp_path, "l.parquet", as_parquet(table))
-    assert found == {"a.mp4": Caption("c", {}), "b.mp4": Caption("", {})}
-
-
-def test_a_file_named_twice(tmp_path: Path) -> None:
-    rows = [
-        ("a", "one"),
-        ("./a", " one"),
-        ("b", "one"),
-        ("b", "two"),
-        ("b", "one"),
-        ("sub//c", ""),
-        ("sub/c", ""),
-    ]
-    text = json_lines({"file_name": name, "caption": caption} for name, caption in rows)
-    assert read(tmp_path, "l.jsonl", text.encode()) == {
+def test_two_lines_of_a_table_that_disagree_refuse_their_video(tmp_path: Path) -> None:
+    said = ["a one", "./a  one", "b one", "b two", "b one", "sub//c ", "sub/c "]
+    rows = [dict(zip(("file_name", "caption"), line.split(" ", 1), strict=True)) for line in said]
+    put(tmp_path, "l.jsonl", json_lines(rows))
+    captions = Captions()
+    captions.read_table(Corpus(tmp_path), Table("l.jsonl"), Names(Corpus(tmp_path), []))
+    captions.check("/c")
+    reason = "l.jsonl gives it two different captions, in line 3 and line 4"
+    assert captions.of == {
         "a": Caption("one", {}),
-        "b": CONFLICT,
+        "b": Reject("manifest", reason),
         "sub/c": Caption("", {}),
     }
-
-
-def test_two_metadata_files_that_disagree(tmp_path: Path) -> None:
-    put(tmp_path, "metadata.csv", "file_name,caption\nsub/a.mp4,one\n")
-    put(tmp_path, "sub/metadata.jsonl", json.dumps({"file_name": "a.mp4", "caption": "two"}))
-    assert read_captions(Corpus(tmp_path), ["metadata.csv", "sub/metadata.jsonl"]) == {"sub/a.mp4": CONFLICT}
-
-
-def test_metadata_is_not_read_through_a_link_out(tmp_path: Path) -> None:
-    put(tmp_path, "outside.jsonl", "{}")
-    (tmp_path / "corpus").mkdir()
-    (tmp_path / "corpus" / "metadata.jsonl").symlink_to(tmp_path / "outside.jsonl")
-    with pytest.raises(DataError, match="a link out of the corpus folder"):
-        read_captions(Corpus(tmp_path / "corpus"), ["metadata.jsonl"])
-
-
-def test_the_first_column_with_words_is_the_caption() -> None:
-    assert caption_of({"caption": " ", "text": " b ", "x": 1}) == Caption("b", {"x": 1})
-    assert caption_of({"caption": "a", "text": "b"}) == Caption("a", {})
-    assert caption_of({"caption": None}) == Caption("", {})
-
-
-def test_objects_only() -> None:
-    assert json_object('{"a": 1}') == {"a": 1}
-    with pytest.raises(ValueError, match="not an object"):
-        json_object("5")
 
 
 def test_a_name_of_half_a_character_is_told_with_its_line(tmp_path: Path) -> None:
     put(tmp_path, "metadata.jsonl", '{"file_name": "\\ud800.mp4", "caption": "c"}\n')
     with pytest.raises(DataError, match=r"line 1: file_name holds half a character"):
-        read_captions(Corpus(tmp_path), ["metadata.jsonl"])
+        Captions().read_table(Corpus(tmp_path), Table("metadata.jsonl"), Names(Corpus(tmp_path), []))
+
+
+@pytest.mark.parametrize(
+    ("by_name", "extra", "files", "note"),
+    [
+        (0, [], ["x.csv"], ""),
+        (0, [{"label": 1}], ["x.csv"], ""),
+        (0, [{"label": 1, "Text": "t"}], ["x.csv"], "0 of 3 {named}; not used: columns Text"),
+        (1, [], [], "1 of 3 {named}"),
+        (3, [{"label": 1, "n": 2}, {"n": 3}], [], "3 of 3 {named}; not used: columns label, n"),
+        (3, [], ["x.csv", "a\n.txt"], "3 of 3 {named}; not used: files a?.txt, x.csv"),
+        (2, [{"n": 2}], ["x.csv"], "2 of 3 {named}; not used: columns n, files x.csv"),
+        (2, [], [f"{n}.csv" for n in range(NAMED + 2)], "and 2 more"),
+    ],
+)
+def test_what_was_not_used_is_told(
+    by_name: int, extra: list[dict[str, Any]], files: list[str], note: str
+) -> None:
+    found = caption_note(by_name, 3, extra, files)
+    assert found.endswith(note.format(named="videos are captioned by their names"))
+    assert bool(found) == bool(note)
+
+
+@given(st.dictionaries(st.text(min_size=1), st.text(), max_size=4), st.text())
+def test_a_row_loses_nothing_but_its_caption(row: dict[str, str], text: str) -> None:
+    row = json.loads(json.dumps(row))
+    found = caption_of({**row, "caption": f"x{text}"}) if "\ud800" not in text else Caption("", row)
+    kept = {name: value for name, value in row.items() if name in found.extra}
+    assert found.extra == kept

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.errors import DataError
+from models.errors import ConfigError, DataError
 from pipelines.data.source import corpus as module
 from pipelines.data.source.corpus import (
     MISSING,
@@ -22,7 +22,8 @@ from pipelines.data.source.corpus import (
     locate,
     reason_of,
 )
-from pipelines.data.types import Reject
+from pipelines.data.source.manifest import list_corpus, local_copy
+from pipelines.data.types import Reject, Rejected
 from tests.pipelines.data.source.archives import put
 
 FILES = {"a.mp4": b"0123456789", "sub/b.mp4": b"", ".hidden/c.mp4": b"c", "sub/.d.mp4": b"d"}
@@ -219,3 +220,137 @@ def test_a_store_that_says_nonsense_of_a_file_refuses_it(
     reject = Corpus(f"memory://{tmp_path.name}").stat("a.mp4")
     assert isinstance(reject, Reject)
     assert reject.reason.startswith("it cannot be read: ValueError")
+
+
+PLACES = ("root", "root/sub", "links", "links/deep", "links-2", "beside", "")
+"""Where links and what they end in may lie; links that end in the first four are allowed."""
+chains = st.lists(
+    st.tuples(st.sampled_from(PLACES), st.sampled_from("relative absolute dotted".split())), max_size=4
+)
+
+
+def chain(top: Path, steps: list[tuple[str, str]], end: Path) -> list[Path]:
+    """Links that lead to a file one after the other, the last of them `root/it.mp4`."""
+    made, target = [], end
+    for number, (place, kind) in enumerate([*steps, ("root", "relative")]):
+        link = top / place / (f"{number}.link" if number < len(steps) else "it.mp4")
+        text = os.path.relpath(target, link.parent) if kind != "absolute" else str(target)
+        link.symlink_to(
+            f"{target.parent}/../{target.parent.name}/{target.name}" if kind == "dotted" else text
+        )
+        made.append(link)
+        target = link
+    return made
+
+
+@given(steps=chains, end=st.sampled_from(PLACES), turned=st.integers(0, 4), away=st.sampled_from(PLACES[4:]))
+def test_a_link_is_followed_where_it_ends_within_and_nowhere_else(
+    steps: list[tuple[str, str]],
+    end: str,
+    turned: int,
+    away: str,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    top = tmp_path_factory.mktemp("links")
+    for place in PLACES:
+        (top / place).mkdir(parents=True, exist_ok=True)
+    content = put(top, f"{end}/blob", "of some length")
+    made = chain(top, steps, content)
+    root, links = top / "root", str(top / "links")
+    corpus = Corpus(root, links)
+    if end in PLACES[4:]:
+        reject = corpus.stat("it.mp4")
+        assert isinstance(reject, Reject)
+        assert (
+            f"out of the corpus folder, into {content.parent}: data.links={content.parent}" in reject.reason
+        )
+        for read in (corpus.read, corpus.open, lambda path: next(corpus.blocks(path, 0, 1))):
+            with pytest.raises(OSError, match="out of the corpus folder"):
+                read("it.mp4")
+        return
+    assert corpus.read("it.mp4") == b"of some length"
+    if not end.startswith("root"):
+        assert isinstance(Corpus(root).stat("it.mp4"), Reject)
+    (source,) = list_corpus(root, None, links).sources
+    with local_copy(corpus.root, source, links) as path:
+        assert path == str(content)
+    other = put(top, f"{away}/other", "of other bytes")
+    os.utime(other, ns=(content.stat().st_mtime_ns,) * 2)
+    link = made[turned % len(made)]
+    link.unlink()
+    link.symlink_to(other)
+    with pytest.raises(Rejected, match="out of the corpus folder"), local_copy(corpus.root, source, links):
+        pass
+    with pytest.raises(OSError, match="out of the corpus folder"):
+        corpus.read("it.mp4")
+
+
+def test_a_file_turned_into_a_link_between_the_look_and_the_opening(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(tmp_path, "root/a.mp4", "of some length")
+    put(tmp_path, "other.mp4", "of other bytes")
+    (source,) = list_corpus(tmp_path / "root").sources
+    look = Corpus.stat
+
+    def turn(self: Corpus, path: str) -> File | Reject:
+        found = look(self, path)
+        (tmp_path / "root" / "a.mp4").unlink()
+        (tmp_path / "root" / "a.mp4").symlink_to(tmp_path / "other.mp4")
+        return found
+
+    monkeypatch.setattr(Corpus, "stat", turn)
+    with (
+        pytest.raises(Rejected, match="out of the corpus folder"),
+        local_copy(str(tmp_path / "root"), source),
+    ):
+        pass
+
+
+def test_a_cache_of_links_says_how_to_read_it(tmp_path: Path) -> None:
+    """As huggingface_hub lays out a data set: named files that are links to blobs named by their hash."""
+    snapshot, blobs = tmp_path / "hub" / "snapshots" / "1a2b", tmp_path / "hub" / "blobs"
+    for number, name in enumerate(("a.mp4", "sub/b.mp4", "metadata.csv")):
+        put(blobs, f"{number:064x}", "file_name,caption\na.mp4,a bay" if name.endswith("csv") else name)
+        (snapshot / name).parent.mkdir(parents=True, exist_ok=True)
+        (snapshot / name).symlink_to(os.path.relpath(blobs / f"{number:064x}", (snapshot / name).parent))
+    with pytest.raises(DataError, match=f"into {blobs}: data.links={blobs} allows those"):
+        list_corpus(snapshot)
+    (snapshot / "metadata.csv").rename(tmp_path / "aside")
+    assert {path for path, _ in list_corpus(snapshot).rejects} == {"a.mp4", "sub/b.mp4"}
+    (tmp_path / "aside").rename(snapshot / "metadata.csv")
+    listing = list_corpus(snapshot, None, str(blobs))
+    assert [(source.path, source.caption) for source in listing.sources] == [
+        ("a.mp4", "a bay"),
+        ("sub/b.mp4", "b"),
+    ]
+
+
+def test_the_place_of_links_must_be_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"data\.links = /nowhere"):
+        Corpus(tmp_path, "/nowhere")
+
+
+@pytest.mark.parametrize(
+    ("path", "found"),
+    [
+        ("{real}/a.mp4", "a.mp4"),
+        ("{link}/sub/a.mp4", "sub/a.mp4"),
+        ("{real}-2/a.mp4", None),
+        ("{real}", None),
+        ("a.mp4", None),
+        ("/a.mp4", None),
+    ],
+)
+def test_an_absolute_path_below_the_root(path: str, found: str | None, tmp_path: Path) -> None:
+    real, link = tmp_path / "vel\u00e9", tmp_path / "link"
+    real.mkdir()
+    link.symlink_to(real)
+    for root in (real, link):
+        for form in ("\u00e9", "e\u0301"):
+            given_path = path.format(real=str(real).replace("\u00e9", form), link=link)
+            assert Corpus(root).relative(given_path) == (
+                found if str(link) not in given_path or root == link else None
+            )
+    uri = Corpus("memory://videos")
+    assert uri.relative(f"{uri.root}/sub/a.mp4") == "sub/a.mp4"

@@ -141,7 +141,7 @@ def test_a_file_swapped_for_a_link_out_is_refused(path: str, tmp_path: Path) -> 
     file = tmp_path / "corpus" / (source.tar or source.path)
     shutil.move(file, tmp_path / "secret")
     file.symlink_to(tmp_path / "secret")
-    assert rejection(root, source) == "it is a link out of the corpus folder"
+    assert rejection(root, source).startswith("it is a link out of the corpus folder, into")
 
 
 @pytest.mark.parametrize("path", ["../secret.mp4", "/etc/hostname"])

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.data.source import tars as module
-from pipelines.data.source.captions import Caption
+from pipelines.data.source.captions import MAX_SIDECAR_BYTES, Caption
 from pipelines.data.source.corpus import Corpus, File
 from pipelines.data.source.tars import TarListing, list_tar
 from pipelines.data.types import Reject
@@ -31,6 +31,12 @@ def listed(root: Path, content: bytes) -> TarListing:
 
 def of(root: Path, *members: Member) -> TarListing:
     return listed(root, tar_bytes(members))
+
+
+def caption_in(listing: TarListing, video: str) -> Caption | Reject | None:
+    """What its one sidecar says of a video; None without any."""
+    (said,) = [said for name, _, said in listing.captions if name == video] or [None]
+    return said
 
 
 def reasons(listing: TarListing) -> dict[str, str]:
@@ -56,50 +62,52 @@ def test_the_bytes_of_a_member_lie_where_it_says(
 @pytest.mark.parametrize(
     ("texts", "caption"),
     [
-        ({}, Caption("", {})),
+        ({}, None),
         ({"v.txt": b" a bay \n"}, Caption("a bay", {})),
+        ({"V.Caption": b"a bay"}, Caption("a bay", {})),
+        ({"v.mp4.TXT": b"a bay"}, Caption("a bay", {})),
         ({"v.json": b'{"caption": "a bay", "label": 3}'}, Caption("a bay", {"label": 3})),
-        ({"v.json": b'{"text": "a bay"}', "v.txt": b"a hill"}, Caption("a bay", {})),
-        ({"v.json": b'{"caption": null, "label": 3}', "v.txt": b"a hill"}, Caption("a hill", {"label": 3})),
+        ({"V.JSON": b'{" Prompt": "a bay"}'}, Caption("a bay", {})),
         ({"v.txt": b""}, Caption("", {})),
-        ({"other.txt": b"a hill"}, Caption("", {})),
+        ({"other.txt": b"a hill"}, None),
     ],
 )
 def test_captions_are_the_members_of_the_same_key(
-    texts: dict[str, bytes], caption: Caption, tmp_path: Path
+    texts: dict[str, bytes], caption: Caption | None, tmp_path: Path
 ) -> None:
     members: list[Member] = [(f"a/{name}", text) for name, text in texts.items()]
     for order in ([*members, ("a/v.mp4", b"v")], [("a/v.mp4", b"v"), *members]):
-        assert of(tmp_path, *order).members["a/v.mp4"].caption == caption
+        listing = of(tmp_path, *order)
+        assert caption_in(listing, "a/v.mp4") == caption
+        assert sorted(listing.wordy) == sorted(f"a/{name}" for name in texts)
 
 
 def test_a_key_ends_at_the_first_dot(tmp_path: Path) -> None:
     listing = of(
         tmp_path, ("1.left.mp4", b"l"), ("1.right.mp4", b"r"), ("1.txt", b"both"), ("1.right.txt", b"own")
     )
-    assert {name: m.caption.text for name, m in listing.members.items()} == {
-        "1.left.mp4": "both",
-        "1.right.mp4": "own",
-    }
+    assert listing.captions == [
+        ("1.left.mp4", "1.txt", Caption("both", {})),
+        ("1.right.mp4", "1.right.txt", Caption("own", {})),
+    ]
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ({"v.txt": b"\xff"}, "v.txt or .json: 'utf-8'"),
-        ({"v.json": b"{"}, "v.txt or .json: Expecting"),
-        ({"v.json": b"[1]"}, "not an object"),
+        ({"v.txt": b"\xff"}, "v.txt: 'utf-8'"),
+        ({"v.json": b"{"}, "v.json: Expecting"),
         ({"v.json": b'{"caption": 5}'}, "caption is int, not text"),
-        ({"v.txt": b"x" * ((1 << 20) + 1)}, "v.txt has 1048577 bytes"),
+        ({"v.txt": b"x" * (MAX_SIDECAR_BYTES + 1)}, "v.txt has 1048577 bytes"),
     ],
 )
 def test_a_bad_caption_costs_its_video_only(text: dict[str, bytes], words: str, tmp_path: Path) -> None:
     listing = of(tmp_path, ("v.mp4", b"v"), *text.items(), ("w.mp4", b"w"))
     assert listing.rejects == []
-    caption = listing.members["v.mp4"].caption
+    caption = caption_in(listing, "v.mp4")
     assert isinstance(caption, Reject)
     assert words in caption.reason
-    assert listing.members["w.mp4"].caption == Caption("", {})
+    assert caption_in(listing, "w.mp4") is None
 
 
 @pytest.mark.parametrize(
