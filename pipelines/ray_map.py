@@ -20,7 +20,7 @@ from ray.exceptions import RayActorError, RuntimeEnvSetupError
 
 from models.errors import ClusterError, DataError, SostenutoError
 
-MAX_RETRIES = 2
+MAX_RETRIES, PASSES = 2, 2
 
 LOST = (RayActorError, RuntimeEnvSetupError)
 """What Ray raises for an actor that cannot be started."""
@@ -119,7 +119,9 @@ def ray_map_all(
     workers: Tasks | Pool | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> list[R]:
-    """The result of every item, in order.
+    """The result of every item, in order; what is lost goes to new workers once more.
+
+    An actor whose node was taken away refuses its item as long as it moves, which may be for all its retries.
 
     Args:
         progress: called with the number of finished items.
@@ -129,16 +131,18 @@ def ray_map_all(
         SostenutoError: as `ray_map`.
     """
     results: dict[int, R] = {}
-    for index, result in ray_map(work, items, workers):
-        results[index] = result
-        if progress is not None:
-            progress(len(results))
-    for index, item in enumerate(items):
-        if index not in results:
-            raise ClusterError(
-                f"Work on {item} was lost: its worker died {1 + MAX_RETRIES} times",
-                "Give the workers more memory, or have fewer of them; what is finished is kept",
-            )
+    waiting = list(range(len(items)))
+    for _ in range(PASSES):
+        for place, result in ray_map(work, [items[index] for index in waiting], workers):
+            results[waiting[place]] = result
+            if progress is not None:
+                progress(len(results))
+        waiting = [index for index in waiting if index not in results]
+    if waiting:
+        raise ClusterError(
+            f"Work on {items[waiting[0]]} was lost: its worker died {PASSES * (1 + MAX_RETRIES)} times",
+            "Give the workers more memory, or have fewer of them; what is finished is kept",
+        )
     return [results[index] for index in range(len(items))]
 
 

@@ -1,6 +1,6 @@
 """Each item goes to its own task and comes back as it is; what a worker raises stops everything."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -78,9 +78,25 @@ def test_a_defect_names_its_item_and_carries_the_traceback(ray_local: None) -> N
 
 
 def test_a_worker_that_dies_each_time_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "ray_map", lambda *_: iter([(0, "a"), (2, "c")]))
+    def lose(_work: object, items: list[str], _workers: object) -> Iterator[tuple[int, str]]:
+        passes.append(items)
+        yield from ((place, item) for place, item in enumerate(items) if item != "item 1")
+
+    passes: list[list[str]] = []
+    monkeypatch.setattr(module, "ray_map", lose)
     with pytest.raises(ClusterError, match="Work on item 1 was lost"):
         ray_map_all(str, ["item 0", "item 1", "item 2"])
+    assert passes == [["item 0", "item 1", "item 2"], ["item 1"]]
+
+
+def test_what_is_lost_once_goes_to_new_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lose(_work: object, items: list[str], _workers: object) -> Iterator[tuple[int, str]]:
+        yield from ((place, item) for place, item in enumerate(items) if len(items) < 4 or item in "ac")
+
+    counted: list[int] = []
+    monkeypatch.setattr(module, "ray_map", lose)
+    assert ray_map_all(str, ["a", "b", "c", "d"], None, counted.append) == ["a", "b", "c", "d"]
+    assert counted == [1, 2, 3, 4]
 
 
 class Unstartable:

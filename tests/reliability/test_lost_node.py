@@ -1,4 +1,4 @@
-"""A machine that goes away during ingest costs time only."""
+"""Machines that go away during ingest or evaluation cost time only."""
 
 import json
 import subprocess
@@ -95,3 +95,52 @@ def test_a_lost_node_costs_time_only(tmp_path: Path) -> None:
     assert answer["rejects"] == 0
     assert answer["same"]
     assert answer["rows"] == SHORT * 20 + LONG * 10
+
+
+LOSE_NODES = """
+import json, sys, time
+import psutil, ray
+from ray.cluster_utils import Cluster
+from pipelines.ray_map import Pool, ray_map_all
+
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 80 << 20})
+nodes = [cluster.add_node(num_cpus=2, object_store_memory=80 << 20) for _ in range(2)]
+ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR",
+         runtime_env={"working_dir": sys.argv[1]})
+cluster.wait_for_nodes()
+
+def work(item):
+    time.sleep(0.5)
+    return open("note.txt").read() + str(item)
+
+def lose(finished):
+    if finished in (6, 12):
+        psutil.Process(nodes.pop().all_processes["raylet"][0].process.pid).kill()
+
+print(json.dumps(ray_map_all(work, range(30), Pool(2, 4), lose)))
+print(len(nodes))
+ray.shutdown()
+cluster.shutdown()
+"""
+"""Two of three nodes on this machine are killed while a pool of actors works in a job's working directory."""
+
+
+@pytest.mark.timeout(600)
+def test_a_pool_outlives_one_lost_node_after_another(tmp_path: Path) -> None:
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "note.txt").write_text("item ")
+    own = {"RAY_AUTH_TOKEN": "0123456789abcdef" * 4, "RAY_TMPDIR": tempfile.mkdtemp(prefix="lt-", dir="/tmp")}
+    done = subprocess.run(
+        [sys.executable, "-c", LOSE_NODES, str(tmp_path / "code")],
+        cwd=REPOSITORY,
+        env=environment(tmp_path / "home") | own,
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )
+    remove(Path(own["RAY_TMPDIR"]))
+    assert done.returncode == 0, done.stderr[-3000:]
+    *_, results, left = done.stdout.splitlines()
+    assert json.loads(results) == [f"item {item}" for item in range(30)]
+    assert left == "0"
