@@ -7,7 +7,8 @@ Nothing outside the root is ever read, but what links to the one further folder 
 import errno
 import os
 import unicodedata
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple, cast
 
@@ -33,6 +34,8 @@ TAR_SUFFIX = ".tar"
 MANIFEST_SUFFIXES = (".parquet", ".csv", ".tsv", ".json", ".jsonl", ".ndjson")
 STAMPS = ("ETag", "etag", "md5Hash", "LastModified", "last_modified", "updated", "mtime", "created")
 """What stores call the mark that changes with a file's bytes, the most reliable first."""
+NAMED_KINDS = 8
+"""Most kinds of files that a message names."""
 REMEDY = "Check the path or the address, the credentials, and that this machine may read there"
 
 COMPRESSED = Reject(
@@ -270,3 +273,12 @@ def escapes(path: str) -> bool:
 
 def is_hidden(path: str) -> bool:
     return any(name.startswith(".") for name in path.split("/"))
+
+
+def others_note(files: Iterable[str]) -> str:
+    """How many files of each ending are left alone, for a person; empty where there are none."""
+    files = sorted(files)
+    kinds = Counter(PurePosixPath(path).suffix.lower() or "without an ending" for path in files)
+    counts = [f"{count} {kind}" for kind, count in kinds.most_common(NAMED_KINDS)]
+    counts += [f"{len(kinds) - NAMED_KINDS} more kinds"] if len(kinds) > NAMED_KINDS else []
+    return f"no videos by their names: {', '.join(counts)}, such as {files[0]}" if files else ""

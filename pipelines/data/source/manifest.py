@@ -47,6 +47,7 @@ from pipelines.data.source.corpus import (
     escapes,
     is_video,
     locate,
+    others_note,
     reason_of,
     unreadable,
 )
@@ -102,7 +103,8 @@ class Listing(NamedTuple):
     metadata: dict[str, str]
     """Path -> what its metadata says beside the caption, as JSON; nothing where that is nothing."""
     caption_note: str
-    """How many videos are captioned by their names, and what was not used; empty where that is nothing."""
+    """How many videos are captioned by their names, what was not used, and which files are no videos; empty
+    where there is nothing to tell."""
 
 
 def list_corpora(
@@ -183,6 +185,8 @@ def list_corpus(
     candidates.captions.check(corpus.root)
     candidates.add_files(sorted({*videos, *candidates.captions.of}))
     candidates.wordy.update(path for path in files if path.lower().endswith(WORDY))
+    known = (TAR_SUFFIX, *COMPRESSED_SUFFIXES, *WORDY)
+    candidates.others = [p for p in files if not is_video(p) and not p.lower().endswith(known)]
     if not candidates.found and not candidates.rejects:
         raise DataError(
             f"{corpus.address(single) if single else corpus.root} holds no video",
@@ -205,6 +209,8 @@ class _Candidates:
         self.captions = Captions()
         self.found: dict[str, Source] = {}
         self.rejects: list[tuple[str, Reject]] = []
+        self.others: list[str] = []
+        """Files of no use here, such as thumbnails."""
         self.wordy: set[str] = set()
         """Files and members of tars that may hold captions."""
 
@@ -288,18 +294,19 @@ def _identify(candidates: _Candidates, known: Mapping[Identity, str]) -> Listing
         first, _ = kept.setdefault(sha256, (replace(source, id=sha256), caption))
         if first.path != source.path:
             candidates.refuse(source.path, Reject("manifest", f"{SAME_BYTES}{first.path}"))
+    about_captions = caption_note(
+        by_name=sum(not caption.text for _, caption in kept.values()),
+        videos=len(kept),
+        extra=(caption.extra for _, caption in kept.values()),
+        files=candidates.wordy - candidates.captions.used,
+    )
     return Listing(
         sources=[source for source, _ in kept.values()],
         rejects=sorted(candidates.rejects, key=lambda one: (one[0], one[1].reason)),
         root=candidates.corpus.root,
         hashes=hashed,
         metadata={source.path: json.dumps(c.extra, default=str) for source, c in found if c.extra},
-        caption_note=caption_note(
-            by_name=sum(not caption.text for _, caption in kept.values()),
-            videos=len(kept),
-            extra=(caption.extra for _, caption in kept.values()),
-            files=candidates.wordy - candidates.captions.used,
-        ),
+        caption_note="; ".join(filter(None, (about_captions, others_note(candidates.others)))),
     )
 
 

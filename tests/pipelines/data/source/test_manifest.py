@@ -573,3 +573,13 @@ def test_names_roots_and_captions_come_back_unchanged(
     for source in listing.sources:
         with local_copy(listing.root, source) as path:
             assert hashlib.sha256(Path(path).read_bytes()).hexdigest() == source.id
+
+
+def test_every_file_is_read_refused_or_told(tmp_path: Path) -> None:
+    for name in ("a cat.mp4", "b.tar.gz", "t/1.jpg", "t/2.JPG", "Makefile", "x.pdf"):
+        put(tmp_path, name)
+    listing = list_corpus(tmp_path)
+    assert [source.path for source in listing.sources] == ["a cat.mp4"]
+    assert [path for path, _ in listing.rejects] == ["b.tar.gz"]
+    told = "no videos by their names: 2 .jpg, 1 without an ending, 1 .pdf, such as Makefile"
+    assert listing.caption_note.endswith(told)
