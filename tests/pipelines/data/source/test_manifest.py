@@ -471,8 +471,8 @@ def test_what_is_compressed_is_refused_with_what_to_do(name: str, tmp_path: Path
             {"a.json": '{"fps": 8}', "b.json": "[1]", "labels.json": '{"0": "x"}', "x.md": "x"},
             {"a.mp4": "a", "b.mp4": "b"},
             (
-                "2 of 2 videos are captioned by their names; not used: columns fps, files b.json, labels.json; "
-                "no videos by their names: 1 .md, such as x.md"
+                "2 of 2 videos are captioned by their names; not used: columns fps, files b.json, "
+                "labels.json; no videos by their names: 1 .md, such as x.md"
             ),
         ),
         (
