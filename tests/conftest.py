@@ -20,6 +20,7 @@ ON_RAY = {"head", "finished_quickstart"}
 """Fixtures whose tests take turns: two sets of Ray workers at once need more memory than time is won."""
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests on Ray come first, in one process; the files of the others are dealt to whichever is free."""
     for item in items:
