@@ -19,10 +19,10 @@ quickstart: .venv/.installed  ## the whole path on the built-in world: CONFIG=mi
 	@$(BIN)/sostenuto quickstart --config $(CONFIG) $(ARGS)
 
 test: .venv/.installed-dev  ## every test but the long ones
-	@$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder -m "not long" $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not long" $(PYTEST_ARGS)
 
 test-long: .venv/.installed-dev  ## drivers, workers, jobs and nodes killed; an hour of video; docs/wan.md from end to end
-	@$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder -m long $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m long $(PYTEST_ARGS)
 
 check: .venv/.installed-dev  ## format, lint, types, import direction, spelling
 	@$(BIN)/ruff format --check .

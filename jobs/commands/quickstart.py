@@ -1,5 +1,6 @@
 """`sostenuto quickstart`: from two folders of video to a few-step generator, its samples and its table."""
 
+import os
 import shlex
 import threading
 import time
@@ -28,8 +29,8 @@ from pipelines.storage import Storage
 from pipelines.training.monitors import progress_board
 from pipelines.training.recipes import stage_graph
 
-SLOTS = 2
-"""Stages that run side by side."""
+SLOTS = min(2, len(os.sched_getaffinity(0)))
+"""Stages that run side by side; one where there is one CPU."""
 SAMPLES = 6
 REFERENCES = "references"
 MEMORY_POLL_S = 2.0

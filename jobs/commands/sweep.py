@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +17,7 @@ from ray.tune.search.search_algorithm import SearchAlgorithm
 from rich.table import Table
 
 from jobs.commands.trial import run_trial, trial_settings
-from jobs.config.load import flatten, to_json, with_values
+from jobs.config.load import flatten, override, to_json, with_values
 from jobs.config.paths import RunPaths, absolute_root
 from jobs.config.schema import RunConfig, SweepConfig
 from jobs.console import ConsoleProgress, find_cause, print_line, print_table
@@ -243,8 +244,8 @@ def _show(config: RunConfig, results: list[TrialResult], closed: int) -> None:
         metric = "-" if trial.metric is None else f"{trial.metric:.4g}"
         table.add_row(trial.trial, *drawn, metric, str(trial.step), trial.status)
     print_table(table)
-    best = " ".join(f"--set {name}={_short(value)}" for name, value in results[0].values.items())
-    print_line(f"best: {best}")
+    best = [word for name, value in results[0].values.items() for word in ("--set", override(name, value))]
+    print_line(f"best: {shlex.join(best)}")
     if closed:
         print_line(f"{closed} run(s) of stopped trials were closed as KILLED in MLflow")
 
