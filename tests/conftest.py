@@ -18,10 +18,13 @@ settings.register_profile("house", deadline=None, derandomize=True)
 settings.load_profile("house")
 
 ON_RAY = tuple(
-    """e2e docs reliability jobs/commands/test_inspect jobs/commands/test_submit jobs/commands/test_sweep
-    jobs/test_bad_input pipelines/evaluation/test_r pipelines/data/ingest/test_ pipelines/data/report
-    pipelines/data/decode/test_hostile pipelines/data/store/test_caption_embeddings pipelines/data/store/test_damage
-    pipelines/test_ray_map""".split()
+    """
+    e2e docs reliability
+    jobs/commands/test_inspect jobs/commands/test_submit jobs/commands/test_sweep jobs/test_bad_input
+    pipelines/evaluation/test_r pipelines/test_ray_map pipelines/training/test_monitors
+    pipelines/data/ingest pipelines/data/report pipelines/data/decode/test_hostile
+    pipelines/data/store/test_caption_embeddings pipelines/data/store/test_damage
+    """.split()
 )
 """Tests on Ray by the beginnings of their paths, in the order in which they run."""
 
@@ -38,7 +41,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Deals files to processes; all that is on Ray to one, as two sets of Ray workers would not fit in 4 GiB."""
+    """Deals files to processes, all on Ray to one: two sets of Ray workers would not fit in 4 GiB."""
     from xdist.scheduler import LoadFileScheduling
 
     class OneOnRay(LoadFileScheduling):
