@@ -17,23 +17,20 @@ from tests.head import Head, end_head, save, saved, start_head
 settings.register_profile("house", deadline=None, derandomize=True)
 settings.load_profile("house")
 
-ON_RAY = tuple(
-    """
-    e2e docs reliability
-    jobs/commands/test_inspect jobs/commands/test_submit jobs/commands/test_sweep jobs/test_bad_input
-    pipelines/evaluation/test_r pipelines/test_ray_map pipelines/training/test_monitors
-    pipelines/data/ingest pipelines/data/report pipelines/data/decode/test_hostile
-    pipelines/data/store/test_caption_embeddings pipelines/data/store/test_damage
-    """.split()
-)
-"""Tests on Ray by the beginnings of their paths, in the order in which they run."""
+COMMANDS = "e2e docs reliability jobs/commands/test_inspect jobs/commands/test_s jobs/test_bad_input".split()
+WORKERS = """
+pipelines/data/ingest pipelines/data/report pipelines/data/decode/test_hostile
+pipelines/data/store/test_caption_embeddings pipelines/data/store/test_damage
+pipelines/evaluation/test_r pipelines/test_ray_map pipelines/training/test_monitors
+""".split()
+"""Tests whose commands, or whose tasks, run on Ray, by the beginnings of their paths. Each kind is for one
+process: its fixtures are made once, and no more Ray workers live than memory has room for."""
+PLACES = [f"tests/{beginning}" for beginning in (*COMMANDS, *WORKERS)]
 
 
 def place(path: str) -> int:
-    """Where a file of tests comes: those on Ray first; they take longest."""
-    return next(
-        (i for i, beginning in enumerate(ON_RAY) if path.startswith(f"tests/{beginning}")), len(ON_RAY)
-    )
+    """Where a file of tests comes: those on Ray first, as they take longest."""
+    return next((i for i, beginning in enumerate(PLACES) if path.startswith(beginning)), len(PLACES))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -41,14 +38,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Deals files to processes, all on Ray to one: two sets of Ray workers would not fit in 4 GiB."""
+    """Deals files to processes, each kind on Ray as if it were one file."""
     from xdist.scheduler import LoadFileScheduling
 
-    class OneOnRay(LoadFileScheduling):
+    class InTurn(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return "ray" if place(nodeid) < len(ON_RAY) else str(super()._split_scope(nodeid))
+            where = place(nodeid)
+            if where == len(PLACES):
+                return str(super()._split_scope(nodeid))
+            return "commands" if where < len(COMMANDS) else "workers"
 
-    return OneOnRay(config, log)
+    return InTurn(config, log)
 
 
 @pytest.fixture(autouse=True)

@@ -134,8 +134,8 @@ def freeze(video, share, random):
 
 
 def features(videos, extractor):
-    small = [shrink(torch.from_numpy(np.ascontiguousarray(v).astype(np.uint8))) for v in videos]
-    return extractor(torch.cat([window_pixels(v, 16, 1) for v in small])).double().numpy()
+    small = (shrink(torch.from_numpy(np.ascontiguousarray(v).astype(np.uint8))) for v in videos)
+    return torch.cat([extractor(window_pixels(v, 16, 1)) for v in small]).double().numpy()
 
 
 @pytest.fixture(scope="module")
