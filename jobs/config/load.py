@@ -93,7 +93,8 @@ def override(name: str, value: Any) -> str:
             return f"{name}={value}"
         quoted = yaml.dump(value, default_style='"', allow_unicode=True, width=float("inf"))
         return f"{name}={quoted.rstrip()}"
-    return f"{name}={json.dumps(value, ensure_ascii=False)}"
+    text = json.dumps(value, ensure_ascii=False)
+    return f"{name}={''.join(c if c.isprintable() else f'{chr(92)}U{ord(c):08x}' for c in text)}"
 
 
 _IN_QUOTES = re.compile(r"""'(?:[^']|'')*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import pytest
+from typer.main import get_group
 
-from jobs.commands.submit import COMMANDS
+from jobs.cli import app
 from tests.command import REPOSITORY
 
 PAGES = (REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md")))
@@ -20,6 +21,13 @@ STORIES = (STORY, REPOSITORY / "docs" / "wan.md")
 
 SHELL, OTHER = {"", "sh"}, {"text", "yaml", "python"}
 """Languages of fenced blocks whose lines are commands, and of those that hold something else."""
+
+CONFIGURED = {
+    name
+    for name, command in get_group(app).commands.items()
+    if any("--config" in option.opts for option in command.params)
+}
+"""Commands that take a config."""
 
 KINDS = {
     "local": (("sostenuto",),),
@@ -158,7 +166,7 @@ def _with_folders(words: Sequence[str], places: Mapping[str, str]) -> list[str]:
 
 def _with_preset(words: Sequence[str]) -> list[str]:
     """`--config ci` for what takes a config; a dry run keeps its own."""
-    command = next((place for place, word in enumerate(words) if word in COMMANDS), None)
+    command = next((place for place, word in enumerate(words) if word in CONFIGURED), None)
     if command is None or "--dry-run" in words[command:] or "--help" in words[command:]:
         return list(words)
     if "--config" not in words[command:]:

@@ -23,14 +23,14 @@ def travels(folder):
 @pytest.mark.parametrize(
     "name",
     [
-        "a.mp4", "clips/deep/A.MOV", "b.WebM", "c.mkv", "shards/000.tar", "x.tar.gz", "X.ZIP",
+        "a.mp4", "strip.gif", "clips/deep/A.MOV", "b.WebM", "c.mkv", "shards/000.tar", "x.tar.gz", "X.ZIP",
         "w.safetensors", "last.CKPT", "model.pth", "pytorch_model.bin", "unet.Onnx",
         "runs/notes.txt", "sub/__pycache__/a.py",
     ],
 )  # fmt: skip
 def test_videos_weights_archives_and_runs_stay(name, tmp_path):
-    fill(tmp_path, "jobs/cli.py", "docs/strip.gif", "data.csv", name)
-    assert travels(tmp_path) == ["data.csv", "docs/strip.gif", "jobs/cli.py"]
+    fill(tmp_path, "jobs/cli.py", "docs/strip.png", "data.csv", name)
+    assert travels(tmp_path) == ["data.csv", "docs/strip.png", "jobs/cli.py"]
 
 
 def test_ignore_files_count_wherever_they_lie(tmp_path):

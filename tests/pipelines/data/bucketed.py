@@ -118,7 +118,8 @@ def make(root: Path, holdout: float = 0.0) -> DatasetInfo:
         write_ledger(storage, f"{corpus}/made", [_status(corpus)], writer.commit(), moments, windows)
     source = Source(id="0", path="0.mp4", caption="red sun", num_bytes=1)
     task = Task(out=str(root), folders={}, version="v", data=replace(MADE, holdout=holdout))
-    return finalize(storage, task, 0, "made", {c: [source] for c in MADE_ROWS}, [*map(_status, MADE_ROWS)])
+    videos = {corpus: [source] for corpus in MADE_ROWS}
+    return finalize(storage, task, 0, "made", videos, [*map(_status, videos)], dict.fromkeys(videos, ""))
 
 
 def _random(pixels: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:

@@ -165,7 +165,7 @@ def test_lengths_that_the_autoencoder_pads_to_one_are_one_bucket(
 def test_settings_without_buckets_keep_their_version_and_others_have_their_own() -> None:
     """The version is the hash of the settings that there were before buckets, word for word."""
     plain = asdict(DataConfig())
-    spread = "short long limits block_bytes max_reject_share encode_batch min_actors max_actors"
+    spread = "short long links limits block_bytes max_reject_share encode_batch min_actors max_actors"
     settings = {name: value for name, value in plain.items() if name not in spread.split()}
     before = {name: value for name, value in settings.items() if name not in ("shapes", "long_lengths")}
     version = dataset_version(DataConfig(), FIT, 0)
