@@ -75,32 +75,24 @@ print(sorted(os.listdir(os.environ["HOME"])), sorted(os.listdir(tempfile.gettemp
 """
 
 
-def test_a_private_ray_asks_for_a_token_and_leaves_nothing(tmp_path):
+@pytest.fixture
+def own(tmp_path):
+    """A user's environment with an empty home and an empty TMPDIR, whose path is short enough for Ray."""
     temporary = tempfile.mkdtemp(prefix="t", dir="/tmp")
-    environment = {
-        "PATH": os.environ["PATH"],
-        "HOME": str(tmp_path),
-        "TMPDIR": temporary,
-        "PYTHONPATH": str(ROOT),
-    }
-    try:
-        done = subprocess.run(
-            [sys.executable, "-c", PRIVATE],
-            cwd=ROOT,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=180,
-        )
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    yield {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "TMPDIR": temporary, "PYTHONPATH": str(ROOT)}
+    shutil.rmtree(temporary, ignore_errors=True)
+
+
+def test_a_private_ray_asks_for_a_token_and_leaves_nothing(own):
+    command = [sys.executable, "-c", PRIVATE]
+    done = subprocess.run(command, cwd=ROOT, env=own, capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stderr
     first, second, left = done.stdout.splitlines()
     assert first.split()[:2] == second.split()[:2] == ["token", "1"]
     assert float(first.split()[2]) >= 4
     assert left == "[] []"
     assert done.stderr == ""
-    assert not processes_with(temporary)
+    assert not processes_with(own["TMPDIR"])
 
 
 DIED = "A worker died or was killed while executing a task by an unexpected system error"
@@ -170,25 +162,16 @@ with ray_session(ClusterConfig()):
 
 
 @pytest.mark.long
-def test_what_a_killed_command_leaves_goes_when_its_ray_has_ended(tmp_path):
-    temporary = tempfile.mkdtemp(prefix="t", dir="/tmp")
-    environment = {
-        "PATH": os.environ["PATH"],
-        "HOME": str(tmp_path),
-        "TMPDIR": temporary,
-        "PYTHONPATH": str(ROOT),
-    }
-    try:
-        subprocess.run([sys.executable, "-c", KILLED], cwd=ROOT, env=environment, timeout=180, check=False)
-        assert len(os.listdir(temporary)) == 2
-        deadline = time.monotonic() + 120
-        while len(os.listdir(temporary)) > 0 and time.monotonic() < deadline:
-            with temporary_folder(temporary):
-                time.sleep(0.5)
-            assert os.listdir(temporary) or not processes_with(temporary), "a living Ray keeps its folder"
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    assert time.monotonic() < deadline
+def test_what_a_killed_command_leaves_goes_when_its_ray_has_ended(own):
+    temporary = own["TMPDIR"]
+    subprocess.run([sys.executable, "-c", KILLED], cwd=ROOT, env=own, timeout=180, check=False)
+    assert len(os.listdir(temporary)) == 2
+    deadline = time.monotonic() + 120
+    while os.listdir(temporary):
+        assert time.monotonic() < deadline
+        with temporary_folder(temporary):
+            time.sleep(0.5)
+        assert os.listdir(temporary) or not processes_with(temporary), "a living Ray keeps its folder"
 
 
 def test_what_libraries_write_while_ray_starts_is_not_lost(capfd):

@@ -115,7 +115,8 @@ def test_numbers_wait_no_longer_than_their_time(run_config, monkeypatch):
     reference = tracking.open_run(run_config, "time")
     tracker = reference()
     tracker.metrics(0, {"train/loss": 1.0})
-    eventually(lambda: history(reference, "train/loss") == [(0, 1.0)])
+    eventually(lambda: history(reference, "train/loss"))
+    assert history(reference, "train/loss") == [(0, 1.0)]
     tracker.close(None)
 
 

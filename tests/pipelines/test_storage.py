@@ -13,6 +13,8 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import fsspec
@@ -366,18 +368,24 @@ def test_a_file_is_private_and_gone_when_it_is_closed(folder: Path) -> None:
     assert os.listdir(folder) == []
 
 
+@contextmanager
+def living(script: str, folder: Path) -> Iterator[tuple[subprocess.Popen[str], Path]]:
+    """A process whose temporary files are in `folder`, and the place that it prints."""
+    environment = {**os.environ, "TMPDIR": str(folder)}
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(
+        command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, text=True
+    ) as owner:
+        assert owner.stdout is not None
+        yield owner, Path(owner.stdout.readline().strip())
+
+
 OWNER = "import sys, time; from pipelines.storage import temporary_file; file = temporary_file(); "
 OWNER += "print(file.name, flush=True); time.sleep(60)"
 
 
 def test_what_a_killed_process_left_goes_and_what_a_living_one_has_stays(folder: Path) -> None:
-    environment = {**os.environ, "TMPDIR": str(folder)}
-    command = [sys.executable, "-c", OWNER]
-    with subprocess.Popen(
-        command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, text=True
-    ) as owner:
-        assert owner.stdout is not None
-        held = Path(owner.stdout.readline().strip())
+    with living(OWNER, folder) as (owner, held):
         with temporary_file():
             assert held.exists(), "its owner lives"
         owner.send_signal(signal.SIGKILL)
@@ -422,13 +430,7 @@ def test_a_folder_is_private_and_gone_at_the_end(folder: Path) -> None:
 
 
 def test_a_killed_owners_folder_goes_at_once_and_a_living_ones_stays(folder: Path) -> None:
-    environment = {**os.environ, "TMPDIR": str(folder)}
-    command = [sys.executable, "-c", FOLDER_OWNER]
-    with subprocess.Popen(
-        command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, text=True
-    ) as owner:
-        assert owner.stdout is not None
-        held = Path(owner.stdout.readline().strip())
+    with living(FOLDER_OWNER, folder) as (owner, held):
         with temporary_folder():
             assert (held / "sub" / "a").exists(), "its owner lives"
         owner.send_signal(signal.SIGKILL)

@@ -15,6 +15,24 @@ pytestmark = pytest.mark.long
 
 SIZE, RANK, SHORT, LONG = 64, 6, 30, 4
 
+
+def printed_by(script: str, folder: Path, *words: Path) -> list[str]:
+    """The lines that a script prints which starts nodes of its own; it has to end well."""
+    own = {"RAY_AUTH_TOKEN": "0123456789abcdef" * 4, "RAY_TMPDIR": tempfile.mkdtemp(prefix="lt-", dir="/tmp")}
+    done = subprocess.run(
+        [sys.executable, "-c", script, *map(str, words)],
+        cwd=REPOSITORY,
+        env=environment(folder / "home") | own,
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )
+    remove(Path(own["RAY_TMPDIR"]))
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout.splitlines()
+
+
 LOSE_A_NODE = """
 import json, sys, threading, time
 import psutil, ray
@@ -77,19 +95,9 @@ def test_a_lost_node_costs_time_only(tmp_path: Path) -> None:
         for index in range(count):
             video = low_rank(frames, RANK, SIZE, seed=3, phase=1.0 + index + 100 * (corpus == "long"))
             write_video(tmp_path / corpus / f"{index:02d}.mp4", video, preset="ultrafast")
-    own = {"RAY_AUTH_TOKEN": "0123456789abcdef" * 4, "RAY_TMPDIR": tempfile.mkdtemp(prefix="lt-", dir="/tmp")}
-    done = subprocess.run(
-        [sys.executable, "-c", LOSE_A_NODE, *(str(tmp_path / name) for name in ("short", "long", ""))],
-        cwd=REPOSITORY,
-        env=environment(tmp_path / "home") | own,
-        capture_output=True,
-        text=True,
-        timeout=500,
-        check=False,
+    answer = json.loads(
+        printed_by(LOSE_A_NODE, tmp_path, *(tmp_path / name for name in ("short", "long", "")))[-1]
     )
-    remove(Path(own["RAY_TMPDIR"]))
-    assert done.returncode == 0, done.stderr[-3000:]
-    answer = json.loads(done.stdout.splitlines()[-1])
     assert answer["lost"], "no video was ever decoded on the second node"
     assert answer["alive"] == 1
     assert answer["rejects"] == 0
@@ -129,18 +137,6 @@ cluster.shutdown()
 def test_a_pool_outlives_one_lost_node_after_another(tmp_path: Path) -> None:
     (tmp_path / "code").mkdir()
     (tmp_path / "code" / "note.txt").write_text("item ")
-    own = {"RAY_AUTH_TOKEN": "0123456789abcdef" * 4, "RAY_TMPDIR": tempfile.mkdtemp(prefix="lt-", dir="/tmp")}
-    done = subprocess.run(
-        [sys.executable, "-c", LOSE_NODES, str(tmp_path / "code")],
-        cwd=REPOSITORY,
-        env=environment(tmp_path / "home") | own,
-        capture_output=True,
-        text=True,
-        timeout=500,
-        check=False,
-    )
-    remove(Path(own["RAY_TMPDIR"]))
-    assert done.returncode == 0, done.stderr[-3000:]
-    *_, results, left = done.stdout.splitlines()
+    *_, results, left = printed_by(LOSE_NODES, tmp_path, tmp_path / "code")
     assert json.loads(results) == [f"item {item}" for item in range(30)]
     assert left == "0"

@@ -172,10 +172,19 @@ def test_what_cannot_be_is_refused(name: str, value: object) -> None:
         check_curation(CurationConfig(**{name: value}))
 
 
-def test_what_can_be_is_not_refused() -> None:
-    check_curation(CurationConfig())
-    check_curation(CurationConfig(min_motion=0.1, max_motion=2.0, aspects=("1:1",), duplicate_distance=6))
-    check_curation(CurationConfig(duplicate_distance=0, duplicates_across=True, max_flash=0.0))
+@pytest.mark.parametrize(
+    "value",
+    [
+        CurationConfig(),
+        CurationConfig(min_motion=0.1, max_motion=2.0, aspects=("1:1",), duplicate_distance=6),
+        CurationConfig(duplicate_distance=0, duplicates_across=True, max_flash=0.0),
+    ],
+)
+def test_what_can_be_is_not_refused(value: CurationConfig) -> None:
+    try:
+        check_curation(value)
+    except ConfigError as error:
+        pytest.fail(f"refused: {error}")
 
 
 @pytest.fixture(scope="module")
