@@ -68,12 +68,12 @@ class WorkingDir:
 
     @property
     def left_out(self) -> list[str]:
-        """What stays here: `.git/`, `clips/a.mp4`, `more/*.MOV (12)`."""
+        """What stays here: `.git/`, `__pycache__/ (24)`, `clips/a.mp4`, `more/*.MOV (12)`."""
         kinds: dict[str, list[str]] = {}
         for path in self._stays:
             name = path.relative_to(self.folder)
-            kind = f"{name}/" if path.is_dir() else str(name.with_name(f"*{name.suffix}"))
-            kinds.setdefault(kind, []).append(kind if path.is_dir() else str(name))
+            kind = f"{name.name}/" if path.is_dir() else str(name.with_name(f"*{name.suffix}"))
+            kinds.setdefault(kind, []).append(f"{name}/" if path.is_dir() else str(name))
         return [f"{kind} ({len(found)})" if found[1:] else found[0] for kind, found in kinds.items()]
 
     @property

@@ -58,6 +58,11 @@ def test_a_suffix_is_matched_in_any_capitals():
     assert any_capitals(".mp4") == "*.[mM][pP]4"
 
 
+def test_folders_of_one_name_are_one_line(tmp_path):
+    fill(tmp_path, "a.py", "runs/x", "a/__pycache__/b.pyc", "a/c/__pycache__/d.pyc")
+    assert WorkingDir(str(tmp_path)).left_out == ["__pycache__/ (2)", "runs/"]
+
+
 def test_the_largest_folders_are_named_before_anything_is_sent(tmp_path, monkeypatch):
     monkeypatch.setattr(working_dir, "MAX_BYTES", 300_000)
     fill(tmp_path, "footage/raw/a.yuv", "footage/raw/b.yuv", num_bytes=150_000)
@@ -73,4 +78,6 @@ def test_the_largest_folders_are_named_before_anything_is_sent(tmp_path, monkeyp
 def test_what_packs_small_may_travel(tmp_path, monkeypatch):
     monkeypatch.setattr(working_dir, "MAX_BYTES", 300_000)
     (tmp_path / "table.csv").write_bytes(b"0,1,2\n" * 200_000)
-    WorkingDir(str(tmp_path)).check()
+    found = WorkingDir(str(tmp_path))
+    found.check()
+    assert found.num_bytes == 1_200_000
