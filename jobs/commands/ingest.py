@@ -18,7 +18,7 @@ from models.text.kinds import text_kind
 from pipelines.data.checks import check_ingest
 from pipelines.data.ingest.pipeline import ingest as run_ingest
 from pipelines.data.ingest.preview import preview as run_preview
-from pipelines.data.report.page import caption_notes, count_rows
+from pipelines.data.report.page import corpus_notes, count_rows
 from pipelines.data.source.corpus import locate
 from pipelines.data.store.caption_embeddings import embed_captions
 from pipelines.data.store.index import read_index
@@ -183,7 +183,7 @@ def ingest_notes(config: RunConfig, dataset: str) -> list[str]:
 
 
 def _notes(config: RunConfig, corpora: Mapping[str, Any], captions: frozenset[str]) -> list[str]:
-    return [*caption_notes(corpora), *filter(None, [text_kind(config.text).cut_note(captions)])]
+    return [*corpus_notes(corpora), *filter(None, [text_kind(config.text).cut_note(captions)])]
 
 
 def summary(dataset: str, done: Ingested, notes: Sequence[str]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pipelines.data.report.page import (
     BUCKET_HEAD,
     Inspection,
     bucket_rows,
-    caption_notes,
+    corpus_notes,
     count_rows,
     inspect_dataset,
     total_rows,
@@ -118,7 +118,7 @@ def _print(seen: Inspection) -> None:
     ):
         if rows := count_rows(corpora, name, examples=1):
             print_table(tally_table(heading, columns, rows))
-    print_line("\n".join(["", *caption_notes(corpora)]))
+    print_line("\n".join(["", *corpus_notes(corpora)]))
     print_line(f"reconstruction error {reconstruction_error(summary.autoencoder)}")
     print_line(f"report: {seen.folder}/{seen.files[0]}")
     print_line(f"pictures: {', '.join(seen.files[1:])} beside it")

@@ -47,7 +47,7 @@ def finalize(
     Everything is known before a file is replaced; between the first and the last the dataset is unfinished.
 
     Args:
-        notes: each corpus's `caption_note`.
+        notes: each corpus's `note`.
 
     Raises:
         DataError: as `check_rejects`, or every window of a corpus is a near duplicate.
@@ -142,7 +142,7 @@ def _describe(
     ledgers: Sequence[Ledger],
     index: pa.Table,
     temporal_factor: int,
-    caption_note: str,
+    note: str,
 ) -> CorpusInfo:
     own = [s for s in statuses if s.corpus == corpus]
     written = [s for s in own if s.status == "written"]
@@ -181,7 +181,7 @@ def _describe(
         files=tuple(files),
         padded_frames=padded,
         buckets=buckets,
-        caption_note=caption_note,
+        note=note,
     )
 
 

@@ -110,7 +110,7 @@ def ingest(
             on_video(status)
             statuses.append(status)
         labelled = [replace(s, metadata=listings[s.corpus].metadata.get(s.source, "")) for s in statuses]
-        notes = {corpus: listing.caption_note for corpus, listing in listings.items()}
+        notes = {corpus: listing.note for corpus, listing in listings.items()}
         return finalize(storage, task, seed, made_from, videos, labelled, notes)
 
 
@@ -142,7 +142,7 @@ def _made_from(listings: Mapping[str, Listing], data: DataConfig) -> str:
             [[s.id, s.path, s.caption] for s in listing.sources],
             [path for path, _ in listing.rejects],
             listing.metadata,
-            *filter(None, [listing.caption_note]),
+            *filter(None, [listing.note]),
         ]
         for corpus, listing in listings.items()
     }

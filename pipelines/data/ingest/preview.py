@@ -33,7 +33,7 @@ class CorpusPreview:
     """Dropped windows by kind of reason."""
     captions: frozenset[str]
     """Of those windows."""
-    caption_note: str
+    note: str
     """As `CorpusInfo` has it."""
 
 
@@ -75,6 +75,6 @@ def preview(
             rejects=count_rejects(own),
             drops=count_drops(windows),
             captions=frozenset(kept["caption"].to_pylist()),
-            caption_note=listings[corpus].caption_note,
+            note=listings[corpus].note,
         )
     return found

@@ -105,7 +105,7 @@ def report_html(
         summary=summary,
         error=reconstruction_error(summary.autoencoder),
         totals=total_rows(summary),
-        notes=caption_notes(corpora),
+        notes=corpus_notes(corpora),
         bucket_head=BUCKET_HEAD,
         buckets=bucket_rows(summary),
         pictures=pictures,
@@ -135,9 +135,9 @@ def total_rows(summary: Summary) -> list[tuple[str, str, str]]:
     return [(name, short[name], long[name]) for name in short]
 
 
-def caption_notes(corpora: Mapping[str, Any]) -> list[str]:
-    """A line for each corpus whose `caption_note` has something to tell."""
-    notes = ((corpus.upper(), own.caption_note) for corpus, own in corpora.items())
+def corpus_notes(corpora: Mapping[str, Any]) -> list[str]:
+    """A line for each corpus whose `note` has something to tell."""
+    notes = ((corpus.upper(), own.note) for corpus, own in corpora.items())
     return [f"{corpus}: {note}" for corpus, note in notes if note]
 
 

@@ -90,7 +90,7 @@ class CorpusSummary:
     """Captions with most windows."""
     buckets: tuple[Bucket, ...]
     """The shapes of its windows, where there may be several."""
-    caption_note: str
+    note: str
     """As `CorpusInfo` has it."""
 
 
@@ -164,7 +164,7 @@ def _summarise(info: CorpusInfo, manifest: pa.Table, index: pa.Table) -> CorpusS
         drops=count_drops(index),
         commonest=count_kinds((caption, "") for caption in captions)[:COMMONEST],
         buckets=info.buckets,
-        caption_note=info.caption_note,
+        note=info.note,
     )
 
 

@@ -102,7 +102,7 @@ class Listing(NamedTuple):
     """The sha256 of every video."""
     metadata: dict[str, str]
     """Path -> what its metadata says beside the caption, as JSON; nothing where that is nothing."""
-    caption_note: str
+    note: str
     """How many videos are captioned by their names, what was not used, and which files are no videos; empty
     where there is nothing to tell."""
 
@@ -306,7 +306,7 @@ def _identify(candidates: _Candidates, known: Mapping[Identity, str]) -> Listing
         root=candidates.corpus.root,
         hashes=hashed,
         metadata={source.path: json.dumps(c.extra, default=str) for source, c in found if c.extra},
-        caption_note="; ".join(filter(None, (about_captions, others_note(candidates.others)))),
+        note="; ".join(filter(None, (about_captions, others_note(candidates.others)))),
     )
 
 

@@ -91,8 +91,8 @@ class CorpusInfo:
     """Frames of a window that repeat its last one, because the autoencoder takes 4k+1."""
     buckets: tuple[Bucket, ...] = ()
     """The shapes of its windows, the main one first; empty where the settings allow one shape only."""
-    caption_note: str = ""
-    """How many videos are captioned by their names, and what was not used; empty where that is nothing."""
+    note: str = ""
+    """What its listing had to tell (source/manifest.py: Listing.note)."""
 
     @property
     def latent_bytes(self) -> int:

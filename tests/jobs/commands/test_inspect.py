@@ -170,7 +170,7 @@ def test_inspect_prints_one_object_of_any_dataset(stand, tmp_path, capsys):
     told = json.loads(capsys.readouterr().out)
     assert told["data_hash"] == printed["data_hash"]
     assert told["short"]["windows"] == 10
-    assert f"LONG: {told['long']['caption_note']}" == NAMED
+    assert f"LONG: {told['long']['note']}" == NAMED
     assert told["short"]["rejects"][0]["count"] == 1
     assert told["report"] == f"{Path(dataset_of(folder)).parent}/inspection/report.html"
     assert recorded(folder)[0] == before

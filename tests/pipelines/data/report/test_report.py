@@ -105,7 +105,7 @@ def dropped(corpus, name, start, reason):
 def tables(manifest, index):
     files = {"short": 2, "long": 1}
     part = {
-        c: SimpleNamespace(files=[file(c, i) for i in range(n)], buckets=(), caption_note="")
+        c: SimpleNamespace(files=[file(c, i) for i in range(n)], buckets=(), note="")
         for c, n in files.items()
     }
     code = {"kind": "pca", "channels": 4, "temporal_factor": 1, "reconstruction_error": float("nan")}

@@ -64,7 +64,7 @@ def test_captions_as_people_have_them_or_what_was_not_used(
         put(tmp_path, name, content)
     listing = list_corpus(tmp_path)
     assert {source.path: source.caption for source in listing.sources} == found
-    assert listing.caption_note == note
+    assert listing.note == note
     assert listing.rejects == []
 
 

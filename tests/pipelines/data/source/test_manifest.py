@@ -448,4 +448,4 @@ def test_every_file_is_read_refused_or_told(tmp_path: Path) -> None:
     assert [source.path for source in listing.sources] == ["a cat.mp4"]
     assert [path for path, _ in listing.rejects] == ["b.tar.gz"]
     told = "no videos by their names: 2 .jpg, 1 without an ending, 1 .pdf, such as Makefile"
-    assert listing.caption_note.endswith(told)
+    assert listing.note.endswith(told)
