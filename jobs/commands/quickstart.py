@@ -26,7 +26,7 @@ from pipelines.data.ingest.lease import require_free
 from pipelines.evaluation.report.summary import write_summary
 from pipelines.evaluation.run import prepare
 from pipelines.storage import Storage
-from pipelines.training.monitors import progress_board
+from pipelines.training.monitors.board import progress_board
 from pipelines.training.recipes import stage_graph
 
 SLOTS = min(2, len(os.sched_getaffinity(0)))

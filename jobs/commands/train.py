@@ -8,7 +8,7 @@ from jobs.estimate.report import dry_run as estimate
 from jobs.ray_session import ray_session
 from jobs.tracking import RunReference, factory, open_run
 from pipelines.storage import Storage
-from pipelines.training.monitors import BoardProgress, progress_board
+from pipelines.training.monitors.board import BoardProgress, progress_board
 from pipelines.training.recipes import StageOutcome, make_recipe
 from pipelines.training.trainer import adopt_teacher, train_stage
 

@@ -22,7 +22,9 @@ from pipelines.training.batches import BatchSource, held_out_batch
 from pipelines.training.collectives import Workers
 from pipelines.training.config import DistillConfig
 from pipelines.training.distill import DistillStage
-from pipelines.training.monitors import Diagnostics, preview, relayed_warnings
+from pipelines.training.monitors.board import relayed_warnings
+from pipelines.training.monitors.diagnostics import Diagnostics
+from pipelines.training.monitors.preview import preview
 from pipelines.training.recipes import Recipe
 from pipelines.training.stage import Batch, Stage
 from pipelines.training.state import load_state, save_state

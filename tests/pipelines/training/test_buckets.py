@@ -16,7 +16,7 @@ from pipelines.training.batches import BatchSource, held_out_batch
 from pipelines.training.collectives import Workers
 from pipelines.training.config import StageConfig
 from pipelines.training.distill import DistillStage
-from pipelines.training.monitors import Diagnostics
+from pipelines.training.monitors.diagnostics import Diagnostics
 from pipelines.training.recipes import Recipe
 from pipelines.training.stage import Batches
 from pipelines.training.state import Rollout, TrainState, load_state, save_state

@@ -5,7 +5,7 @@ import logging
 import pytest
 import ray
 
-from pipelines.training.monitors import BoardProgress, progress_board, relayed_warnings
+from pipelines.training.monitors.board import BoardProgress, progress_board, relayed_warnings
 
 
 @ray.remote(num_cpus=0)
