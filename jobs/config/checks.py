@@ -152,7 +152,7 @@ def _windows(config: RunConfig) -> None:
 
 
 def _batches(config: RunConfig) -> None:
-    """Supervised stages have the corpora they are named for; each worker takes an equal part."""
+    """Supervised stages have the corpora they are named for; every worker has a part of each batch."""
     for name in ("teacher.short_batch", "sft.long_batch", "mixed.short_batch", "mixed.long_batch"):
         stage, batch = name.split(".")
         if getattr(getattr(config, stage), batch) == 0:
@@ -161,10 +161,10 @@ def _batches(config: RunConfig) -> None:
     for stage in STAGES:
         for batch in ("short_batch", "long_batch", "rollout_batch", "critic_batch"):
             size = getattr(getattr(config, stage), batch, 0)
-            if size % workers:
+            if 0 < size < workers:
                 raise ConfigError(
-                    f"{stage}.{batch} {size} does not divide among cluster.num_workers {workers}",
-                    f"Set {stage}.{batch}={-(-size // workers) * workers}, or another number of workers",
+                    f"{stage}.{batch} {size} leaves some of cluster.num_workers {workers} without a row",
+                    f"Set {stage}.{batch}={workers}, or fewer workers",
                 )
 
 

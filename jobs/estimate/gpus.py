@@ -4,7 +4,6 @@ A remedy is proposed only once the same sums say that the stage then fits.
 """
 
 import difflib
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
@@ -103,9 +102,14 @@ def _remedies(config: RunConfig, stage: str, on: Gpu) -> Iterator[tuple[str, Run
     if not config.cluster.activation_checkpointing:
         config = replace(config, cluster=replace(config.cluster, activation_checkpointing=True))
         yield "cluster.activation_checkpointing=true", config
-    settings = config.distill if stage == "warmup" else getattr(config, stage)
+    name = "distill" if stage == "warmup" else stage
+    settings = getattr(config, name)
+    if settings.micro_batch != 1:
+        settings = replace(settings, micro_batch=1)
+        config = replace(config, **{name: settings})
+        yield f"{name}.micro_batch=1", config
     batches = ("short_batch", "long_batch", "rollout_batch", "critic_batch")
-    most = math.gcd(*(getattr(settings, name, 0) for name in batches))
+    most = min(size for size in (getattr(settings, batch, 0) for batch in batches) if size)
     if most > config.cluster.num_workers:
         config = replace(config, cluster=replace(config.cluster, num_workers=most))
         yield f"cluster.num_workers={most}", config

@@ -13,6 +13,7 @@ from jobs.config.shapes import scored_windows, shapes
 from jobs.estimate.flops import SCORED, Networks, Tokens, parameters, tokens, trained
 from pipelines.training.batches import HELD_OUT_WINDOWS
 from pipelines.training.collectives import MESSAGE
+from pipelines.training.config import StageConfig
 
 FLOAT, HALF = 4, 2
 """Bytes of a number in float32 and bfloat16."""
@@ -21,7 +22,7 @@ MOMENTS = 2
 """AdamW's, per weight."""
 
 LATENT_COPIES = 4
-"""A step holds data, noise, their mixture and the velocity of a batch."""
+"""A step holds the data of a batch, and noise, mixture and velocity of what goes through at once."""
 
 
 @dataclass(frozen=True)
@@ -81,13 +82,14 @@ def footprint(config: RunConfig, stage: str, built: Networks, *, half: bool) -> 
 
     passes, sizes, distill = _passes(config, stage), shapes(config), config.distill
     parts["activations"] = max(
-        clips * activations(config, tokens(config, frames), half=half) for clips, frames in passes
+        once * activations(config, tokens(config, frames), half=half) for _, once, frames in passes
     )
     without_graph = []
     if stage in SCORED:
-        rows = share(config, distill.rollout_batch)
+        _, rows = _shares(config, distill, distill.rollout_batch)
         without_graph = [(rows * scored_windows(config), distill.window_frames), (rows, sizes.long_frames)]
-    most = max(clips * tokens(config, frames).clip for clips, frames in [*passes, *without_graph])
+    through = [*((once, frames) for _, once, frames in passes), *without_graph]
+    most = max(clips * tokens(config, frames).clip for clips, frames in through)
     # hidden units of the feed-forward layers, their gradients, the residual stream
     parts["temporaries"] = (
         most * (2 * config.model.ffn_dim + 4 * config.model.num_heads * config.model.head_dim) * number
@@ -95,7 +97,10 @@ def footprint(config: RunConfig, stage: str, built: Networks, *, half: bool) -> 
 
     frame = FLOAT * sizes.channels * sizes.height * sizes.width
     caption = FLOAT * config.text.max_tokens * config.text.dim
-    held = sum(clips * (LATENT_COPIES * frames * frame + caption) for clips, frames in passes)
+    held = sum(
+        clips * (frames * frame + caption) + once * (LATENT_COPIES - 1) * frames * frame
+        for clips, once, frames in passes
+    )
     if stage in SCORED:
         held += distill.rollout_pool * distill.rollout_batch * sizes.long_frames * frame
     elif config.data.holdout:
@@ -133,18 +138,25 @@ def _weights(config: RunConfig, stage: str, built: Networks) -> dict[str, int]:
 
 
 def share(config: RunConfig, batch: int) -> int:
-    """Samples of a global batch that one worker takes."""
+    """Samples of a global batch that one worker takes; the first ones take most."""
     return -(-batch // config.cluster.num_workers)
 
 
-def _passes(config: RunConfig, stage: str) -> list[tuple[int, int]]:
-    """Clips per worker and their latent frames, for each pass with a graph; one graph lives at a time."""
+def _shares(config: RunConfig, settings: StageConfig, batch: int) -> tuple[int, int]:
+    """Samples of a global batch that one worker takes, and how many go through its networks at once."""
+    own = share(config, batch)
+    return own, min(own, settings.micro_batch or own)
+
+
+def _passes(config: RunConfig, stage: str) -> list[tuple[int, int, int]]:
+    """Clips per worker, how many go through at once, and their latent frames, for each pass with a graph; one
+    graph lives at a time."""
     size, distill = shapes(config), config.distill
-    critic = (share(config, distill.critic_batch), distill.window_frames)
+    critic = (*_shares(config, distill, distill.critic_batch), distill.window_frames)
     if stage == "warmup":
         return [critic]
     settings = getattr(config, stage)
-    long = (share(config, settings.long_batch), size.long_frames)
+    long = (*_shares(config, settings, settings.long_batch), size.long_frames)
     if stage == "distill":
-        return [long, (share(config, distill.rollout_batch), size.long_frames), critic]
-    return [(share(config, settings.short_batch), size.short_frames), long]
+        return [long, (*_shares(config, settings, distill.rollout_batch), size.long_frames), critic]
+    return [(*_shares(config, settings, settings.short_batch), size.short_frames), long]

@@ -44,7 +44,7 @@ class Corpus:
         """This worker's share of batch `step`."""
         refs = self.plan.rows(step, workers.rank, workers.size)
         rows = self.rows.read([int(self.order[ref.index]) for ref in refs])
-        return Batch(rows.latents, rows.captions, [ref.sample for ref in refs])
+        return Batch(rows.latents, rows.captions, [ref.sample for ref in refs], self.plan.batch)
 
 
 class BatchSource:
@@ -94,4 +94,4 @@ def held_out_batch(recipe: Recipe, frames: int, workers: Workers, device: torch.
         return None
     samples = range(len(chosen))[workers.rank :: workers.size]
     read = rows.read([chosen[sample] for sample in samples])
-    return Batch(read.latents.to(device), read.captions, samples)
+    return Batch(read.latents.to(device), read.captions, samples, len(chosen))

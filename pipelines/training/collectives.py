@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, distributed, nn
 
+from pipelines.data.store.batch_plan import share
+
 MESSAGE = 64 << 20
 """Gradient elements per all-reduce; the last gradient of a message may exceed it."""
 
@@ -26,47 +28,49 @@ class Workers:
         """This worker's samples of a global batch: consecutive, so that `gather` restores the order.
 
         Raises:
-            ValueError: the batch does not divide.
+            ConfigError: a worker would have none.
         """
-        if batch % self.size:
-            raise ValueError(f"a batch of {batch} does not divide among {self.size} workers")
-        part = batch // self.size
-        return range(self.rank * part, (self.rank + 1) * part)
+        return share(batch, self.rank, self.size)
 
-    def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Replaces gradients by their mean over the workers, about `MESSAGE` elements at a time."""
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Replaces gradients by their sum over the workers, about `MESSAGE` elements at a time.
+
+        Each worker's losses are its samples' part of the mean over the global batch, so the sum is the
+        gradient of that mean, however the samples are shared.
+        """
         if self.size == 1:
             return
         held: list[Tensor] = []
         for gradient in (p.grad for p in parameters if p.grad is not None):
             held.append(gradient)
             if sum(g.numel() for g in held) >= MESSAGE:
-                self._average(held)
+                self._sum(held)
                 held = []
         if held:
-            self._average(held)
+            self._sum(held)
 
-    def _average(self, gradients: Sequence[Tensor]) -> None:
+    def _sum(self, gradients: Sequence[Tensor]) -> None:
         flat = torch.cat([g.flatten() for g in gradients])
         distributed.all_reduce(flat)
-        flat /= self.size
         for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
             gradient.copy_(part.view_as(gradient))
 
-    def gather(self, part: Tensor) -> Tensor:
-        """The parts [b, ...] of all workers as one tensor [b * size, ...], in order of samples."""
+    def gather(self, part: Tensor, batch: int) -> Tensor:
+        """Every worker's `share` of a batch, [b, ...], as one tensor [batch, ...] in order of samples."""
         if self.size == 1:
             return part
-        parts = [torch.empty_like(part) for _ in range(self.size)]
-        distributed.all_gather(parts, part.contiguous())
-        return torch.cat(parts)
+        sizes = [len(share(batch, rank, self.size)) for rank in range(self.size)]
+        # messages of one size: a share may be a sample short of the first
+        own = torch.cat([part, part.new_zeros(sizes[0] - len(part), *part.shape[1:])])
+        parts = [torch.empty_like(own) for _ in sizes]
+        distributed.all_gather(parts, own)
+        return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
 
-    def mean(self, values: Sequence[Tensor]) -> Tensor:
-        """Scalars averaged over the workers, [len(values)]."""
+    def sum(self, values: Sequence[Tensor]) -> Tensor:
+        """Scalars added over the workers, [len(values)]."""
         stacked = torch.stack([v.detach().float().reshape(()) for v in values])
         if self.size > 1:
             distributed.all_reduce(stacked)
-            stacked /= self.size
         return stacked
 
     def largest(self, value: int, device: torch.device) -> int:

@@ -27,6 +27,9 @@ class StageConfig:
     """SHORT windows per step, over all workers."""
     long_batch: NonNegativeInt = 0
     """LONG windows per step, over all workers."""
+    micro_batch: PositiveInt | None = None
+    """Clips or windows that go through a worker's networks at once; gradients add up to those of the whole
+    batch. None is a worker's whole share."""
     learning_rate: PositiveFloat = 1.5e-3
     """Peak learning rate of AdamW."""
     beta1: float = 0.9

@@ -33,16 +33,17 @@ from pipelines.training.stage import (
     apply_update,
     diverged,
     learning_rate,
+    parts,
     start_student,
     trained,
 )
 from pipelines.training.state import Rollout, TrainState
-from pipelines.training.supervised import supervised_loss
+from pipelines.training.supervised import seek_mean
 
 
 @dataclass(frozen=True)
 class Simulation:
-    """This worker's share of a backward simulation.
+    """Some of this worker's videos of a backward simulation.
 
     Args:
         video: x0 of the exit step [b, T, C, h, w], with its graph unless gradients were off.
@@ -50,7 +51,6 @@ class Simulation:
         exit: number of the exit step among the few-step times.
         conditioning: of the b captions.
         samples: their indices in the global batch.
-        captions: of the whole global batch.
     """
 
     video: Tensor
@@ -59,7 +59,6 @@ class Simulation:
     exit: int
     conditioning: Conditioning
     samples: range
-    captions: list[str]
 
 
 class DistillStage:
@@ -121,8 +120,9 @@ class DistillStage:
     def step(self, state: TrainState, batches: Batches, key: Key) -> StepResult:
         """One update of the student by L = FM + DM + anchor (eq. 15-18), then the critic's updates.
 
-        Mean seeking and mode seeking have a backward pass each, so that one graph lives at a time: the
-        encoder gets both gradients, the FM head only the first, the DM head only the second.
+        Mean seeking and mode seeking have backward passes of their own, one for each micro batch, so that one
+        graph lives at a time: the encoder gets both gradients, the FM head only the first, the DM head only
+        the second.
         """
         config, weights = self.config, self.recipe.loss
         student, critic = state.modules["student"], state.modules["critic"]
@@ -130,58 +130,54 @@ class DistillStage:
         assert isinstance(critic, DiT)
         # Rollouts have the shape of the LONG batch: both losses teach the encoder the same lengths and sizes.
         shape = self.recipe.long_shape if batches.long is None else tuple(batches.long.latents.shape[1:])
+        # This worker's part of each mean over the global batch.
         values: dict[str, Tensor] = {}
-        if self.recipe.critic_only:
-            with torch.no_grad():
-                rollout = self._simulate(student, shape, key.at(purpose="rollout"))
-        else:
+        own = {}
+        if not self.recipe.critic_only:
             # Mean seeking: the FM head on whole LONG clips, eq. 14.
             assert batches.long is not None
-            own_key = key.at(purpose="long")
-            fm = supervised_loss(student.flow_matching, batches.long, self.recipe, self.captions, own_key)
-            mean_seeking = weights.flow_matching_weight * fm
-            mean_seeking.backward()  # type: ignore[no-untyped-call]
+            at, weight = key.at(purpose="long"), weights.flow_matching_weight
+            fm = seek_mean(student.flow_matching, batches.long, self.recipe, self.captions, at, weight)
+            values = {"flow_matching": fm, "loss": weight * fm}
 
-            # Mode seeking: every window of the DM head's own videos towards the teacher, eq. 5 and 9.
-            rollout = self._simulate(student, shape, key.at(purpose="rollout"))
-            dm = self._reverse_kl(critic, rollout, key.at(purpose="score"))
-            if self.workers.largest(dm.non_finite, rollout.video.device):
+        # Mode seeking: every window of the DM head's own videos towards the teacher, eq. 5 and 9.
+        rolled, scored = key.at(purpose="rollout"), key.at(purpose="score")
+        captions = self._rollout_captions(rolled)
+        ramp = min(1.0, (state.step + 1) / config.ramp_steps) if config.ramp_steps else 1.0
+        videos, non_finite = [], 0
+        for samples in parts(self.workers.share(config.rollout_batch), config.micro_batch):
+            with torch.set_grad_enabled(not self.recipe.critic_only):
+                rollout = self._simulate(student, shape, rolled, samples, captions)
+            videos.append(rollout.video.detach())
+            if not self.recipe.critic_only:
+                found, zeroed = self._seek_modes(critic, rollout, scored, ramp)
+                values |= {name: values.get(name, 0) + value for name, value in found.items()}
+                non_finite += zeroed
+
+        if not self.recipe.critic_only:
+            if self.workers.largest(non_finite, videos[0].device):
                 raise diverged("the reverse-KL score", state.step)
-            ramp = min(1.0, (state.step + 1) / config.ramp_steps) if config.ramp_steps else 1.0
-            mode_seeking = weights.reverse_kl_weight * ramp * dm.value
-
-            # Anchor: at t = 1, the frozen long-SFT network's answer to the same noise and caption. The
-            # number of steps makes up for the exits that have none.
-            if rollout.exit == 0 and self.reference is not None:
-                with torch.no_grad():
-                    target = x0_prediction(self.reference, rollout.x_t, rollout.t, rollout.conditioning)
-                weight = weights.anchor_weight * len(self.recipe.sampling.steps)
-                mode_seeking = mode_seeking + weight * anchor_loss(rollout.video, target)
-            mode_seeking.backward()  # type: ignore[no-untyped-call]
-
             rate = learning_rate(config, state.step)
-            norm = apply_update(state, "student", config, rate, self.workers)
+            own["gradient_norm"] = float(apply_update(state, "student", config, rate, self.workers))
             state.averages["student"].update(student)
-            values = {"flow_matching": fm.detach(), "reverse_kl": dm.value.detach()}
-            values |= dm.metrics
-            values |= {"gradient_norm": norm, "loss": (mean_seeking + mode_seeking).detach()}
 
         # The critic follows the student. Every worker keeps the whole batch, so that the critic's windows do
         # not depend on the number of workers.
-        video = self.workers.gather(rollout.video.detach())
-        state.pool.append(Rollout(video, tuple(rollout.captions)))
+        video = self.workers.gather(torch.cat(videos), config.rollout_batch)
+        state.pool.append(Rollout(video, tuple(captions)))
         del state.pool[: -config.rollout_pool]
         for update in range(config.critic_updates):
             values["critic_loss"] = self._critic_step(state, key.at(purpose=f"critic-{update}"))
 
         state.step += 1
-        means = self.workers.mean(list(values.values())).tolist()
-        return StepResult(dict(zip(values, means, strict=True)) | {"exit_step": float(rollout.exit)})
+        sums = self.workers.sum(list(values.values())).tolist()
+        return StepResult(dict(zip(values, sums, strict=True)) | own | {"exit_step": float(rollout.exit)})
 
-    def _simulate(self, student: Student, shape: tuple[int, ...], key: Key) -> Simulation:
-        """1. Backward simulation: videos [T, C, h, w] from noise; only a random exit step has a gradient."""
-        samples = self.workers.share(self.config.rollout_batch)
-        captions = self._rollout_captions(key)
+    def _simulate(
+        self, student: Student, shape: tuple[int, ...], key: Key, samples: range, captions: Sequence[str]
+    ) -> Simulation:
+        """1. Backward simulation: videos [T, C, h, w] of some of the global batch, whose captions are given,
+        from noise; only a random exit step has a gradient."""
         device = next(student.parameters()).device
         conditioning = self.captions.encode(captions[samples.start : samples.stop], device)
         times = few_step_times(self.recipe.sampling, self.recipe.flow, shape[0])
@@ -190,7 +186,7 @@ class DistillStage:
         draw = Draw(shape, conditioning, key, samples)
         x_t, t = noisy_input(model, times[: number + 1], draw), draw.at(times[number])
         video = x0_prediction(model, x_t, t, conditioning)
-        return Simulation(video, x_t, t, number, conditioning, samples, captions)
+        return Simulation(video, x_t, t, number, conditioning, samples)
 
     def _rollout_captions(self, key: Key) -> list[str]:
         """A caption for each sample of the global batch: from LONG, from SHORT, or from both in turn."""
@@ -202,6 +198,26 @@ class DistillStage:
             pool = self.caption_pool[order[sample % len(order)]]
             chosen.append(pool[key.at(sample=sample, purpose="caption").integer(len(pool))])
         return withhold_some(chosen, self.recipe.text, key, samples)
+
+    def _seek_modes(
+        self, critic: DiT, rollout: Simulation, key: Key, ramp: float
+    ) -> tuple[dict[str, Tensor], int]:
+        """Backward pass of L_DM and the anchor on some videos; their part of what is logged, and how many
+        entries of the score were not finite."""
+        weights = self.recipe.loss
+        share = len(rollout.samples) / self.config.rollout_batch
+        dm = self._reverse_kl(critic, rollout, key)
+        loss = weights.reverse_kl_weight * ramp * dm.value
+        # Anchor: at t = 1, the frozen long-SFT network's answer to the same noise and caption. The number of
+        # steps makes up for the exits that have none.
+        if rollout.exit == 0 and self.reference is not None:
+            with torch.no_grad():
+                target = x0_prediction(self.reference, rollout.x_t, rollout.t, rollout.conditioning)
+            weight = weights.anchor_weight * len(self.recipe.sampling.steps)
+            loss = loss + weight * anchor_loss(rollout.video, target)
+        (share * loss).backward()  # type: ignore[no-untyped-call]
+        found = {"reverse_kl": dm.value, "loss": loss, **dm.metrics}
+        return {name: share * value.detach() for name, value in found.items()}, dm.non_finite
 
     def _reverse_kl(self, critic: DiT, rollout: Simulation, key: Key) -> ReverseKLLoss:
         """L_DM: windows of the rollout, folded into one teacher and one critic call."""
@@ -229,23 +245,27 @@ class DistillStage:
         )
 
     def _critic_step(self, state: TrainState, key: Key) -> Tensor:
-        """L_critic: flow matching on windows of recent rollouts, cut and noised as the scored ones are."""
+        """L_critic: flow matching on windows of recent rollouts, cut and noised as the scored ones are; this
+        worker's part of it."""
         critic = state.modules["critic"]
         assert isinstance(critic, DiT)
         # One picture size, each as often as the pool has it; lengths may differ.
         size = state.pool[key.at(purpose="size").integer(len(state.pool))].latents.shape[2:]
         pool = [rollout for rollout in state.pool if rollout.latents.shape[2:] == size]
-        samples = self.workers.share(self.config.critic_batch)
-        windows, captions, starts = zip(*(self._pool_window(pool, key, i) for i in samples), strict=True)
-        x0 = torch.stack(windows)
-        noise = normal(x0.shape[1:], key.at(purpose="noise"), samples, x0.device)
-        conditioning = self.captions.with_dropout(captions, key, samples, x0.device)
-        t = self._score_times(key, samples).to(x0.device)
-        frames = None if self.recipe.crop_safe else first_masked(starts, x0.shape[1]).to(x0.device)
-        loss = flow_matching_loss(critic, x0, noise, t, conditioning, frames)
-        loss.backward()  # type: ignore[no-untyped-call]
+        value = pool[0].latents.new_zeros(())
+        for samples in parts(self.workers.share(self.config.critic_batch), self.config.micro_batch):
+            windows, captions, starts = zip(*(self._pool_window(pool, key, i) for i in samples), strict=True)
+            x0 = torch.stack(windows)
+            noise = normal(x0.shape[1:], key.at(purpose="noise"), samples, x0.device)
+            conditioning = self.captions.with_dropout(captions, key, samples, x0.device)
+            t = self._score_times(key, samples).to(x0.device)
+            frames = None if self.recipe.crop_safe else first_masked(starts, x0.shape[1]).to(x0.device)
+            loss = flow_matching_loss(critic, x0, noise, t, conditioning, frames)
+            loss = loss * (len(samples) / self.config.critic_batch)
+            loss.backward()  # type: ignore[no-untyped-call]
+            value += loss.detach()
         apply_update(state, "critic", self.config, self.config.critic_learning_rate, self.workers)
-        return loss.detach()
+        return value
 
     def _pool_window(self, pool: Sequence[Rollout], key: Key, sample: int) -> tuple[Tensor, str, int]:
         """A random window of a random rollout's tiling at a random phase: latents, caption, first frame."""

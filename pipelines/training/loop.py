@@ -147,7 +147,7 @@ class _Loop:
         main = rows.main
         count = min(len(main), 2 * WINDOWS)
         read = rows.read([main[i * len(main) // count] for i in range(count)])
-        short = Batch(read.latents.to(self.device), read.captions, range(count))
+        short = Batch(read.latents.to(self.device), read.captions, range(count), count)
         with self._precision():
             ratio = check_teacher(self.stage.teacher, short, self.recipe, self.stage.captions, self.workers)
         if ratio is not None and self.workers.rank == 0:

@@ -35,17 +35,25 @@ class Batch:
         latents: [b, T, C, h, w].
         captions: b captions.
         samples: their indices in the global batch.
+        total: rows of the global batch.
     """
 
     latents: Tensor
     captions: Sequence[str]
     samples: Sequence[int]
+    total: int
 
-    def parts(self, size: int) -> "Iterator[Batch]":
+    def parts(self, size: int | None) -> "Iterator[Batch]":
         """The same rows, at most `size` at a time."""
-        for first in range(0, len(self.latents), size):
-            rows = slice(first, first + size)
-            yield Batch(self.latents[rows], self.captions[rows], self.samples[rows])
+        for rows in parts(range(len(self.latents)), size):
+            own = slice(rows.start, rows.stop)
+            yield Batch(self.latents[own], self.captions[own], self.samples[own], self.total)
+
+
+def parts(rows: range, size: int | None) -> Iterator[range]:
+    """Rows in order, at most `size` at a time; None is all at once."""
+    for first in range(0, len(rows), size or max(1, len(rows))):
+        yield rows[first : first + (size or len(rows))]
 
 
 @dataclass(frozen=True)
@@ -58,7 +66,7 @@ class Batches:
 
 @dataclass(frozen=True)
 class StepResult:
-    """Named numbers of one step, averaged over the workers."""
+    """Named numbers of one step, of the whole global batch."""
 
     metrics: dict[str, float]
 
@@ -152,14 +160,14 @@ def learning_rate(config: StageConfig, step: int) -> float:
 
 
 def apply_update(state: TrainState, role: str, config: StageConfig, rate: float, workers: Workers) -> Tensor:
-    """Averages gradients over the workers, clips them, steps the optimiser; the gradient norm.
+    """Adds up the workers' gradients, clips them, steps the optimiser; the gradient norm.
 
     Raises:
         TrainingDiverged: the norm is not finite; nothing has been changed.
     """
     module, optimizer = state.modules[role], state.optimizers[role]
     parameters = [p for p in module.parameters() if p.grad is not None]
-    workers.average_gradients(parameters)
+    workers.sum_gradients(parameters)
     norm = nn.utils.clip_grad_norm_(parameters, config.clip_norm)
     if not bool(torch.isfinite(norm)):
         raise diverged(f"the gradient of the {role}", state.step)

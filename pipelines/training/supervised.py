@@ -63,24 +63,36 @@ class SupervisedStage:
         model = state.modules[role]
         corpora = {"short": batches.short, "long": batches.long}
         given = {name: batch for name, batch in corpora.items() if batch is not None}
-        losses = []
-        for name, batch in given.items():
-            at = key.at(purpose=name)
-            loss = supervised_loss(supervised_velocity(model), batch, self.recipe, self.captions, at)
-            (loss / len(given)).backward()  # type: ignore[no-untyped-call]
-            losses.append(loss.detach())
+        velocity = supervised_velocity(model)
+        losses = [
+            seek_mean(velocity, batch, self.recipe, self.captions, key.at(purpose=name), 1 / len(given))
+            for name, batch in given.items()
+        ]
         rate = learning_rate(config, state.step)
         norm = apply_update(state, role, config, rate, self.workers)
         state.averages[role].update(model)
         state.step += 1
-        values = self.workers.mean([torch.stack(losses).mean(), norm, *losses]).tolist()
-        labels = ["loss", "gradient_norm", *(f"flow_matching_{name}" for name in given)]
-        return StepResult(dict(zip(labels, values, strict=True)) | {"learning_rate": rate})
+        values = self.workers.sum([torch.stack(losses).mean(), *losses]).tolist()
+        labels = ["loss", *(f"flow_matching_{name}" for name in given)]
+        own = {"gradient_norm": float(norm), "learning_rate": rate}
+        return StepResult(dict(zip(labels, values, strict=True)) | own)
 
 
 def supervised_velocity(model: nn.Module) -> VelocityModel:
     """What supervised stages train: a student's FM head, or the plain stack itself."""
     return model.flow_matching if isinstance(model, Student) else model
+
+
+def seek_mean(
+    velocity: VelocityModel, batch: Batch, recipe: Recipe, captions: Captions, key: Key, weight: float
+) -> Tensor:
+    """Backward passes of `weight` L_FM, a micro batch at a time; this worker's part of L_FM, detached."""
+    value = batch.latents.new_zeros(())
+    for part in batch.parts(recipe.stage.micro_batch):
+        loss = supervised_loss(velocity, part, recipe, captions, key) * (len(part.latents) / batch.total)
+        (weight * loss).backward()  # type: ignore[no-untyped-call]
+        value += loss.detach()
+    return value
 
 
 def supervised_loss(
@@ -116,17 +128,16 @@ def held_out_loss(
         velocity: what is judged.
         batch: this worker's windows, which may be none; no more of them go through at once than in a step.
         recipe, captions: as in training.
-        workers: over which the loss is averaged.
+        workers: who have the other windows.
         repeats: how often each window is judged.
     """
-    size = max(1, min(b for b in (recipe.stage.short_batch, recipe.stage.long_batch) if b) // workers.size)
+    config = recipe.stage
+    size = max(1, min(b for b in (config.short_batch, config.long_batch) if b) // workers.size)
     total = batch.latents.new_zeros(())
     with torch.no_grad():
         for i in range(repeats):
             key = Key(recipe.seed, i, purpose="held-out")
-            for part in batch.parts(size):
+            for part in batch.parts(min(size, config.micro_batch or size)):
                 loss = supervised_loss(velocity, part, recipe, captions, key)
-                total += loss * len(part.latents)
-    count = batch.latents.new_tensor(repeats * len(batch.latents))
-    mean_total, mean_count = workers.mean([total, count])
-    return float(mean_total / mean_count)
+                total += loss * (len(part.latents) / (repeats * batch.total))
+    return float(workers.sum([total])[0])

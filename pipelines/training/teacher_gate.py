@@ -73,7 +73,7 @@ def check_teacher(
     amount = shift_for(recipe.flow, real.shape[1])
     key, batch = Key(recipe.seed, purpose="gate"), max(1, config.critic_batch // workers.size)
     own = teacher_ratio(teacher, conditioning, real, other, amount, key, batch)
-    ratio = float(workers.mean([real.new_tensor(own)]))
+    ratio = float(workers.sum([real.new_tensor(own / workers.size)]))
     if ratio <= config.teacher_gate_ratio:
         return ratio
     problem = f"the teacher's windows are {ratio:.1f} times as far from SHORT as SHORT is from itself"

@@ -59,22 +59,16 @@ class BatchPlan:
             raise ConfigError(f"a batch of {self.batch} rows", "Set the batch size to 1 or more")
 
     def rows(self, step: int, rank: int = 0, world: int = 1) -> list[RowRef]:
-        """The rows of one worker at one step: the rank-th of `world` equal parts of the global batch.
+        """The rows of one worker at one step: its `share` of the global batch.
 
         Raises:
-            ConfigError: the batch does not divide by `world`, or there is no such rank.
+            ConfigError: a worker would have no row, or there is no such rank.
         """
-        if world < 1 or self.batch % world or not 0 <= rank < world:
-            raise ConfigError(
-                f"a batch of {self.batch} rows cannot be shared by {world} workers (rank {rank})",
-                "Use a batch size that the number of workers divides",
-            )
         bucket, turn = self.turn(step)
         size, first = self.sizes[bucket], sum(self.sizes[:bucket])
         stream = f"{self.stream}/{bucket}" if bucket else self.stream
-        part = self.batch // world
         rows = []
-        for sample in range(rank * part, (rank + 1) * part):
+        for sample in share(self.batch, rank, world):
             pass_number, offset = divmod(turn * self.batch + sample, size)
             order = _order_of_rows(self.seed, stream, pass_number, size)
             rows.append(RowRef(first + int(order[offset]), sample))
@@ -94,6 +88,22 @@ class BatchPlan:
     def _batches_before(self, epoch: int) -> list[int]:
         """Batches of each bucket whose first row lies in a pass before this epoch's."""
         return [-(-epoch * size // self.batch) for size in self.sizes]
+
+
+def share(batch: int, rank: int, world: int) -> range:
+    """The rank-th of `world` consecutive parts of a global batch; the first ones may hold one sample more.
+
+    Raises:
+        ConfigError: a worker would have no sample, or there is no such rank.
+    """
+    if not 0 <= rank < world <= batch:
+        raise ConfigError(
+            f"a batch of {batch} rows cannot be shared by {world} workers (rank {rank})",
+            "Use a batch that has a row for every worker",
+        )
+    size, more = divmod(batch, world)
+    first = rank * size + min(rank, more)
+    return range(first, first + size + (rank < more))
 
 
 @lru_cache(maxsize=8)

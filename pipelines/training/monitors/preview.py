@@ -60,7 +60,7 @@ def preview(state: TrainState, stage: Stage, recipe: Recipe, workers: Workers, t
         )
         for sample in own
     ]
-    latents = torch.cat([workers.gather(video) for video in made])[: len(captions)]
+    latents = torch.cat([workers.gather(video, workers.size) for video in made])[: len(captions)]
     if workers.rank:
         return
     autoencoder = dataset_autoencoder(recipe.dataset, device)

@@ -171,6 +171,14 @@ def test_a_whole_step_keeps_the_bytes_told():
     assert told["activations"] == pytest.approx(seen, rel=0.1)
 
 
+def test_a_micro_batch_keeps_what_goes_through_at_once():
+    whole, parts = cost("distill.long_batch=64"), cost("distill.long_batch=64", "distill.micro_batch=1")
+    one = cost("distill.long_batch=8", "distill.critic_batch=8")
+    for part in ("activations", "temporaries"):
+        assert parts.parts[part] == one.parts[part] < whole.parts[part]
+    assert parts.phases == whole.phases
+
+
 def cost(*overrides, preset="wan-1.3b", stage="distill"):
     return stage_cost(configs.load(preset, list(overrides)), stage, use_gpu=True)
 

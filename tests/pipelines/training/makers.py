@@ -68,7 +68,7 @@ def batches(step: int, workers: Workers, short: int = 0, long: int = 4) -> Batch
             return None
         share = workers.share(count)
         x = latents(count, frames, seed=1000 + step)[share.start : share.stop]
-        return Batch(x, [CAPTIONS[name][i % len(CAPTIONS[name])] for i in share], share)
+        return Batch(x, [CAPTIONS[name][i % len(CAPTIONS[name])] for i in share], share, count)
 
     return Batches(part(short, SHORT[0], "short"), part(long, LONG[0], "long"))
 

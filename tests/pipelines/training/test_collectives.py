@@ -1,59 +1,155 @@
-"""One and two workers take the same steps."""
+"""Any number of workers, and any number of parts that a batch goes through in, take the same steps."""
 
+import dataclasses
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch import distributed, multiprocessing
+from torch import Tensor, distributed, multiprocessing
 
 from models.ddt import Student
 from pipelines.training import collectives as parallel
 from pipelines.training.collectives import ALONE, Workers
 from pipelines.training.distill import DistillStage
-from pipelines.training.stage import Batch
+from pipelines.training.stage import Batch, parts
 from pipelines.training.state import TrainState
-from pipelines.training.supervised import held_out_loss
-from tests.pipelines.training.makers import CAPTIONS, DISTILL, batches, recipe, run, trained_starts
+from pipelines.training.supervised import SupervisedStage, held_out_loss, supervised_velocity
+from tests.pipelines.training.makers import (
+    CAPTIONS,
+    DISTILL,
+    SFT,
+    TEACHER,
+    batches,
+    recipe,
+    run,
+    trained_starts,
+)
 
-STEPS = 4
+STEPS = 2
+STAGES = ("teacher", "sft", "mixed", "warmup", "distill")
+Taken = dict[str, Any]
 
 
-def _work(rank: int, size: int, starts: dict[str, str], out: str) -> None:
+@pytest.fixture
+def double() -> Iterator[None]:
+    """Float64: what is left of rounding is far below 1e-6."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture(scope="module")
+def starts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return trained_starts(tmp_path_factory.mktemp("starts"))
+
+
+def take(name: str, starts: dict[str, str], micro_batch: int | None, workers: Workers = ALONE) -> Taken:
+    """Steps of a stage: what they log, the weights after them, and the loss on five held-out windows."""
+    settings = {
+        "teacher": dataclasses.replace(TEACHER, short_batch=5),
+        "sft": dataclasses.replace(SFT, long_batch=5),
+        "mixed": dataclasses.replace(SFT, short_batch=7, long_batch=5),
+    }.get(name, dataclasses.replace(DISTILL, long_batch=5, rollout_batch=5, critic_updates=2))
+    settings = dataclasses.replace(settings, micro_batch=micro_batch)
+    if name in ("warmup", "distill"):
+        made = recipe(settings, starts, critic_only=name == "warmup")
+        made = dataclasses.replace(made, crop_safe=False)
+        stage: SupervisedStage | DistillStage = DistillStage(made, CAPTIONS, workers)
+    else:
+        start = {} if name == "teacher" else {"teacher": starts["teacher"]}
+        stage = SupervisedStage(recipe(settings, start), workers)
+    state = stage.init("cpu")
+    metrics = run(stage, state, STEPS, settings.short_batch, settings.long_batch, workers)
+    weights = {f"{role}.{n}": p for role, m in state.modules.items() for n, p in m.named_parameters()}
+    return {
+        "metrics": metrics,
+        "held_out": held_out(stage, state, workers),
+        "weights": torch.cat([tensor.detach().flatten() for tensor in weights.values()]).tolist(),
+        "captions": [rollout.captions for rollout in state.pool],
+    }
+
+
+def held_out(stage: SupervisedStage | DistillStage, state: TrainState, workers: Workers) -> float:
+    """Loss on five windows, of which some workers have one more than others."""
+    rows = batches(99, ALONE, long=5).long
+    assert rows is not None
+    own = slice(workers.rank, None, workers.size)
+    part = Batch(rows.latents[own], rows.captions[own], rows.samples[own], 5)
+    velocity = supervised_velocity(state.modules[stage.spec.role])
+    return held_out_loss(velocity, part, stage.recipe, stage.captions, workers)
+
+
+def assert_equal(one: Taken, other: Taken) -> None:
+    tolerance = 1e-6
+    assert one["metrics"][0].keys() == other["metrics"][0].keys()
+    for told, again in zip(one["metrics"], other["metrics"], strict=True):
+        assert again == pytest.approx(told, rel=tolerance, abs=tolerance)
+    assert other["held_out"] == pytest.approx(one["held_out"], rel=tolerance)
+    weights, others = (torch.tensor(taken["weights"]) for taken in (one, other))
+    assert torch.allclose(weights, others, rtol=tolerance, atol=tolerance)
+    assert one["captions"] == [*map(tuple, other["captions"])]
+
+
+def _work(rank: int, size: int, names: tuple[str, ...], starts: dict[str, str], out: str) -> None:
     torch.set_num_threads(1)
+    torch.set_default_dtype(torch.float64)
     parallel.MESSAGE = 2000
     meeting = f"file://{out}/meeting"
     distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=size)
-    workers = Workers(rank, size)
-    stage = DistillStage(recipe(DISTILL, starts), CAPTIONS, workers)
-    state = stage.init("cpu")
-    metrics = run(stage, state, STEPS, workers=workers)
-    held_out = _held_out(stage, state, workers)
-    Path(out, f"{rank}.json").write_text(json.dumps({"metrics": metrics, "held_out": held_out}))
+    taken = {name: take(name, starts, 1, Workers(rank, size)) for name in names}
+    Path(out, f"{rank}.json").write_text(json.dumps(taken))
     distributed.barrier()
     distributed.destroy_process_group()
 
 
-def _held_out(stage: DistillStage, state: TrainState, workers: Workers) -> float:
-    """Loss on five windows, of which the workers have three and two."""
-    rows = batches(99, ALONE, long=5).long
-    student = state.modules["student"]
-    assert rows is not None
-    assert isinstance(student, Student)
-    own = slice(workers.rank, None, workers.size)
-    part = Batch(rows.latents[own], rows.captions[own], rows.samples[own])
-    return held_out_loss(student.flow_matching, part, stage.recipe, stage.captions, workers)
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("name", STAGES)
+def test_micro_batches_add_up_to_one_big_batch(name: str, starts: dict[str, str]) -> None:
+    whole = take(name, starts, None)
+    for micro_batch in (1, 2):
+        assert_equal(whole, take(name, starts, micro_batch))
 
 
-def test_one_and_two_workers_have_equal_losses(tmp_path: Path) -> None:
-    starts = trained_starts(tmp_path)
-    stage = DistillStage(recipe(DISTILL, starts), CAPTIONS)
-    state = stage.init("cpu")
-    alone = run(stage, state, STEPS)
-    held_out = _held_out(stage, state, ALONE)
-    multiprocessing.spawn(_work, (2, starts, str(tmp_path)), nprocs=2)
-    for rank in range(2):
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize(("size", "names"), [(2, STAGES), (3, ("distill",))])
+def test_workers_with_uneven_shares_in_micro_batches_take_the_steps_of_one(
+    size: int, names: tuple[str, ...], starts: dict[str, str], tmp_path: Path
+) -> None:
+    multiprocessing.spawn(_work, (size, names, starts, str(tmp_path)), nprocs=size)
+    alone = {name: take(name, starts, None) for name in names}
+    for rank in range(size):
         together = json.loads((tmp_path / f"{rank}.json").read_text())
-        assert together["held_out"] == pytest.approx(held_out, rel=1e-5)
-        for one, two in zip(alone, together["metrics"], strict=True):
-            assert two == pytest.approx(one, rel=1e-5, abs=1e-5)
+        for name in names:
+            assert_equal(alone[name], together[name])
+
+
+def test_no_more_rows_than_a_micro_batch_go_through_a_network(starts: dict[str, str]) -> None:
+    """Of any network and in any pass: clips, videos, or the windows of a video."""
+    settings = dataclasses.replace(DISTILL, micro_batch=2)
+    stage = DistillStage(recipe(settings, starts), CAPTIONS)
+    state = stage.init("cpu")
+    student, critic = state.modules["student"], state.modules["critic"]
+    assert isinstance(student, Student)
+    most = {"student": 0, "critic": 0}
+
+    def look(role: str) -> Any:
+        def hook(_: object, given: tuple[Tensor, ...]) -> None:
+            most[role] = max(most[role], len(given[0]))
+
+        return hook
+
+    student.encoder.register_forward_pre_hook(look("student"))
+    critic.register_forward_pre_hook(look("critic"))
+    run(stage, state, 3)
+    assert most == {"student": 2, "critic": 2 * (settings.windows_per_video or 0)}
+
+
+def test_parts_hold_every_row_once_and_in_order() -> None:
+    for size in (None, 1, 2, 3, 7, 8):
+        split = list(parts(range(3, 10), size))
+        assert [row for part in split for row in part] == list(range(3, 10))
+        assert max(map(len, split)) == min(size or 7, 7)
+    assert list(parts(range(0), None)) == list(parts(range(0), 2)) == []

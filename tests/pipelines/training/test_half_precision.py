@@ -61,8 +61,9 @@ def test_every_update_of_the_critic_sees_the_one_before(starts: dict[str, str], 
         state = stage.init(device)
         student = state.modules["student"]
         assert isinstance(student, Student)
-        rollout = stage._simulate(student, makers.LONG, key)
-        state.pool = [Rollout(rollout.video.detach(), tuple(rollout.captions))]
+        captions = stage._rollout_captions(key)
+        rollout = stage._simulate(student, makers.LONG, key, range(len(captions)), captions)
+        state.pool = [Rollout(rollout.video.detach(), tuple(captions))]
         seen = []
         with around_all:
             for _ in range(4):

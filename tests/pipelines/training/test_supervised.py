@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from models.ddt import Student
 from models.dit import DiT
-from models.errors import CheckpointError, TrainingDiverged
+from models.errors import CheckpointError, ConfigError, TrainingDiverged
 from models.flow import VelocityModel
 from models.rng import Key
 from pipelines.checkpoints import MANIFEST_FILE, load_network
@@ -263,7 +263,9 @@ def test_the_critic_leaves_out_the_first_latents_of_inner_windows(
 
 
 def test_workers_share_a_batch_in_order() -> None:
-    parts = [list(Workers(rank, 3).share(12)) for rank in range(3)]
-    assert [i for part in parts for i in part] == list(range(12))
-    with pytest.raises(ValueError, match="divide"):
-        Workers(0, 5).share(12)
+    for size in (1, 2, 3, 5, 12):
+        parts = [list(Workers(rank, size).share(12)) for rank in range(size)]
+        assert [i for part in parts for i in part] == list(range(12))
+        assert max(map(len, parts)) - min(map(len, parts)) <= 1
+    with pytest.raises(ConfigError, match="a row for every worker"):
+        Workers(0, 13).share(12)

@@ -15,7 +15,7 @@ from tests.pipelines.training.makers import DISTILL, SHORT, recipe
 
 def _short(count: int) -> Batch:
     x = 0.5 + 0.7 * normal(SHORT, Key(0, purpose="gate-test"), range(count))
-    return Batch(x, ["red sun"] * count, range(count))
+    return Batch(x, ["red sun"] * count, range(count), count)
 
 
 def _ratio(teacher: GaussianVelocity, batch: int = 300) -> float:

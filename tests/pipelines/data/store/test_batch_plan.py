@@ -42,7 +42,8 @@ def test_a_batch_is_of_one_bucket_and_shared_alike_by_any_workers(
     assert len({bucket_of(plan, row.index) for row in whole}) == 1
     assert [row for rank in range(world) for row in plan.rows(step, rank, world)] == whole
     assert [row.sample for row in whole] == list(range(plan.batch))
-    assert len({len(plan.rows(step, rank, world)) for rank in range(world)}) == 1
+    shares = [len(plan.rows(step, rank, world)) for rank in range(world)]
+    assert max(shares) - min(shares) <= 1
 
 
 @given(PLANS)
@@ -123,7 +124,7 @@ def test_a_batch_larger_than_the_corpus_goes_round() -> None:
     assert rows[0] == RowRef(rows[0].index, 0)
 
 
-@pytest.mark.parametrize(("rank", "world"), [(0, 3), (2, 2), (-1, 2), (0, 0)])
+@pytest.mark.parametrize(("rank", "world"), [(0, 9), (2, 2), (-1, 2), (0, 0)])
 def test_workers_that_cannot_share_are_refused(rank: int, world: int) -> None:
     with pytest.raises(ConfigError, match="cannot be shared"):
         BatchPlan(0, (10,), 8).rows(0, rank, world)
