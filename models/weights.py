@@ -4,8 +4,8 @@ Folders of pretrained networks are as diffusers and transformers write them: con
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -234,8 +234,14 @@ class Ema:
         moved = {name: p.detach() for name, p in module.named_parameters() if name in self.trained}
         torch._foreach_lerp_([self.tensors[name] for name in moved], list(moved.values()), 1 - decay)
 
-    @torch.no_grad()
-    def copy_to(self, module: nn.Module) -> None:
-        """Write the average into `module`."""
-        for name, parameter in module.named_parameters():
-            parameter.copy_(self.tensors[name])
+    @contextmanager
+    def standing_in(self, module: nn.Module) -> Iterator[None]:
+        """Lets `module` compute with the average for the length of a `with` block; nothing is copied."""
+        own = {name: parameter.data for name, parameter in module.named_parameters()}
+        try:
+            for name, parameter in module.named_parameters():
+                parameter.data = self.tensors[name]
+            yield
+        finally:
+            for name, parameter in module.named_parameters():
+                parameter.data = own[name]

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 CorpusName: TypeAlias = Literal["short", "long"]
+Split: TypeAlias = Literal["train", "holdout"]
 CORPORA: tuple[CorpusName, ...] = ("short", "long")
 
 SAME_BYTES = "the same bytes as "

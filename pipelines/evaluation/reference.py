@@ -19,6 +19,7 @@ import torch
 from models.rng import Key
 from pipelines.data.store.dataset import ShardDataset
 from pipelines.data.store.info import dataset_autoencoder, read_info
+from pipelines.data.types import Split
 from pipelines.evaluation.features.extractors import EXTRACTORS
 from pipelines.evaluation.generate import write_clip
 from pipelines.evaluation.measure import Columns, Measurements, Measurer, among_first, cut
@@ -75,7 +76,7 @@ class CorpusSpec:
 
     name: Corpus
     """A SHORT clip is one window; a LONG clip gives as many windows as a generated video."""
-    split: Literal["train", "holdout"]
+    split: Split
     """Held-out rows where there are any."""
     rows: list[int]
     """Rows of the split that are measured."""

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pipelines.data.store.batch_plan import BatchPlan
 from pipelines.data.store.dataset import ShardDataset
-from pipelines.data.types import CorpusName
+from pipelines.data.types import CorpusName, Split
 from pipelines.training.collectives import Workers
 from pipelines.training.config import StageConfig
 from pipelines.training.recipes import Recipe
@@ -84,12 +84,13 @@ class BatchSource:
         return {name: corpus.batch(step, self._workers) for name, corpus in self.corpora.items()}
 
 
-def held_out_batch(recipe: Recipe, frames: int, workers: Workers, device: torch.device) -> Batch | None:
-    """This worker's part of up to 64 windows that training never sees, of the main bucket of the corpus whose
-    windows have `frames` frames; None where nothing is held out."""
-    name: CorpusName = "short" if frames == recipe.short_shape[0] else "long"
-    rows = ShardDataset(recipe.dataset, name, split="holdout")
-    chosen = rows.main[:HELD_OUT_WINDOWS]
+def fixed_batch(
+    recipe: Recipe, corpus: CorpusName, split: Split, count: int, workers: Workers, device: torch.device
+) -> Batch | None:
+    """This worker's part of up to `count` windows of a corpus, of its main bucket, the same at every call;
+    None where the split has none."""
+    rows = ShardDataset(recipe.dataset, corpus, split)
+    chosen = rows.main[:count]
     if not chosen:
         return None
     samples = range(len(chosen))[workers.rank :: workers.size]

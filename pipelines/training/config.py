@@ -56,6 +56,22 @@ class StageConfig:
     """Steps between preview videos in MLflow, with one more at the end; 0 turns them off."""
     log_every: PositiveInt = 25
     """Steps between progress lines."""
+    watch_every: NonNegativeInt = 100
+    """Steps between samples of the averaged weights that are measured, beside the first and the last step; 0
+    measures none."""
+
+    def is_watched(self, step: int) -> bool:
+        """Whether samples are measured after so many steps."""
+        return bool(self.watch_every) and (step % self.watch_every == 0 or step == self.steps)
+
+    def is_shown(self, step: int) -> bool:
+        """Whether preview videos are filed after so many steps."""
+        return bool(self.preview_every) and (step % self.preview_every == 0 or step == self.steps)
+
+    def at_once(self, workers: int) -> int:
+        """Videos that each of so many workers can take at once without a graph: no more than in a step."""
+        share = max(1, min(batch for batch in (self.short_batch, self.long_batch) if batch) // workers)
+        return min(share, self.micro_batch or share)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +96,7 @@ class DistillConfig(StageConfig):
     t_mean: float = 0.6
     checkpoint_every: PositiveInt = 50
     log_every: PositiveInt = 10
+    watch_every: NonNegativeInt = 10
     rollout_batch: PositiveInt = 32
     """Videos per rollout, over all workers."""
     caption_source: Literal["long", "short", "both"] = "both"

@@ -8,6 +8,7 @@ from typing import Any
 import ray.train
 import torch
 from ray.train import Checkpoint, CheckpointUploadMode
+from torch import Tensor
 
 from models.blocks import checkpoint_blocks
 from models.device import half_precision
@@ -18,20 +19,20 @@ from pipelines.data.store.caption_embeddings import text_encoder
 from pipelines.data.store.dataset import ShardDataset
 from pipelines.storage import Storage, temporary_folder
 from pipelines.tracking import NullTracker, Progress, Tracker
-from pipelines.training.batches import BatchSource, held_out_batch
+from pipelines.training.batches import BatchSource
 from pipelines.training.collectives import Workers
 from pipelines.training.config import DistillConfig
 from pipelines.training.distill import DistillStage
 from pipelines.training.monitors.board import relayed_warnings
-from pipelines.training.monitors.diagnostics import Diagnostics
 from pipelines.training.monitors.preview import preview
+from pipelines.training.monitors.watch import Watch
 from pipelines.training.recipes import Recipe
 from pipelines.training.stage import Batch, Stage
 from pipelines.training.state import load_state, save_state
-from pipelines.training.supervised import SupervisedStage, held_out_loss, supervised_velocity
+from pipelines.training.supervised import SupervisedStage
 from pipelines.training.teacher_gate import WINDOWS, check_teacher
 
-_SHOWN = "loss flow_matching reverse_kl critic_loss gradient_norm diversity sharpness light_drift".split()
+_SHOWN = "loss flow_matching reverse_kl critic_loss gradient_norm diversity sharpness saturation".split()
 """Metrics of a progress line."""
 
 
@@ -93,12 +94,7 @@ class _Loop:
         if recipe.cluster.activation_checkpointing:
             for module in self.state.modules.values():
                 checkpoint_blocks(module)
-        self.held_out: Batch | None = None
-        self.diagnostics: Diagnostics | None = None
-        if isinstance(self.stage, SupervisedStage):
-            self.held_out = held_out_batch(recipe, self.stage.spec.shape[0], workers, self.device)
-        elif workers.rank == 0:
-            self.diagnostics = Diagnostics(recipe.dataset, self.device)
+        self.watch = Watch(self.stage, recipe, workers, self.device)
         self.began = 0.0
         self.first_step = 0
 
@@ -113,7 +109,10 @@ class _Loop:
                 self.progress(self.recipe.name, state.step, config.steps, "goes on from its checkpoint")
         if state.step == 0:
             self._check_teacher()
-            state.held_out_start = self._held_out_loss()
+            measured = self._measured(self._videos()) if config.watch_every else self._losses()
+            state.held_out_start = measured.get("held_out_loss")
+            self._track(measured)
+        videos: Tensor | None = None
         self.began, self.first_step = time.monotonic(), state.step
         while state.step < config.steps:
             began, key = time.process_time(), Key(self.recipe.seed, state.step, purpose="step")
@@ -121,19 +120,21 @@ class _Loop:
             with self._precision():
                 result = self.stage.step(state, batches, key)
             state.cpu_seconds += time.process_time() - began
-            self._log(result.metrics)
+            shown = config.is_shown(state.step)
+            videos = self._videos() if shown or config.is_watched(state.step) else None
+            self._log(result.metrics | ({} if videos is None else self._measured(videos)))
             if state.step == config.steps:
                 break
             if state.step % config.checkpoint_every == 0 and (refused := self._save({})):
                 return refused
-            if config.preview_every and state.step % config.preview_every == 0:
-                self._preview()
+            if shown and videos is not None:
+                self._preview(videos)
         summary = self._summary()
         # Only once: Ray Train deletes both of two checkpoints with one name.
         if self.first_step < config.steps and (refused := self._save(summary)):
             return refused
         if config.preview_every:
-            self._preview()
+            self._preview(self._videos() if videos is None else videos)
         return summary
 
     def _precision(self) -> torch.autocast:
@@ -153,41 +154,47 @@ class _Loop:
         if ratio is not None and self.workers.rank == 0:
             self.tracker.metrics(0, {"train/teacher_gate_ratio": ratio})
 
-    def _held_out_loss(self) -> float | None:
-        if self.held_out is None:
-            return None
-        velocity = supervised_velocity(self.state.modules[self.stage.spec.role])
+    def _videos(self) -> Tensor:
         with self._precision():
-            return held_out_loss(velocity, self.held_out, self.recipe, self.stage.captions, self.workers)
+            return self.watch.videos(self.state)
+
+    def _measured(self, videos: Tensor) -> dict[str, float]:
+        with self._precision():
+            return self.watch.of(self.state, videos)
+
+    def _losses(self) -> dict[str, float]:
+        with self._precision():
+            return self.watch.losses(self.state)
+
+    def _track(self, metrics: dict[str, float]) -> None:
+        self.tracker.metrics(self.state.step, {f"train/{name}": value for name, value in metrics.items()})
 
     def _log(self, metrics: dict[str, float]) -> None:
-        """Metrics of every step; every `log_every` steps diagnostics and a line of progress."""
+        """Metrics of every step; every `log_every` steps a line of progress."""
         if self.workers.rank:
             return
         step, steps = self.state.step, self.config.steps
-        self.tracker.metrics(step, {f"train/{k}": v for k, v in metrics.items()})
+        self._track(metrics)
         if step % self.config.log_every and step != steps:
             return
-        extra = self.diagnostics.of(self.state.pool[-1].latents) if self.diagnostics else {}
         elapsed_s = time.monotonic() - self.began
-        extra["data_wait"] = self.batches.waited_s / elapsed_s
-        self.tracker.metrics(step, {f"train/{k}": v for k, v in extra.items()})
+        self._track({"data_wait": self.batches.waited_s / elapsed_s})
         if self.progress is not None:
-            values = metrics | extra
-            numbers = [f"{name} {values[name]:.4g}" for name in _SHOWN if name in values]
+            numbers = [f"{name} {metrics[name]:.4g}" for name in _SHOWN if name in metrics]
             pace = elapsed_s / max(1, step - self.first_step)
             self.progress(self.recipe.name, step, steps, ", ".join([*numbers, f"{pace:.3f} s/step"]))
 
-    def _preview(self) -> None:
-        with self._precision():
-            preview(self.state, self.stage, self.recipe, self.workers, self.tracker)
+    def _preview(self, videos: Tensor) -> None:
+        if self.workers.rank == 0:
+            watch = self.watch
+            preview(videos, watch.captions, self.recipe.dataset, watch.corpus, self.state.step, self.tracker)
 
     def _summary(self) -> dict[str, float]:
         summary = {"steps": float(self.state.step), "cpu_seconds": self.state.cpu_seconds}
-        start, last = self.state.held_out_start, self._held_out_loss()
+        start, last = self.state.held_out_start, self._losses().get("held_out_loss")
         if last is not None and start is not None:
             summary |= {"held_out_loss_start": start, "held_out_loss": last}
-        self.tracker.metrics(self.state.step, {f"train/{k}": v for k, v in summary.items()})
+        self._track(summary)
         return summary
 
     def _save(self, metrics: dict[str, float]) -> StorageRefused | None:

@@ -120,7 +120,7 @@ def held_out_loss(
     recipe: Recipe,
     captions: Captions,
     workers: Workers = ALONE,
-    repeats: int = 4,
+    repeats: int = 2,
 ) -> float:
     """Flow-matching loss on windows that training never sees, with the same noise at every call.
 
@@ -131,13 +131,11 @@ def held_out_loss(
         workers: who have the other windows.
         repeats: how often each window is judged.
     """
-    config = recipe.stage
-    size = max(1, min(b for b in (config.short_batch, config.long_batch) if b) // workers.size)
     total = batch.latents.new_zeros(())
     with torch.no_grad():
         for i in range(repeats):
             key = Key(recipe.seed, i, purpose="held-out")
-            for part in batch.parts(min(size, config.micro_batch or size)):
+            for part in batch.parts(recipe.stage.at_once(workers.size)):
                 loss = supervised_loss(velocity, part, recipe, captions, key)
                 total += loss * (len(part.latents) / (repeats * batch.total))
     return float(workers.sum([total])[0])

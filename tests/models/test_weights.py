@@ -23,8 +23,11 @@ def test_the_average_follows_the_ramped_decay() -> None:
         decay = min(0.9, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * step
     assert float(ema.tensors["weight"]) == pytest.approx(expected, rel=1e-5)
-    ema.copy_to(layer)
-    assert layer.weight.item() == pytest.approx(expected, rel=1e-5)
+    place = layer.weight.data_ptr()
+    with ema.standing_in(layer):
+        assert layer(torch.ones(1, 1)).item() == pytest.approx(expected, rel=1e-5)
+    assert layer.weight.item() == 199.0
+    assert layer.weight.data_ptr() == place
 
 
 def test_frozen_weights_are_their_own_average() -> None:

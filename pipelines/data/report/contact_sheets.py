@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +13,7 @@ from models.autoencoders.kinds import Autoencoder
 from pipelines.data.report.summary import DatasetTables, kept_windows
 from pipelines.data.store.dataset import ShardDataset
 from pipelines.data.tables import sort
-from pipelines.data.types import CorpusName
+from pipelines.data.types import CorpusName, Split
 from pipelines.media.color import Frames
 from pipelines.media.contact_sheet import Strip, contact_sheet, evenly
 from pipelines.storage import Storage
@@ -44,7 +44,7 @@ def sample_windows(
     """
     manifest, index = tables.of_corpus(corpus)
     windows = kept_windows(index)
-    split: Literal["train", "holdout"] = "train" if "train" in windows["split"].to_pylist() else "holdout"
+    split: Split = "train" if "train" in windows["split"].to_pylist() else "holdout"
     rows = pick_windows(windows.filter(pc.equal(windows["split"], split)), WINDOWS)
     if not rows:
         return []

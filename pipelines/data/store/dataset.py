@@ -1,7 +1,7 @@
 """Reading a corpus of a dataset by row number, in bounded memory, every file checked before it is used."""
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow.compute as pc
@@ -12,7 +12,7 @@ from pipelines.data.store.index import read_index
 from pipelines.data.store.info import read_info
 from pipelines.data.store.shards import RowGroups
 from pipelines.data.tables import sort
-from pipelines.data.types import CorpusName
+from pipelines.data.types import CorpusName, Split
 from pipelines.storage import Storage
 
 MEMORY_BYTES = 1 << 30
@@ -46,7 +46,7 @@ class ShardDataset:
         self,
         folder: str | Storage,
         corpus: CorpusName,
-        split: Literal["train", "holdout"] = "train",
+        split: Split = "train",
         memory_bytes: int = MEMORY_BYTES,
     ) -> None:
         storage = Storage(folder)

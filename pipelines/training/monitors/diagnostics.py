@@ -1,63 +1,78 @@
-"""Diagnostics of what a distillation generates."""
+"""What a stage's videos look like beside the corpus."""
 
 import torch
 from torch import Tensor
 
 from pipelines.data.store.dataset import ShardDataset
 from pipelines.data.store.info import dataset_autoencoder
-from pipelines.media.color import BT601
+from pipelines.data.types import CorpusName
+from pipelines.media.color import luma
 
-DIAGNOSED_VIDEOS = 8
+REFERENCES, DECODED = 32, 8
+"""Videos of the corpus that samples are compared with, and how many of them are decoded."""
 EDGE = 8
-"""The first and the last 1/8 of a video's latents are looked at."""
-LUMA = torch.tensor(BT601)
+"""The first and the last 1/8 of a video's latents are looked at, two at least."""
 
 
 class Diagnostics:
-    """How a distillation goes wrong: diversity falls, sharpness overshoots, light drifts too far.
+    """How training goes wrong on screen: colours burn, edges ring, motion dies, videos are alike.
 
     Args:
-        dataset: folder of an ingested dataset; its autoencoder decodes the frames that are looked at, and
-            its main bucket of LONG is what they are compared with.
+        dataset: folder of an ingested dataset; its autoencoder decodes the frames that are looked at.
+        corpus: what videos are compared with, in its main bucket.
         device: where a neural autoencoder works.
     """
 
-    def __init__(self, dataset: str, device: torch.device) -> None:
+    def __init__(self, dataset: str, corpus: CorpusName, device: torch.device) -> None:
         self.autoencoder = dataset_autoencoder(dataset, device)
-        rows = ShardDataset(dataset, "long")
-        chosen = rows.main[: 4 * DIAGNOSED_VIDEOS]
+        rows = ShardDataset(dataset, corpus)
+        chosen = rows.main[:REFERENCES]
         self.reference = self._measure(rows.read(chosen).latents) if chosen else {}
 
     def of(self, latents: Tensor) -> dict[str, float]:
-        """Measures latents [B, T, C, h, w]; every value is divided by LONG's own where that is not 0.
+        """Measures of latents [B, T, C, h, w], each divided by the corpus's own; those that are 0 there are
+        left out.
 
-        `diversity`: rms distance of the videos' mean latents. `sharpness`: mean absolute difference of
-        neighbouring pixels. `light_drift`: mean luma of the last eighth of the frames minus the first's.
+        `sharpness`: mean absolute difference of neighbouring pixels. `saturation`: mean difference of the
+        largest and the smallest channel. `contrast`: mean deviation of luma in a frame. `motion`: mean
+        absolute change of luma from frame to frame. `light_drift`: rms change of mean luma from the first to
+        the last eighth. `diversity`: rms distance of the videos' mean latents, of two videos or more.
         """
         own = self._measure(latents.detach().float().cpu())
         return {
-            name: value / self.reference[name] if abs(self.reference.get(name, 0)) > 1e-6 else value
+            name: value / self.reference[name]
             for name, value in own.items()
+            if self.reference.get(name, 0.0) > 1e-6
         }
 
     def _measure(self, latents: Tensor) -> dict[str, float]:
-        ends = map(self._ends, latents[:DIAGNOSED_VIDEOS])
-        first, last = (torch.stack(end) for end in zip(*ends, strict=True))
-        luma = torch.cat([first, last], dim=1)
-        means = latents.mean(dim=1).flatten(1)
+        looks = [self._look(video) for video in latents[:DECODED]]
+        measures = {name: torch.stack([look[name] for look in looks]).mean() for name in looks[0]}
+        measures["light_drift"] = torch.stack([look["light_drift"] for look in looks]).square().mean().sqrt()
+        if len(latents) > 1:
+            measures["diversity"] = latents.mean(dim=1).flatten(1).var(dim=0).mean().sqrt()
+        return {name: float(value) for name, value in measures.items()}
+
+    def _look(self, latents: Tensor) -> dict[str, Tensor]:
+        """Measures of one video [T, C, h, w]."""
+        ends = self._ends(latents)
+        light = luma(ends)
+        start, end = light.mean(dim=(1, 2, 3))
         return {
-            "diversity": float((means - means.mean(dim=0)).square().mean().sqrt()),
-            "sharpness": float(luma.diff(dim=-1).abs().mean() + luma.diff(dim=-2).abs().mean()),
-            "light_drift": float(last.mean() - first.mean()),
+            "sharpness": light.diff(dim=-1).abs().mean() + light.diff(dim=-2).abs().mean(),
+            "saturation": (ends.amax(dim=-1) - ends.amin(dim=-1)).mean(),
+            "contrast": light.flatten(2).std(dim=-1).mean(),
+            "motion": light.diff(dim=1).abs().mean(),
+            "light_drift": end - start,
         }
 
-    def _ends(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        """Luma [F, H, W] of the first and the last eighth of one video's latents [T, C, h, w].
+    def _ends(self, latents: Tensor) -> Tensor:
+        """Pixels [2, F, H, W, 3], 0 ... 1, of the first and the last eighth of one video.
 
         A causal autoencoder needs a latent before those it decodes: that one's frame is left out.
         """
-        edge = max(1, len(latents) // EDGE)
+        edge = min(len(latents), max(2, len(latents) // EDGE))
         before = 0 if self.autoencoder.crop_safe else min(1, len(latents) - edge)
         ends = latents[:edge], latents[len(latents) - edge - before :]
-        first, last = (self.autoencoder.decode(end[None])[0].float() / 255 @ LUMA for end in ends)
-        return first, last[before:]
+        first, last = (self.autoencoder.decode(end[None])[0].float() / 255 for end in ends)
+        return torch.stack([first, last[-len(first) :]])

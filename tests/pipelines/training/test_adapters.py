@@ -102,8 +102,8 @@ def test_a_checkpoint_loads_as_a_plain_network_that_computes_the_same(
     network = load_network(tmp_path)
     assert not any("lora" in name or "base_layer" in name for name in network.model.state_dict())
     module = state.modules["student"]
-    state.averages["student"].copy_to(module)
-    ours, merged = outputs(module), outputs(network.model)
+    with state.averages["student"].standing_in(module):
+        ours, merged = outputs(module), outputs(network.model)
     assert float((ours - merged).abs().max() / ours.abs().max()) < 1e-5
 
 
