@@ -42,6 +42,7 @@ class Key:
         return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
 
     def torch(self, device: torch.device | str = "cpu") -> torch.Generator:
+        """A generator of torch's; on the CPU it tells keys apart by 32 bits only, so `normal` has another."""
         return torch.Generator(device).manual_seed(self.seed64())
 
     def numpy(self) -> np.random.Generator:
@@ -56,12 +57,16 @@ def normal(
     shape: Sequence[int], key: Key, samples: Sequence[int], device: torch.device | str = "cpu"
 ) -> Tensor:
     """Standard normal draws [len(samples), *shape]; row i depends on the key and samples[i] alone."""
-    rows = [
-        torch.randn(tuple(shape), generator=key.at(sample=i).torch(device), device=device) for i in samples
-    ]
+    rows = []
+    for own in (key.at(sample=i) for i in samples):
+        if torch.device(device).type == "cpu":
+            drawn = own.numpy().standard_normal(tuple(shape), np.float32)
+            rows.append(torch.from_numpy(np.asarray(drawn, np.float32)))
+        else:
+            rows.append(torch.randn(tuple(shape), generator=own.torch(device), device=device))
     return torch.stack(rows)
 
 
 def uniform(key: Key, samples: Sequence[int]) -> Tensor:
     """Uniform draws in [0, 1), float32 [len(samples)] on the CPU; one per sample."""
-    return torch.stack([torch.rand((), generator=key.at(sample=i).torch()) for i in samples])
+    return torch.tensor([key.at(sample=i).numpy().random(dtype=np.float32) for i in samples])

@@ -29,6 +29,18 @@ def test_every_part_of_a_key_changes_its_seed(seed: int, step: int, sample: int)
     assert 0 <= key.seed64() < 2**63
 
 
+def test_keys_that_agree_in_32_bits_draw_different_noise() -> None:
+    known: dict[int, Key] = {}
+    for step in range(300_000):
+        key = Key(0, step)
+        other = known.setdefault(key.at(sample=0).seed64() & 0xFFFFFFFF, key)
+        if other is not key:
+            break
+    assert other is not key
+    assert not torch.equal(normal((8,), key, [0]), normal((8,), other, [0]))
+    assert not torch.equal(uniform(key, [0]), uniform(other, [0]))
+
+
 def test_draws_are_standard_normal_and_uniform() -> None:
     n = normal((64,), Key(0, purpose="n"), range(400))
     assert float(n.mean()) == pytest.approx(0, abs=0.02)
