@@ -208,7 +208,12 @@ def sample(
         list[str] | None, typer.Option("--caption", help="May be repeated; LONG's if left out.")
     ] = None,
     head: Head = "dm",
-    steps: Annotated[int | None, typer.Option(help="Steps; the config's if left out.", min=1)] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Steps of --head fm; the config's if left out.", min=1)
+    ] = None,
+    times: Annotated[
+        str | None, typer.Option(help="Times of --head dm, falling from 1; the checkpoint's if left out.")
+    ] = None,
     out: Annotated[str | None, typer.Option(help="Folder; the run's samples/ if left out.")] = None,
 ) -> None:
     """Sample videos from a trained student: MP4, GIF and a contact sheet.
@@ -217,6 +222,7 @@ def sample(
     Examples:
       sostenuto sample --count 8
       sostenuto sample --head fm --steps 50
+      sostenuto sample --times 1,0.7,0.4
       sostenuto sample --caption "a bay at dusk, streaked sky, amber sun, slow waves rolling in" --out clips
     """
 

@@ -151,8 +151,8 @@ class FlowConfig:
 
     timestep_shift: PositiveFloat = 1.0
     """Shift of the times of clips up to `timestep_shift_frames` long: t' = s t / (1 + (s-1) t)."""
-    timestep_shift_frames: PositiveInt = 32
-    """Latent frames beyond which the shift grows by the square root of the length."""
+    timestep_shift_frames: PositiveInt | None = 32
+    """Latent frames beyond which the shift grows by the square root of the length; None: it never grows."""
 
 
 @dataclass(frozen=True, kw_only=True)

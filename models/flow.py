@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from models.config import FlowConfig
-from models.rng import Key, normal
+from models.rng import Key, normal, uniform
 from models.text.conditioning import Conditioning
 
 
@@ -46,13 +46,25 @@ def shift(t: Tensor, amount: float) -> Tensor:
 
 
 def shift_for(config: FlowConfig, num_frames: int) -> float:
-    """The shift of a clip of `num_frames` latent frames, growing with the square root of its length."""
-    return config.timestep_shift * max(1.0, math.sqrt(num_frames / config.timestep_shift_frames))
+    """The shift of a clip of `num_frames` latent frames; it may grow with the square root of the length."""
+    longest = config.timestep_shift_frames or num_frames
+    return config.timestep_shift * max(1.0, math.sqrt(num_frames / longest))
 
 
-def training_times(key: Key, samples: Sequence[int], mean: float, std: float, amount: float) -> Tensor:
-    """Logit-normal times sigmoid(mean + std n), shifted; float32 [len(samples)]."""
+def logit_normal_times(key: Key, samples: Sequence[int], mean: float, std: float, amount: float) -> Tensor:
+    """Times sigmoid(mean + std n), shifted; float32 [len(samples)]."""
     return shift(torch.sigmoid(mean + std * normal((), key, samples)), amount)
+
+
+def uniform_times(
+    key: Key, samples: Sequence[int], amount: float, low: float = 0.0, high: float = 1.0
+) -> Tensor:
+    """Uniform times, shifted, of which the shift makes `low` ... `high`; float32 [len(samples)].
+
+    The shift's inverse is the shift by 1 / amount.
+    """
+    ends = shift(torch.tensor([low, high], dtype=torch.float64), 1 / amount).float()
+    return shift(ends[0] + (ends[1] - ends[0]) * uniform(key, samples), amount).clamp(low, high)
 
 
 def ode_times(steps: int, amount: float) -> Tensor:

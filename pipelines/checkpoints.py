@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from models.config import LoraConfig, ModelConfig, TextConfig
+from models.config import FlowConfig, LoraConfig, ModelConfig, SamplingConfig, TextConfig
 from models.ddt import Student
 from models.dit import DiT
 from models.errors import CheckpointError
@@ -40,6 +40,10 @@ class NetworkSpec:
     """Adapters in its files, if any; loading merges them."""
     distilled: bool = False
     """Whether distillation, not just its warm-up, has trained a student's DM head."""
+    flow: FlowConfig = FlowConfig()
+    """The shift that it was trained with."""
+    sampling: SamplingConfig = SamplingConfig()
+    """Its samplers; distillation trains the DM head for these few steps."""
 
     def build(self, device: torch.device | str = "cpu") -> DiT | Student:
         """The network with unset weights."""
@@ -56,6 +60,8 @@ class NetworkSpec:
             "model": ModelConfig(**_tupled(values["model"])),
             "text": TextConfig(**_tupled(values["text"])),
             "lora": LoraConfig(**_tupled(values.get("lora", {}))),
+            "flow": FlowConfig(**values["flow"]),
+            "sampling": SamplingConfig(**_tupled(values["sampling"])),
         }
         return NetworkSpec(**_tupled(values) | parts)
 
@@ -129,7 +135,8 @@ def read_spec(folder: str | Path) -> NetworkSpec:
             return NetworkSpec.from_json(json.loads(path.read_text()))
         except (ValueError, KeyError, TypeError) as error:
             raise CheckpointError(
-                f"{folder} holds no network: {error}", "give the folder of a finished stage"
+                f"{folder} holds no network of this version: {error}",
+                "Give the folder of a finished stage, or train it again",
             ) from error
 
 

@@ -136,7 +136,6 @@ def settings_of(config: RunConfig, seed: int) -> EvaluationSettings:
     return EvaluationSettings(
         evaluation=config.evaluation,
         sampling=config.sampling,
-        flow=config.flow,
         world=config.world if config.uses_world else None,
         dataset=paths.dataset,
         references=f"{paths.root}/references",

@@ -1,5 +1,6 @@
 """`sostenuto sample`: videos from a trained network, as MP4, GIF and a contact sheet."""
 
+import dataclasses
 import itertools
 import json
 from collections.abc import Iterator, Sequence
@@ -7,14 +8,16 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from jobs.config.checks import check_times
 from jobs.config.paths import RunPaths
 from jobs.config.schema import RunConfig
 from jobs.console import ConsoleProgress, print_line
+from models.config import SamplingConfig
 from models.device import compute_device
 from models.errors import ConfigError
 from models.rng import Key
 from models.text.kinds import text_kind
-from pipelines.checkpoints import Network, load_network, read_spec
+from pipelines.checkpoints import Network, NetworkSpec, load_network, read_spec
 from pipelines.data.store.caption_embeddings import embed_captions, text_encoder
 from pipelines.data.store.dataset import ShardDataset
 from pipelines.data.store.info import dataset_autoencoder, read_info
@@ -37,6 +40,7 @@ def sample(
     head: Head,
     steps: int | None,
     out: str | None,
+    times: str | None = None,
 ) -> list[str]:
     """Write `count` videos with their captions, on this machine's GPU if `cluster.use_gpu`.
 
@@ -45,22 +49,23 @@ def sample(
         checkpoint: folder of a network; None is the run's distilled student.
         count: number of videos.
         captions: taken in turn; None takes different ones of LONG.
-        head: `dm` takes the few steps of `sampling.steps`, `fm` Euler steps.
+        head: `dm` takes the few steps that the checkpoint was distilled for, `fm` Euler steps.
         steps: Euler steps; None is the config's.
         out: folder; None is the run's samples/.
+        times: of the few-step sampler in place of the checkpoint's own, as in 1,0.5.
 
     Returns:
         Paths of the MP4 files.
 
     Raises:
-        ConfigError: steps for the few-step sampler, a head that is absent or untrained, or no GPU.
+        ConfigError: steps or times that do not suit the sampler, a head that is absent or untrained, no GPU.
         CheckpointError: there is no finished student.
     """
     paths = RunPaths.of(config)
     folder = checkpoint or require_finished(paths.seed(config.seed), "distill", "sample").checkpoint
     info = read_info(paths.dataset)
-    method, device = _method(config, head, steps), compute_device(config.cluster.use_gpu)
-    spec = read_spec(folder)
+    spec, device = read_spec(folder), compute_device(config.cluster.use_gpu)
+    method, sampling = _method(config, spec, head, steps, times)
     check(spec, method)
     texts = list(captions or ())
     if not texts:
@@ -70,7 +75,7 @@ def sample(
     target = Storage(out or paths.samples)
     with ConsoleProgress() as progress:
         embed_captions(spec.text, paths.dataset, chosen, device=device.type)
-        made = _videos(config, load_network(folder, device), method, paths.dataset, chosen)
+        made = _videos(config, load_network(folder, device), method, sampling, paths.dataset, chosen)
         written = _write(target, made, chosen, info.long.fps, progress)
     if note := text_kind(spec.text).cut_note(captions or ()):
         print_line(note)
@@ -78,19 +83,42 @@ def sample(
     return written
 
 
-def _method(config: RunConfig, head: Head, steps: int | None) -> Method:
+def _method(
+    config: RunConfig, spec: NetworkSpec, head: Head, steps: int | None, times: str | None
+) -> tuple[Method, SamplingConfig]:
+    """The sampler, and its settings: few-step times are the checkpoint's own, where `times` has no others."""
     if head == "fm":
-        return Method("fm", "ode", steps or config.sampling.ode_steps)
-    if steps is not None and steps != len(config.sampling.steps):
+        if times is not None:
+            raise ConfigError("the FM head was given times of the few-step sampler", "Give --steps instead")
+        return Method("fm", "ode", steps or config.sampling.ode_steps), config.sampling
+    own = spec.sampling.steps
+    if steps is not None:
         raise ConfigError(
-            f"the few-step sampler was asked for {steps} steps but has the times {config.sampling.steps}",
-            "Leave --steps out, set sampling.steps, or take --head fm",
+            f"the few-step sampler was asked for {steps} steps but has the times {list(own)}",
+            f"Leave --steps out, give that many times by --times {','.join(map(str, own))}, or take --head fm",
         )
-    return Method("dm", "few_step", len(config.sampling.steps))
+    chosen = own
+    if times is not None:
+        try:
+            chosen = tuple(float(part) for part in times.split(","))
+        except ValueError as error:
+            raise ConfigError(f"--times {times!r} cannot be read", "Write --times 1,0.75,0.5,0.25") from error
+        check_times(chosen, "--times")
+        print_line(f"sampled at the times {list(chosen)}, not at those of its distillation, {list(own)}")
+    elif own != config.sampling.steps:
+        print_line(
+            f"sampled at the checkpoint's times {list(own)}, not at sampling.steps: --times has others"
+        )
+    return Method("dm", "few_step", len(chosen)), dataclasses.replace(config.sampling, steps=chosen)
 
 
 def _videos(
-    config: RunConfig, network: Network, method: Method, dataset: str, captions: Sequence[str]
+    config: RunConfig,
+    network: Network,
+    method: Method,
+    sampling: SamplingConfig,
+    dataset: str,
+    captions: Sequence[str],
 ) -> Iterator[NDArray[np.uint8]]:
     """Frames [F, H, W, 3] of each video, generated batch by batch on the network's device."""
     device = next(network.model.parameters()).device
@@ -105,8 +133,8 @@ def _videos(
             encoder.encode(captions[samples.start : samples.stop]),
             key,
             samples,
-            sampling=config.sampling,
-            flow=config.flow,
+            sampling=sampling,
+            flow=network.spec.flow,
         )
         for video in latents.cpu():
             yield autoencoder.decode(video[None])[0].numpy()

@@ -1,6 +1,7 @@
 """Combinations of settings that cannot work, refused before anything is read, written or allocated."""
 
 import itertools
+from collections.abc import Sequence
 
 from jobs.config.schema import STAGES, RunConfig, settings
 from jobs.config.shapes import latent_frames, pixels_per_latent, shapes
@@ -168,12 +169,20 @@ def _batches(config: RunConfig) -> None:
                 )
 
 
+def check_times(times: Sequence[float], name: str) -> None:
+    """Refuse times of the few-step sampler that do not fall from 1.
+
+    Raises:
+        ConfigError: naming them by `name`.
+    """
+    falling = all(later < earlier for earlier, later in itertools.pairwise(times))
+    if not times or times[0] != 1.0 or times[-1] <= 0 or not falling:
+        problem = f"{name} {list(times)} do not fall from 1 towards 0"
+        raise ConfigError(problem, "Take, for example, 1.0, 0.85, 0.65 and 0.35")
+
+
 def _times(config: RunConfig) -> None:
-    steps = config.sampling.steps
-    falling = all(later < earlier for earlier, later in itertools.pairwise(steps))
-    if not steps or steps[0] != 1.0 or steps[-1] <= 0 or not falling:
-        problem = f"sampling.steps {list(steps)} do not fall from 1 towards 0"
-        raise ConfigError(problem, "Set, for example, sampling.steps=[1.0,0.85,0.65,0.35]")
+    check_times(config.sampling.steps, "sampling.steps")
     loss = config.loss
     if not 0 < loss.score_t_min < loss.score_t_max < 1:
         raise ConfigError(

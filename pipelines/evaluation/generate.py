@@ -6,6 +6,7 @@ video is named by (seed, group, draw, index), so how work is cut and dealt out c
 systems start from the same noise.
 """
 
+import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -178,8 +179,8 @@ class Generator:
             conditioning,
             Key(settings.seed, purpose=f"evaluate/{batch.group}/{batch.draw}"),
             batch.indices,
-            sampling=settings.sampling,
-            flow=settings.flow,
+            sampling=dataclasses.replace(settings.sampling, steps=network.spec.sampling.steps),
+            flow=network.spec.flow,
         )
         if settings.use_gpu:
             torch.cuda.synchronize()

@@ -5,7 +5,7 @@ from typing import Literal
 
 import torch
 
-from models.config import FlowConfig, SamplingConfig, TextConfig
+from models.config import SamplingConfig, TextConfig
 from models.device import compute_device
 from models.errors import ConfigError
 from models.windows import even_spans
@@ -48,9 +48,7 @@ class EvaluationSettings:
     evaluation: EvaluationConfig
     """How many videos, draws and actors."""
     sampling: SamplingConfig
-    """Times of the few-step sampler and guidance of the others."""
-    flow: FlowConfig
-    """The timestep shift."""
+    """Guidance of the samplers of many steps; few-step times and the shift are the network's own."""
     world: WorldConfig | None
     """The built-in world that the corpora come from; None for a user's clips."""
     dataset: str

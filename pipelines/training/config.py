@@ -46,8 +46,10 @@ class StageConfig:
     """Largest gradient norm."""
     ema_decay: Share = 0.995
     """Decay of the weight average, ramped as (1 + k) / (10 + k)."""
+    t_distribution: Literal["logit_normal", "uniform"] = "logit_normal"
+    """How the training time t is drawn before the shift."""
     t_mean: float = 0.0
-    """Mean of the normal distribution whose sigmoid is the training time t."""
+    """Mean of the normal distribution whose sigmoid is t (`logit_normal`)."""
     t_std: PositiveFloat = 1.0
     """Its standard deviation."""
     checkpoint_every: PositiveInt = 500

@@ -12,14 +12,14 @@ from torch import Tensor
 
 from models.ddt import Student
 from models.dit import DiT
-from models.flow import VelocityModel, shift, shift_for, x0_prediction
+from models.flow import VelocityModel, shift_for, uniform_times, x0_prediction
 from models.losses import ReverseKLLoss, anchor_loss, flow_matching_loss, reverse_kl_loss
-from models.rng import Key, normal, uniform
+from models.rng import Key, normal
 from models.sampling import Draw, noisy_input
 from models.text.conditioning import Conditioning, TextEncoder, withhold_some
 from models.weights import Ema, copy_into
 from models.windows import Span, spans
-from pipelines.checkpoints import NetworkSpec, critic_weights, load_network
+from pipelines.checkpoints import critic_weights, load_network
 from pipelines.generation import few_step_times
 from pipelines.training.collectives import ALONE, Workers
 from pipelines.training.config import DistillConfig
@@ -81,10 +81,7 @@ class DistillStage:
         assert isinstance(recipe.stage, DistillConfig)
         self.recipe, self.config, self.workers = recipe, recipe.stage, workers
         self.captions, self.caption_pool = Captions(recipe.text, encoder), caption_pool
-        shape, distilled = recipe.long_shape, not recipe.critic_only
-        self.spec = NetworkSpec(
-            "student", recipe.model, recipe.text, shape[1], shape, recipe.lora, distilled=distilled
-        )
+        self.spec = recipe.network("student", distilled=not recipe.critic_only)
         self.teacher: DiT
         self.reference: VelocityModel | None = None
         """The frozen long-SFT network, where there is an anchor."""
@@ -281,9 +278,8 @@ class DistillStage:
 
     def _score_times(self, key: Key, samples: Sequence[int]) -> Tensor:
         """Uniform times of windows, shifted as the teacher's own are."""
-        low, high = self.recipe.loss.score_t_min, self.recipe.loss.score_t_max
-        t = low + (high - low) * uniform(key.at(purpose="t"), samples)
-        return shift(t, shift_for(self.recipe.flow, self.config.window_frames)).clamp(low, high)
+        loss, amount = self.recipe.loss, shift_for(self.recipe.flow, self.config.window_frames)
+        return uniform_times(key.at(purpose="t"), samples, amount, loss.score_t_min, loss.score_t_max)
 
 
 def first_masked(starts: Sequence[int], length: int) -> Tensor:

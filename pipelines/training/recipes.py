@@ -6,6 +6,7 @@ from typing import Any
 
 from models.config import FlowConfig, LoraConfig, LossConfig, ModelConfig, SamplingConfig, TextConfig
 from models.errors import CheckpointError, ConfigError
+from pipelines.checkpoints import NetworkSpec, Role
 from pipelines.data.store.info import read_info
 from pipelines.storage import Storage, hash_of
 from pipelines.training.config import ClusterConfig, StageConfig, TrainingConfig
@@ -58,6 +59,21 @@ class Recipe:
     short_shape: tuple[int, int, int, int]
     long_shape: tuple[int, int, int, int]
     crop_safe: bool
+
+    def network(self, role: Role, *, distilled: bool = False) -> NetworkSpec:
+        """What the network that this stage trains is, and how it is sampled."""
+        shape = self.short_shape if role == "teacher" else self.long_shape
+        return NetworkSpec(
+            role,
+            self.model,
+            self.text,
+            shape[1],
+            shape,
+            self.lora,
+            distilled=distilled,
+            flow=self.flow,
+            sampling=self.sampling,
+        )
 
     def hash(self) -> str:
         """Changes with everything that decides the weights: not with places, checkpoints or logging."""

@@ -5,12 +5,12 @@ from torch import Tensor, nn
 
 from models.ddt import Student
 from models.dit import DiT, initialize
-from models.flow import VelocityModel, shift_for, training_times
+from models.flow import VelocityModel, logit_normal_times, shift_for, uniform_times
 from models.losses import flow_matching_loss
 from models.rng import Key, normal
 from models.text.conditioning import TextEncoder
 from models.weights import Ema
-from pipelines.checkpoints import NetworkSpec, Role
+from pipelines.checkpoints import Role
 from pipelines.training.collectives import ALONE, Workers
 from pipelines.training.recipes import Recipe
 from pipelines.training.stage import (
@@ -41,8 +41,7 @@ class SupervisedStage:
         self.recipe, self.workers = recipe, workers
         self.captions = Captions(recipe.text, encoder)
         role: Role = "student" if recipe.start else "teacher"
-        shape = recipe.long_shape if role == "student" else recipe.short_shape
-        self.spec = NetworkSpec(role, recipe.model, recipe.text, shape[1], shape, recipe.lora)
+        self.spec = recipe.network(role)
 
     def init(self, device: torch.device | str) -> TrainState:
         """A fresh teacher, or a student that starts as the teacher or as an earlier student."""
@@ -99,9 +98,12 @@ def supervised_loss(
     velocity: VelocityModel, batch: Batch, recipe: Recipe, captions: Captions, key: Key
 ) -> Tensor:
     """L_FM, eq. 14, on a batch, with keyed times, noise and caption dropout."""
-    x0, samples = batch.latents, batch.samples
-    amount = shift_for(recipe.flow, x0.shape[1])
-    t = training_times(key.at(purpose="t"), samples, recipe.stage.t_mean, recipe.stage.t_std, amount)
+    x0, samples, stage = batch.latents, batch.samples, recipe.stage
+    at, amount = key.at(purpose="t"), shift_for(recipe.flow, x0.shape[1])
+    if stage.t_distribution == "uniform":
+        t = uniform_times(at, samples, amount)
+    else:
+        t = logit_normal_times(at, samples, stage.t_mean, stage.t_std, amount)
     noise = normal(x0.shape[1:], key.at(purpose="noise"), samples, x0.device)
     conditioning = captions.supervised(batch.captions, key, samples, x0.device)
     return flow_matching_loss(velocity, x0, noise, t.to(x0.device), conditioning)

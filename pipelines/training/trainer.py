@@ -18,7 +18,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from models.errors import CheckpointError, SostenutoError
 from models.wan import read_transformer
-from pipelines.checkpoints import MANIFEST_FILE, NetworkSpec, save_network
+from pipelines.checkpoints import MANIFEST_FILE, save_network
 from pipelines.storage import Storage, temporary_folder
 from pipelines.tracking import Progress, TrackerFactory
 from pipelines.training.loop import train_worker
@@ -140,9 +140,8 @@ def adopt_teacher(recipe: Recipe, folder: str) -> StageOutcome:
     done = _finished(recipe)
     if done is not None:
         return done
-    shape = recipe.short_shape
-    model = read_transformer(Path(folder), recipe.model, shape[1], recipe.text.dim)
-    spec = NetworkSpec("teacher", recipe.model, recipe.text, shape[1], shape)
+    spec = recipe.network("teacher")
+    model = read_transformer(Path(folder), recipe.model, spec.channels, recipe.text.dim)
     with temporary_folder() as made:
         save_network(model, spec, made)
         Storage(recipe.root).put_folder(made, "teacher/pretrained")

@@ -26,7 +26,7 @@ def test_a_gpu_that_the_page_names_holds_it(tmp_path: Path) -> None:
     minute.write_text("extends: wan-1.3b\ndata: {long_frames: 961, long_stride: 480}\n")
     for words in (
         ("wan-1.3b", "--gpu", "h200"),
-        (str(minute), "--gpu", "b200", "--set", "lora.rank=32"),
+        (str(minute), "--gpu", "b200"),
         (str(minute), "--gpu", "mi300x"),
     ):
         done = CliRunner().invoke(app, ["train", "--dry-run", "--config", *words])

@@ -11,12 +11,13 @@ from torch import Tensor
 from models.config import FlowConfig
 from models.flow import (
     interpolate,
+    logit_normal_times,
     ode_times,
     precondition_input,
     preconditioned_velocity,
     shift,
     shift_for,
-    training_times,
+    uniform_times,
     x0_prediction,
 )
 from models.rng import Key
@@ -65,13 +66,27 @@ def test_shifts_compose_by_multiplication(t: float, a: float, b: float) -> None:
 def test_the_shift_grows_with_the_square_root_of_the_length() -> None:
     config = FlowConfig(timestep_shift=2.0, timestep_shift_frames=32)
     assert [shift_for(config, n) for n in (8, 32, 128)] == [2.0, 2.0, 4.0]
+    fixed = FlowConfig(timestep_shift=5.0, timestep_shift_frames=None)
+    assert [shift_for(fixed, n) for n in (8, 121, 1000)] == [5.0, 5.0, 5.0]
     assert ode_times(4, 1.0).tolist() == [1.0, 0.75, 0.5, 0.25, 0.0]
 
 
 def test_training_times_have_the_logit_normal_median() -> None:
-    t = training_times(Key(0, purpose="t"), range(4001), mean=0.6, std=1.0, amount=1.0)
+    t = logit_normal_times(Key(0, purpose="t"), range(4001), mean=0.6, std=1.0, amount=1.0)
     assert float(t.median()) == pytest.approx(float(torch.sigmoid(torch.tensor(0.6))), abs=0.01)
     assert 0 < float(t.min()) < float(t.max()) < 1
+
+
+@pytest.mark.parametrize("amount", [1.0, 5.0])
+def test_shifted_uniform_times_keep_their_ends_and_have_no_lumps_there(amount: float) -> None:
+    """Their distribution is known: P(t < x) = (shift(x, 1/s) - shift(low, 1/s)) / (...), from `low` on."""
+    t = uniform_times(Key(0, purpose="t"), range(4000), amount, 0.02, 0.98)
+    assert 0.02 <= float(t.min()) < 0.04
+    assert 0.975 < float(t.max()) <= 0.98
+    ends = shift(torch.tensor([0.02, 0.5, 0.98]), 1 / amount)
+    below = float((ends[1] - ends[0]) / (ends[2] - ends[0]))
+    assert float((t < 0.5).float().mean()) == pytest.approx(below, abs=0.03)
+    assert float((t == t.min()).sum()) == 1
 
 
 def test_preconditioning_is_exact_for_the_best_network() -> None:

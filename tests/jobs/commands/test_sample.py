@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -9,7 +11,7 @@ import torch
 
 from jobs.commands import sample as command
 from jobs.config import load as configs
-from models.config import ModelConfig, TextConfig
+from models.config import FlowConfig, ModelConfig, SamplingConfig, TextConfig
 from models.errors import ConfigError
 from pipelines.checkpoints import Network, NetworkSpec, save_network
 from pipelines.media.video import read_mp4
@@ -105,7 +107,7 @@ def test_the_autoencoder_is_where_the_network_is(tmp_path, told, monkeypatch):
     monkeypatch.setattr(command, "generate_latents", lambda *_, **__: torch.zeros(1, 9, 3, 1, 1))
     config = configs.load("ci", [f"storage.root={tmp_path}"])
     far = Network(Far(), SPEC)
-    list(command._videos(config, far, command._method(config, "dm", None), "nowhere", ["a"]))
+    list(command._videos(config, far, *command._method(config, SPEC, "dm", None, None), "nowhere", ["a"]))
     assert ("autoencoder", "cuda") in told
 
 
@@ -126,6 +128,44 @@ def test_a_head_that_was_not_trained_is_refused_before_work_begins(tmp_path, tol
         run(tmp_path, str(made), use_gpu=False)
     assert len(told) == 1
     run(tmp_path, str(made), use_gpu=False, head="fm", steps=2)
+
+
+def test_the_checkpoints_own_times_and_shift_are_obeyed(tmp_path, folder, told, monkeypatch, capsys):
+    given = []
+
+    def generate(*_, sampling, flow):
+        given.append((sampling.steps, flow))
+        return torch.zeros(1, 9, 3, 1, 1)
+
+    own = dataclasses.replace(
+        SPEC, flow=FlowConfig(timestep_shift=7.0), sampling=SamplingConfig(steps=(1.0, 0.9, 0.1))
+    )
+    shutil.rmtree(folder)
+    Path(folder).mkdir()
+    save_network(student(own).model, own, Path(folder))
+    monkeypatch.setattr(command, "generate_latents", generate)
+    monkeypatch.setattr(command, "load_network", lambda *_: student(own))
+    run(tmp_path, folder, use_gpu=False, count=1)
+    assert given.pop() == ((1.0, 0.9, 0.1), FlowConfig(timestep_shift=7.0))
+    assert "not at sampling.steps" in capsys.readouterr().out
+    run(tmp_path, folder, use_gpu=False, count=1, times="1,0.5")
+    assert given.pop() == ((1.0, 0.5), FlowConfig(timestep_shift=7.0))
+    assert "not at those of its distillation, [1.0, 0.9, 0.1]" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changes", "told_of"),
+    [
+        ({"times": "1,x"}, "cannot be read"),
+        ({"times": "0.5,0.9"}, "do not fall"),
+        ({"steps": 3}, "asked for 3 steps"),
+        ({"head": "fm", "times": "1,0.5"}, "the FM head"),
+    ],
+)
+def test_times_that_do_not_suit_are_refused_with_a_remedy(tmp_path, folder, told, changes, told_of):
+    with pytest.raises(ConfigError, match=told_of) as caught:
+        run(tmp_path, folder, use_gpu=False, **changes)
+    assert caught.value.remedy
 
 
 def test_a_checkpoint_may_lie_in_an_object_store(tmp_path, folder, told):

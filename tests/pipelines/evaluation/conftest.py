@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from models.config import AutoencoderConfig, FlowConfig, ModelConfig, SamplingConfig, TextConfig
+from models.config import AutoencoderConfig, ModelConfig, SamplingConfig, TextConfig
 from models.dit import initialize
 from models.rng import Key
 from models.weights import save_tensors
@@ -72,7 +72,6 @@ def settings(world_dataset, tmp_path_factory):
             videos=8, draws=2, reference_videos=10, batch_size=3, max_actors=1, showcase=2, temporal_videos=4
         ),
         sampling=SamplingConfig(),
-        flow=FlowConfig(),
         world=WORLD,
         dataset=world_dataset,
         references=str(tmp_path_factory.mktemp("references")),
