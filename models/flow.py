@@ -63,8 +63,8 @@ def uniform_times(
 
     The shift's inverse is the shift by 1 / amount.
     """
-    ends = shift(torch.tensor([low, high], dtype=torch.float64), 1 / amount).float()
-    return shift(ends[0] + (ends[1] - ends[0]) * uniform(key, samples), amount).clamp(low, high)
+    first, last = shift(torch.tensor([low, high], dtype=torch.float64), 1 / amount).tolist()
+    return shift(first + (last - first) * uniform(key, samples), amount).clamp(low, high)
 
 
 def ode_times(steps: int, amount: float) -> Tensor:

@@ -56,17 +56,19 @@ class Key:
 def normal(
     shape: Sequence[int], key: Key, samples: Sequence[int], device: torch.device | str = "cpu"
 ) -> Tensor:
-    """Standard normal draws [len(samples), *shape]; row i depends on the key and samples[i] alone."""
+    """Standard normal draws [len(samples), *shape] of torch's default type; row i depends on the key and
+    samples[i] alone."""
     rows = []
     for own in (key.at(sample=i) for i in samples):
         if torch.device(device).type == "cpu":
             drawn = own.numpy().standard_normal(tuple(shape), np.float32)
-            rows.append(torch.from_numpy(np.asarray(drawn, np.float32)))
+            rows.append(torch.tensor(drawn, dtype=torch.get_default_dtype()))
         else:
             rows.append(torch.randn(tuple(shape), generator=own.torch(device), device=device))
     return torch.stack(rows)
 
 
 def uniform(key: Key, samples: Sequence[int]) -> Tensor:
-    """Uniform draws in [0, 1), float32 [len(samples)] on the CPU; one per sample."""
-    return torch.tensor([key.at(sample=i).numpy().random(dtype=np.float32) for i in samples])
+    """Uniform draws in [0, 1), [len(samples)] on the CPU; one per sample."""
+    drawn = [float(key.at(sample=i).numpy().random(dtype=np.float32)) for i in samples]
+    return torch.tensor(drawn, dtype=torch.get_default_dtype())

@@ -95,7 +95,7 @@ def _method(
     if steps is not None:
         raise ConfigError(
             f"the few-step sampler was asked for {steps} steps but has the times {list(own)}",
-            f"Leave --steps out, give that many times by --times {','.join(map(str, own))}, or take --head fm",
+            f"Leave --steps out, give other times by --times {','.join(map(str, own))}, or take --head fm",
         )
     chosen = own
     if times is not None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from models.config import FlowConfig, LoraConfig, ModelConfig, TextConfig
+from models.config import LoraConfig
 from models.errors import CheckpointError, ConfigError
 from pipelines.data.store.info import read_info
 from pipelines.storage import Storage
