@@ -22,7 +22,19 @@ def validate(config: RunConfig) -> None:
         raise ConfigError(
             f"name {config.name!r} cannot be a folder", "Use letters, digits, dots, dashes and underscores"
         )
-    checks = (_corpora, _world, _captions, _network, _sizes, _windows, _batches, _times, _machines, _sweep)
+    checks = (
+        _corpora,
+        _world,
+        _captions,
+        _network,
+        _sizes,
+        _windows,
+        _lengths,
+        _batches,
+        _times,
+        _machines,
+        _sweep,
+    )
     for check in checks:
         check(config)
 
@@ -150,6 +162,23 @@ def _windows(config: RunConfig) -> None:
             f"distill.windows_per_video is {distill.windows_per_video}, but the tiling has {tiling} windows",
             f"Set it to 1 ... {tiling}, or null for all",
         )
+
+
+def _lengths(config: RunConfig) -> None:
+    """A curriculum's clips are shorter ones of LONG, and hold a window."""
+    patch, longest = config.model.patch_size[0], shapes(config).long_frames
+    for name in STAGES:
+        pairs = getattr(getattr(config, name), "lengths", ())
+        least = config.distill.window_frames if name == "distill" else 1
+        if any(later <= earlier for (earlier, _), (later, _) in itertools.pairwise(pairs)):
+            problem = f"the steps of {name}.lengths {[list(pair) for pair in pairs]} do not rise"
+            raise ConfigError(problem, f"Set, for example, {name}.lengths=[[0,{least}],[500,{longest}]]")
+        for frames in (frames for _, frames in pairs):
+            if frames % patch or not least <= frames <= longest:
+                raise ConfigError(
+                    f"{name}.lengths has clips of {frames} latent frames",
+                    f"Take multiples of {patch} from {least} (a window) to {longest} (a clip of LONG)",
+                )
 
 
 def _batches(config: RunConfig) -> None:

@@ -66,7 +66,7 @@ class BatchSource:
         }
         self.waited_s = 0.0
         """Seconds that callers of `at` waited for data."""
-        self._workers = workers
+        self._stage, self._workers = stage, workers
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="batches")
         self._next: tuple[int, Future[dict[str, Batch]]] | None = None
 
@@ -81,7 +81,13 @@ class BatchSource:
         return Batches(**{name: replace(p, latents=p.latents.to(device)) for name, p in parts.items()})
 
     def _read(self, step: int) -> dict[str, Batch]:
-        return {name: corpus.batch(step, self._workers) for name, corpus in self.corpora.items()}
+        read: dict[str, Batch] = {
+            name: corpus.batch(step, self._workers) for name, corpus in self.corpora.items()
+        }
+        if long := read.get("long"):
+            frames = self._stage.frames_at(step, long.latents.shape[1])
+            read["long"] = replace(long, latents=long.latents[:, :frames])
+        return read
 
 
 def fixed_batch(

@@ -30,6 +30,9 @@ class StageConfig:
     micro_batch: PositiveInt | None = None
     """Clips or windows that go through a worker's networks at once; gradients add up to those of the whole
     batch. None is a worker's whole share."""
+    lengths: tuple[tuple[NonNegativeInt, PositiveInt], ...] = ()
+    """Curriculum of lengths, [step, latent frames] each: from that step on LONG clips are cut to so many
+    first frames, which are the latents of the shorter clip. Before the first pair, clips are whole."""
     learning_rate: PositiveFloat = 1.5e-3
     """Peak learning rate of AdamW."""
     beta1: float = 0.9
@@ -74,6 +77,11 @@ class StageConfig:
         """Videos that each of so many workers can take at once without a graph: no more than in a step."""
         share = max(1, min(batch for batch in (self.short_batch, self.long_batch) if batch) // workers)
         return min(share, self.micro_batch or share)
+
+    def frames_at(self, step: int, longest: int) -> int:
+        """Latent frames, at a step, of a LONG clip that has `longest`."""
+        due = [frames for first, frames in self.lengths if first <= step]
+        return min([longest, *due[-1:]])
 
 
 @dataclass(frozen=True, kw_only=True)

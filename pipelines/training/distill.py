@@ -126,7 +126,8 @@ class DistillStage:
         assert isinstance(student, Student)
         assert isinstance(critic, DiT)
         # Rollouts have the shape of the LONG batch: both losses teach the encoder the same lengths and sizes.
-        shape = self.recipe.long_shape if batches.long is None else tuple(batches.long.latents.shape[1:])
+        frames, *size = self.recipe.long_shape if batches.long is None else batches.long.latents.shape[1:]
+        shape = config.frames_at(state.step, frames), *size
         # This worker's part of each mean over the global batch.
         values: dict[str, Tensor] = {}
         own = {}

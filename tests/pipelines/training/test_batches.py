@@ -1,5 +1,6 @@
 """Batches are a function of (seed, step) only: any number of workers, any stop, read ahead or not."""
 
+import dataclasses
 from collections import Counter
 from pathlib import Path
 
@@ -64,6 +65,18 @@ def test_a_stop_at_any_step_and_any_number_of_workers_change_no_batch(
             for corpus in ("short", "long"):
                 together = torch.cat([share[corpus] for share in shares])
                 assert torch.equal(together, unbroken[step][corpus])
+
+
+def test_a_curriculum_cuts_long_clips_to_their_first_frames(
+    dataset: str, unbroken: list[dict[str, torch.Tensor]]
+) -> None:
+    whole = unbroken[0]["long"].shape[1]
+    stage = dataclasses.replace(STAGE, lengths=((1, 2), (3, 4), (5, whole + 7)))
+    reader = BatchSource(dataset, stage, 3, Workers())
+    for step, frames in enumerate((whole, 2, 2, 4, 4, whole)):
+        own = latents(reader.at(step, "cpu"))
+        assert torch.equal(own["long"], unbroken[step]["long"][:, :frames])
+        assert torch.equal(own["short"], unbroken[step]["short"])
 
 
 def test_steps_may_be_asked_for_in_any_order(dataset: str, unbroken: list[dict[str, torch.Tensor]]) -> None:

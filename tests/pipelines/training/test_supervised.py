@@ -18,7 +18,7 @@ from pipelines.checkpoints import MANIFEST_FILE, load_network
 from pipelines.training import distill
 from pipelines.training.collectives import Workers
 from pipelines.training.distill import DistillStage
-from pipelines.training.stage import learning_rate
+from pipelines.training.stage import Batches, learning_rate
 from pipelines.training.state import TrainState, load_state, save_state
 from pipelines.training.supervised import SupervisedStage, held_out_loss
 from tests.pipelines.training.makers import (
@@ -155,6 +155,15 @@ def test_the_anchor_acts_only_when_the_exit_is_the_first_step(starts: dict[str, 
         exits.add(a["exit_step"])
         assert (a["loss"] == pytest.approx(b["loss"], rel=1e-6)) == (a["exit_step"] != 0)
     assert {0} < exits
+
+
+def test_rollouts_follow_the_curriculum_of_lengths_in_the_warm_up_too(starts: dict[str, str]) -> None:
+    settings = dataclasses.replace(DISTILL, lengths=((0, 4), (2, 8)), rollout_pool=4)
+    stage = DistillStage(dataclasses.replace(recipe(settings, starts), critic_only=True), CAPTIONS)
+    state = stage.init("cpu")
+    for step in range(4):
+        stage.step(state, Batches(), Key(0, step, purpose="step"))
+    assert [rollout.latents.shape[1] for rollout in state.pool] == [4, 4, 8, 8]
 
 
 @pytest.mark.parametrize("name", ["teacher", "sft", "distill"])
