@@ -67,7 +67,7 @@ def worker_environment() -> dict[str, str]:
 
 def logical_cpus(cluster: ClusterConfig) -> int:
     """CPUs of a local Ray: the setting's, or the machine's, at least 4 and 2 beside the workers."""
-    return cluster.logical_cpus or max(4, os.cpu_count() or 1, cluster.num_workers + 2)
+    return cluster.logical_cpus or max(4, os.cpu_count() or 1, cluster.most_workers + 2)
 
 
 @contextmanager

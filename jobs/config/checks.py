@@ -187,14 +187,14 @@ def _batches(config: RunConfig) -> None:
         stage, batch = name.split(".")
         if getattr(getattr(config, stage), batch) == 0:
             raise ConfigError(f"{name} is 0, but must be above 0", f"Set it by --set {name}=VALUE, above 0")
-    workers = config.cluster.num_workers
+    workers = config.cluster.most_workers
     for stage in STAGES:
         for batch in ("short_batch", "long_batch", "rollout_batch", "critic_batch"):
             size = getattr(getattr(config, stage), batch, 0)
             if 0 < size < workers:
                 raise ConfigError(
-                    f"{stage}.{batch} {size} leaves some of cluster.num_workers {workers} without a row",
-                    f"Set {stage}.{batch}={workers}, or fewer workers",
+                    f"{stage}.{batch} {size} leaves some of {workers} workers without a row",
+                    f"Set {stage}.{batch}={workers}, or fewer cluster.num_workers",
                 )
 
 
@@ -227,10 +227,14 @@ def _machines(config: RunConfig) -> None:
             f"evaluation.min_actors {evaluation.min_actors} is more than max_actors {evaluation.max_actors}",
             "Raise evaluation.max_actors",
         )
-    if cluster.logical_cpus is not None and cluster.logical_cpus <= cluster.num_workers:
+    least, most = cluster.least_workers, cluster.most_workers
+    if least > most:
+        problem = f"cluster.num_workers [{least}, {most}] are not the least and the most workers"
+        raise ConfigError(problem, f"Set cluster.num_workers=[{most},{least}]")
+    if cluster.logical_cpus is not None and cluster.logical_cpus <= most:
         raise ConfigError(
-            f"cluster.logical_cpus {cluster.logical_cpus} leaves no CPU beside {cluster.num_workers} workers",
-            f"Set cluster.logical_cpus={cluster.num_workers + 2} or null",
+            f"cluster.logical_cpus {cluster.logical_cpus} leaves no CPU beside {most} workers",
+            f"Set cluster.logical_cpus={most + 2} or null",
         )
 
 

@@ -110,7 +110,7 @@ def _remedies(config: RunConfig, stage: str, on: Gpu) -> Iterator[tuple[str, Run
         yield f"{name}.micro_batch=1", config
     batches = ("short_batch", "long_batch", "rollout_batch", "critic_batch")
     most = min(size for size in (getattr(settings, batch, 0) for batch in batches) if size)
-    if most > config.cluster.num_workers:
+    if most > config.cluster.least_workers:
         config = replace(config, cluster=replace(config.cluster, num_workers=most))
         yield f"cluster.num_workers={most}", config
     if not config.lora.rank and stage in config.lora.stages:

@@ -42,6 +42,9 @@ class Sizes:
 SIZES = {False: Sizes(92, 8, 16, 12), True: Sizes(70, 4, 14, 8)}
 """By whether the passes run in bfloat16."""
 
+SAVED = ("weights", "moments", "average", "critic", "critic_moments")
+"""Parts that a checkpoint holds: it is copied, and written while training goes on."""
+
 NORMS = 10
 """Float32 numbers per token and block: means and deviations of the norms."""
 
@@ -74,11 +77,13 @@ def footprint(config: RunConfig, stage: str, built: Networks, *, half: bool) -> 
     """
     number = HALF if half else FLOAT
     parts = _weights(config, stage, built)
+    # beside a GPU it lies in main memory
+    parts["checkpoint_copy"] = 0 if half else sum(parts[name] for name in SAVED if name in parts)
     parts["bfloat16_weights"] = (
         HALF * parameters(built.teacher if stage == "teacher" else built.student) if half else 0
     )
     message = min(parts["gradients"], 2 * FLOAT * MESSAGE)
-    parts["gradient_exchange"] = message if config.cluster.num_workers > 1 else 0
+    parts["gradient_exchange"] = message if config.cluster.most_workers > 1 else 0
 
     passes, sizes, distill = _passes(config, stage), shapes(config), config.distill
     parts["activations"] = max(
@@ -138,8 +143,8 @@ def _weights(config: RunConfig, stage: str, built: Networks) -> dict[str, int]:
 
 
 def share(config: RunConfig, batch: int) -> int:
-    """Samples of a global batch that one worker takes; the first ones take most."""
-    return -(-batch // config.cluster.num_workers)
+    """Most samples of a global batch that one worker takes: the first one, of the fewest workers."""
+    return -(-batch // config.cluster.least_workers)
 
 
 def _shares(config: RunConfig, settings: StageConfig, batch: int) -> tuple[int, int]:

@@ -91,7 +91,7 @@ def stage_cost(config: RunConfig, stage: str, *, use_gpu: bool) -> StageCost:
     built, steps = networks(config, stage), getattr(config, stage).steps
     by_phase = phases(config, stage, built)
     own = {"teacher": (built.teacher,), "warmup": (built.critic,), "distill": (built.student, built.critic)}
-    speed = (GPU_FLOPS if use_gpu else CPU_FLOPS) * config.cluster.num_workers
+    speed = (GPU_FLOPS if use_gpu else CPU_FLOPS) * config.cluster.most_workers
     return StageCost(
         stage=stage,
         steps=steps,
@@ -186,7 +186,9 @@ def _lines(config: RunConfig, described: Description, gpu: Gpu | None) -> Iterat
     yield f"student           {described.student_parameters:,} parameters"
     scored = f"{scored_windows(config)} of {config.distill.window_frames} latent frames"
     yield f"scored windows    {scored} per rollout"
-    where = f"{config.cluster.num_workers} {'GPU' if described.use_gpu else 'CPU core'}(s)"
+    cluster = config.cluster
+    elastic = f" (at least {cluster.least_workers})" if cluster.least_workers < cluster.most_workers else ""
+    where = f"{cluster.most_workers} {'GPU' if described.use_gpu else 'CPU core'}(s){elastic}"
     for cost in described.stages:
         fits = "" if gpu is None else f"; {'fits' if cost.bytes <= gpu.usable else 'does not fit'} {gpu.name}"
         yield (

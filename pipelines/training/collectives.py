@@ -1,7 +1,7 @@
 """What data-parallel workers exchange; a group of one exchanges nothing."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, distributed, nn
@@ -12,6 +12,13 @@ MESSAGE = 64 << 20
 """Gradient elements per all-reduce; the last gradient of a message may exceed it."""
 
 
+@dataclass
+class Exchanges:
+    """How many exchanges a worker has begun: one that has begun fewer than others keeps them waiting."""
+
+    begun: int = 0
+
+
 @dataclass(frozen=True)
 class Workers:
     """This worker's place among the training workers.
@@ -19,10 +26,12 @@ class Workers:
     Args:
         rank: this worker.
         size: how many there are.
+        exchanges: counts them.
     """
 
     rank: int = 0
     size: int = 1
+    exchanges: Exchanges = field(default_factory=Exchanges, compare=False)
 
     def share(self, batch: int) -> range:
         """This worker's samples of a global batch: consecutive, so that `gather` restores the order.
@@ -51,7 +60,7 @@ class Workers:
 
     def _sum(self, gradients: Sequence[Tensor]) -> None:
         flat = torch.cat([g.flatten() for g in gradients])
-        distributed.all_reduce(flat)
+        self._reduce(flat)
         for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
             gradient.copy_(part.view_as(gradient))
 
@@ -63,23 +72,26 @@ class Workers:
         # messages of one size: a share may be a sample short of the first
         own = torch.cat([part, part.new_zeros(sizes[0] - len(part), *part.shape[1:])])
         parts = [torch.empty_like(own) for _ in sizes]
+        self.exchanges.begun += 1
         distributed.all_gather(parts, own)
         return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
 
     def sum(self, values: Sequence[Tensor]) -> Tensor:
         """Scalars added over the workers, [len(values)]."""
         stacked = torch.stack([v.detach().float().reshape(()) for v in values])
-        if self.size > 1:
-            distributed.all_reduce(stacked)
+        self._reduce(stacked)
         return stacked
 
-    def largest(self, value: int, device: torch.device) -> int:
-        """The largest of the workers' values; `device` is where they communicate."""
-        if self.size == 1:
-            return value
-        box = torch.tensor(value, device=device)
-        distributed.all_reduce(box, op=distributed.ReduceOp.MAX)
-        return int(box)
+    def largest(self, values: Sequence[int], device: torch.device) -> list[int]:
+        """The largest of the workers' values, one by one; `device` is where they communicate."""
+        box = torch.tensor(values, device=device)
+        self._reduce(box, distributed.ReduceOp.MAX)
+        return box.tolist()
+
+    def _reduce(self, values: Tensor, how: distributed.ReduceOp.RedOpType = distributed.ReduceOp.SUM) -> None:
+        if self.size > 1:
+            self.exchanges.begun += 1
+            distributed.all_reduce(values, op=how)
 
 
 ALONE = Workers()

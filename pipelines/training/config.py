@@ -1,9 +1,10 @@
 """Settings of the training stages."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from models.config import (
+    Bounds,
     FlowConfig,
     LoraConfig,
     LossConfig,
@@ -57,6 +58,10 @@ class StageConfig:
     """Its standard deviation."""
     checkpoint_every: PositiveInt = 500
     """Steps between checkpoints; the last step is always saved."""
+    checkpoint_minutes: PositiveFloat = 30.0
+    """Longest time between checkpoints: one is due at the end of the step that exceeds it."""
+    keep_checkpoints: Annotated[int, Bounds("2 or more", ge=2)] = 2
+    """Newest checkpoints that are kept; the one with the least held-out loss stays beside them."""
     preview_every: int = 0
     """Steps between preview videos in MLflow, with one more at the end; 0 turns them off."""
     log_every: PositiveInt = 25
@@ -137,8 +142,15 @@ class DistillConfig(StageConfig):
 class ClusterConfig:
     """What training asks of Ray (pipelines/training/trainer.py)."""
 
-    num_workers: PositiveInt = 1
-    """Data-parallel training workers."""
+    num_workers: PositiveInt | tuple[PositiveInt, PositiveInt] = 1
+    """Data-parallel training workers, or `[least, most]`: as many as the cluster has room for. Batches and
+    draws stay the same."""
+    resize_seconds: PositiveFloat = 60.0
+    """How often an elastic group looks for room for more workers; it starts again with them from the last
+    checkpoint."""
+    hang_minutes: PositiveFloat = 10.0
+    """How long workers wait for one that does not come on in a step, before it is named and all start again
+    from the last checkpoint. Longer than one worker's part of a step takes."""
     use_gpu: bool = False
     """One GPU per worker, bfloat16, Triton kernels."""
     activation_checkpointing: bool = False
@@ -147,6 +159,16 @@ class ClusterConfig:
     """Worker failures a stage survives, from its last checkpoint."""
     logical_cpus: int | None = None
     """CPUs that a local Ray counts; None is the machine's, at least 4, so that controllers never wait."""
+
+    @property
+    def least_workers(self) -> int:
+        """Workers without which training waits."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[0]
+
+    @property
+    def most_workers(self) -> int:
+        """Workers when the cluster has room for all."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
 
 
 @dataclass(frozen=True, kw_only=True)

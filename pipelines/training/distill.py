@@ -153,7 +153,7 @@ class DistillStage:
                 non_finite += zeroed
 
         if not self.recipe.critic_only:
-            if self.workers.largest(non_finite, videos[0].device):
+            if any(self.workers.largest([non_finite], videos[0].device)):
                 raise diverged("the reverse-KL score", state.step)
             rate = learning_rate(config, state.step)
             own["gradient_norm"] = float(apply_update(state, "student", config, rate, self.workers))

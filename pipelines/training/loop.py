@@ -1,24 +1,21 @@
 """The loop of a Ray Train worker: data, checkpoints, previews and tracking around a pure stage."""
 
-import json
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import ray.train
 import torch
-from ray.train import Checkpoint, CheckpointUploadMode
 from torch import Tensor
 
 from models.blocks import checkpoint_blocks
 from models.device import half_precision
-from models.errors import ClusterError, SostenutoError, StorageRefused, TrainingDiverged
+from models.errors import ClusterError, SostenutoError, TrainingDiverged
 from models.rng import Key
-from pipelines.checkpoints import MANIFEST_FILE
 from pipelines.data.store.caption_embeddings import text_encoder
 from pipelines.data.store.dataset import ShardDataset
-from pipelines.storage import Storage, temporary_folder
-from pipelines.tracking import NullTracker, Progress, Tracker
+from pipelines.tracking import NullTracker, Progress, RunStatus, Tracker
 from pipelines.training.batches import BatchSource
 from pipelines.training.collectives import Workers
 from pipelines.training.config import DistillConfig
@@ -28,8 +25,10 @@ from pipelines.training.monitors.preview import preview
 from pipelines.training.monitors.watch import Watch
 from pipelines.training.recipes import Recipe
 from pipelines.training.stage import Batch, Stage
-from pipelines.training.state import load_state, save_state
+from pipelines.training.state import load_state
 from pipelines.training.supervised import SupervisedStage
+from pipelines.training.survival.keeper import Keeper
+from pipelines.training.survival.pulse import Pulse
 from pipelines.training.teacher_gate import WINDOWS, check_teacher
 
 _SHOWN = "loss flow_matching reverse_kl critic_loss gradient_norm diversity sharpness saturation".split()
@@ -40,7 +39,8 @@ def train_worker(given: dict[str, Any]) -> dict[str, float] | SostenutoError:
     """Runs a recipe to its last step, from its latest checkpoint if there is one.
 
     Args:
-        given: `recipe`; `tracker` opens the tracker on rank 0; `progress` or None.
+        given: `recipe`; `tracker` opens the tracker on rank 0; `progress` or None; `guard`, the actor that
+            knows what workers do.
 
     Returns:
         a summary, or what a user has to mend: trying again would not help, so it is a result here and is
@@ -52,10 +52,10 @@ def train_worker(given: dict[str, Any]) -> dict[str, float] | SostenutoError:
     torch.use_deterministic_algorithms(not recipe.cluster.use_gpu)
     context = ray.train.get_context()
     workers = Workers(context.get_world_rank(), context.get_world_size())
-    with relayed_warnings(given["progress"]):
+    with relayed_warnings(given["progress"]), Pulse(given["guard"], workers) as pulse:
         tracker: Tracker = NullTracker() if workers.rank else given["tracker"]()
         try:
-            result = _Loop(recipe, workers, tracker, given["progress"]).run()
+            result = _Loop(recipe, workers, tracker, given["progress"], pulse).run()
         except SostenutoError as error:
             tracker.close("FAILED")
             alone = workers.size > 1 and not isinstance(error, TrainingDiverged)
@@ -65,7 +65,8 @@ def train_worker(given: dict[str, Any]) -> dict[str, float] | SostenutoError:
         except BaseException:
             tracker.close("FAILED")
             raise
-        tracker.close("FAILED" if isinstance(result, SostenutoError) else "FINISHED")
+        failed: RunStatus = "KILLED" if pulse.stop else "FAILED"
+        tracker.close(failed if isinstance(result, SostenutoError) else "FINISHED")
         return result
 
 
@@ -84,8 +85,11 @@ def make_stage(recipe: Recipe, workers: Workers) -> Stage:
 class _Loop:
     """One worker's stage with everything that it runs on."""
 
-    def __init__(self, recipe: Recipe, workers: Workers, tracker: Tracker, progress: Progress | None) -> None:
+    def __init__(
+        self, recipe: Recipe, workers: Workers, tracker: Tracker, progress: Progress | None, pulse: Pulse
+    ) -> None:
         self.recipe, self.workers, self.tracker, self.progress = recipe, workers, tracker, progress
+        self.pulse = pulse
         self.config, on_gpu = recipe.stage, recipe.cluster.use_gpu
         self.device = ray.train.torch.get_device() if on_gpu else torch.device("cpu")
         self.stage = make_stage(recipe, workers)
@@ -98,40 +102,47 @@ class _Loop:
         self.began = 0.0
         self.first_step = 0
 
-    def run(self) -> dict[str, float] | StorageRefused:
-        """Resumes, steps until the stage is done, and saves; its summary, or why it could not be saved."""
-        state, config = self.state, self.config
+    def run(self) -> dict[str, float] | ClusterError:
+        """Resumes, steps until the stage is done, and saves; its summary, or why it ended before."""
+        state = self.state
         checkpoint = ray.train.get_checkpoint()
         if checkpoint is not None:
             with checkpoint.as_directory() as folder:
                 load_state(state, Path(folder))
             if self.progress is not None and self.workers.rank == 0:
-                self.progress(self.recipe.name, state.step, config.steps, "goes on from its checkpoint")
+                self.progress(self.recipe.name, state.step, self.config.steps, "goes on from its checkpoint")
+        place = self.workers, self.device, self.pulse, self.tracker
+        with closing(Keeper(self.recipe, self.stage.spec, state.step, *place)) as keeper:
+            return self._train(keeper)
+
+    def _train(self, keeper: Keeper) -> dict[str, float] | ClusterError:
+        state, config = self.state, self.config
         if state.step == 0:
             self._check_teacher()
-            measured = self._measured(self._videos()) if config.watch_every else self._losses()
-            state.held_out_start = measured.get("held_out_loss")
-            self._track(measured)
+            first = self._measured(self._videos()) if config.watch_every else self._losses()
+            state.held_out_start = first.get("held_out_loss")
+            self._track(first)
         videos: Tensor | None = None
         self.began, self.first_step = time.monotonic(), state.step
         while state.step < config.steps:
             began, key = time.process_time(), Key(self.recipe.seed, state.step, purpose="step")
-            batches = self.batches.at(state.step, self.device)
-            with self._precision():
-                result = self.stage.step(state, batches, key)
+            with self.pulse.step(state.step):
+                batches = self.batches.at(state.step, self.device)
+                with self._precision():
+                    result = self.stage.step(state, batches, key)
             state.cpu_seconds += time.process_time() - began
             shown = config.is_shown(state.step)
             videos = self._videos() if shown or config.is_watched(state.step) else None
-            self._log(result.metrics | ({} if videos is None else self._measured(videos)))
+            measured = None if videos is None else self._measured(videos)
+            self._log(result.metrics | (measured or {}), keeper.note)
             if state.step == config.steps:
                 break
-            if state.step % config.checkpoint_every == 0 and (refused := self._save({})):
-                return refused
+            if ended := keeper.between_steps(state, measured, self._losses):
+                return ended
             if shown and videos is not None:
                 self._preview(videos)
         summary = self._summary()
-        # Only once: Ray Train deletes both of two checkpoints with one name.
-        if self.first_step < config.steps and (refused := self._save(summary)):
+        if refused := keeper.save(state, summary) or keeper.settle():
             return refused
         if config.preview_every:
             self._preview(self._videos() if videos is None else videos)
@@ -169,7 +180,7 @@ class _Loop:
     def _track(self, metrics: dict[str, float]) -> None:
         self.tracker.metrics(self.state.step, {f"train/{name}": value for name, value in metrics.items()})
 
-    def _log(self, metrics: dict[str, float]) -> None:
+    def _log(self, metrics: dict[str, float], note: str) -> None:
         """Metrics of every step; every `log_every` steps a line of progress."""
         if self.workers.rank:
             return
@@ -182,7 +193,8 @@ class _Loop:
         if self.progress is not None:
             numbers = [f"{name} {metrics[name]:.4g}" for name in _SHOWN if name in metrics]
             pace = elapsed_s / max(1, step - self.first_step)
-            self.progress(self.recipe.name, step, steps, ", ".join([*numbers, f"{pace:.3f} s/step"]))
+            parts = [*numbers, f"{pace:.3f} s/step", *([note] if note else [])]
+            self.progress(self.recipe.name, step, steps, ", ".join(parts))
 
     def _preview(self, videos: Tensor) -> None:
         if self.workers.rank == 0:
@@ -196,27 +208,3 @@ class _Loop:
             summary |= {"held_out_loss_start": start, "held_out_loss": last}
         self._track(summary)
         return summary
-
-    def _save(self, metrics: dict[str, float]) -> StorageRefused | None:
-        """Rank 0 writes, everybody reports, and Ray Train keeps two; why that failed, on every worker."""
-        name, checkpoint, refused = f"step-{self.state.step:06d}", None, None
-        if self.workers.rank == 0:
-            metrics = {"step": float(self.state.step), **metrics}
-            storage = ray.train.get_context().get_storage()
-            checkpoint = Checkpoint(storage.build_checkpoint_path_from_name(name), storage.storage_filesystem)
-            try:
-                self._write(name)
-            except StorageRefused as error:
-                refused = error
-        if self.workers.largest(int(refused is not None), self.device):
-            return refused or StorageRefused("a checkpoint was not written", "Rank 0 says why")
-        ray.train.report(metrics, checkpoint, checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD)
-        return None
-
-    def _write(self, name: str) -> None:
-        """The state as a folder of the stage, which appears whole."""
-        with temporary_folder() as made:
-            with Storage(made).errors_about(""):
-                (made / "config.json").write_text(json.dumps(self.recipe.settings, indent=1))
-                save_state(self.state, self.stage.spec, made)
-            Storage(self.recipe.root).put_folder(made, f"{self.recipe.name}/{name}", last=MANIFEST_FILE)

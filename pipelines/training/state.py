@@ -7,6 +7,7 @@ so that a folder that a crash left half written is not taken for a checkpoint; R
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -53,19 +54,49 @@ class TrainState:
     held_out_start: float | None = None
 
 
-def save_state(state: TrainState, spec: NetworkSpec, folder: Path) -> None:
-    """Writes a state into an empty folder, the manifest last; `spec` is the network that is sampled."""
+@dataclass(frozen=True)
+class Snapshot:
+    """A state as it was at one step, in main memory of its own: training goes on while it is written.
+
+    Args:
+        tensors: by file, then by name.
+        plain: everything else, as JSON takes it.
+    """
+
+    tensors: dict[str, dict[str, Tensor]]
+    plain: dict[str, Any]
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of its tensors."""
+        return sum(tensor.nbytes for file in self.tensors.values() for tensor in file.values())
+
+    def write(self, spec: NetworkSpec, folder: Path) -> None:
+        """Fills an empty folder, the manifest last; `spec` is the network that is sampled."""
+        for name, tensors in self.tensors.items():
+            save_tensors(tensors, folder / name)
+        (folder / STATE_FILE).write_text(json.dumps(self.plain))
+        (folder / NETWORK_FILE).write_text(json.dumps(spec.to_json(), indent=1))
+        seal(folder)
+
+
+def snapshot(state: TrainState, **more: Any) -> Snapshot:
+    """Copies a state; `more` goes into its plain values."""
+    files: dict[str, dict[str, Tensor]] = {}
     for role, module in state.modules.items():
-        save_tensors(module.state_dict(), folder / f"{role}.safetensors")
+        files[f"{role}.safetensors"] = module.state_dict()
     for role, optimizer in state.optimizers.items():
         states = optimizer.state_dict()["state"]
         tensors = {f"{i}.{name}": value for i, entry in states.items() for name, value in entry.items()}
-        save_tensors(tensors, folder / f"{role}.optimizer.safetensors")
+        files[f"{role}.optimizer.safetensors"] = tensors
     for role, average in state.averages.items():
-        save_tensors(average.tensors, folder / f"{role}.average.safetensors")
+        files[f"{role}.average.safetensors"] = average.tensors
     if state.pool:
-        latents = {f"{i}": rollout.latents for i, rollout in enumerate(state.pool)}
-        save_tensors(latents, folder / "pool.safetensors")
+        files["pool.safetensors"] = {f"{i}": rollout.latents for i, rollout in enumerate(state.pool)}
+    copies = {
+        name: {key: tensor.detach().to("cpu", copy=True) for key, tensor in tensors.items()}
+        for name, tensors in files.items()
+    }
     plain = {
         "step": state.step,
         "cpu_seconds": state.cpu_seconds,
@@ -73,9 +104,12 @@ def save_state(state: TrainState, spec: NetworkSpec, folder: Path) -> None:
         "averages": {role: average.updates for role, average in state.averages.items()},
         "pool": [list(rollout.captions) for rollout in state.pool],
     }
-    (folder / STATE_FILE).write_text(json.dumps(plain))
-    (folder / NETWORK_FILE).write_text(json.dumps(spec.to_json(), indent=1))
-    seal(folder)
+    return Snapshot(copies, plain | more)
+
+
+def save_state(state: TrainState, spec: NetworkSpec, folder: Path) -> None:
+    """Writes a state into an empty folder, and waits until it is there."""
+    snapshot(state).write(spec, folder)
 
 
 def load_state(state: TrainState, folder: Path) -> None:

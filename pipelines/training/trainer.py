@@ -1,14 +1,16 @@
 """One stage as a Ray Train run: started, resumed or skipped by the same call."""
 
 import dataclasses
-import json
+import logging
+import threading
 from collections.abc import Sequence
+from concurrent.futures import Future, wait
 from pathlib import Path
 
 import ray
 from ray.train import (
-    CheckpointConfig,
     FailureConfig,
+    Result,
     RunConfig,
     ScalingConfig,
     TrainingFailedError,
@@ -18,17 +20,19 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from models.errors import CheckpointError, SostenutoError
 from models.wan import read_transformer
-from pipelines.checkpoints import MANIFEST_FILE, save_network
+from pipelines.checkpoints import save_network
 from pipelines.storage import Storage, temporary_folder
 from pipelines.tracking import Progress, TrackerFactory
 from pipelines.training.loop import train_worker
 from pipelines.training.recipes import OUTCOME_FILE, Recipe, StageOutcome, finished_stage
-
-LISTING = "checkpoint_manager_snapshot.json"
-"""Ray Train's list of a stage's checkpoints."""
+from pipelines.training.survival.listing import mend_listing
+from pipelines.training.survival.pulse import guarding
 
 SILENCE_S = 7200
-"""Longest that workers wait for one of them: the first writes checkpoints and decodes previews alone."""
+"""Longest that workers wait for one of them between steps, where the first decodes previews alone."""
+
+LOST_S = 15.0
+"""No worker has beaten for so long: there is none that could save."""
 
 
 def train_stage(
@@ -60,22 +64,9 @@ def train_stage(
             "give its settings to go on with it, or --fresh to start over",
         )
     storage.write_json(mark, own)
-    _mend_listing(storage, recipe.name)
-    trainer = TorchTrainer(
-        train_worker,
-        train_loop_config={"recipe": recipe, "tracker": tracker, "progress": progress},
-        torch_config=TorchConfig(timeout_s=SILENCE_S),
-        scaling_config=ScalingConfig(num_workers=recipe.cluster.num_workers, use_gpu=recipe.cluster.use_gpu),
-        run_config=RunConfig(
-            name=recipe.name,
-            storage_path=recipe.root,
-            checkpoint_config=CheckpointConfig(num_to_keep=2),
-            failure_config=FailureConfig(max_failures=recipe.cluster.max_failures),
-            callbacks=list(callbacks),
-        ),
-    )
+    mend_listing(storage.child(recipe.name))
     try:
-        result = trainer.fit()
+        result = _fit(recipe, tracker, progress, callbacks)
     except TrainingFailedError as failed:
         met = [*getattr(failed, "worker_failures", {}).values(), getattr(failed, "controller_failure", None)]
         for error in met:
@@ -92,38 +83,47 @@ def train_stage(
     return _finish(recipe, checkpoint, dict(result.return_value or {}))
 
 
-def _mend_listing(storage: Storage, stage: str) -> None:
-    """Lists the stage's whole checkpoints anew where a full disk has cut off Ray Train's own list of them."""
-    path = f"{stage}/{LISTING}"
-    if not storage.exists(path):
-        return
-    try:
-        json.loads(storage.read_bytes(path))
-        return
-    except ValueError:
-        folders = [name for name in storage.list(stage) if storage.exists(f"{stage}/{name}/{MANIFEST_FILE}")]
-    results = [{"checkpoint_dir_name": name, "metrics": {}} for name in folders if name.startswith("step-")]
-    listing = dict.fromkeys(
-        (
-            "pending_training_results",
-            "pending_validation_specs",
-            "validated_checkpoint_dir_names",
-            "timed_out_validation_checkpoint_dir_names",
-            "failed_validation_checkpoint_dir_names",
-        ),
-        (),
-    )
-    storage.write_json(
-        path,
-        {
-            "ray_version": ray.__version__,
-            "checkpoint_results": results,
-            "checkpoint_report_indices": [*range(len(results))],
-            "latest_checkpoint_result": results[-1] if results else None,
-            "current_report_index": len(results),
-            **listing,
-        },
-    )
+def _fit(
+    recipe: Recipe, tracker: TrackerFactory, progress: Progress | None, callbacks: Sequence[UserCallback]
+) -> Result:
+    """Ray Train's run. Interrupted, the workers save at the end of their step, unless a second one comes."""
+    cluster, done = recipe.cluster, Future[Result]()
+    with guarding(60 * cluster.hang_minutes) as guard:
+        trainer = TorchTrainer(
+            train_worker,
+            train_loop_config={"recipe": recipe, "tracker": tracker, "progress": progress, "guard": guard},
+            torch_config=TorchConfig(timeout_s=SILENCE_S),
+            scaling_config=ScalingConfig(
+                num_workers=cluster.num_workers,
+                use_gpu=cluster.use_gpu,
+                elastic_resize_monitor_interval_s=cluster.resize_seconds,
+            ),
+            run_config=RunConfig(
+                name=recipe.name,
+                storage_path=recipe.root,
+                failure_config=FailureConfig(max_failures=cluster.max_failures),
+                callbacks=list(callbacks),
+            ),
+        )
+
+        def fit() -> None:
+            try:
+                done.set_result(trainer.fit())
+            except BaseException as error:  # noqa: BLE001 - whoever waits for the result gets it
+                done.set_exception(error)
+
+        # Not in the main thread, where Ray would take Ctrl-C for itself and end the workers in their step.
+        threading.Thread(target=fit, name="fit", daemon=True).start()
+        try:
+            return done.result()
+        except KeyboardInterrupt:
+            guard.stop.remote()
+            logging.getLogger("sostenuto.training").warning(
+                "%s saves at the end of this step and stops; a second interrupt ends it at once", recipe.name
+            )
+            while not done.done() and ray.get(guard.silent_s.remote()) < LOST_S:
+                wait([done], timeout=1)
+            raise
 
 
 def adopt_teacher(recipe: Recipe, folder: str) -> StageOutcome:

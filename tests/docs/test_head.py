@@ -16,7 +16,7 @@ pytestmark = pytest.mark.timeout(900)
 @of_kind("start")
 def test_the_head_was_started_so(shown):
     assert tuple(shown.words) == COMMAND
-    assert shown.variables == {"RAY_AUTH_MODE": "token"}
+    assert shown.variables == {"RAY_AUTH_MODE": "token", "RAY_JOB_STOP_WAIT_TIME_S": "600"}
 
 
 def exported() -> dict[str, str]:

@@ -1,0 +1,153 @@
+"""What all workers do together between two steps: save, report what has been written, stop when told to."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import ray.train
+import torch
+from ray.train import Checkpoint, CheckpointUploadMode
+
+from models.errors import ClusterError, StorageRefused
+from pipelines.checkpoints import NetworkSpec
+from pipelines.tracking import Tracker
+from pipelines.training.collectives import Workers
+from pipelines.training.recipes import Recipe
+from pipelines.training.state import TrainState
+from pipelines.training.survival.pulse import Pulse
+from pipelines.training.survival.saver import Saver, Written
+
+NOTICE_S = 5.0
+"""Seconds between two questions to Ray whether a machine will be taken away."""
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What all workers do after a step, because one of them wants it.
+
+    Args:
+        save: begin a checkpoint.
+        report: one has been written.
+        stop: end once this step is saved.
+        ask: whether a machine will be taken away.
+    """
+
+    save: bool
+    report: bool
+    stop: bool
+    ask: bool
+
+
+class Keeper:
+    """A worker's part in the checkpoints of a stage; every worker calls every method.
+
+    Args:
+        recipe, spec: the stage's, and the network that is sampled.
+        step: at which training goes on.
+        workers, device: this worker's place, and where they communicate.
+        pulse: knows whether to stop.
+        tracker: told what checkpoints cost.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        spec: NetworkSpec,
+        step: int,
+        workers: Workers,
+        device: torch.device,
+        pulse: Pulse,
+        tracker: Tracker,
+    ) -> None:
+        self._recipe, self._workers, self._device = recipe, workers, device
+        self._pulse, self._tracker = pulse, tracker
+        self._saver = Saver(recipe, spec, step) if workers.rank == 0 else None
+        self._begun, self._writing = step, False
+        self._asked = 0.0
+        self._leaving = False
+        self.note = ""
+        """What the last checkpoint cost, for people."""
+
+    def between_steps(
+        self, state: TrainState, measured: Mapping[str, float] | None, losses: Callable[[], dict[str, float]]
+    ) -> ClusterError | None:
+        """Saves when it is time, and reports what has been written; why training ends, if it does.
+
+        Args:
+            state: after a step.
+            measured: on its averaged weights, if anything was.
+            losses: measures them.
+        """
+        wishes = self._agree(state.step)
+        if wishes.ask:
+            self._leaving = ray.train.get_preemption_info() is not None
+        if wishes.report and (refused := self.settle()):
+            return refused
+        if not (wishes.save or wishes.stop):
+            return None
+        hurried = wishes.stop or self._leaving
+        figures = measured if measured is not None or hurried else losses()
+        if refused := self.save(state, figures or {}):
+            return refused
+        if not wishes.stop:
+            return None
+        place = f"{self._recipe.name} has stopped after step {state.step}"
+        return self.settle() or ClusterError(place, "Give the command again: it goes on from there")
+
+    def _agree(self, step: int) -> Wishes:
+        save, report, ask = False, False, False
+        if self._saver is not None:
+            report, ask = self._saver.ready, time.monotonic() - self._asked >= NOTICE_S
+            # while a machine is being taken away, every step is saved for which the disk has time
+            save = self._saver.due(step) or (self._leaving and (report or not self._writing))
+            self._asked = time.monotonic() if ask else self._asked
+        own = [save, report, self._pulse.stop, ask]
+        with self._pulse.step(step):
+            return Wishes(*map(bool, self._workers.largest([*map(int, own)], self._device)))
+
+    def save(self, state: TrainState, figures: Mapping[str, float]) -> StorageRefused | None:
+        """Begins a checkpoint of this step, unless there is one; why the one before could not be written."""
+        # Ray Train would take two checkpoints with one name for two
+        if self._begun == state.step:
+            return None
+        if refused := self.settle():
+            return refused
+        if self._saver is not None:
+            self._saver.begin(state, figures)
+        self._begun, self._writing = state.step, True
+        return None
+
+    def settle(self) -> StorageRefused | None:
+        """Waits for the checkpoint that is being written, if any, which everybody then reports to Ray Train;
+        why that failed, on every worker."""
+        if not self._writing:
+            return None
+        self._writing, metrics, checkpoint, refused = False, {}, None, None
+        if self._saver is not None:
+            try:
+                written = self._saver.finish()
+            except StorageRefused as error:
+                refused = error
+            else:
+                self._tell(written)
+                metrics, storage = written.metrics, ray.train.get_context().get_storage()
+                path = storage.build_checkpoint_path_from_name(written.name)
+                checkpoint = Checkpoint(path, storage.storage_filesystem)
+        if any(self._workers.largest([refused is not None], self._device)):
+            return refused or StorageRefused("a checkpoint was not written", "Rank 0 says why")
+        ray.train.report(metrics, checkpoint, checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD)
+        if self._saver is not None:
+            self._saver.forget_old()
+        return None
+
+    def _tell(self, written: Written) -> None:
+        cost = {"seconds": written.seconds, "stalled": written.stalled_s, "bytes": float(written.bytes)}
+        metrics = {f"train/checkpoint_{name}": value for name, value in cost.items()}
+        self._tracker.metrics(int(written.metrics["step"]), metrics)
+        size, wait = f"{written.bytes / 1e6:.1f} MB", f"{written.stalled_s:.2f} s of them without a step"
+        self.note = f"checkpoint {size} in {written.seconds:.2f} s, {wait}"
+
+    def close(self) -> None:
+        """Waits until nothing is being written."""
+        if self._saver is not None:
+            self._saver.close()
