@@ -200,6 +200,34 @@ def train(
         raise typer.BadParameter("they need --dry-run", param_hint="--gpu, --json")
 
 
+@command(describes=False)
+def watch(
+    run: Annotated[
+        str | None,
+        typer.Argument(
+            help="Folder or URI of a run, a seed, a trial or a stage; the config's run if left out."
+        ),
+    ] = None,
+    stage: Annotated[Stage | None, typer.Option("--stage", help="The only stage to show.")] = None,
+    html: Annotated[
+        str | None, typer.Option("--html", help="Write a page with curves, too.", metavar="FILE")
+    ] = None,
+    once: Annotated[bool, typer.Option("--once", help="Look once instead of following.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Say whether a run is well, what is wrong and what to change, while it trains or later.
+
+    It reads what training records beside the checkpoints, with or without MLflow. A terminal follows until
+    all stages have ended.
+
+    \b
+    Examples:
+      sostenuto watch
+      sostenuto watch runs/quickstart --html watch.html
+      sostenuto watch s3://bucket/runs/wan-1.3b --stage distill --json
+    """
+
+
 @command("seed")
 def sample(
     checkpoint: Annotated[str | None, typer.Option(help="Folder; the student's if left out.")] = None,

@@ -121,7 +121,10 @@ def reverse_kl_loss(
         gradient = share * window_scatter(score.score, starts, video.shape[1], coverage=counts)
     value = (video * gradient).mean()
     size = 0.5 * gradient.square().mean()
+    # Of the thirds of a video: their mean, weighted by their frames, is the loss.
+    thirds = zip(("first", "middle", "last"), gradient.tensor_split(3, dim=1), strict=True)
     metrics = {
+        **{f"reverse_kl_{name}": 0.5 * part.square().mean() for name, part in thirds},
         "distance_to_teacher": score.distance_real.mean(),
         "distance_critic_teacher": score.distance_fake.mean(),
     }

@@ -16,13 +16,13 @@ from ray.tune.search.basic_variant import BasicVariantGenerator
 from ray.tune.search.search_algorithm import SearchAlgorithm
 from rich.table import Table
 
-from jobs.commands.trial import run_trial, trial_settings
 from jobs.config.load import flatten, override, to_json, with_values
 from jobs.config.paths import RunPaths, absolute_root
 from jobs.config.schema import RunConfig, SweepConfig
 from jobs.console import ConsoleProgress, find_cause, print_line, print_table
 from jobs.ray_session import ray_session
 from jobs.tracking import RunReference, close_children, factory, open_run
+from jobs.trial import run_trial, trial_settings
 from models.errors import CheckpointError, ClusterError
 from pipelines.evaluation.run import prepare
 from pipelines.storage import Storage

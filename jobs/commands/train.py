@@ -5,11 +5,12 @@ from jobs.config.paths import RunPaths
 from jobs.config.schema import RunConfig
 from jobs.console import ConsoleProgress, print_line
 from jobs.estimate.report import dry_run as estimate
+from jobs.estimate.report import plan
 from jobs.ray_session import ray_session
 from jobs.tracking import RunReference, factory, open_run
 from pipelines.storage import Storage
 from pipelines.training.monitors.board import BoardProgress, progress_board
-from pipelines.training.recipes import StageOutcome, make_recipe
+from pipelines.training.recipes import BASELINES, StageOutcome, make_recipe
 from pipelines.training.trainer import adopt_teacher, train_stage
 
 
@@ -29,7 +30,7 @@ def run_stage(
     begun = tracker()
     begun.params(flatten(config))
     begun.close(None)
-    return train_stage(recipe, tracker, progress)
+    return train_stage(recipe, tracker, progress, plan=plan(config, BASELINES.get(stage, stage)))
 
 
 def train(

@@ -13,6 +13,7 @@ from jobs.estimate.gpus import Gpu, require_fit
 from jobs.estimate.gpus import gpu as gpu_named
 from jobs.estimate.memory import footprint
 from models.errors import ConfigError
+from pipelines.training.monitors.phases import Plan
 
 CPU_FLOPS, GPU_FLOPS = 5e10, 1.5e14
 """Floating-point operations per second of a CPU core (measured: 47-62e9 in training) and a GPU (assumed)."""
@@ -100,6 +101,12 @@ def stage_cost(config: RunConfig, stage: str, *, use_gpu: bool) -> StageCost:
         trained=sum(trained(network) for network in own.get(stage, (built.student,))),
         seconds=steps * sum(by_phase.values()) / speed,
     )
+
+
+def plan(config: RunConfig, stage: str) -> Plan:
+    """What a stage's log compares itself with."""
+    flops = sum(phases(config, stage, networks(config, stage)).values())
+    return Plan(flops, GPU_FLOPS if config.cluster.use_gpu else CPU_FLOPS)
 
 
 def dry_run(

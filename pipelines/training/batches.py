@@ -1,6 +1,5 @@
 """The two corpora as training batches: batch k is a function of (seed, k) only."""
 
-import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -64,19 +63,15 @@ class BatchSource:
             for name, batch in wanted.items()
             if batch
         }
-        self.waited_s = 0.0
-        """Seconds that callers of `at` waited for data."""
         self._stage, self._workers = stage, workers
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="batches")
         self._next: tuple[int, Future[dict[str, Batch]]] | None = None
 
     def at(self, step: int, device: torch.device | str) -> Batches:
         """This worker's share of the batches of any step; that of the step after the last is quickest."""
-        began = time.monotonic()
         ahead = self._next
         reading = ahead[1] if ahead and ahead[0] == step else self._thread.submit(self._read, step)
         parts = reading.result()
-        self.waited_s += time.monotonic() - began
         self._next = step + 1, self._thread.submit(self._read, step + 1)
         return Batches(**{name: replace(p, latents=p.latents.to(device)) for name, p in parts.items()})
 

@@ -78,9 +78,12 @@ class Workers:
 
     def sum(self, values: Sequence[Tensor]) -> Tensor:
         """Scalars added over the workers, [len(values)]."""
-        stacked = torch.stack([v.detach().float().reshape(()) for v in values])
-        self._reduce(stacked)
-        return stacked
+        return self.total(torch.stack([v.detach().float().reshape(()) for v in values]))
+
+    def total(self, values: Tensor) -> Tensor:
+        """A tensor added over the workers, in its place."""
+        self._reduce(values)
+        return values
 
     def largest(self, values: Sequence[int], device: torch.device) -> list[int]:
         """The largest of the workers' values, one by one; `device` is where they communicate."""

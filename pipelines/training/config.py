@@ -9,6 +9,7 @@ from models.config import (
     LoraConfig,
     LossConfig,
     ModelConfig,
+    NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
@@ -157,6 +158,8 @@ class ClusterConfig:
     """Recompute a block's activations in the backward pass: a fraction of the memory, a third more time."""
     max_failures: NonNegativeInt = 2
     """Worker failures a stage survives, from its last checkpoint."""
+    price_per_hour: NonNegativeFloat = 0.0
+    """What an hour of a worker costs, for the log to say what is spent and left; 0 is unknown."""
     logical_cpus: int | None = None
     """CPUs that a local Ray counts; None is the machine's, at least 4, so that controllers never wait."""
 

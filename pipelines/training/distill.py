@@ -23,6 +23,7 @@ from pipelines.checkpoints import critic_weights, load_network
 from pipelines.generation import few_step_times
 from pipelines.training.collectives import ALONE, Workers
 from pipelines.training.config import DistillConfig
+from pipelines.training.monitors.phases import Phases
 from pipelines.training.recipes import Recipe
 from pipelines.training.stage import (
     Batches,
@@ -81,6 +82,7 @@ class DistillStage:
         assert isinstance(recipe.stage, DistillConfig)
         self.recipe, self.config, self.workers = recipe, recipe.stage, workers
         self.captions, self.caption_pool = Captions(recipe.text, encoder), caption_pool
+        self.phases = Phases()
         self.spec = recipe.network("student", distilled=not recipe.critic_only)
         self.teacher: DiT
         self.reference: VelocityModel | None = None
@@ -130,13 +132,16 @@ class DistillStage:
         shape = config.frames_at(state.step, frames), *size
         # This worker's part of each mean over the global batch.
         values: dict[str, Tensor] = {}
-        own = {}
+        own: dict[str, float] = {}
         if not self.recipe.critic_only:
             # Mean seeking: the FM head on whole LONG clips, eq. 14.
             assert batches.long is not None
             at, weight = key.at(purpose="long"), weights.flow_matching_weight
+            self.phases.begin("fm")
             fm = seek_mean(student.flow_matching, batches.long, self.recipe, self.captions, at, weight)
             values = {"flow_matching": fm, "loss": weight * fm}
+            if watched := config.is_watched(state.step + 1):
+                mean_seeking = last_gradient(student)
 
         # Mode seeking: every window of the DM head's own videos towards the teacher, eq. 5 and 9.
         rolled, scored = key.at(purpose="rollout"), key.at(purpose="score")
@@ -145,6 +150,7 @@ class DistillStage:
         videos, non_finite = [], 0
         for samples in parts(self.workers.share(config.rollout_batch), config.micro_batch):
             with torch.set_grad_enabled(not self.recipe.critic_only):
+                self.phases.begin("rollout")
                 rollout = self._simulate(student, shape, rolled, samples, captions)
             videos.append(rollout.video.detach())
             if not self.recipe.critic_only:
@@ -155,6 +161,9 @@ class DistillStage:
         if not self.recipe.critic_only:
             if any(self.workers.largest([non_finite], videos[0].device)):
                 raise diverged("the reverse-KL score", state.step)
+            self.phases.begin("optimiser")
+            if watched:
+                own |= self._between(mean_seeking, last_gradient(student) - mean_seeking)
             rate = learning_rate(config, state.step)
             own["gradient_norm"] = float(apply_update(state, "student", config, rate, self.workers))
             state.averages["student"].update(student)
@@ -165,11 +174,15 @@ class DistillStage:
         state.pool.append(Rollout(video, tuple(captions)))
         del state.pool[: -config.rollout_pool]
         for update in range(config.critic_updates):
-            values["critic_loss"] = self._critic_step(state, key.at(purpose=f"critic-{update}"))
+            at = key.at(purpose=f"critic-{update}")
+            values["critic_loss"], own["critic_gradient_norm"] = self._critic_step(state, at)
 
         state.step += 1
-        sums = self.workers.sum(list(values.values())).tolist()
-        return StepResult(dict(zip(values, sums, strict=True)) | own | {"exit_step": float(rollout.exit)})
+        sums = dict(zip(values, self.workers.sum(list(values.values())).tolist(), strict=True))
+        own["exit_step"] = float(rollout.exit)
+        if not self.recipe.critic_only:
+            own[f"reverse_kl_exit_{rollout.exit}"] = sums["reverse_kl"]
+        return StepResult(sums | own)
 
     def _simulate(
         self, student: Student, shape: tuple[int, ...], key: Key, samples: range, captions: Sequence[str]
@@ -204,6 +217,7 @@ class DistillStage:
         entries of the score were not finite."""
         weights = self.recipe.loss
         share = len(rollout.samples) / self.config.rollout_batch
+        self.phases.begin("score")
         dm = self._reverse_kl(critic, rollout, key)
         loss = weights.reverse_kl_weight * ramp * dm.value
         # Anchor: at t = 1, the frozen long-SFT network's answer to the same noise and caption. The number of
@@ -213,9 +227,18 @@ class DistillStage:
                 target = x0_prediction(self.reference, rollout.x_t, rollout.t, rollout.conditioning)
             weight = weights.anchor_weight * len(self.recipe.sampling.steps)
             loss = loss + weight * anchor_loss(rollout.video, target)
+        self.phases.begin("backward")
         (share * loss).backward()  # type: ignore[no-untyped-call]
         found = {"reverse_kl": dm.value, "loss": loss, **dm.metrics}
         return {name: share * value.detach() for name, value in found.items()}, dm.non_finite
+
+    def _between(self, mean_seeking: Tensor, mode_seeking: Tensor) -> dict[str, float]:
+        """Cosine of the two gradients of the encoder's last block, where neither is 0, and |FM| / |DM|."""
+        fm, dm = self.workers.total(torch.stack([mean_seeking, mode_seeking])).double()
+        fm_size, dm_size = float(fm.norm()), float(dm.norm())
+        if not fm_size or not dm_size:
+            return {}
+        return {"gradient_cosine": float(fm @ dm) / (fm_size * dm_size), "gradient_ratio": fm_size / dm_size}
 
     def _reverse_kl(self, critic: DiT, rollout: Simulation, key: Key) -> ReverseKLLoss:
         """L_DM: windows of the rollout, folded into one teacher and one critic call."""
@@ -242,9 +265,10 @@ class DistillStage:
             self.recipe.crop_safe,
         )
 
-    def _critic_step(self, state: TrainState, key: Key) -> Tensor:
+    def _critic_step(self, state: TrainState, key: Key) -> tuple[Tensor, float]:
         """L_critic: flow matching on windows of recent rollouts, cut and noised as the scored ones are; this
-        worker's part of it."""
+        worker's part of it, and the gradient norm."""
+        self.phases.begin("critic")
         critic = state.modules["critic"]
         assert isinstance(critic, DiT)
         # One picture size, each as often as the pool has it; lengths may differ.
@@ -262,8 +286,9 @@ class DistillStage:
             loss = loss * (len(samples) / self.config.critic_batch)
             loss.backward()  # type: ignore[no-untyped-call]
             value += loss.detach()
-        apply_update(state, "critic", self.config, self.config.critic_learning_rate, self.workers)
-        return value
+        self.phases.begin("optimiser")
+        norm = apply_update(state, "critic", self.config, self.config.critic_learning_rate, self.workers)
+        return value, float(norm)
 
     def _pool_window(self, pool: Sequence[Rollout], key: Key, sample: int) -> tuple[Tensor, str, int]:
         """A random window of a random rollout's tiling at a random phase: latents, caption, first frame."""
@@ -281,6 +306,13 @@ class DistillStage:
         """Uniform times of windows, shifted as the teacher's own are."""
         loss, amount = self.recipe.loss, shift_for(self.recipe.flow, self.config.window_frames)
         return uniform_times(key.at(purpose="t"), samples, amount, loss.score_t_min, loss.score_t_max)
+
+
+def last_gradient(student: Student) -> Tensor:
+    """This worker's gradient of the encoder's last block, all its trained weights in a row."""
+    return torch.cat(
+        [p.grad.flatten() for p in student.encoder.blocks[-1].parameters() if p.grad is not None]
+    )
 
 
 def first_masked(starts: Sequence[int], length: int) -> Tensor:

@@ -21,6 +21,8 @@ from pipelines.training.collectives import Workers
 from pipelines.training.config import DistillConfig
 from pipelines.training.distill import DistillStage
 from pipelines.training.monitors.board import relayed_warnings
+from pipelines.training.monitors.log import Log
+from pipelines.training.monitors.phases import Phases, Plan
 from pipelines.training.monitors.preview import preview
 from pipelines.training.monitors.watch import Watch
 from pipelines.training.recipes import Recipe
@@ -31,16 +33,13 @@ from pipelines.training.survival.keeper import Keeper
 from pipelines.training.survival.pulse import Pulse
 from pipelines.training.teacher_gate import WINDOWS, check_teacher
 
-_SHOWN = "loss flow_matching reverse_kl critic_loss gradient_norm diversity sharpness saturation".split()
-"""Metrics of a progress line."""
-
 
 def train_worker(given: dict[str, Any]) -> dict[str, float] | SostenutoError:
     """Runs a recipe to its last step, from its latest checkpoint if there is one.
 
     Args:
-        given: `recipe`; `tracker` opens the tracker on rank 0; `progress` or None; `guard`, the actor that
-            knows what workers do.
+        given: `recipe`; `tracker` opens the tracker on rank 0; `progress` or None; `plan` or None; `guard`,
+            the actor that knows what workers do.
 
     Returns:
         a summary, or what a user has to mend: trying again would not help, so it is a result here and is
@@ -55,7 +54,7 @@ def train_worker(given: dict[str, Any]) -> dict[str, float] | SostenutoError:
     with relayed_warnings(given["progress"]), Pulse(given["guard"], workers) as pulse:
         tracker: Tracker = NullTracker() if workers.rank else given["tracker"]()
         try:
-            result = _Loop(recipe, workers, tracker, given["progress"], pulse).run()
+            result = _Loop(recipe, workers, tracker, given["progress"], given["plan"], pulse).run()
         except SostenutoError as error:
             tracker.close("FAILED")
             alone = workers.size > 1 and not isinstance(error, TrainingDiverged)
@@ -86,10 +85,16 @@ class _Loop:
     """One worker's stage with everything that it runs on."""
 
     def __init__(
-        self, recipe: Recipe, workers: Workers, tracker: Tracker, progress: Progress | None, pulse: Pulse
+        self,
+        recipe: Recipe,
+        workers: Workers,
+        tracker: Tracker,
+        progress: Progress | None,
+        plan: Plan | None,
+        pulse: Pulse,
     ) -> None:
         self.recipe, self.workers, self.tracker, self.progress = recipe, workers, tracker, progress
-        self.pulse = pulse
+        self.plan, self.pulse = plan, pulse
         self.config, on_gpu = recipe.stage, recipe.cluster.use_gpu
         self.device = ray.train.torch.get_device() if on_gpu else torch.device("cpu")
         self.stage = make_stage(recipe, workers)
@@ -99,8 +104,8 @@ class _Loop:
             for module in self.state.modules.values():
                 checkpoint_blocks(module)
         self.watch = Watch(self.stage, recipe, workers, self.device)
-        self.began = 0.0
-        self.first_step = 0
+        self.phases = self.stage.phases = Phases(self.device)
+        self.log: Log | None = None
 
     def run(self) -> dict[str, float] | ClusterError:
         """Resumes, steps until the stage is done, and saves; its summary, or why it ended before."""
@@ -111,6 +116,16 @@ class _Loop:
                 load_state(state, Path(folder))
             if self.progress is not None and self.workers.rank == 0:
                 self.progress(self.recipe.name, state.step, self.config.steps, "goes on from its checkpoint")
+        if self.workers.rank == 0:
+            self.log = Log(
+                self.recipe,
+                self.workers.size,
+                self.phases,
+                self.plan,
+                self.tracker,
+                self.progress,
+                state.step,
+            )
         place = self.workers, self.device, self.pulse, self.tracker
         with closing(Keeper(self.recipe, self.stage.spec, state.step, *place)) as keeper:
             return self._train(keeper)
@@ -118,15 +133,13 @@ class _Loop:
     def _train(self, keeper: Keeper) -> dict[str, float] | ClusterError:
         state, config = self.state, self.config
         if state.step == 0:
-            self._check_teacher()
-            first = self._measured(self._videos()) if config.watch_every else self._losses()
-            state.held_out_start = first.get("held_out_loss")
-            self._track(first)
+            self._judge_start()
         videos: Tensor | None = None
-        self.began, self.first_step = time.monotonic(), state.step
+        self.phases.lap()
         while state.step < config.steps:
             began, key = time.process_time(), Key(self.recipe.seed, state.step, purpose="step")
             with self.pulse.step(state.step):
+                self.phases.begin("data")
                 batches = self.batches.at(state.step, self.device)
                 with self._precision():
                     result = self.stage.step(state, batches, key)
@@ -134,7 +147,10 @@ class _Loop:
             shown = config.is_shown(state.step)
             videos = self._videos() if shown or config.is_watched(state.step) else None
             measured = None if videos is None else self._measured(videos)
-            self._log(result.metrics | (measured or {}), keeper.note)
+            self.phases.begin("log")
+            if self.log is not None:
+                self.log.add(state.step, result.metrics, measured or {}, keeper.note)
+            self.phases.begin("checkpoint")
             if state.step == config.steps:
                 break
             if ended := keeper.between_steps(state, measured, self._losses):
@@ -148,13 +164,21 @@ class _Loop:
             self._preview(self._videos() if videos is None else videos)
         return summary
 
+    def _judge_start(self) -> None:
+        """What the stage starts from: the teacher gate, and the student before its first step."""
+        found = self._check_teacher()
+        found |= self._measured(self._videos()) if self.config.watch_every else self._losses()
+        self.state.held_out_start = found.get("held_out_loss")
+        if self.log is not None:
+            self.log.add(0, {}, found)
+
     def _precision(self) -> torch.autocast:
         return half_precision(self.device, self.recipe.cluster.use_gpu)
 
-    def _check_teacher(self) -> None:
+    def _check_teacher(self) -> dict[str, float]:
         """The teacher gate before distillation; a pretrained teacher is let through: it never saw SHORT."""
         if not isinstance(self.stage, DistillStage) or self.recipe.model.pretrained is not None:
-            return
+            return {}
         rows = ShardDataset(self.recipe.dataset, "short")
         main = rows.main
         count = min(len(main), 2 * WINDOWS)
@@ -162,10 +186,10 @@ class _Loop:
         short = Batch(read.latents.to(self.device), read.captions, range(count), count)
         with self._precision():
             ratio = check_teacher(self.stage.teacher, short, self.recipe, self.stage.captions, self.workers)
-        if ratio is not None and self.workers.rank == 0:
-            self.tracker.metrics(0, {"train/teacher_gate_ratio": ratio})
+        return {} if ratio is None else {"teacher_gate_ratio": ratio}
 
     def _videos(self) -> Tensor:
+        self.phases.begin("watch")
         with self._precision():
             return self.watch.videos(self.state)
 
@@ -177,26 +201,8 @@ class _Loop:
         with self._precision():
             return self.watch.losses(self.state)
 
-    def _track(self, metrics: dict[str, float]) -> None:
-        self.tracker.metrics(self.state.step, {f"train/{name}": value for name, value in metrics.items()})
-
-    def _log(self, metrics: dict[str, float], note: str) -> None:
-        """Metrics of every step; every `log_every` steps a line of progress."""
-        if self.workers.rank:
-            return
-        step, steps = self.state.step, self.config.steps
-        self._track(metrics)
-        if step % self.config.log_every and step != steps:
-            return
-        elapsed_s = time.monotonic() - self.began
-        self._track({"data_wait": self.batches.waited_s / elapsed_s})
-        if self.progress is not None:
-            numbers = [f"{name} {metrics[name]:.4g}" for name in _SHOWN if name in metrics]
-            pace = elapsed_s / max(1, step - self.first_step)
-            parts = [*numbers, f"{pace:.3f} s/step", *([note] if note else [])]
-            self.progress(self.recipe.name, step, steps, ", ".join(parts))
-
     def _preview(self, videos: Tensor) -> None:
+        self.phases.begin("preview")
         if self.workers.rank == 0:
             watch = self.watch
             preview(videos, watch.captions, self.recipe.dataset, watch.corpus, self.state.step, self.tracker)
@@ -206,5 +212,5 @@ class _Loop:
         start, last = self.state.held_out_start, self._losses().get("held_out_loss")
         if last is not None and start is not None:
             summary |= {"held_out_loss_start": start, "held_out_loss": last}
-        self._track(summary)
+        self.tracker.metrics(self.state.step, {f"train/{name}": value for name, value in summary.items()})
         return summary

@@ -23,6 +23,7 @@ from models.weights import copy_into
 from pipelines.checkpoints import NetworkSpec, load_network
 from pipelines.training.collectives import Workers
 from pipelines.training.config import StageConfig
+from pipelines.training.monitors.phases import Phases
 from pipelines.training.recipes import Recipe
 from pipelines.training.state import TrainState
 
@@ -107,6 +108,8 @@ class Stage(Protocol):
     spec: NetworkSpec
     """The network that is sampled."""
     captions: Captions
+    phases: Phases
+    """Told where each part of a step begins."""
 
     def init(self, device: torch.device | str) -> TrainState:
         """The state before the first step."""

@@ -12,6 +12,7 @@ from models.text.conditioning import TextEncoder
 from models.weights import Ema
 from pipelines.checkpoints import Role
 from pipelines.training.collectives import ALONE, Workers
+from pipelines.training.monitors.phases import Phases
 from pipelines.training.recipes import Recipe
 from pipelines.training.stage import (
     Batch,
@@ -40,6 +41,7 @@ class SupervisedStage:
     def __init__(self, recipe: Recipe, workers: Workers = ALONE, encoder: TextEncoder | None = None) -> None:
         self.recipe, self.workers = recipe, workers
         self.captions = Captions(recipe.text, encoder)
+        self.phases = Phases()
         role: Role = "student" if recipe.start else "teacher"
         self.spec = recipe.network(role)
 
@@ -63,10 +65,12 @@ class SupervisedStage:
         corpora = {"short": batches.short, "long": batches.long}
         given = {name: batch for name, batch in corpora.items() if batch is not None}
         velocity = supervised_velocity(model)
+        self.phases.begin("fm")
         losses = [
             seek_mean(velocity, batch, self.recipe, self.captions, key.at(purpose=name), 1 / len(given))
             for name, batch in given.items()
         ]
+        self.phases.begin("optimiser")
         rate = learning_rate(config, state.step)
         norm = apply_update(state, role, config, rate, self.workers)
         state.averages[role].update(model)

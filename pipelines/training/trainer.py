@@ -24,6 +24,7 @@ from pipelines.checkpoints import save_network
 from pipelines.storage import Storage, temporary_folder
 from pipelines.tracking import Progress, TrackerFactory
 from pipelines.training.loop import train_worker
+from pipelines.training.monitors.phases import Plan
 from pipelines.training.recipes import OUTCOME_FILE, Recipe, StageOutcome, finished_stage
 from pipelines.training.survival.listing import mend_listing
 from pipelines.training.survival.pulse import guarding
@@ -40,6 +41,7 @@ def train_stage(
     tracker: TrackerFactory,
     progress: Progress | None = None,
     callbacks: Sequence[UserCallback] = (),
+    plan: Plan | None = None,
 ) -> StageOutcome:
     """Trains a stage, or goes on where it stopped, or returns what it had finished.
 
@@ -48,6 +50,7 @@ def train_stage(
         tracker: opens the tracker on rank 0.
         progress: shows it; called on rank 0.
         callbacks: for Ray Train.
+        plan: what a dry run expects, for the log to compare.
 
     Raises:
         TrainingDiverged: a loss, score or gradient was not finite.
@@ -66,7 +69,7 @@ def train_stage(
     storage.write_json(mark, own)
     mend_listing(storage.child(recipe.name))
     try:
-        result = _fit(recipe, tracker, progress, callbacks)
+        result = _fit(recipe, tracker, progress, callbacks, plan)
     except TrainingFailedError as failed:
         met = [*getattr(failed, "worker_failures", {}).values(), getattr(failed, "controller_failure", None)]
         for error in met:
@@ -84,14 +87,24 @@ def train_stage(
 
 
 def _fit(
-    recipe: Recipe, tracker: TrackerFactory, progress: Progress | None, callbacks: Sequence[UserCallback]
+    recipe: Recipe,
+    tracker: TrackerFactory,
+    progress: Progress | None,
+    callbacks: Sequence[UserCallback],
+    plan: Plan | None,
 ) -> Result:
     """Ray Train's run. Interrupted, the workers save at the end of their step, unless a second one comes."""
     cluster, done = recipe.cluster, Future[Result]()
     with guarding(60 * cluster.hang_minutes) as guard:
         trainer = TorchTrainer(
             train_worker,
-            train_loop_config={"recipe": recipe, "tracker": tracker, "progress": progress, "guard": guard},
+            train_loop_config={
+                "recipe": recipe,
+                "tracker": tracker,
+                "progress": progress,
+                "plan": plan,
+                "guard": guard,
+            },
             torch_config=TorchConfig(timeout_s=SILENCE_S),
             scaling_config=ScalingConfig(
                 num_workers=cluster.num_workers,

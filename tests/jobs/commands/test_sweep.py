@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import pytest
 
 from jobs.commands import sweep, trial
-from jobs.commands.trial import Relay, system_of, trial_settings
 from jobs.config import load as configs
 from jobs.config.paths import RunPaths
 from jobs.config.schema import SweepConfig
+from jobs.trial import Relay, system_of, trial_settings
 from models.errors import CheckpointError, ClusterError, ConfigError, DataError
 from pipelines.storage import Storage
 from tests.command import MADE_BY_DISTILLATION, copy_runs, succeed

@@ -31,6 +31,7 @@ DISTILL = DistillConfig(
     windows_per_video=3,
     learning_rate=1e-3,
     ramp_steps=3,
+    watch_every=2,
 )
 
 
