@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from jobs.config.load import config_hash
 from jobs.config.paths import RunPaths, is_remote
 from jobs.config.schema import RunConfig
+from jobs.config.systems import planned_systems
 from jobs.console import ConsoleProgress, print_line, print_table
 from jobs.ray_session import ray_session
 from jobs.tracking import RunReference, factory, open_run
@@ -107,17 +108,7 @@ def systems_of(config: RunConfig, seed: int) -> list[System]:
     Raises:
         CheckpointError: there is none.
     """
-    few, many, draws = len(config.sampling.steps), config.sampling.ode_steps, config.evaluation.draws
-    planned = (
-        ("distill", System("mmm_4", "", "dm", "few_step", few, draws)),
-        ("distill", System("mmm_fm_50", "", "fm", "ode", many)),
-        ("sft", System("sft_50", "", "fm", "ode", many)),
-        ("sft", System("sft_4", "", "fm", "ode", few, draws)),
-        ("sft_longer", System("sft_50_longer", "", "fm", "ode", many)),
-        ("mixed", System("mixed_50", "", "fm", "ode", many)),
-        ("mixed_longer", System("mixed_50_longer", "", "fm", "ode", many)),
-        ("teacher", System("teacher_rollout", "", "teacher", "windows", config.sampling.rollout_steps)),
-    )
+    planned = planned_systems(config)
     root = RunPaths.of(config).seed(seed)
     outcomes = {stage: finished_stage(root, stage) for stage in {stage for stage, _ in planned}}
     found = [

@@ -8,11 +8,19 @@ from jobs.config import load as configs
 from jobs.config.schema import STAGES, RunConfig
 from jobs.config.shapes import Shapes, scored_windows, shapes
 from jobs.console import print_line
+from jobs.estimate.around import (
+    INGEST_FRAMES,
+    checkpoint_bytes,
+    evaluation_cost,
+    ingest_frames,
+    sampling_flops,
+)
 from jobs.estimate.flops import networks, parameters, phases, tokens, trained
 from jobs.estimate.gpus import Gpu, require_fit
 from jobs.estimate.gpus import gpu as gpu_named
 from jobs.estimate.memory import footprint
 from models.errors import ConfigError
+from pipelines.generation import Method
 from pipelines.training.monitors.phases import Plan
 
 CPU_FLOPS, GPU_FLOPS = 5e10, 1.5e14
@@ -33,6 +41,8 @@ class StageCost:
     """Trainable parameter count."""
     seconds: float
     """A rough figure, on the workers asked for."""
+    checkpoint: int
+    """Bytes of a checkpoint on storage."""
 
     @property
     def flops(self) -> float:
@@ -54,6 +64,12 @@ class Description:
     student_parameters: int
     stages: tuple[StageCost, ...]
     use_gpu: bool
+    sample: float
+    """Floating-point operations of a LONG video of the student's few steps."""
+    evaluation: tuple[int, float]
+    """Videos of an evaluation of all systems, and their operations."""
+    ingest: int | None
+    """Frames of the corpora, where they are known."""
 
     @property
     def seconds(self) -> float:
@@ -85,6 +101,9 @@ def describe(config: RunConfig, stage: str | None = None, gpu: Gpu | None = None
         student_parameters=parameters(built.frozen_student),
         stages=tuple(stage_cost(config, name, use_gpu=use_gpu) for name in wanted),
         use_gpu=use_gpu,
+        sample=sampling_flops(config, Method("dm", "few_step", len(config.sampling.steps)), built),
+        evaluation=evaluation_cost(config, built),
+        ingest=ingest_frames(config),
     )
 
 
@@ -93,13 +112,15 @@ def stage_cost(config: RunConfig, stage: str, *, use_gpu: bool) -> StageCost:
     by_phase = phases(config, stage, built)
     own = {"teacher": (built.teacher,), "warmup": (built.critic,), "distill": (built.student, built.critic)}
     speed = (GPU_FLOPS if use_gpu else CPU_FLOPS) * config.cluster.most_workers
+    parts = footprint(config, stage, built, half=use_gpu)
     return StageCost(
         stage=stage,
         steps=steps,
         phases=by_phase,
-        parts=footprint(config, stage, built, half=use_gpu),
+        parts=parts,
         trained=sum(trained(network) for network in own.get(stage, (built.student,))),
         seconds=steps * sum(by_phase.values()) / speed,
+        checkpoint=checkpoint_bytes(config, stage, parts, built),
     )
 
 
@@ -161,10 +182,14 @@ def to_json(config: RunConfig, described: Description, gpu: Gpu | None = None) -
                 "flops_a_step": sum(cost.phases.values()),
                 "bytes": dict(cost.parts),
                 "bytes_a_worker": cost.bytes,
+                "checkpoint_bytes": cost.checkpoint,
                 "fits": fits[cost.stage],
             }
             for cost in described.stages
         },
+        "sample": {"flops_a_video": described.sample},
+        "evaluation": {"videos": described.evaluation[0], "flops": described.evaluation[1]},
+        "ingest": {"frames": described.ingest},
         "fits": None if gpu is None else all(fits.values()),
     }
     return json.dumps(value, indent=1)
@@ -206,6 +231,15 @@ def _lines(config: RunConfig, described: Description, gpu: Gpu | None) -> Iterat
         yield f"  FLOP per step   {', '.join(flops)}"
         parts = (f"{name.replace('_', ' ')} {_mib(value)}" for name, value in cost.parts.items() if value)
         yield f"  memory          {', '.join(parts)}"
+        yield f"  a checkpoint    {_mib(cost.checkpoint)}"
+    speed, on = (GPU_FLOPS, "a GPU") if described.use_gpu else (CPU_FLOPS, "a core")
+    frames, videos, made = described.ingest, *described.evaluation
+    if frames is None:
+        yield f"ingest            about {INGEST_FRAMES:,.0f} frames a second on a core by pca"
+    else:
+        yield f"ingest            {frames:,} frames, about {frames / INGEST_FRAMES:,.0f} s on a core"
+    yield f"a sample          {described.sample:.2g} FLOP, about {described.sample / speed:,.2g} s on {on}"
+    yield f"evaluation        {videos:,} videos, {made:.2g} FLOP, about {made / speed:,.0f} s on {on}"
     yield f"training          about {described.seconds:,.0f} s in all; nothing was read or written"
 
 

@@ -113,7 +113,8 @@ def in_words(figures: Mapping[str, float]) -> str:
     words = f"{figures['time/step']:.3f} s/step ({', '.join(f'{n} {100 * v:.0f} %' for n, v in largest)})"
     if "time/flops" in figures:
         words += f", {figures['time/flops']:.2g} FLOP/s, {100 * figures['time/flops_of_plan']:.0f} % of plan"
-    words += f", {figures['time/hours_left']:.2g} worker-hours left"
+    left = figures["time/hours_left"]
+    words += f", {left:,.1f} worker-hours left" if left >= 1 else f", {3600 * left:,.0f} worker-seconds left"
     if "time/cost_left" in figures:
         words += f" for {figures['time/cost_left']:,.2f}"
     return words

@@ -64,7 +64,10 @@ class WatchedStage:
             "steps": self.facts.steps,
             "heard": self.series.heard,
             "well": all(verdict.well for verdict in self.verdicts),
-            "verdicts": [dataclasses.asdict(verdict) for verdict in self.verdicts],
+            "verdicts": [
+                dataclasses.asdict(verdict) | ({"remedy": None} if verdict.well else {})
+                for verdict in self.verdicts
+            ],
             "newest": {name: self.newest(name) for name in sorted(self.series.curves)},
         }
 

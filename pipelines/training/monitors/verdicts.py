@@ -146,7 +146,7 @@ def finite(facts: Facts, curves: Curves) -> Iterator[Verdict]:
 
 def learning(facts: Facts, curves: Curves) -> Iterator[Verdict]:
     """Does a network that begins untrained learn?"""
-    losses = values(curves, "loss", 3)
+    losses = values(curves, "loss", 5)
     if facts.stage == "teacher" and losses and curves["loss"].steps[-1] >= facts.steps / 10:
         share = losses[-1] / losses[0]
         yield Verdict(
@@ -211,7 +211,7 @@ def critic(facts: Facts, curves: Curves) -> Iterator[Verdict]:
         rise = losses[-1] / min(losses)
         yield Verdict(
             "critic_loss",
-            rise <= CRITIC_RISE and losses[-1] <= NO_ANSWER,
+            (rise <= CRITIC_RISE or len(losses) < 4) and losses[-1] <= NO_ANSWER,
             f"the critic's loss is {losses[-1]:.2f}, {rise:.1f} times its least"
             + (", more than a network that answers 0 has" if losses[-1] > NO_ANSWER else ""),
             "This critic is unstable: lower distill.critic_learning_rate",

@@ -42,6 +42,7 @@ def test_the_object_holds_what_the_text_says():
     for cost in described.stages:
         stage = told["stages"][cost.stage]
         assert stage["flops_a_step"] * cost.steps == pytest.approx(cost.flops)
+        assert stage["checkpoint_bytes"] == cost.checkpoint
         assert stage["bytes_a_worker"] == sum(stage["bytes"].values()) == cost.bytes
 
 

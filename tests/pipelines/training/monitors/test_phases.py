@@ -71,7 +71,7 @@ def test_shares_add_up_and_hours_go_on_where_an_earlier_session_stopped() -> Non
     words = in_words(found)
     assert (
         words
-        == "2.000 s/step (fm 75 %, critic 25 %), 4e+09 FLOP/s, 20 % of plan, 0.067 worker-hours left for 0.20"
+        == "2.000 s/step (fm 75 %, critic 25 %), 4e+09 FLOP/s, 20 % of plan, 240 worker-seconds left for 0.20"
     )
 
 
