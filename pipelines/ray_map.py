@@ -17,6 +17,7 @@ import ray
 import ray.data
 from ray.data import ActorPoolStrategy, TaskPoolStrategy
 from ray.exceptions import RayActorError, RuntimeEnvSetupError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from models.errors import ClusterError, DataError, SostenutoError
 
@@ -48,6 +49,11 @@ class Pool(NamedTuple):
     """Ray adds actors while items are waiting."""
     use_gpu: bool = False
     """One GPU per actor."""
+
+
+def on_this_node() -> NodeAffinitySchedulingStrategy:
+    """Where an actor lives as long as the driver that makes it, whatever befalls other nodes."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
 class _Opaque:

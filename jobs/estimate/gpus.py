@@ -7,7 +7,7 @@ import difflib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from jobs.config.schema import RunConfig
+from jobs.config.schema import STAGES, RunConfig
 from jobs.config.shapes import scored_windows
 from jobs.estimate.flops import networks
 from jobs.estimate.memory import footprint
@@ -121,9 +121,12 @@ def _remedies(config: RunConfig, stage: str, on: Gpu) -> Iterator[tuple[str, Run
 
 
 def _fewer_frames(config: RunConfig, stage: str, on: Gpu) -> Iterator[tuple[str, RunConfig]]:
-    """The longest LONG windows that fit, no shorter than SHORT ones, longer than the other buckets'."""
+    """The longest LONG windows that fit, no shorter than SHORT ones or a curriculum's, longer than the other
+    buckets'."""
     data, grain = config.data, autoencoder_kind(config.autoencoder).temporal_factor
-    least = max([data.short_frames, *(length + grain for length in data.long_lengths)])
+    stages = [getattr(config, name) for name in STAGES if name != "warmup"]
+    clips = [1 + grain * (latents - 1) for one in stages for _, latents in one.lengths]
+    least = max([data.short_frames, *clips, *(length + grain for length in data.long_lengths)])
     low, high = 1, (data.long_frames - least) // grain
     if high < 1:
         return

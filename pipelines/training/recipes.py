@@ -17,7 +17,7 @@ BASELINES = {"sft_longer": "sft", "mixed_longer": "mixed"}
 """Baselines that train on for as many CPU-seconds as distillation took, and the stage each one continues."""
 
 _PLACES = frozenset({"name", "root", "dataset", "cluster", "settings"})
-_CADENCE = "checkpoint_every checkpoint_minutes keep_checkpoints preview_every log_every watch_every stop_on"
+_CADENCE = "checkpoint_every checkpoint_minutes keep_checkpoints preview_every log_every watch_every"
 _LOGGING = frozenset(["micro_batch", *_CADENCE.split()])
 
 

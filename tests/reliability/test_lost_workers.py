@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -73,8 +74,8 @@ def disturb(lines):
     psutil.Process(raylet(nodes.pop())).kill()
     nodes.append(cluster.add_node(num_cpus=1, **store))
 
-quiet, expected = run("quiet", 100, 5, num_workers=2)
-lines, found = run("disturbed", 100, 5, disturb, num_workers=2, max_failures=20)
+quiet, expected = run("quiet", 200, 5, num_workers=2)
+lines, found = run("disturbed", 200, 5, disturb, num_workers=2, max_failures=20)
 told = quiet.losses()
 losses = all({*again} == {*told[step]} for step, again in lines.losses().items())
 print(json.dumps({"same": found == expected, "groups": lines.groups(), "losses": losses}))
@@ -90,8 +91,14 @@ def dataset(tmp_path: Path) -> Path:
     return tmp_path / "dataset"
 
 
+def answer_of(script: str, dataset: Path, out: Path) -> dict[str, Any]:
+    """The JSON that a script prints among Ray's own words on dead workers."""
+    (answer,) = (line for line in printed_by(script, out, dataset, out) if line.startswith("{"))
+    return dict(json.loads(answer))
+
+
 def test_five_killed_workers_and_a_node_change_no_weight(dataset: Path, tmp_path: Path) -> None:
-    answer = json.loads(printed_by(KILLS, tmp_path, dataset, tmp_path)[-1])
+    answer = answer_of(KILLS, dataset, tmp_path)
     assert answer["same"]
     assert answer["losses"]
     assert len(answer["groups"]) >= 7
@@ -119,7 +126,7 @@ print(json.dumps({"groups": lines.groups(), "worst": worst, "steps": len(lines.l
 
 
 def test_elastic_workers_do_not_change_the_curve(dataset: Path, tmp_path: Path) -> None:
-    answer = json.loads(printed_by(ELASTIC, tmp_path, dataset, tmp_path)[-1])
+    answer = answer_of(ELASTIC, dataset, tmp_path)
     assert answer["groups"][0] == answer["groups"][-1] == 2
     assert 1 in answer["groups"]
     assert answer["steps"] == 400
@@ -141,7 +148,7 @@ print(json.dumps({"same": found == expected, "groups": lines.groups(), "seconds"
 
 
 def test_a_worker_that_hangs_is_named_and_the_run_goes_on(dataset: Path, tmp_path: Path) -> None:
-    answer = json.loads(printed_by(HANG, tmp_path, dataset, tmp_path)[-1])
+    answer = answer_of(HANG, dataset, tmp_path)
     told = (tmp_path / "warnings.txt").read_text()
     assert "worker 1 of 2" in told
     assert "in step 6 at tests/reliability/small_training.py" in told

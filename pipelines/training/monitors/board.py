@@ -9,6 +9,7 @@ from typing import Any
 
 import ray
 
+from pipelines.ray_map import on_this_node
 from pipelines.tracking import Progress
 
 POLL_S = 0.5
@@ -73,7 +74,7 @@ def relayed_warnings(progress: Progress | None) -> Iterator[None]:
 def progress_board(progress: Progress) -> Iterator[BoardProgress]:
     """Shows by `progress` what other processes report to the board, and repeats what they warn of, for the
     length of a `with` block."""
-    board: Any = _Board.remote()  # type: ignore[attr-defined]
+    board: Any = _Board.options(scheduling_strategy=on_this_node()).remote()  # type: ignore[attr-defined]
     stop = threading.Event()
     shown: dict[str, int] = {}
     said: list[str] = []

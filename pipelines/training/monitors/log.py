@@ -55,8 +55,6 @@ class Log:
         self._sums: dict[str, tuple[float, int]] = {}
         self._began = step
         self._verdicts = {verdict.name: verdict for verdict in self._judge()}
-        self.unwell: Verdict | None = None
-        """The verdict of `stop_on` that is not well, if one is."""
 
     def add(
         self, step: int, metrics: Mapping[str, float], measured: Mapping[str, float], note: str = ""
@@ -95,19 +93,18 @@ class Log:
         self.tracker.metrics(step, {f"train/{name}": value for name, value in values.items()})
 
     def _even(self, row: Mapping[str, float]) -> dict[str, float]:
-        """Means of losses over the exits, each by its last value: they do not show which exits were drawn.
-
-        The first exit may be the anchor's alone; of the others, all have to be known.
-        """
-        curves, found = self.recorder.series.curves, {}
+        """Means of losses over the exits, each by its last value: they do not show which exits were drawn."""
+        found = {}
         for loss in ("reverse_kl", "critic_loss"):
             names = [f"{loss}_exit_{number}" for number in range(len(self.recipe.sampling.steps))]
-            known = {
-                name: curves[name].values[-1] for name in names if name in curves and curves[name].values
-            }
-            known |= {name: row[name] for name in names if name in row}
-            if known.keys() >= set(names[1:]):
-                found[f"{loss}_even"] = sum(known.values()) / len(known)
+            curves = self.recorder.series.curves
+            known = [
+                row[name] if name in row else curves[name].values[-1]
+                for name in names
+                if name in row or (name in curves and curves[name].values)
+            ]
+            if len(known) == len(names):
+                found[f"{loss}_even"] = sum(known) / len(known)
         return found
 
     def _judge(self) -> list[Verdict]:
@@ -127,6 +124,4 @@ class Log:
                 elif before is not None and self.progress is not None:
                     self.progress(self.recipe.name, step, self.config.steps, verdict.text)
         self._verdicts = {verdict.name: verdict for verdict in found}
-        stops = [verdict for verdict in found if not verdict.well and verdict.name in self.config.stop_on]
-        self.unwell = stops[0] if stops else None
         self.tracker.metrics(step, {f"verdict/{verdict.name}": float(verdict.well) for verdict in found})

@@ -85,9 +85,10 @@ class Keeper:
             return refused
         if not (wishes.save or wishes.stop):
             return None
-        hurried = wishes.stop or self._leaving
-        figures = measured if measured is not None or hurried else losses()
-        if refused := self.save(state, figures or {}):
+        if measured is None and not (wishes.stop or self._leaving):
+            measured = losses()
+            self._tracker.metrics(state.step, {f"train/{name}": value for name, value in measured.items()})
+        if refused := self.save(state, measured or {}):
             return refused
         if not wishes.stop:
             return None

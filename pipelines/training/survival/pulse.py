@@ -20,6 +20,7 @@ from typing import Any, Self
 
 import ray
 
+from pipelines.ray_map import on_this_node
 from pipelines.training.collectives import Workers
 
 BEAT_S = 1.0
@@ -128,7 +129,7 @@ def _told(beats: list[Beat]) -> str:
 @contextmanager
 def guarding(patience_s: float) -> Iterator[Any]:
     """The actor that guards a stage's workers, for the length of a `with` block."""
-    guard = ray.remote(num_cpus=0)(Guard).remote(patience_s)
+    guard = ray.remote(num_cpus=0, scheduling_strategy=on_this_node())(Guard).remote(patience_s)
     try:
         yield guard
     finally:
@@ -184,7 +185,7 @@ class Pulse:
                 order: Order = ray.get(self._guard.beat.remote(self._now(), self._workers.size))
             except ray.exceptions.RayError:
                 return  # the driver has gone, and its workers with it
-            self.stop |= order.stop
+            self.stop = order.stop
             if order.say:
                 log.warning("%s", order.say)
             if order.end:

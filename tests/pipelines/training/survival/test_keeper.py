@@ -98,6 +98,7 @@ def test_a_checkpoint_is_reported_at_the_end_of_a_later_step_when_it_is_whole(
     assert here.after(5) is None
     assert here.reports == [(3.0, "step-000003")]
     assert here.told.values[3]["train/checkpoint_bytes"] > 1000
+    assert here.told.values[3][f"train/{SCORE}"] == 0.5
     assert "checkpoint" in here.keeper.note
     assert here.measured == 1
 
