@@ -237,11 +237,14 @@ class ConditionEmbedder(nn.Module):
         self.time_proj = nn.Linear(dim, 6 * dim)
         self.text_embedder = Mlp(text_dim, dim)
 
-    def time(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """t [B] or [B, T] -> embedding [B, T or 1, D] and modulation [B, T or 1, 6, D]."""
+    def time(self, t: Tensor, beside: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """t [B] or [B, T] -> embedding [B, T or 1, D] and modulation [B, T or 1, 6, D]; `beside` [B, D] is
+        added to the embedding."""
         t = t if t.ndim == 2 else t[:, None]
         waves = sinusoids(1000 * t, self.freq_dim).to(self.time_proj.weight.dtype)
         embedding = self.time_embedder.linear_2(F.silu(self.time_embedder.linear_1(waves)))
+        if beside is not None:
+            embedding = embedding + beside[:, None].to(embedding)
         return embedding, self.time_proj(F.silu(embedding)).unflatten(-1, (6, -1))
 
     def caption(self, text: Tensor) -> Tensor:

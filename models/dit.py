@@ -23,9 +23,10 @@ from models.blocks import (
     layer_norm,
 )
 from models.config import ModelConfig
-from models.flow import precondition_input, preconditioned_velocity
+from models.flow import VelocityModel, precondition_input, preconditioned_velocity
 from models.rng import Key
 from models.text.conditioning import Conditioning
+from models.weights import copy_into
 
 POSITION_WAVES = 8
 LOOK_OFFSETS = (-1, 1, 0)
@@ -77,7 +78,13 @@ class Encoder(nn.Module):
     """Embeds patches, times and captions, and runs the first blocks."""
 
     def __init__(
-        self, config: ModelConfig, channels: int, text_dim: int, pattern: str, clip_position: bool = False
+        self,
+        config: ModelConfig,
+        channels: int,
+        text_dim: int,
+        pattern: str,
+        clip_position: bool = False,
+        exits: int = 0,
     ) -> None:
         super().__init__()
         dim = config.num_heads * config.head_dim
@@ -86,10 +93,13 @@ class Encoder(nn.Module):
         self.patch_embedding = nn.Conv3d(channels, dim, config.patch_size, config.patch_size)
         self.condition_embedder = ConditionEmbedder(dim, config.freq_dim, text_dim)
         self.clip_position = nn.Linear(2 * POSITION_WAVES, dim) if clip_position else None
+        self.exits = nn.Embedding(exits, dim) if exits else None
         self.blocks = nn.ModuleList([Block(config, letter) for letter in pattern])
 
-    def forward(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Features:
-        """Reads x_t [B, T, C, h, w] at t [B] or [B, T].
+    def forward(
+        self, x_t: Tensor, t: Tensor, conditioning: Conditioning, exits: Tensor | None = None
+    ) -> Features:
+        """Reads x_t [B, T, C, h, w] at t [B] or [B, T]; a critic is told the `exits` [B] too.
 
         Raises:
             ValueError: the clip does not divide into patches.
@@ -101,7 +111,8 @@ class Encoder(nn.Module):
         hidden = F.linear(patches, self.patch_embedding.weight.flatten(1), self.patch_embedding.bias)
         if self.clip_position is not None:
             hidden = hidden + self.clip_position(clip_positions(grid.frames, x_t.device))[:, None]
-        embedding, modulation = self.condition_embedder.time(t)
+        told = None if self.exits is None or exits is None else self.exits(exits)
+        embedding, modulation = self.condition_embedder.time(t, told)
         context = self.condition_embedder.caption(conditioning.text.to(hidden.dtype))
         for block in self.blocks:
             hidden = block(hidden, modulation, context, conditioning.mask, grid)
@@ -140,18 +151,41 @@ class DiT(nn.Module):
         config: the model's shape.
         channels: latent channels C.
         text_dim: numbers per text token.
+        exits: steps of the few-step sampler that a critic tells apart; 0 for the others.
     """
 
-    def __init__(self, config: ModelConfig, channels: int, text_dim: int) -> None:
+    def __init__(self, config: ModelConfig, channels: int, text_dim: int, exits: int = 0) -> None:
         super().__init__()
         self.config = config
-        self.encoder = Encoder(config, channels, text_dim, config.attention_pattern)
+        self.encoder = Encoder(config, channels, text_dim, config.attention_pattern, exits=exits)
         self.head = Head(config, channels)
 
-    def forward(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
-        """Velocity at x_t [B, T, C, h, w] and t [B] or [B, T]."""
-        velocity: Tensor = self.head(self.encoder(x_t, t, conditioning))
+    def forward(
+        self, x_t: Tensor, t: Tensor, conditioning: Conditioning, exits: Tensor | None = None
+    ) -> Tensor:
+        """Velocity at x_t [B, T, C, h, w] and t [B] or [B, T]; `exits` [B] as in `told`."""
+        velocity: Tensor = self.head(self.encoder(x_t, t, conditioning, exits))
         return velocity
+
+    def told(self, exits: Tensor) -> VelocityModel:
+        """A critic's velocity at what the few-step sampler makes in its steps `exits`, int [B].
+
+        The x0 of an early step is blurred and that of the last is sharp: told which it sees, the critic need
+        not give one score for all.
+        """
+
+        def velocity(x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+            out: Tensor = self(x_t, t, conditioning, exits)
+            return out
+
+        return velocity
+
+    def start_from(self, teacher: "DiT") -> None:
+        """Copies a teacher into a critic, which then equals it whatever it is told."""
+        own = {
+            name: torch.zeros_like(tensor) for name, tensor in self.state_dict().items() if "exits" in name
+        }
+        copy_into(self, teacher.state_dict() | own, "the teacher")
 
 
 @torch.no_grad()

@@ -38,8 +38,9 @@ def add_adapters(model: DiT | Student, config: LoraConfig) -> None:
     on_meta = next(model.parameters()).is_meta
     adapted = model.encoder if config.heads == "full" else model
     inject_adapter_in_model(adapter, adapted, low_cpu_mem_usage=on_meta)
-    if model.encoder.clip_position is not None:
-        model.encoder.clip_position.requires_grad_(True)
+    for small in (model.encoder.clip_position, model.encoder.exits):
+        if small is not None:
+            small.requires_grad_(True)
 
 
 @torch.no_grad()

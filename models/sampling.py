@@ -1,6 +1,6 @@
 """Samplers of latents [B, T, C, h, w] from a VelocityModel."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -57,8 +57,19 @@ def noisy_input(model: VelocityModel, times: Sequence[float], draw: Draw) -> Ten
 @torch.no_grad()
 def few_step(model: VelocityModel, times: Sequence[float], draw: Draw) -> Tensor:
     """The stochastic few-step sampler: len(times) network evaluations, latents [B, T, C, h, w]."""
-    x = noisy_input(model, times, draw)
-    return x0_prediction(model, x, draw.at(times[-1]), draw.conditioning)
+    *_, last = exits(model, times, draw)
+    return last
+
+
+@torch.no_grad()
+def exits(model: VelocityModel, times: Sequence[float], draw: Draw) -> Iterator[Tensor]:
+    """The x0 that the few-step sampler predicts at each of its times; the last is its video."""
+    x = draw.noise("noise-0")
+    for step, t in enumerate(times, start=1):
+        x0 = x0_prediction(model, x, draw.at(t), draw.conditioning)
+        yield x0
+        if step < len(times):
+            x = interpolate(x0, draw.noise(f"noise-{step}"), draw.at(times[step]))
 
 
 @torch.no_grad()

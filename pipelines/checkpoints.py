@@ -20,7 +20,7 @@ from models.lora import add_adapters, merge_adapters
 from models.weights import TensorFiles, save_tensors
 from pipelines.storage import Storage, file_sha256
 
-Role = Literal["teacher", "student"]
+Role = Literal["teacher", "student", "critic"]
 NETWORK_FILE = "network.json"
 MANIFEST_FILE = "manifest.json"
 
@@ -30,7 +30,7 @@ class NetworkSpec:
     """What a network is: enough to build it before its weights are read."""
 
     role: Role
-    """`teacher` is a plain stack, `student` has two heads."""
+    """`teacher` is a plain stack, `student` has two heads, `critic` is a stack that is told the exit step."""
     model: ModelConfig
     text: TextConfig
     channels: int
@@ -47,9 +47,11 @@ class NetworkSpec:
 
     def build(self, device: torch.device | str = "cpu") -> DiT | Student:
         """The network with unset weights."""
-        kind = DiT if self.role == "teacher" else Student
+        shape, exits = (self.model, self.channels, self.text.dim), len(self.sampling.steps)
         with torch.device(device):
-            return kind(self.model, self.channels, self.text.dim)
+            if self.role == "student":
+                return Student(*shape)
+            return DiT(*shape, exits=exits if self.role == "critic" else 0)
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -158,7 +160,7 @@ def critic_weights(folder: str | Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: the folder is not a whole checkpoint.
     """
-    spec = dataclasses.replace(read_spec(folder), role="teacher")
+    spec = dataclasses.replace(read_spec(folder), role="critic")
     with checkpoint_file(folder, "critic.safetensors") as path:
         return _read(spec, path).state_dict()
 

@@ -211,7 +211,14 @@ def check_times(times: Sequence[float], name: str) -> None:
 
 
 def _times(config: RunConfig) -> None:
-    check_times(config.sampling.steps, "sampling.steps")
+    steps, shares = config.sampling.steps, config.distill.exit_shares
+    check_times(steps, "sampling.steps")
+    if shares and (len(shares) != len(steps) or min(shares) < 0 or not any(shares)):
+        problem = f"distill.exit_shares {list(shares)} do not share rollouts out over {len(steps)} exits"
+        raise ConfigError(problem, "Give one for each of sampling.steps, or [] for equal ones")
+    if config.loss.anchor_weight and len(steps) == 1:
+        problem = "sampling.steps has one step, which the anchor would keep to itself"
+        raise ConfigError(problem, "Set loss.anchor_weight=0, or take more steps")
     loss = config.loss
     if not 0 < loss.score_t_min < loss.score_t_max < 1:
         raise ConfigError(

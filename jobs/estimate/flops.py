@@ -46,15 +46,16 @@ def networks(config: RunConfig, stage: str) -> Networks:
     """
     lora = config.lora if stage in config.lora.stages else LoraConfig()
     size = config.model, shapes(config).channels, config.text.dim
-    return _built(size, lora, stage in SCORED, config.cluster.activation_checkpointing)
+    exits = len(config.sampling.steps)
+    return _built(size, exits, lora, stage in SCORED, config.cluster.activation_checkpointing)
 
 
 @lru_cache(maxsize=8)
 def _built(
-    size: tuple[ModelConfig, int, int], lora: LoraConfig, scored: bool, checkpointed: bool
+    size: tuple[ModelConfig, int, int], exits: int, lora: LoraConfig, scored: bool, checkpointed: bool
 ) -> Networks:
     with torch.device("meta"):
-        built = Networks(DiT(*size), Student(*size), DiT(*size), Student(*size))
+        built = Networks(DiT(*size), Student(*size), DiT(*size, exits=exits), Student(*size))
     if lora.rank:
         add_adapters(built.student, lora)
         add_adapters(built.critic, lora)
@@ -166,6 +167,7 @@ class _Count:
         embedder = encoder.condition_embedder
         time = self.linear(embedder.time_embedder.linear_1, 1, False)
         time = self.linear(embedder.time_embedder.linear_2, 1, time)
+        time |= encoder.exits is not None and encoder.exits.weight.requires_grad
         self.moving |= self.linear(embedder.time_proj, 1, time)
         caption = self.linear(embedder.text_embedder.linear_1, self.tokens.text, False)
         self.context_moves = self.linear(embedder.text_embedder.linear_2, self.tokens.text, caption)
@@ -199,9 +201,10 @@ class _Count:
 def phases(config: RunConfig, stage: str, built: Networks) -> dict[str, float]:
     """Operations of one step over all workers, by phase.
 
-    A rollout stops at a step drawn at random, so its part and the anchor's are means.
+    A rollout stops at a step drawn at random, so what depends on it is a mean.
     """
-    sizes, distill, steps = shapes(config), config.distill, len(config.sampling.steps)
+    sizes, distill, anchored = shapes(config), config.distill, config.loss.anchor_weight > 0
+    shares = distill.shares(len(config.sampling.steps), without_first=anchored and stage == "warmup")
 
     def plain(network: DiT, frames: int, clips: int) -> Flops:
         return stack_flops(network.encoder, network.head, config.model, tokens(config, frames)) * clips
@@ -229,15 +232,17 @@ def phases(config: RunConfig, stage: str, built: Networks) -> dict[str, float]:
         rows, window = distill.rollout_batch, distill.window_frames
         rollout = student(built.student, "distribution_matching", sizes.long_frames, rows)
         critic = plain(built.critic, window, distill.critic_updates * distill.critic_batch)
-        found["rollout"] = (steps + 1) / 2 * rollout.forward
+        calls = sum(share * count for count, share in enumerate(shares, start=1))
+        found["rollout"] = calls * rollout.forward
         found |= {"critic_forward": critic.forward, "critic_backward": critic.backward}
     if stage == "distill":
         windows, teacher_calls = rows * scored_windows(config), 1 if config.loss.guidance_scale == 1 else 2
+        layout = shares[0] if anchored else 0.0
         reference = student(built.frozen_student, "flow_matching", sizes.long_frames, rows)
         found |= {
             "student_backward": rollout.backward,
-            "score_teacher": plain(built.teacher, window, windows * teacher_calls).forward,
-            "score_critic": plain(built.critic, window, windows).forward,
-            "anchor": bool(config.loss.anchor_weight) / steps * reference.forward,
+            "score_teacher": plain(built.teacher, window, windows * teacher_calls).forward * (1 - layout),
+            "score_critic": plain(built.critic, window, windows).forward * (1 - layout),
+            "anchor": layout * reference.forward,
         }
     return found

@@ -115,6 +115,8 @@ class DistillConfig(StageConfig):
     watch_every: NonNegativeInt = 10
     rollout_batch: PositiveInt = 32
     """Videos per rollout, over all workers."""
+    exit_shares: tuple[float, ...] = ()
+    """How often rollouts stop at each of `sampling.steps`, relative to each other; empty: equally."""
     caption_source: Literal["long", "short", "both"] = "both"
     """Corpus that rollout captions come from; `both` takes half from each."""
     ramp_steps: NonNegativeInt = 0
@@ -137,6 +139,13 @@ class DistillConfig(StageConfig):
     """What to do when the teacher's windows are far from the corpus."""
     teacher_gate_ratio: PositiveFloat = 3.0
     """Largest Frechet distance of the teacher's windows to SHORT, in units of SHORT's own floor."""
+
+    def shares(self, steps: int, *, without_first: bool) -> list[float]:
+        """Shares of the rollouts that stop at each of `steps` steps; those at the first may be left out."""
+        given = list(self.exit_shares or (1.0,) * steps)
+        if without_first:
+            given[0] = 0.0
+        return [share / sum(given) for share in given]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -84,6 +84,12 @@ class DistillStage:
         self.captions, self.caption_pool = Captions(recipe.text, encoder), caption_pool
         self.phases = Phases()
         self.spec = recipe.network("student", distilled=not recipe.critic_only)
+        self.anchored = recipe.loss.anchor_weight > 0
+        self.exit_shares = recipe.stage.shares(
+            len(recipe.sampling.steps), without_first=self.anchored and recipe.critic_only
+        )
+        """How often a rollout stops at each step. With an anchor the first step is its alone: what that step
+        predicts is blurred by intent, and is neither scored nor shown to the critic."""
         self.teacher: DiT
         self.reference: VelocityModel | None = None
         """The frozen long-SFT network, where there is an anchor."""
@@ -97,12 +103,14 @@ class DistillStage:
         self.teacher = teacher
         start_student(student, start)
         student.copy_flow_matching_head()
-        if not recipe.critic_only and recipe.loss.anchor_weight:
+        if self.anchored and not recipe.critic_only:
             frozen = copy.deepcopy(student).eval().requires_grad_(False)
             if frozen.config.heads == "decoupled":
                 del frozen.heads["distribution_matching"]
             self.reference = frozen.flow_matching
-        critic = copy.deepcopy(teacher).train().requires_grad_(True)
+        critic = recipe.network("critic").build(device)
+        assert isinstance(critic, DiT)
+        critic.start_from(teacher)
         if "critic" in start:
             copy_into(critic, critic_weights(start["critic"]), start["critic"])
         adapt(student, recipe, "student")
@@ -146,12 +154,13 @@ class DistillStage:
         # Mode seeking: every window of the DM head's own videos towards the teacher, eq. 5 and 9.
         rolled, scored = key.at(purpose="rollout"), key.at(purpose="score")
         captions = self._rollout_captions(rolled)
+        stop = int(rolled.at(purpose="exit").numpy().choice(len(self.exit_shares), p=self.exit_shares))
         ramp = min(1.0, (state.step + 1) / config.ramp_steps) if config.ramp_steps else 1.0
         videos, non_finite = [], 0
         for samples in parts(self.workers.share(config.rollout_batch), config.micro_batch):
             with torch.set_grad_enabled(not self.recipe.critic_only):
                 self.phases.begin("rollout")
-                rollout = self._simulate(student, shape, rolled, samples, captions)
+                rollout = self._simulate(student, shape, rolled, samples, captions, stop)
             videos.append(rollout.video.detach())
             if not self.recipe.critic_only:
                 found, zeroed = self._seek_modes(critic, rollout, scored, ramp)
@@ -170,34 +179,40 @@ class DistillStage:
 
         # The critic follows the student. Every worker keeps the whole batch, so that the critic's windows do
         # not depend on the number of workers.
-        video = self.workers.gather(torch.cat(videos), config.rollout_batch)
-        state.pool.append(Rollout(video, tuple(captions)))
-        del state.pool[: -config.rollout_pool]
-        for update in range(config.critic_updates):
+        if stop or not self.anchored:
+            video = self.workers.gather(torch.cat(videos), config.rollout_batch)
+            state.pool.append(Rollout(video, tuple(captions), stop))
+            del state.pool[: -config.rollout_pool]
+        for update in range(config.critic_updates if state.pool else 0):
             at = key.at(purpose=f"critic-{update}")
             values["critic_loss"], own["critic_gradient_norm"] = self._critic_step(state, at)
 
         state.step += 1
         sums = dict(zip(values, self.workers.sum(list(values.values())).tolist(), strict=True))
-        own["exit_step"] = float(rollout.exit)
-        if not self.recipe.critic_only:
-            own[f"reverse_kl_exit_{rollout.exit}"] = sums["reverse_kl"]
+        own["exit_step"] = float(stop)
+        if "reverse_kl" in sums:
+            own[f"reverse_kl_exit_{stop}"] = sums["reverse_kl"]
         return StepResult(sums | own)
 
     def _simulate(
-        self, student: Student, shape: tuple[int, ...], key: Key, samples: range, captions: Sequence[str]
+        self,
+        student: Student,
+        shape: tuple[int, ...],
+        key: Key,
+        samples: range,
+        captions: Sequence[str],
+        stop: int,
     ) -> Simulation:
         """1. Backward simulation: videos [T, C, h, w] of some of the global batch, whose captions are given,
-        from noise; only a random exit step has a gradient."""
+        from noise to the step `stop`, which alone has a gradient."""
         device = next(student.parameters()).device
         conditioning = self.captions.encode(captions[samples.start : samples.stop], device)
         times = few_step_times(self.recipe.sampling, self.recipe.flow, shape[0])
-        number = key.at(purpose="exit").integer(len(times))
         model = student.distribution_matching
         draw = Draw(shape, conditioning, key, samples)
-        x_t, t = noisy_input(model, times[: number + 1], draw), draw.at(times[number])
+        x_t, t = noisy_input(model, times[: stop + 1], draw), draw.at(times[stop])
         video = x0_prediction(model, x_t, t, conditioning)
-        return Simulation(video, x_t, t, number, conditioning, samples)
+        return Simulation(video, x_t, t, stop, conditioning, samples)
 
     def _rollout_captions(self, key: Key) -> list[str]:
         """A caption for each sample of the global batch: from LONG, from SHORT, or from both in turn."""
@@ -213,24 +228,26 @@ class DistillStage:
     def _seek_modes(
         self, critic: DiT, rollout: Simulation, key: Key, ramp: float
     ) -> tuple[dict[str, Tensor], int]:
-        """Backward pass of L_DM and the anchor on some videos; their part of what is logged, and how many
+        """Backward pass of L_DM, or of the anchor, on some videos; their part of what is logged, and how many
         entries of the score were not finite."""
-        weights = self.recipe.loss
+        weights, non_finite = self.recipe.loss, 0
         share = len(rollout.samples) / self.config.rollout_batch
         self.phases.begin("score")
-        dm = self._reverse_kl(critic, rollout, key)
-        loss = weights.reverse_kl_weight * ramp * dm.value
-        # Anchor: at t = 1, the frozen long-SFT network's answer to the same noise and caption. The number of
-        # steps makes up for the exits that have none.
         if rollout.exit == 0 and self.reference is not None:
+            # Anchor: at t = 1, the frozen long-SFT network's answer to the same noise and caption. Its weight
+            # makes up for the rollouts that have none.
             with torch.no_grad():
                 target = x0_prediction(self.reference, rollout.x_t, rollout.t, rollout.conditioning)
-            weight = weights.anchor_weight * len(self.recipe.sampling.steps)
-            loss = loss + weight * anchor_loss(rollout.video, target)
+            anchor = anchor_loss(rollout.video, target)
+            loss = weights.anchor_weight / self.exit_shares[0] * anchor
+            found = {"anchor": anchor, "loss": loss}
+        else:
+            dm = self._reverse_kl(critic, rollout, key)
+            loss = weights.reverse_kl_weight * ramp * dm.value
+            found, non_finite = {"reverse_kl": dm.value, "loss": loss, **dm.metrics}, dm.non_finite
         self.phases.begin("backward")
         (share * loss).backward()  # type: ignore[no-untyped-call]
-        found = {"reverse_kl": dm.value, "loss": loss, **dm.metrics}
-        return {name: share * value.detach() for name, value in found.items()}, dm.non_finite
+        return {name: share * value.detach() for name, value in found.items()}, non_finite
 
     def _between(self, mean_seeking: Tensor, mode_seeking: Tensor) -> dict[str, float]:
         """Cosine of the two gradients of the encoder's last block, where neither is 0, and |FM| / |DM|."""
@@ -244,14 +261,14 @@ class DistillStage:
         """L_DM: windows of the rollout, folded into one teacher and one critic call."""
         video = rollout.video
         # 2. Windows: a tiling at a random phase, of which some or all are scored.
-        tiling = self._tiling(video.shape[1], key.at(purpose="phase").integer(self.config.window_stride))
+        tiling = self.tiling(video.shape[1], key.at(purpose="phase").integer(self.config.window_stride))
         count = min(self.config.windows_per_video or len(tiling), len(tiling))
         order = key.at(purpose="windows").numpy().permutation(len(tiling))
         chosen = sorted(int(i) for i in order[:count])
         # 3. Score at random times, and 4. back onto the video.
         rows = [sample * count + k for sample in rollout.samples for k in range(count)]
         noise = normal((tiling[0].length, *video.shape[2:]), key.at(purpose="noise"), rows, video.device)
-        t = self._score_times(key, rows).to(video.device)
+        t = self.score_times(key, rows).to(video.device)
         return reverse_kl_loss(
             video,
             tiling,
@@ -260,7 +277,7 @@ class DistillStage:
             t,
             rollout.conditioning,
             self.teacher,
-            critic,
+            critic.told(t.new_full((len(rows),), rollout.exit, dtype=torch.long)),
             self.recipe.loss,
             self.recipe.crop_safe,
         )
@@ -276,13 +293,15 @@ class DistillStage:
         pool = [rollout for rollout in state.pool if rollout.latents.shape[2:] == size]
         value = pool[0].latents.new_zeros(())
         for samples in parts(self.workers.share(self.config.critic_batch), self.config.micro_batch):
-            windows, captions, starts = zip(*(self._pool_window(pool, key, i) for i in samples), strict=True)
+            drawn = (self._pool_window(pool, key, i) for i in samples)
+            windows, captions, starts, exits = zip(*drawn, strict=True)
             x0 = torch.stack(windows)
             noise = normal(x0.shape[1:], key.at(purpose="noise"), samples, x0.device)
             conditioning = self.captions.with_dropout(captions, key, samples, x0.device)
-            t = self._score_times(key, samples).to(x0.device)
+            t = self.score_times(key, samples).to(x0.device)
             frames = None if self.recipe.crop_safe else first_masked(starts, x0.shape[1]).to(x0.device)
-            loss = flow_matching_loss(critic, x0, noise, t, conditioning, frames)
+            told = critic.told(torch.tensor(exits, device=x0.device))
+            loss = flow_matching_loss(told, x0, noise, t, conditioning, frames)
             loss = loss * (len(samples) / self.config.critic_batch)
             loss.backward()  # type: ignore[no-untyped-call]
             value += loss.detach()
@@ -290,19 +309,22 @@ class DistillStage:
         norm = apply_update(state, "critic", self.config, self.config.critic_learning_rate, self.workers)
         return value, float(norm)
 
-    def _pool_window(self, pool: Sequence[Rollout], key: Key, sample: int) -> tuple[Tensor, str, int]:
-        """A random window of a random rollout's tiling at a random phase: latents, caption, first frame."""
+    def _pool_window(self, pool: Sequence[Rollout], key: Key, sample: int) -> tuple[Tensor, str, int, int]:
+        """A random window of a random rollout's tiling at a random phase: latents, caption, first frame, and
+        the rollout's exit."""
         draw = key.at(sample=sample, purpose="window").numpy()
         rollout = pool[int(draw.integers(len(pool)))]
         video = int(draw.integers(len(rollout.captions)))
-        tiling = self._tiling(rollout.latents.shape[1], int(draw.integers(self.config.window_stride)))
+        tiling = self.tiling(rollout.latents.shape[1], int(draw.integers(self.config.window_stride)))
         window = tiling[int(draw.integers(len(tiling)))]
-        return rollout.latents[video, window.start : window.stop], rollout.captions[video], window.start
+        latents = rollout.latents[video, window.start : window.stop]
+        return latents, rollout.captions[video], window.start, rollout.exit
 
-    def _tiling(self, num_frames: int, phase: int) -> list[Span]:
+    def tiling(self, num_frames: int, phase: int) -> list[Span]:
+        """The windows of a video."""
         return spans(num_frames, self.config.window_frames, self.config.window_stride, phase)
 
-    def _score_times(self, key: Key, samples: Sequence[int]) -> Tensor:
+    def score_times(self, key: Key, samples: Sequence[int]) -> Tensor:
         """Uniform times of windows, shifted as the teacher's own are."""
         loss, amount = self.recipe.loss, shift_for(self.recipe.flow, self.config.window_frames)
         return uniform_times(key.at(purpose="t"), samples, amount, loss.score_t_min, loss.score_t_max)

@@ -63,7 +63,7 @@ class Recipe:
 
     def network(self, role: Role, *, distilled: bool = False) -> NetworkSpec:
         """What the network that this stage trains is, and how it is sampled."""
-        shape = self.short_shape if role == "teacher" else self.long_shape
+        shape = self.long_shape if role == "student" else self.short_shape
         return NetworkSpec(
             role,
             self.model,

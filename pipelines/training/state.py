@@ -25,10 +25,12 @@ class Rollout:
     Args:
         latents: [B, T, C, h, w], the whole global batch; the rollouts of a pool may differ in shape.
         captions: B captions.
+        exit: number of the step whose x0 they are.
     """
 
     latents: Tensor
     captions: tuple[str, ...]
+    exit: int
 
 
 @dataclass
@@ -102,7 +104,7 @@ def snapshot(state: TrainState, **more: Any) -> Snapshot:
         "cpu_seconds": state.cpu_seconds,
         "held_out_start": state.held_out_start,
         "averages": {role: average.updates for role, average in state.averages.items()},
-        "pool": [list(rollout.captions) for rollout in state.pool],
+        "pool": [{"captions": rollout.captions, "exit": rollout.exit} for rollout in state.pool],
     }
     return Snapshot(copies, plain | more)
 
@@ -138,7 +140,8 @@ def load_state(state: TrainState, folder: Path) -> None:
         latents = load_tensors(folder / "pool.safetensors")
         device = next(state.modules["student"].parameters()).device
         state.pool = [
-            Rollout(latents[f"{i}"].to(device, copy=True), tuple(c)) for i, c in enumerate(plain["pool"])
+            Rollout(latents[f"{i}"].to(device, copy=True), tuple(kept["captions"]), kept["exit"])
+            for i, kept in enumerate(plain["pool"])
         ]
     state.step, state.cpu_seconds = plain["step"], plain["cpu_seconds"]
     state.held_out_start = plain.get("held_out_start")

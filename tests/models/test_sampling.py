@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.flow import ode_times
+from models.flow import ode_times, x0_prediction
 from models.rng import Key
-from models.sampling import Draw, few_step, noisy_input, ode, roll_out_by_windows
+from models.sampling import Draw, exits, few_step, noisy_input, ode, roll_out_by_windows
 from models.text.conditioning import Conditioning
 from tests.models.builders import GaussianVelocity
 
@@ -38,6 +38,15 @@ def test_the_first_step_gives_the_mean_and_more_steps_give_back_spread() -> None
         variance = reached * ((1 - t) * 0.25 / ((1 - t) ** 2 * 0.25 + t**2)) ** 2
     assert float(few.std()) == pytest.approx(variance**0.5, rel=0.03)
     assert float(few.mean()) == pytest.approx(2.0, abs=0.03)
+
+
+def test_the_exits_are_what_backward_simulation_reaches() -> None:
+    model, draw, times = GaussianVelocity(2.0, 0.5), _draw(range(3)), [1.0, 0.6, 0.3]
+    found = list(exits(model, times, draw))
+    for number, x0 in enumerate(found):
+        x_t = noisy_input(model, times[: number + 1], draw)
+        assert torch.equal(x0, x0_prediction(model, x_t, draw.at(times[number]), draw.conditioning))
+    assert torch.equal(found[-1], few_step(model, times, draw))
 
 
 def test_network_evaluations_are_counted_as_promised() -> None:

@@ -13,6 +13,8 @@ from pipelines.generation import Method, generate_latents
 from pipelines.training.batches import HELD_OUT_WINDOWS, fixed_batch
 from pipelines.training.collectives import Workers
 from pipelines.training.config import DistillConfig
+from pipelines.training.distill import DistillStage
+from pipelines.training.monitors.critic_gap import critic_gap
 from pipelines.training.monitors.diagnostics import Diagnostics
 from pipelines.training.recipes import Recipe
 from pipelines.training.stage import Batch, Stage
@@ -86,6 +88,7 @@ class Watch:
 
         `held_out_loss`: of a supervised stage, on windows that training never sees, where there are any.
         `layout_loss`: of the FM head in distillation, on some LONG windows.
+        `critic_gap_exit_K`: see critic_gap.py.
         """
         role = self.stage.spec.role
         model, found = state.modules[role], {}
@@ -96,4 +99,6 @@ class Watch:
                     found[name] = held_out_loss(
                         velocity, batch, self.recipe, self.stage.captions, self.workers
                     )
+            if isinstance(self.stage, DistillStage):
+                found |= critic_gap(self.stage, state, self.captions)
         return found

@@ -83,7 +83,7 @@ def test_a_circle_of_files_is_refused(tmp_path):
         ("loss.reverse_kl_weight=2", "loss.reverse_kl_weight", 2.0),
         ("distill.windows_per_video=null", "distill.windows_per_video", None),
         ("distill.windows_per_video=3", "distill.windows_per_video", 3),
-        ("sampling.steps=[1.0, 0.5]", "sampling.steps", (1.0, 0.5)),
+        ("sampling.steps=[1.0, 0.7, 0.5, 0.2]", "sampling.steps", (1.0, 0.7, 0.5, 0.2)),
         ("model.clip_position=false", "model.clip_position", False),
         ("data.limits.max_bytes=10", "data.limits.max_bytes", 10),
         ("data.curation.min_motion=0.1", "data.curation.min_motion", 0.1),

@@ -81,8 +81,9 @@ def anchor(stage):
 @pytest.mark.parametrize("warm", [False, True])
 @pytest.mark.parametrize("rank", [0, 2])
 def test_the_state_of_distillation_has_the_bytes_told(rank, warm, starts):
+    settings = dataclasses.replace(makers.DISTILL, exit_shares=(0.0, 1.0, 1.0, 1.0))
     recipe = dataclasses.replace(
-        makers.recipe(makers.DISTILL, starts, critic_only=warm), lora=LoraConfig(rank=rank)
+        makers.recipe(settings, starts, critic_only=warm), lora=LoraConfig(rank=rank)
     )
     stage = DistillStage(recipe, makers.CAPTIONS)
     state = stage.init("cpu")

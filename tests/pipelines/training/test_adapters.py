@@ -54,7 +54,7 @@ def outputs(student: Student) -> Tensor:
 
 
 def may_move(name: str) -> bool:
-    return any(part in name for part in (".lora_", ".heads.", "critic.head.", ".clip_position."))
+    return any(part in name for part in (".lora_", ".heads.", "critic.head.", ".clip_position.", ".exits."))
 
 
 def test_step_zero_is_the_base(starts: dict[str, str]) -> None:
@@ -127,10 +127,11 @@ def test_the_next_stage_starts_from_what_was_learned(starts: dict[str, str], tmp
     learned = load_network(tmp_path / "student").model
     assert torch.equal(outputs(state.modules["student"])[0], outputs(learned)[0])
     critic, x, t, text = state.modules["critic"], latents(2, 4), torch.tensor([0.2, 0.7]), captions()
-    plain = NetworkSpec("teacher", joint.spec.model, joint.spec.text, 4, (4, 4, 1, 1)).build()
+    plain = NetworkSpec("critic", joint.spec.model, joint.spec.text, 4, (4, 4, 1, 1)).build()
     plain.load_state_dict(critic_weights(tmp_path / "critic"))
     with torch.no_grad():
-        assert torch.equal(critic(x, t, text), plain(x, t, text))
+        exits = torch.tensor([1, 3])
+        assert torch.equal(critic(x, t, text, exits), plain(x, t, text, exits))
         assert not torch.allclose(critic(x, t, text), joint.teacher(x, t, text), atol=1e-5)
 
 

@@ -138,7 +138,8 @@ def starts(dataset: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
 
 
 def test_each_rollout_has_the_shape_of_its_steps_long_batch(dataset: str, starts: dict[str, str]) -> None:
-    stage = DistillStage(recipe(makers.DISTILL, starts), makers.CAPTIONS)
+    settings = dataclasses.replace(makers.DISTILL, exit_shares=(0.0, 1.0, 1.0, 1.0))
+    stage = DistillStage(recipe(settings, starts), makers.CAPTIONS)
     state, data = stage.init("cpu"), source(dataset, stage=makers.DISTILL)
     seen = set()
     for _ in range(14):
@@ -170,7 +171,7 @@ def test_a_critic_step_sees_windows_of_one_picture_size_and_of_every_length(
 ) -> None:
     """Each size as often as the pool holds rollouts of it; windows of the rollouts of that size alone."""
     shapes = [(12, 3, 2, 2), (6, 3, 2, 2), (12, 3, 2, 4)]
-    pool = [Rollout(torch.full((4, *shape), float(i)), ("red sun",) * 4) for i, shape in enumerate(shapes)]
+    pool = [Rollout(torch.full((4, *shape), float(i)), ("red sun",) * 4, 1) for i, shape in enumerate(shapes)]
     stage = DistillStage(recipe(makers.DISTILL, starts), makers.CAPTIONS)
     state = stage.init("cpu")
     state.pool = pool

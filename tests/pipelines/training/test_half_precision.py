@@ -63,7 +63,7 @@ def test_every_update_of_the_critic_sees_the_one_before(starts: dict[str, str], 
         assert isinstance(student, Student)
         captions = stage._rollout_captions(key)
         rollout = stage._simulate(student, makers.LONG, key, range(len(captions)), captions)
-        state.pool = [Rollout(rollout.video.detach(), tuple(captions))]
+        state.pool = [Rollout(rollout.video.detach(), tuple(captions), 1)]
         seen = []
         with around_all:
             for _ in range(4):

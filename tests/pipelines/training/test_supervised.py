@@ -1,6 +1,5 @@
 """Stages as pure steps: what they train, and that resuming is exact."""
 
-import copy
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from pipelines.training.distill import DistillStage
 from pipelines.training.stage import Batches, learning_rate
 from pipelines.training.state import TrainState, load_state, save_state
 from pipelines.training.supervised import SupervisedStage, held_out_loss
+from tests.models.builders import captions, latents
 from tests.pipelines.training.makers import (
     CAPTIONS,
     DISTILL,
@@ -140,21 +140,41 @@ def test_the_student_starts_with_both_heads_equal_and_the_critic_as_the_teacher(
     assert all(torch.equal(t, critic.state_dict()[n]) for n, t in stage.teacher.state_dict().items())
 
 
-def test_the_anchor_acts_only_when_the_exit_is_the_first_step(starts: dict[str, str]) -> None:
-    loud = dataclasses.replace(
-        recipe(DISTILL, starts), loss=dataclasses.replace(recipe(DISTILL).loss, anchor_weight=0.0)
-    )
-    with_anchor, without = DistillStage(recipe(DISTILL, starts), CAPTIONS), DistillStage(loud, CAPTIONS)
-    state = with_anchor.init("cpu")
-    without.init("cpu")
-    run(with_anchor, state, 1)  # before the first update both heads are the anchor
-    exits = set()
-    for _ in range(8):
-        same = copy.deepcopy(state)
-        a, b = run(with_anchor, state, 1)[0], run(without, same, 1)[0]
-        exits.add(a["exit_step"])
-        assert (a["loss"] == pytest.approx(b["loss"], rel=1e-6)) == (a["exit_step"] != 0)
-    assert {0} < exits
+def test_the_critic_equals_the_teacher_at_first_whatever_it_is_told(starts: dict[str, str]) -> None:
+    stage = DistillStage(recipe(DISTILL, starts), CAPTIONS)
+    critic = stage.init("cpu").modules["critic"]
+    assert isinstance(critic, DiT)
+    x, t, text = latents(4, 4), torch.tensor([0.1, 0.4, 0.7, 0.9]), captions(4)
+    with torch.no_grad():
+        told = critic.told(torch.arange(4))(x, t, text)
+        assert torch.equal(told, stage.teacher(x, t, text))
+        critic.encoder.exits.weight[2] += 1.0  # type: ignore[union-attr]
+        changed = critic.told(torch.arange(4))(x, t, text) - told
+    assert [bool(row.any()) for row in changed] == [False, False, True, False]
+
+
+@pytest.mark.parametrize("anchor", [0.5, 0.0])
+def test_with_an_anchor_the_first_step_is_its_alone(starts: dict[str, str], anchor: float) -> None:
+    """Neither scored nor shown to the critic; without one every step is."""
+    loss = dataclasses.replace(recipe(DISTILL).loss, anchor_weight=anchor)
+    stage = DistillStage(dataclasses.replace(recipe(DISTILL, starts), loss=loss), CAPTIONS)
+    state = stage.init("cpu")
+    for _ in range(12):
+        metrics, kept = run(stage, state, 1)[0], [rollout.exit for rollout in state.pool]
+        alone = bool(anchor) and metrics["exit_step"] == 0
+        assert ("anchor" in metrics, "reverse_kl" in metrics) == (alone, not alone)
+        assert (0 in kept) <= (not anchor)
+        assert alone or kept[-1] == metrics["exit_step"]
+
+
+def test_rollouts_stop_as_often_as_the_shares_say(starts: dict[str, str]) -> None:
+    settings = dataclasses.replace(DISTILL, exit_shares=(0.0, 1.0, 0.0, 3.0))
+    stage = DistillStage(recipe(settings, starts), CAPTIONS)
+    assert stage.exit_shares == [0, 0.25, 0, 0.75]
+    exits = {run(stage, state, 1)[0]["exit_step"] for state in [stage.init("cpu")] for _ in range(8)}
+    assert exits == {1.0, 3.0}
+    warm = DistillStage(recipe(DISTILL, starts, critic_only=True), CAPTIONS)
+    assert warm.exit_shares == [0, *[pytest.approx(1 / 3)] * 3]
 
 
 def test_rollouts_follow_the_curriculum_of_lengths_in_the_warm_up_too(starts: dict[str, str]) -> None:
@@ -246,12 +266,12 @@ def test_the_critic_leaves_out_the_first_latents_of_inner_windows(
     cut, judge = DistillStage._pool_window, distill.flow_matching_loss
 
     def spy(model: VelocityModel, x0: Tensor, *rest: Any) -> Tensor:
-        if isinstance(model, DiT):
+        if drawn:  # by the critic's step
             seen.append((list(drawn), rest[3]))
             drawn.clear()
         return judge(model, x0, *rest)
 
-    def window(self: DistillStage, *args: Any) -> tuple[Tensor, str, int]:
+    def window(self: DistillStage, *args: Any) -> tuple[Tensor, str, int, int]:
         found = cut(self, *args)
         drawn.append(found[2])
         return found
@@ -259,8 +279,9 @@ def test_the_critic_leaves_out_the_first_latents_of_inner_windows(
     drawn: list[int] = []
     monkeypatch.setattr(DistillStage, "_pool_window", window)
     monkeypatch.setattr(distill, "flow_matching_loss", spy)
+    settings = dataclasses.replace(DISTILL, exit_shares=(0.0, 1.0, 1.0, 1.0))
     for crop_safe in (True, False):
-        told = dataclasses.replace(recipe(DISTILL, starts), crop_safe=crop_safe)
+        told = dataclasses.replace(recipe(settings, starts), crop_safe=crop_safe)
         stage = DistillStage(told, CAPTIONS)
         run(stage, stage.init("cpu"), 2)
     assert seen[0][1] is seen[1][1] is None

@@ -1,0 +1,63 @@
+"""Can the critic teach? Only if it knows the student's windows better than the teacher does."""
+
+from collections.abc import Sequence
+
+import torch
+
+from models.ddt import Student
+from models.dit import DiT
+from models.losses import flow_matching_loss
+from models.rng import Key, normal
+from models.sampling import Draw, exits
+from pipelines.generation import few_step_times
+from pipelines.training.distill import DistillStage, first_masked
+from pipelines.training.stage import parts
+from pipelines.training.state import TrainState
+
+
+@torch.no_grad()
+def critic_gap(stage: DistillStage, state: TrainState, captions: Sequence[str]) -> dict[str, float]:
+    """Denoising loss of the critic minus the teacher's on windows of fixed videos, by exit.
+
+    The score difference leads the student's windows to the teacher's only as far as the critic is the better
+    model of them: a positive figure means that this critic cannot teach. The student is the one in `state`:
+    put its average in place.
+
+    Args:
+        stage, state: a distillation or its warm-up.
+        captions: of the videos, which the workers share.
+
+    Returns:
+        `critic_gap_exit_K` for each step K of the few-step sampler that is scored.
+    """
+    recipe, config, total = stage.recipe, stage.config, len(captions)
+    student, critic = state.modules["student"], state.modules["critic"]
+    assert isinstance(student, Student)
+    assert isinstance(critic, DiT)
+    device, key = next(student.parameters()).device, Key(recipe.seed, purpose="critic-gap")
+    frames, *size = recipe.long_shape
+    times = few_step_times(recipe.sampling, recipe.flow, frames)
+    tiling, length = stage.tiling(frames, 0), config.window_frames
+    count = min(config.windows_per_video or len(tiling), len(tiling))
+    chosen = [tiling[i * len(tiling) // count] for i in range(count)]
+    gaps = torch.zeros(len(times), device=device)
+    for samples in parts(stage.workers.share(total), config.micro_batch):
+        rows = [sample * count + k for sample in samples for k in range(count)]
+        noise = normal((length, *size), key.at(purpose="noise"), rows, device)
+        t = stage.score_times(key.at(purpose="t"), rows).to(device)
+        conditioning = stage.captions.encode([captions[sample] for sample in samples], device)
+        folded = conditioning.repeat(count)
+        counted = None
+        if not recipe.crop_safe:
+            counted = first_masked([w.start for w in chosen] * len(samples), length).to(device)
+        draw = Draw(recipe.long_shape, conditioning, key, samples)
+        for number, video in enumerate(exits(student.distribution_matching, times, draw)):
+            x0 = torch.stack([video[:, w.start : w.stop] for w in chosen], dim=1).flatten(0, 1)
+            told = critic.told(torch.full((len(rows),), number, device=device))
+            fake, real = (
+                flow_matching_loss(model, x0, noise, t, folded, counted) for model in (told, stage.teacher)
+            )
+            gaps[number] += (fake - real) * (len(samples) / total)
+    first = 1 if stage.anchored else 0
+    sums = stage.workers.sum(list(gaps)).tolist()
+    return {f"critic_gap_exit_{number}": gap for number, gap in enumerate(sums) if number >= first}
