@@ -16,7 +16,7 @@ from models.rng import Key
 from pipelines.data.store.caption_embeddings import text_encoder
 from pipelines.data.store.dataset import ShardDataset
 from pipelines.tracking import NullTracker, Progress, RunStatus, Tracker
-from pipelines.training.batches import BatchSource
+from pipelines.training.batches import BatchSource, caption_pool
 from pipelines.training.collectives import Workers
 from pipelines.training.config import DistillConfig
 from pipelines.training.distill import DistillStage
@@ -73,11 +73,7 @@ def make_stage(recipe: Recipe, workers: Workers) -> Stage:
     """The stage a recipe asks for, by the type of its settings."""
     encoder = text_encoder(recipe.text, recipe.dataset)
     if isinstance(recipe.stage, DistillConfig):
-        pool = {
-            "long": ShardDataset(recipe.dataset, "long").captions,
-            "short": ShardDataset(recipe.dataset, "short").captions,
-        }
-        return DistillStage(recipe, pool, workers, encoder)
+        return DistillStage(recipe, caption_pool(recipe.stage, recipe.dataset), workers, encoder)
     return SupervisedStage(recipe, workers, encoder)
 
 
