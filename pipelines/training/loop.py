@@ -162,7 +162,7 @@ class _Loop:
 
     def _judge_start(self) -> None:
         """What the stage starts from: the teacher gate, and the student before its first step."""
-        found = self._check_teacher()
+        found = self._check_teacher() | self.watch.short()
         found |= self._measured(self._videos()) if self.config.watch_every else self._losses()
         self.state.held_out_start = found.get("held_out_loss")
         if self.log is not None:
