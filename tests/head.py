@@ -14,6 +14,7 @@ import psutil
 from tests.command import environment, free_port, remove
 
 COMMAND = ("ray", "start", "--head", "--block", "--dashboard-host=127.0.0.1")
+VARIABLES = {"RAY_AUTH_MODE": "token", "RAY_JOB_STOP_WAIT_TIME_S": "600"}
 """What starts it, as the documentation says; ports and sizes are added."""
 PORTS = (
     "port dashboard-port dashboard-agent-listen-port metrics-export-port ray-client-server-port "
@@ -74,7 +75,7 @@ def start_head(folder: Path, token: str) -> Head:
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(
             [*COMMAND, *words],
-            env=environment(folder / "home") | LEAN | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token},
+            env=environment(folder / "home") | LEAN | VARIABLES | {"RAY_AUTH_TOKEN": token},
             stdout=log,
             stderr=subprocess.STDOUT,
             cwd=folder,

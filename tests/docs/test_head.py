@@ -8,7 +8,7 @@ import pytest
 from tests.command import REPOSITORY
 from tests.docs.conftest import run
 from tests.docs.shown import all_shown, of_kind, rewritten
-from tests.head import COMMAND, Head
+from tests.head import COMMAND, VARIABLES, Head
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.timeout(900)
 @of_kind("start")
 def test_the_head_was_started_so(shown):
     assert tuple(shown.words) == COMMAND
-    assert shown.variables == {"RAY_AUTH_MODE": "token", "RAY_JOB_STOP_WAIT_TIME_S": "600"}
+    assert shown.variables == VARIABLES
 
 
 def exported() -> dict[str, str]:

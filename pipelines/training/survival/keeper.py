@@ -145,8 +145,8 @@ class Keeper:
         cost = {"seconds": written.seconds, "stalled": written.stalled_s, "bytes": float(written.bytes)}
         metrics = {f"train/checkpoint_{name}": value for name, value in cost.items()}
         self._tracker.metrics(int(written.metrics["step"]), metrics)
-        size, wait = f"{written.bytes / 1e6:.1f} MB", f"{written.stalled_s:.2f} s of them without a step"
-        self.note = f"checkpoint {size} in {written.seconds:.2f} s, {wait}"
+        took = f"{written.seconds:.2f} s ({written.stalled_s:.2f} s stalled)"
+        self.note = f"checkpoint {written.bytes / 1e6:.1f} MB in {took}"
 
     def close(self) -> None:
         """Waits until nothing is being written."""
