@@ -8,7 +8,11 @@ from jobs.estimate.report import dry_run as estimate
 from jobs.estimate.report import plan
 from jobs.ray_session import ray_session
 from jobs.tracking import RunReference, factory, open_run
+from pipelines.data.store.caption_embeddings import embed_captions
+from pipelines.ray_map import Pool
 from pipelines.storage import Storage
+from pipelines.training.batches import caption_pool
+from pipelines.training.config import DistillConfig
 from pipelines.training.monitors.board import BoardProgress, progress_board
 from pipelines.training.recipes import BASELINES, StageOutcome, make_recipe
 from pipelines.training.trainer import adopt_teacher, train_stage
@@ -25,6 +29,10 @@ def run_stage(
     recipe = make_recipe(config, stage, seed, paths.seed(seed), paths.dataset)
     if stage == "teacher" and config.model.pretrained is not None:
         return adopt_teacher(recipe, config.model.pretrained)
+    if isinstance(recipe.stage, DistillConfig):
+        # rollouts may have captions that ingest has not embedded
+        captions = {text for source in caption_pool(recipe.stage, paths.dataset).values() for text in source}
+        embed_captions(config.text, paths.dataset, captions, pool=Pool(1, 1, config.cluster.use_gpu))
     tags = {"sostenuto.config_hash": config_hash(config)}
     tracker = factory(open_run(config, f"seed-{seed}/{stage}", parent=parent, tags=tags))
     begun = tracker()

@@ -61,8 +61,8 @@ def absolute_uri(uri: str) -> str:
 
 
 def resolved(config: RunConfig, *, runs: bool = True) -> RunConfig:
-    """The config for processes in any folder: `storage.root` and `data.links` are absolute, and so is the
-    address of MLflow, which is $MLFLOW_TRACKING_URI where `tracking.uri` is not set.
+    """The config for processes in any folder: `storage.root`, `data.links`, `distill.captions` and MLflow's
+    address, which is $MLFLOW_TRACKING_URI where `tracking.uri` is not set, are absolute.
 
     Args:
         config: as it was given in this process's working directory.
@@ -83,11 +83,12 @@ def resolved(config: RunConfig, *, runs: bool = True) -> RunConfig:
         if address != uri:
             problem = f"MLflow's address {uri!r} is relative, and a job's working directory is temporary"
             raise ConfigError(problem, "Set it to a server: --set tracking.uri=http://mlflow:5000")
-    links = config.data.links
+    links, captions = config.data.links, config.distill.captions
     return dataclasses.replace(
         config,
         storage=dataclasses.replace(config.storage, root=absolute_root(root)),
         data=dataclasses.replace(config.data, links=links and absolute_root(links)),
+        distill=dataclasses.replace(config.distill, captions=captions and absolute_root(captions)),
         tracking=dataclasses.replace(config.tracking, uri=address),
     )
 

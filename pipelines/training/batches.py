@@ -1,4 +1,4 @@
-"""The two corpora as training batches: batch k is a function of (seed, k) only."""
+"""The two corpora as training batches: batch k is a function of (seed, k) only. Captions of rollouts."""
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -7,11 +7,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from models.errors import DataError, SostenutoError
 from pipelines.data.store.batch_plan import BatchPlan
 from pipelines.data.store.dataset import ShardDataset
 from pipelines.data.types import CorpusName, Split
+from pipelines.storage import Storage, one_line
 from pipelines.training.collectives import Workers
-from pipelines.training.config import StageConfig
+from pipelines.training.config import DistillConfig, StageConfig
 from pipelines.training.recipes import Recipe
 from pipelines.training.stage import Batch, Batches
 
@@ -97,3 +99,26 @@ def fixed_batch(
     samples = range(len(chosen))[workers.rank :: workers.size]
     read = rows.read([chosen[sample] for sample in samples])
     return Batch(read.latents.to(device), read.captions, samples, len(chosen))
+
+
+def caption_pool(config: DistillConfig, dataset: str) -> dict[str, list[str]]:
+    """Captions that rollouts may use, by where they come from: the corpora, or `distill.captions`.
+
+    Raises:
+        DataError: the file cannot be read, or has no captions.
+    """
+    if config.captions is None:
+        return {
+            "long": ShardDataset(dataset, "long").captions,
+            "short": ShardDataset(dataset, "short").captions,
+        }
+    folder, _, name = config.captions.rpartition("/")
+    try:
+        lines = Storage(folder or ".").read_bytes(name).decode().splitlines()
+    except (OSError, SostenutoError, UnicodeDecodeError) as error:
+        problem = f"distill.captions {config.captions} cannot be read: {one_line(error)}"
+        raise DataError(problem, "Give a text file in UTF-8 that every node reaches") from error
+    captions = [line.strip() for line in lines if line.strip()]
+    if not captions:
+        raise DataError(f"distill.captions {config.captions} is empty", "Write a caption on each line")
+    return {"file": captions}

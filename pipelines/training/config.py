@@ -119,6 +119,9 @@ class DistillConfig(StageConfig):
     """How often rollouts stop at each of `sampling.steps`, relative to each other; empty: equally."""
     caption_source: Literal["long", "short", "both"] = "both"
     """Corpus that rollout captions come from; `both` takes half from each."""
+    captions: str | None = None
+    """A text file, a caption per line, that rollout captions come from instead: a path or URI that every node
+    reaches."""
     ramp_steps: NonNegativeInt = 0
     """Steps over which the reverse-KL weight rises from 0."""
     window_frames: PositiveInt = 8

@@ -67,7 +67,7 @@ class DistillStage:
 
     Args:
         recipe: `start` names the long-SFT student, the teacher and, after a warm-up, the critic.
-        caption_pool: captions that rollouts may use, by corpus.
+        caption_pool: captions that rollouts may use, by where they come from.
         workers: this worker's place.
         encoder: of captions; None takes the one without weights.
     """
@@ -215,9 +215,9 @@ class DistillStage:
         return Simulation(video, x_t, t, stop, conditioning, samples)
 
     def _rollout_captions(self, key: Key) -> list[str]:
-        """A caption for each sample of the global batch: from LONG, from SHORT, or from both in turn."""
+        """A caption for each sample of the global batch: from one of the pool's sources, or all in turn."""
         source = self.config.caption_source
-        order = ("long", "short") if source == "both" else (source,)
+        order = (source,) if source in self.caption_pool else tuple(self.caption_pool)
         samples = range(self.config.rollout_batch)
         chosen = []
         for sample in samples:

@@ -16,7 +16,7 @@ from models.rng import Key
 from pipelines.data.store.caption_embeddings import text_encoder
 from pipelines.data.store.dataset import ShardDataset
 from pipelines.tracking import NullTracker, Progress, RunStatus, Tracker
-from pipelines.training.batches import BatchSource
+from pipelines.training.batches import BatchSource, caption_pool
 from pipelines.training.collectives import Workers
 from pipelines.training.config import DistillConfig
 from pipelines.training.distill import DistillStage
@@ -73,11 +73,7 @@ def make_stage(recipe: Recipe, workers: Workers) -> Stage:
     """The stage a recipe asks for, by the type of its settings."""
     encoder = text_encoder(recipe.text, recipe.dataset)
     if isinstance(recipe.stage, DistillConfig):
-        pool = {
-            "long": ShardDataset(recipe.dataset, "long").captions,
-            "short": ShardDataset(recipe.dataset, "short").captions,
-        }
-        return DistillStage(recipe, pool, workers, encoder)
+        return DistillStage(recipe, caption_pool(recipe.stage, recipe.dataset), workers, encoder)
     return SupervisedStage(recipe, workers, encoder)
 
 
@@ -166,7 +162,7 @@ class _Loop:
 
     def _judge_start(self) -> None:
         """What the stage starts from: the teacher gate, and the student before its first step."""
-        found = self._check_teacher()
+        found = self._check_teacher() | self.watch.short()
         found |= self._measured(self._videos()) if self.config.watch_every else self._losses()
         self.state.held_out_start = found.get("held_out_loss")
         if self.log is not None:

@@ -1,5 +1,7 @@
 """What a stage's videos look like beside the corpus."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -25,9 +27,9 @@ class Diagnostics:
 
     def __init__(self, dataset: str, corpus: CorpusName, device: torch.device) -> None:
         self.autoencoder = dataset_autoencoder(dataset, device)
-        rows = ShardDataset(dataset, corpus)
-        chosen = rows.main[:REFERENCES]
-        self.reference = self._measure(rows.read(chosen).latents) if chosen else {}
+        self.reference = self._corpus(dataset, corpus, REFERENCES)
+        self.short = self._beside(self._corpus(dataset, "short", DECODED)) if corpus == "long" else {}
+        """SHORT's measures divided by LONG's: as sharp as SHORT is what a student of LONG shall become."""
 
     def of(self, latents: Tensor) -> dict[str, float]:
         """Measures of latents [B, T, C, h, w], each divided by the corpus's own; those that are 0 there are
@@ -38,12 +40,16 @@ class Diagnostics:
         absolute change of luma from frame to frame. `light_drift`: rms change of mean luma from the first to
         the last eighth. `diversity`: rms distance of the videos' mean latents, of two videos or more.
         """
-        own = self._measure(latents.detach().float().cpu())
-        return {
-            name: value / self.reference[name]
-            for name, value in own.items()
-            if self.reference.get(name, 0.0) > 1e-6
-        }
+        return self._beside(self._measure(latents.detach().float().cpu()))
+
+    def _corpus(self, dataset: str, corpus: CorpusName, count: int) -> dict[str, float]:
+        rows = ShardDataset(dataset, corpus)
+        chosen = rows.main[:count]
+        return self._measure(rows.read(chosen).latents) if chosen else {}
+
+    def _beside(self, own: Mapping[str, float]) -> dict[str, float]:
+        known = {name for name, value in self.reference.items() if value > 1e-6}
+        return {name: value / self.reference[name] for name, value in own.items() if name in known}
 
     def _measure(self, latents: Tensor) -> dict[str, float]:
         looks = [self._look(video) for video in latents[:DECODED]]

@@ -30,7 +30,7 @@ LOOKS = {
     "diversity": (0.5, 2.5, "videos have little to do with the corpus", "videos are alike"),
     "light_drift": (0.0, 2.5, "light drifts away", ""),
 }
-"""Least and most of what is seen beside the corpus, and what more and less of it looks like."""
+"""Least and most beside the corpus, or beside SHORT if it has more; what more and less of it looks like."""
 CLEAR_TIMES, LAST_TIME = 0.01, 0.7
 """Least share of training times below a half, and the latest time from which the last step may denoise."""
 BURST = 10.0
@@ -240,7 +240,7 @@ def pull(facts: Facts, curves: Curves) -> Iterator[Verdict]:
 
 
 def looks(facts: Facts, curves: Curves) -> Iterator[Verdict]:
-    """Do samples look like the corpus? Supervised ones, in the second half of their steps."""
+    """Do samples look like their corpora? Supervised ones, in the second half of their steps."""
     rate = f"{facts.section}.learning_rate"
     for name, (low, high, over, under) in LOOKS.items():
         curve = curves.get(name)
@@ -249,6 +249,7 @@ def looks(facts: Facts, curves: Curves) -> Iterator[Verdict]:
         if facts.kind == "supervised" and (len(curve.steps) < 5 or curve.steps[-1] < facts.steps / 2):
             continue
         value = curve.values[-1]
+        high *= max([1.0, *values(curves, f"short_{name}")[-1:]])
         fault = over if value > high else under
         yield Verdict(
             name,

@@ -83,6 +83,11 @@ class Watch:
         looks = self.diagnostics.of(videos) if self.diagnostics is not None else {}
         return looks | self.losses(state)
 
+    def short(self) -> dict[str, float]:
+        """What SHORT measures beside LONG, as `short_<name>`, on rank 0 of a student's stage."""
+        measured = self.diagnostics.short if self.diagnostics is not None else {}
+        return {f"short_{name}": value for name, value in measured.items()}
+
     def losses(self, state: TrainState) -> dict[str, float]:
         """Flow-matching losses of the averaged weights, with the same windows and noise at every call.
 

@@ -9,11 +9,14 @@ import pytest
 import torch
 
 from models.errors import DataError
-from pipelines.training.batches import BatchSource
+from models.rng import Key
+from pipelines.training.batches import BatchSource, caption_pool
 from pipelines.training.collectives import Workers
-from pipelines.training.config import StageConfig
+from pipelines.training.config import DistillConfig, StageConfig
+from pipelines.training.distill import DistillStage
 from pipelines.training.stage import Batches
 from tests.pipelines.data.made import COUNT, make
+from tests.pipelines.training import makers
 
 STAGE = StageConfig(steps=40, short_batch=12, long_batch=4)
 TWO_EPOCHS = 15
@@ -78,6 +81,26 @@ def test_a_curriculum_cuts_long_clips_to_their_first_frames(
         own = latents(reader.at(step, "cpu"))
         assert torch.equal(own["long"], unbroken[step]["long"][:, :frames])
         assert torch.equal(own["short"], unbroken[step]["short"])
+
+
+def test_rollout_captions_come_from_the_corpora_or_from_a_file(dataset: str, tmp_path: Path) -> None:
+    pool = caption_pool(DistillConfig(), dataset)
+    assert {name: len(captions) for name, captions in pool.items()} == COUNT
+    file = tmp_path / "captions.txt"
+    file.write_text("a blue sun\n\n  été, slow waves \n", encoding="utf-8")
+    config = DistillConfig(captions=str(file))
+    assert caption_pool(config, dataset) == {"file": ["a blue sun", "été, slow waves"]}
+    stage = DistillStage(makers.recipe(config), caption_pool(config, dataset))
+    assert set(stage._rollout_captions(Key(0))) == {"a blue sun", "été, slow waves"}
+
+
+@pytest.mark.parametrize("content", [None, b"", b" \n", b"\xff\xfe\n"])
+def test_a_file_without_captions_is_told(content: bytes | None, dataset: str, tmp_path: Path) -> None:
+    file = tmp_path / "captions.txt"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(DataError, match=r"captions\.txt"):
+        caption_pool(DistillConfig(captions=str(file)), dataset)
 
 
 def test_steps_may_be_asked_for_in_any_order(dataset: str, unbroken: list[dict[str, torch.Tensor]]) -> None:

@@ -113,6 +113,12 @@ def test_each_fault_has_its_words(changes: dict[str, list[float]], name: str, wo
     assert word in verdict.text
 
 
+def test_a_student_may_become_as_sharp_as_short() -> None:
+    assert bad(DISTILL, GOOD | {"sharpness": [1.6]}) == {"sharpness"}
+    assert bad(DISTILL, GOOD | {"sharpness": [1.6], "short_sharpness": [1.4]}) == set()
+    assert bad(DISTILL, GOOD | {"sharpness": [1.4], "short_sharpness": [0.5]}) == {"sharpness"}
+
+
 def test_a_teacher_that_learns_nothing_or_by_heart() -> None:
     learns = {"loss": [0.60, 0.278, 0.225, 0.202, 0.208], "held_out_loss": [0.44, 0.264, 0.226, 0.209, 0.199]}
     assert bad(TEACHER, learns, every=100) == set()

@@ -169,6 +169,13 @@ def test_each_fault_moves_its_own_measure(dataset: str, long_videos: Tensor) -> 
         assert faint[name] < as_it_is[name] < strong[name]
 
 
+def test_short_is_measured_beside_long(dataset: str) -> None:
+    rows = ShardDataset(dataset, "short")
+    long, short = (Diagnostics(dataset, corpus, CPU) for corpus in ("long", "short"))
+    assert long.short == long.of(rows.read(rows.main[:8]).latents)
+    assert short.short == {}
+
+
 @pytest.mark.parametrize("corpus", ["short", "long"])
 def test_videos_of_any_shape_are_compared_with_the_main_bucket(corpus: str, dataset: str) -> None:
     diagnostics = Diagnostics(dataset, corpus, CPU)  # type: ignore[arg-type]
