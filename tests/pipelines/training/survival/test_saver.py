@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from models.errors import ClusterError
+from pipelines.checkpoints import check_seal
 from pipelines.storage import Storage
 from pipelines.training.state import Snapshot, TrainState, load_state
 from pipelines.training.supervised import SupervisedStage
@@ -16,7 +17,7 @@ from pipelines.training.survival.saver import SCORE, Saver
 from tests.pipelines.training import makers
 
 
-def stage(root: Path, **settings: object) -> tuple[SupervisedStage, TrainState]:
+def stage(root: Path | str, **settings: object) -> tuple[SupervisedStage, TrainState]:
     recipe = makers.recipe(dataclasses.replace(makers.TEACHER, **settings))  # type: ignore[arg-type]
     made = SupervisedStage(dataclasses.replace(recipe, root=str(root)))
     return made, made.init("cpu")
@@ -51,8 +52,10 @@ def test_a_checkpoint_holds_the_step_at_which_it_was_begun(
     assert all(torch.equal(p, expected[n]) for n, p in again.modules["teacher"].named_parameters())
 
 
-def test_the_newest_and_the_best_are_kept_after_a_restart_too(tmp_path: Path) -> None:
-    made, state = stage(tmp_path, keep_checkpoints=2)
+@pytest.mark.parametrize("store", ["", "memory:/"], ids=["disk", "object store"])
+def test_the_newest_and_the_best_are_kept_after_a_restart_too(store: str, tmp_path: Path) -> None:
+    root = f"{store}{tmp_path}"
+    made, state = stage(root, keep_checkpoints=2)
     saver = Saver(made.recipe, made.spec, 0)
     for number, score in enumerate([0.5, 0.3, 0.4, 0.6, None, 0.35], start=1):
         if number == 4:
@@ -62,7 +65,10 @@ def test_the_newest_and_the_best_are_kept_after_a_restart_too(tmp_path: Path) ->
         saver.begin(state, {} if score is None else {SCORE: score, "more": 1.0})
         saver.finish()
         saver.forget_old()
-    assert Storage(tmp_path / "stage").list() == ["step-000002", "step-000005", "step-000006"]
+    folder = Storage(f"{root}/stage")
+    assert folder.list() == ["step-000002", "step-000005", "step-000006"]
+    with folder.on_disk("step-000002") as whole:
+        check_seal(whole)
 
 
 def test_a_checkpoint_is_due_by_steps_and_by_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
