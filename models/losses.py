@@ -25,7 +25,19 @@ def flow_matching_loss(
     conditioning: Conditioning,
     frames: Tensor | None = None,
 ) -> Tensor:
-    """Mean of (v(x_t, t, c) - (noise - x0))^2: mean seeking, eq. 14; also fits the critic.
+    """Mean seeking, eq. 14: the mean of `flow_matching_errors`, whose arguments it takes."""
+    return flow_matching_errors(model, x0, noise, t, conditioning, frames).mean()
+
+
+def flow_matching_errors(
+    model: VelocityModel,
+    x0: Tensor,
+    noise: Tensor,
+    t: Tensor,
+    conditioning: Conditioning,
+    frames: Tensor | None = None,
+) -> Tensor:
+    """Mean of (v(x_t, t, c) - (noise - x0))^2 for each row, [B].
 
     Args:
         model: the FM head, the teacher or the critic.
@@ -39,7 +51,7 @@ def flow_matching_loss(
     if frames is not None:
         weights = frames / frames.float().mean(dim=1, keepdim=True)
         squares = squares * weights[:, :, None, None, None]
-    return squares.mean()
+    return squares.flatten(1).mean(dim=1)
 
 
 def anchor_loss(student_x0: Tensor, reference_x0: Tensor) -> Tensor:

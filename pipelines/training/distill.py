@@ -13,7 +13,7 @@ from torch import Tensor
 from models.ddt import Student
 from models.dit import DiT
 from models.flow import VelocityModel, shift_for, uniform_times, x0_prediction
-from models.losses import ReverseKLLoss, anchor_loss, flow_matching_loss, reverse_kl_loss
+from models.losses import ReverseKLLoss, anchor_loss, flow_matching_errors, reverse_kl_loss
 from models.rng import Key, normal
 from models.sampling import Draw, noisy_input
 from models.text.conditioning import Conditioning, TextEncoder, withhold_some
@@ -185,7 +185,8 @@ class DistillStage:
             del state.pool[: -config.rollout_pool]
         for update in range(config.critic_updates if state.pool else 0):
             at = key.at(purpose=f"critic-{update}")
-            values["critic_loss"], own["critic_gradient_norm"] = self._critic_step(state, at)
+            values["critic_loss"], told = self._critic_step(state, at)
+            own |= told
 
         state.step += 1
         sums = dict(zip(values, self.workers.sum(list(values.values())).tolist(), strict=True))
@@ -282,9 +283,9 @@ class DistillStage:
             self.recipe.crop_safe,
         )
 
-    def _critic_step(self, state: TrainState, key: Key) -> tuple[Tensor, float]:
+    def _critic_step(self, state: TrainState, key: Key) -> tuple[Tensor, dict[str, float]]:
         """L_critic: flow matching on windows of recent rollouts, cut and noised as the scored ones are; this
-        worker's part of it, and the gradient norm."""
+        worker's part of it, and of all workers the gradient norm and the loss by exit."""
         self.phases.begin("critic")
         critic = state.modules["critic"]
         assert isinstance(critic, DiT)
@@ -292,6 +293,7 @@ class DistillStage:
         size = state.pool[key.at(purpose="size").integer(len(state.pool))].latents.shape[2:]
         pool = [rollout for rollout in state.pool if rollout.latents.shape[2:] == size]
         value = pool[0].latents.new_zeros(())
+        by_exit = value.new_zeros(2, len(self.exit_shares))
         for samples in parts(self.workers.share(self.config.critic_batch), self.config.micro_batch):
             drawn = (self._pool_window(pool, key, i) for i in samples)
             windows, captions, starts, exits = zip(*drawn, strict=True)
@@ -300,14 +302,18 @@ class DistillStage:
             conditioning = self.captions.with_dropout(captions, key, samples, x0.device)
             t = self.score_times(key, samples).to(x0.device)
             frames = None if self.recipe.crop_safe else first_masked(starts, x0.shape[1]).to(x0.device)
-            told = critic.told(torch.tensor(exits, device=x0.device))
-            loss = flow_matching_loss(told, x0, noise, t, conditioning, frames)
-            loss = loss * (len(samples) / self.config.critic_batch)
+            stops = torch.tensor(exits, device=x0.device)
+            errors = flow_matching_errors(critic.told(stops), x0, noise, t, conditioning, frames)
+            own = errors.detach().to(by_exit)
+            by_exit.index_add_(1, stops, torch.stack([own, torch.ones_like(own)]))
+            loss = errors.mean() * (len(samples) / self.config.critic_batch)
             loss.backward()  # type: ignore[no-untyped-call]
             value += loss.detach()
         self.phases.begin("optimiser")
         norm = apply_update(state, "critic", self.config, self.config.critic_learning_rate, self.workers)
-        return value, float(norm)
+        totals = zip(*self.workers.total(by_exit).tolist(), strict=True)
+        found = {f"critic_loss_exit_{k}": loss / n for k, (loss, n) in enumerate(totals) if n}
+        return value, found | {"critic_gradient_norm": float(norm)}
 
     def _pool_window(self, pool: Sequence[Rollout], key: Key, sample: int) -> tuple[Tensor, str, int, int]:
         """A random window of a random rollout's tiling at a random phase: latents, caption, first frame, and

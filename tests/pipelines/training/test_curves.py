@@ -18,22 +18,32 @@ def starts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return trained_starts(tmp_path_factory.mktemp("starts"))
 
 
-def test_a_loss_is_told_under_the_exit_that_was_drawn(starts: dict[str, str]) -> None:
-    stage = DistillStage(recipe(dataclasses.replace(DISTILL, steps=12), starts), CAPTIONS)
+def unanchored(starts: dict[str, str], steps: int) -> list[dict[str, float]]:
+    """Metrics of steps whose every exit is scored."""
+    made = recipe(dataclasses.replace(DISTILL, steps=steps), starts)
+    made = dataclasses.replace(made, loss=dataclasses.replace(made.loss, anchor_weight=0.0))
+    stage = DistillStage(made, CAPTIONS)
+    return run(stage, stage.init("cpu"), steps)
+
+
+def test_losses_are_told_by_exit(starts: dict[str, str]) -> None:
+    """The student's under the exit that was drawn, the critic's under those of the rollouts that it saw."""
     drawn = set()
-    for metrics in run(stage, stage.init("cpu"), 12):
+    for step, metrics in enumerate(unanchored(starts, 12)):
         own = {name: value for name, value in metrics.items() if name.startswith("reverse_kl_exit_")}
         assert own == {f"reverse_kl_exit_{metrics['exit_step']:.0f}": metrics["reverse_kl"]}
         drawn |= set(own)
+        critic = [value for name, value in metrics.items() if name.startswith("critic_loss_exit_")]
+        assert min(critic) * 0.9999 <= metrics["critic_loss"] <= max(critic) * 1.0001
+        if step == 0:
+            assert critic == [pytest.approx(metrics["critic_loss"])]
     assert len(drawn) > 1
 
 
 def test_the_thirds_of_a_video_add_up_to_the_loss(starts: dict[str, str]) -> None:
-    stage = DistillStage(recipe(DISTILL, starts), CAPTIONS)
     frames = [len(part) for part in torch.arange(LONG[0]).tensor_split(3)]
-    for metrics in run(stage, stage.init("cpu"), 3)[
-        1:
-    ]:  # at first the critic is the teacher, and the score 0
+    # at first the critic is the teacher, and the score 0
+    for metrics in unanchored(starts, 3)[1:]:
         thirds = [metrics[f"reverse_kl_{name}"] for name in ("first", "middle", "last")]
         assert len(set(thirds)) == 3
         mean = sum(n * third for n, third in zip(frames, thirds, strict=True)) / sum(frames)
@@ -41,8 +51,7 @@ def test_the_thirds_of_a_video_add_up_to_the_loss(starts: dict[str, str]) -> Non
 
 
 def test_the_critics_gradient_norm_is_told(starts: dict[str, str]) -> None:
-    stage = DistillStage(recipe(DISTILL, starts), CAPTIONS)
-    assert all(metrics["critic_gradient_norm"] > 0 for metrics in run(stage, stage.init("cpu"), 2))
+    assert all(metrics["critic_gradient_norm"] > 0 for metrics in unanchored(starts, 2))
 
 
 def gradient(
