@@ -36,11 +36,22 @@ Seed = Annotated[
 Short = Annotated[str | None, typer.Option("--short", help="Folder of the SHORT corpus.", metavar="DIR")]
 Long = Annotated[str | None, typer.Option("--long", help="Folder of the LONG corpus.", metavar="DIR")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+ResumeChanged = Annotated[
+    bool,
+    typer.Option(
+        "--resume-changed",
+        help="Go on with rates, weights, batches, steps and the like that have changed; it is recorded.",
+    ),
+]
+AllowStale = Annotated[
+    bool,
+    typer.Option("--allow-stale", help="Use stages although what they were made from has changed since."),
+]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Start over instead of resuming.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print settings, sizes and cost; do nothing.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and what the libraries log.")]
 
-Stage = Literal["teacher", "sft", "mixed", "warmup", "distill"]
+Stage = Literal["teacher", "sft", "mixed", "warmup", "distill", "sft_longer", "mixed_longer"]
 Head = Annotated[Literal["dm", "fm"], typer.Option(help="dm: few steps; fm: many.")]
 
 SETTINGS = {"seed": ("seed", Seed), "short": ("data.short", Short), "long": ("data.long", Long)}
@@ -111,6 +122,8 @@ def command(*settings: str, describes: bool = True) -> Callable[[Callable[..., N
 def quickstart(
     seeds: Annotated[int, typer.Option("--seeds", help="Seeds, one after another.", min=1)] = 1,
     fresh: Fresh = False,
+    resume_changed: ResumeChanged = False,
+    allow_stale: AllowStale = False,
 ) -> None:
     """Everything in one go: world or your folders, ingest, every stage, samples, evaluation, table.
 
@@ -176,13 +189,18 @@ def train(
         typer.Argument(help="Stage to train; it resumes where it stopped. Optional with --dry-run."),
     ] = None,
     fresh: Fresh = False,
+    resume_changed: ResumeChanged = False,
+    allow_stale: AllowStale = False,
     dry_run: DryRun = False,
     gpu: Annotated[
         str | None, typer.Option("--gpu", help="With --dry-run: does it fit on a100, h100, ...?")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="With --dry-run: one JSON object.")] = False,
 ) -> None:
-    """Train one stage on Ray: teacher, sft, mixed, warmup or distill.
+    """Train one stage on Ray: teacher, sft, mixed, warmup, distill or a baseline that goes on for its time.
+
+    A stage whose inputs or settings have changed since it began is refused, with what has changed.
+    --resume-changed goes on with settings that change no shapes, networks or data.
 
     --dry-run prints sizes, operations by phase and memory by part; with --gpu, exit code 1 if a stage does
     not fit there.
@@ -191,6 +209,8 @@ def train(
     Examples:
       sostenuto train teacher
       sostenuto train distill --seed 1 --set loss.reverse_kl_weight=0.3
+      sostenuto train distill --set distill.learning_rate=1e-5 --resume-changed
+      sostenuto train distill --set distill.skip_steps=[137] --resume-changed
       sostenuto train sft --config wan-1.3b --dry-run
       sostenuto train --config wan-1.3b --dry-run --gpu h100 --json
     """
@@ -198,6 +218,20 @@ def train(
         raise typer.BadParameter("it is optional with --dry-run only", param_hint="stage")
     if not dry_run and (gpu is not None or as_json):
         raise typer.BadParameter("they need --dry-run", param_hint="--gpu, --json")
+
+
+@command(describes=False)
+def runs(as_json: AsJson = False) -> None:
+    """List the stages of this run, every seed: made from what, how far, stale or not, and the checkpoint.
+
+    A stage is stale when what it was made from has changed since it began: a stage before it, or the dataset.
+    Settings that the given ones differ from are told, too. Other code is shown, and makes none stale.
+
+    \b
+    Examples:
+      sostenuto runs
+      sostenuto runs --config minute --json
+    """
 
 
 @command(describes=False)
@@ -275,7 +309,7 @@ def export(
 
 
 @command("seed")
-def evaluate(fresh: Fresh = False) -> None:
+def evaluate(fresh: Fresh = False, allow_stale: AllowStale = False) -> None:
     """Generate with every trained system and compare them; a table, JSON, plots, MLflow.
 
     \b
@@ -286,7 +320,7 @@ def evaluate(fresh: Fresh = False) -> None:
 
 
 @command("seed")
-def sweep(fresh: Fresh = False) -> None:
+def sweep(fresh: Fresh = False, allow_stale: AllowStale = False) -> None:
     """Search over settings with Ray Tune; each trial is a real training run. It resumes where it stopped.
 
     \b

@@ -3,6 +3,7 @@
 A failed command ends in one line that names the remedy, an interrupted one in a line that says how to resume.
 """
 
+import itertools
 import re
 import shlex
 import signal
@@ -154,9 +155,8 @@ def exit_on_error(*, debug: bool = False) -> Iterator[None]:
     except KeyboardInterrupt as error:
         if debug:
             traceback.print_exception(error)
-        command = shlex.join(["sostenuto", *(word for word in sys.argv[1:] if word != "--fresh")])
         code = TERMINATED if isinstance(error, Terminated) else INTERRUPTED
-        _exit(f"interrupted. What is finished is kept; to resume: {command}", code)
+        _exit(f"interrupted. What is finished is kept; to resume: {this_command()}", code)
     except Exception as error:  # noqa: BLE001 - the one place where every error ends
         if debug:
             traceback.print_exception(error)
@@ -165,6 +165,16 @@ def exit_on_error(*, debug: bool = False) -> Iterator[None]:
             reason = " ".join(str(error).split())[:300] or "no message"
             message = f"{type(error).__name__}: {reason}. Run it again with --debug to see where"
         _exit(f"error: {message}", FAILED)
+
+
+def this_command(change: str = "") -> str:
+    """The command that runs, as it is given again to go on: as before, or with one `name=value` changed."""
+    words, given = [], iter(word for word in sys.argv[1:] if word not in ("--fresh", "--resume-changed"))
+    for word in given:
+        pair = [word, *itertools.islice(given, 1 if word == "--set" else 0)]
+        if not change or pair[-1].partition("=")[0] != change.partition("=")[0]:
+            words += pair
+    return shlex.join(["sostenuto", *words, *(["--set", change, "--resume-changed"] if change else [])])
 
 
 def _exit(line: str, code: int) -> NoReturn:

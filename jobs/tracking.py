@@ -145,7 +145,8 @@ def open_run(
         query = _where({f"tags.{tag}": value for tag, value in key.items()})
         runs = client.search_runs([experiment], query, max_results=1)
         if not runs:
-            created = {"sostenuto.group": group, "mlflow.source.name": "sostenuto"} | key | commit_tags()
+            created = {"sostenuto.group": group, "mlflow.source.name": "sostenuto"} | key
+            created |= {"mlflow.source.git.commit": found} if (found := this_commit()) else {}
             runs = [client.create_run(experiment, run_name=f"{group}/{name}", tags=created)]
         run_id = str(runs[0].info.run_id)
         for tag, value in (tags or {}).items():
@@ -215,16 +216,16 @@ def dataset_run(config: RunConfig) -> Iterator[Tracker]:
     tracker.close()
 
 
-def commit_tags() -> dict[str, str]:
-    """The commit of this code, or the one that `sostenuto submit` passed along."""
+def this_commit() -> str:
+    """The commit of this code, or the one that `sostenuto submit` passed along; empty where none is known."""
     if named := os.environ.get("SOSTENUTO_COMMIT"):
-        return {"mlflow.source.git.commit": named}
+        return named
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
     try:
         found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
-        return {}
-    return {"mlflow.source.git.commit": found.stdout.strip()}
+        return ""
+    return found.stdout.strip()
 
 
 def close_children(reference: RunReference, status: RunStatus = "KILLED") -> int:

@@ -1,5 +1,7 @@
 """The errors that a user can meet. Each carries what happened and what to do about it."""
 
+from collections.abc import Mapping
+
 
 class SostenutoError(Exception):
     """An error with its remedy.
@@ -40,3 +42,8 @@ class StorageRefused(ClusterError):
 
 class TrainingDiverged(SostenutoError):
     """A non-finite loss, gradient or score; the last checkpoint stands."""
+
+    rate = "learning_rate"
+    """The stage's setting that makes the steps smaller of what diverged."""
+    changes: Mapping[str, object] = {}
+    """Settings with a value each, any of which lets the run go on from its checkpoint."""

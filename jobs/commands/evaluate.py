@@ -20,26 +20,28 @@ from pipelines.evaluation.run import RESULT, Evaluation
 from pipelines.evaluation.run import evaluate as compare
 from pipelines.evaluation.settings import EvaluationSettings, System
 from pipelines.storage import Storage
-from pipelines.training.recipes import finished_stage
+from pipelines.training.lineage import require_current
+from pipelines.training.recipes import finished_stage, stage_graph
 
 INPUTS = "inputs.json"
 """File beside the result: a hash of what it was made from."""
 
 
-def evaluate(config: RunConfig, *, fresh: bool = False) -> Evaluation:
+def evaluate(config: RunConfig, *, fresh: bool = False, allow_stale: bool = False) -> Evaluation:
     """Evaluate the config's seed, or reuse its result; print the table and write the report.
 
     Args:
         config: the run's settings.
         fresh: evaluate again even if nothing has changed.
+        allow_stale: compare stages although the inputs of some have changed.
 
     Raises:
-        CheckpointError: nothing has been trained with this seed.
+        CheckpointError: nothing has been trained with this seed, or a stage is stale.
         DataError: the dataset is missing or damaged.
         ClusterError: Ray or MLflow cannot be used.
     """
     with ray_session(config.cluster), ConsoleProgress() as progress:
-        result = evaluate_seed(config, config.seed, progress, fresh=fresh)
+        result = evaluate_seed(config, config.seed, progress, fresh=fresh, allow_stale=allow_stale)
     report = publish(config, [result])
     print_line(f"report: {report.html}")
     print_line(f"figures: {RunPaths.of(config).evaluation(config.seed)}/{RESULT}")
@@ -52,6 +54,7 @@ def evaluate_seed(
     progress: ConsoleProgress,
     *,
     fresh: bool = False,
+    allow_stale: bool = False,
     parent: RunReference | None = None,
 ) -> Evaluation:
     """One seed's evaluation on the running Ray; a result of the same networks and settings is reused.
@@ -61,14 +64,19 @@ def evaluate_seed(
         seed: seed of training and of the noise.
         progress: shows what is done.
         fresh: evaluate again in any case.
+        allow_stale: compare stages although the inputs of some have changed.
         parent: MLflow run that this one is a child of.
 
     Raises:
-        CheckpointError: nothing has been trained with this seed.
+        CheckpointError: nothing has been trained with this seed, or a stage is stale.
     """
     folder = RunPaths.of(config).evaluation(seed)
     systems, settings = systems_of(config, seed), settings_of(config, seed)
     inputs, storage = _inputs(systems, settings), Storage(folder)
+    if not allow_stale:
+        root = RunPaths.of(config).seed(seed)
+        compared = [stage for stage in stage_graph(config) if finished_stage(root, stage)]
+        require_current(config, root, settings.dataset, compared)
     reusable = not fresh and storage.exists(RESULT) and storage.exists(INPUTS)
     if reusable and storage.read_json(INPUTS) == inputs:
         return Evaluation.from_json(storage.read_json(RESULT))

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jobs.commands.evaluate import INPUTS, systems_of
+from jobs.commands.runs import checkpoint_of
 from jobs.config import load as configs
 from jobs.config.paths import RunPaths
 from jobs.config.schema import RunConfig
@@ -20,7 +21,6 @@ from pipelines.data.store.info import read_info
 from pipelines.evaluation.run import RESULT, Evaluation
 from pipelines.generation import require_head
 from pipelines.storage import Storage, temporary_folder
-from pipelines.training.recipes import require_finished
 
 HEAD_NAMES: dict[str, HeadName] = {"dm": "distribution_matching", "fm": "flow_matching"}
 SETTINGS_FILE = "sostenuto.yaml"
@@ -54,8 +54,7 @@ def export(
     target = Storage(out)
     if target.list():
         raise ConfigError(f"{target} is not empty", "Name a new folder by --out")
-    found = checkpoint or require_finished(RunPaths.of(config).seed(config.seed), stage, "export").checkpoint
-    folder = str(Storage(found))
+    folder = str(Storage(checkpoint or checkpoint_of(config, stage, "export")))
     if not Storage(folder).exists(TRAINING_SETTINGS):
         raise CheckpointError(
             f"{folder} holds no settings of a training", "Give the folder of a student's checkpoint"

@@ -36,13 +36,17 @@ REFERENCES = "references"
 MEMORY_POLL_S = 2.0
 
 
-def quickstart(config: RunConfig, *, seeds: int, fresh: bool) -> str:
+def quickstart(
+    config: RunConfig, *, seeds: int, fresh: bool, resume_changed: bool = False, allow_stale: bool = False
+) -> str:
     """The whole path; a repeated command skips what an interrupted one finished.
 
     Args:
         config: the run's settings.
         seeds: how many, from `config.seed` on.
         fresh: delete the run first, once Ray and MLflow answer and the corpora are found.
+        resume_changed: go on with settings that have changed, where they may.
+        allow_stale: use what was made from inputs that have changed.
 
     Returns:
         Path of summary.json.
@@ -67,11 +71,22 @@ def quickstart(config: RunConfig, *, seeds: int, fresh: bool) -> str:
                     prepare(settings_of(config, config.seed), progress)
                 else:
                     seed, stage = name.split("/")
-                    run_stage(config, stage, int(seed), board, parent)
+                    run_stage(
+                        config,
+                        stage,
+                        int(seed),
+                        board,
+                        parent,
+                        resume_changed=resume_changed,
+                        allow_stale=allow_stale,
+                    )
 
             chosen = list(range(config.seed, config.seed + seeds))
             run_graph(work_graph(config, chosen), work, SLOTS)
-            results = [evaluate_seed(config, seed, progress, parent=parent) for seed in chosen]
+            results = [
+                evaluate_seed(config, seed, progress, parent=parent, allow_stale=allow_stale)
+                for seed in chosen
+            ]
         report = publish(config, results)
         summary = write_summary(
             results,

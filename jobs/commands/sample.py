@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from jobs.commands.runs import checkpoint_of
 from jobs.config.checks import check_times
 from jobs.config.paths import RunPaths
 from jobs.config.schema import RunConfig
@@ -25,7 +26,6 @@ from pipelines.generation import Head, Method, check, generate_latents
 from pipelines.media.contact_sheet import contact_sheet, evenly, video_strip
 from pipelines.media.video import write_gif, write_mp4
 from pipelines.storage import Storage, temporary_folder
-from pipelines.training.recipes import require_finished
 
 SHEET_COLUMNS = 9
 SHEET_ROWS = 8
@@ -62,7 +62,7 @@ def sample(
         CheckpointError: there is no finished student.
     """
     paths = RunPaths.of(config)
-    folder = checkpoint or require_finished(paths.seed(config.seed), "distill", "sample").checkpoint
+    folder = checkpoint or checkpoint_of(config, "distill", "sample")
     info = read_info(paths.dataset)
     spec, device = read_spec(folder), compute_device(config.cluster.use_gpu)
     method, sampling = _method(config, spec, head, steps, times)

@@ -15,7 +15,7 @@ from typer.main import get_group
 
 from jobs.cli import app
 from jobs.console import print_line, warn
-from jobs.tracking import commit_tags
+from jobs.tracking import this_commit
 from jobs.working_dir import EXCLUDES, WorkingDir, megabytes
 from models.errors import ClusterError, ConfigError
 
@@ -56,7 +56,7 @@ class Submission:
             ConfigError: a variable that is not NAME=VALUE, or a working directory that is not a folder.
         """
         variables = {name: os.environ[name] for name in PASSED if name in os.environ}
-        if commit := commit_tags().get("mlflow.source.git.commit"):
+        if commit := this_commit():
             variables["SOSTENUTO_COMMIT"] = commit
         for pair in env:
             name, equals, value = pair.partition("=")

@@ -26,12 +26,17 @@ from jobs.trial import run_trial, trial_settings
 from models.errors import CheckpointError, ClusterError
 from pipelines.evaluation.run import prepare
 from pipelines.storage import Storage
+from pipelines.training.lineage import changed_inputs, lineage_of, require_current
+from pipelines.training.recipes import Recipe, make_recipe, stages_behind
 
 TUNE = "tune"
 """Folder beside the trials: Ray Tune's own state."""
 
 BEGUN = "settings.json"
 """File beside the trials: the settings that the sweep was begun with."""
+
+START = "start.json"
+"""The same for the weights and the data that the trials start from."""
 
 MAY_CHANGE = ("storage.", "tracking.", "cluster.")
 """Groups of settings that may be others when a sweep is gone on with."""
@@ -61,27 +66,32 @@ class TrialResult:
     """`finished`, `stopped` by the scheduler, or `failed`."""
 
 
-def sweep(config: RunConfig, *, fresh: bool = False) -> list[TrialResult]:
+def sweep(config: RunConfig, *, fresh: bool = False, allow_stale: bool = False) -> list[TrialResult]:
     """Run the missing trials, print the table, and close the MLflow runs that stopped trials left open.
 
     Args:
         config: the run's settings; `sweep` says what to search and how.
         fresh: remove the trials that are there first.
+        allow_stale: start from stages although the inputs of some have changed.
 
     Returns:
         The trials, best first.
 
     Raises:
-        CheckpointError: a stage before the sweep's has not finished, or the sweep was begun with other
-            settings.
+        CheckpointError: a stage before the sweep's has not finished or is stale, or the sweep was begun with
+            other settings or from other weights.
         ClusterError: every trial failed, or Ray, MLflow or the storage cannot be used.
     """
     # Trials run in folders of their own, where a relative root would be another one.
     config = with_values(config, {"storage.root": absolute_root(config.storage.root)})
     paths = RunPaths.of(config)
+    root, stage = paths.seed(config.seed), config.sweep.stage
+    if not allow_stale:
+        require_current(config, root, paths.dataset, stages_behind(config, stage))
     if fresh:
         Storage(paths.root).delete(config.sweep.folder)
     _require_unchanged(config, Storage(paths.sweeps))
+    _require_same_start(make_recipe(config, stage, config.seed, root, paths.dataset), Storage(paths.sweeps))
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     parent = open_run(config, config.sweep.folder, tags={"sostenuto.metric": config.sweep.metric})
@@ -102,6 +112,22 @@ def sweep(config: RunConfig, *, fresh: bool = False) -> list[TrialResult]:
     tracker.close()
     _show(config, results, closed)
     return results
+
+
+def _require_same_start(recipe: Recipe, folder: Storage) -> None:
+    """Note the weights and the data that a sweep's trials start from; refuse to go on with one of others."""
+    now = lineage_of(recipe)
+    if not tune.Tuner.can_restore(f"{folder}/{TUNE}") or not folder.exists(START):
+        folder.write_json(START, {"inputs": now.inputs, "data_hash": now.data_hash})
+        return
+    then = folder.read_json(START)
+    why = changed_inputs(then["inputs"], now.inputs)
+    why += ["the dataset has changed"] if then["data_hash"] != now.data_hash else []
+    if why:
+        raise CheckpointError(
+            f"the sweep in {folder} was begun from other weights or data: {'; '.join(why)}",
+            "Give --set sweep.name=NAME for another sweep beside it, or --fresh to start over",
+        )
 
 
 def _require_unchanged(config: RunConfig, folder: Storage) -> None:

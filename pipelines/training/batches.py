@@ -1,5 +1,6 @@
 """The two corpora as training batches: batch k is a function of (seed, k) only. Captions of rollouts."""
 
+from collections.abc import Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from models.errors import DataError, SostenutoError
 from pipelines.data.store.batch_plan import BatchPlan
 from pipelines.data.store.dataset import ShardDataset
-from pipelines.data.types import CorpusName, Split
+from pipelines.data.types import CORPORA, CorpusName, Split
 from pipelines.storage import Storage, one_line
 from pipelines.training.collectives import Workers
 from pipelines.training.config import DistillConfig, StageConfig
@@ -47,6 +48,10 @@ class Corpus:
         rows = self.rows.read([int(self.order[ref.index]) for ref in refs])
         return Batch(rows.latents, rows.captions, [ref.sample for ref in refs], self.plan.batch)
 
+    def ids(self, step: int) -> list[str]:
+        """Windows of the whole batch `step`, in order."""
+        return [self.rows.ids[int(self.order[ref.index])] for ref in self.plan.rows(step)]
+
 
 class BatchSource:
     """The batches of a stage; while one is used, the next is read.
@@ -56,12 +61,21 @@ class BatchSource:
         stage: how many windows of each corpus a step takes.
         seed: decides the order.
         workers: this worker's place.
+        only: ids of each corpus's windows that the run began with, which decide the order whatever the
+            dataset has got since; None is all that it keeps.
     """
 
-    def __init__(self, dataset: str, stage: StageConfig, seed: int, workers: Workers) -> None:
+    def __init__(
+        self,
+        dataset: str,
+        stage: StageConfig,
+        seed: int,
+        workers: Workers,
+        only: Mapping[str, Collection[str]] | None = None,
+    ) -> None:
         wanted: dict[CorpusName, int] = {"short": stage.short_batch, "long": stage.long_batch}
         self.corpora = {
-            name: Corpus.of(ShardDataset(dataset, name), seed, batch, name)
+            name: Corpus.of(ShardDataset(dataset, name, only=only and only[name]), seed, batch, name)
             for name, batch in wanted.items()
             if batch
         }
@@ -76,6 +90,10 @@ class BatchSource:
         parts = reading.result()
         self._next = step + 1, self._thread.submit(self._read, step + 1)
         return Batches(**{name: replace(p, latents=p.latents.to(device)) for name, p in parts.items()})
+
+    def ids(self, step: int) -> dict[str, list[str]]:
+        """Windows of a step's whole batches, by corpus."""
+        return {name: corpus.ids(step) for name, corpus in self.corpora.items()}
 
     def _read(self, step: int) -> dict[str, Batch]:
         read: dict[str, Batch] = {
@@ -101,17 +119,17 @@ def fixed_batch(
     return Batch(read.latents.to(device), read.captions, samples, len(chosen))
 
 
-def caption_pool(config: DistillConfig, dataset: str) -> dict[str, list[str]]:
+def caption_pool(
+    config: DistillConfig, dataset: str, only: Mapping[str, Collection[str]] | None = None
+) -> dict[str, list[str]]:
     """Captions that rollouts may use, by where they come from: the corpora, or `distill.captions`.
+    `only` is as in `BatchSource`.
 
     Raises:
         DataError: the file cannot be read, or has no captions.
     """
     if config.captions is None:
-        return {
-            "long": ShardDataset(dataset, "long").captions,
-            "short": ShardDataset(dataset, "short").captions,
-        }
+        return {name: ShardDataset(dataset, name, only=only and only[name]).captions for name in CORPORA}
     folder, _, name = config.captions.rpartition("/")
     try:
         lines = Storage(folder or ".").read_bytes(name).decode().splitlines()

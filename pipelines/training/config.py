@@ -57,6 +57,8 @@ class StageConfig:
     """Mean of the normal distribution whose sigmoid is t (`logit_normal`)."""
     t_std: PositiveFloat = 1.0
     """Its standard deviation."""
+    skip_steps: tuple[NonNegativeInt, ...] = ()
+    """Steps, from 0, that are left out with their batches: those at which this run diverged."""
     checkpoint_every: PositiveInt = 500
     """Steps between checkpoints; the last step is always saved."""
     checkpoint_minutes: PositiveFloat = 30.0

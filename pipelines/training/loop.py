@@ -1,6 +1,7 @@
 """The loop of a Ray Train worker: data, checkpoints, previews and tracking around a pure stage."""
 
 import time
+from collections.abc import Collection, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,14 @@ from models.errors import ClusterError, SostenutoError, TrainingDiverged
 from models.rng import Key
 from pipelines.data.store.caption_embeddings import text_encoder
 from pipelines.data.store.dataset import ShardDataset
+from pipelines.data.store.rows import noted_ids
+from pipelines.storage import Storage
 from pipelines.tracking import NullTracker, Progress, RunStatus, Tracker
 from pipelines.training.batches import BatchSource, caption_pool
 from pipelines.training.collectives import Workers
 from pipelines.training.config import DistillConfig
 from pipelines.training.distill import DistillStage
+from pipelines.training.lineage import DIVERGED_FILE, ROWS_FILE, explain_divergence
 from pipelines.training.monitors.board import relayed_warnings
 from pipelines.training.monitors.log import Log
 from pipelines.training.monitors.phases import Phases, Plan
@@ -69,11 +73,11 @@ def train_worker(given: dict[str, Any]) -> dict[str, float] | SostenutoError:
         return result
 
 
-def make_stage(recipe: Recipe, workers: Workers) -> Stage:
-    """The stage a recipe asks for, by the type of its settings."""
+def make_stage(recipe: Recipe, workers: Workers, only: Mapping[str, Collection[str]]) -> Stage:
+    """The stage a recipe asks for, by the type of its settings; `only` is as in `BatchSource`."""
     encoder = text_encoder(recipe.text, recipe.dataset)
     if isinstance(recipe.stage, DistillConfig):
-        return DistillStage(recipe, caption_pool(recipe.stage, recipe.dataset), workers, encoder)
+        return DistillStage(recipe, caption_pool(recipe.stage, recipe.dataset, only), workers, encoder)
     return SupervisedStage(recipe, workers, encoder)
 
 
@@ -93,8 +97,9 @@ class _Loop:
         self.plan, self.pulse = plan, pulse
         self.config, on_gpu = recipe.stage, recipe.cluster.use_gpu
         self.device = ray.train.torch.get_device() if on_gpu else torch.device("cpu")
-        self.stage = make_stage(recipe, workers)
-        self.batches = BatchSource(recipe.dataset, self.config, recipe.seed, workers)
+        only = noted_ids(Storage(recipe.root), f"{recipe.name}/{ROWS_FILE}")
+        self.stage = make_stage(recipe, workers, only)
+        self.batches = BatchSource(recipe.dataset, self.config, recipe.seed, workers, only)
         self.state = self.stage.init(self.device)
         if recipe.cluster.activation_checkpointing:
             for module in self.state.modules.values():
@@ -133,19 +138,16 @@ class _Loop:
         videos: Tensor | None = None
         self.phases.lap()
         while state.step < config.steps:
-            began, key = time.process_time(), Key(self.recipe.seed, state.step, purpose="step")
-            with self.pulse.step(state.step):
-                self.phases.begin("data")
-                batches = self.batches.at(state.step, self.device)
-                with self._precision():
-                    result = self.stage.step(state, batches, key)
-            state.cpu_seconds += time.process_time() - began
+            if state.step in config.skip_steps:
+                state.step, metrics = state.step + 1, {}
+            else:
+                metrics = self._step()
             shown = config.is_shown(state.step)
             videos = self._videos() if shown or config.is_watched(state.step) else None
             measured = None if videos is None else self._measured(videos)
             self.phases.begin("log")
             if self.log is not None:
-                self.log.add(state.step, result.metrics, measured or {}, keeper.note)
+                self.log.add(state.step, metrics, measured or {}, keeper.note)
             self.phases.begin("checkpoint")
             if state.step == config.steps:
                 break
@@ -159,6 +161,29 @@ class _Loop:
         if config.preview_every:
             self._preview(self._videos() if videos is None else videos)
         return summary
+
+    def _step(self) -> dict[str, float]:
+        """A step of the stage, timed; its metrics.
+
+        Raises:
+            TrainingDiverged: names the step and its windows, which rank 0 writes beside the checkpoints.
+        """
+        state = self.state
+        step, began = state.step, time.process_time()
+        try:
+            with self.pulse.step(step):
+                self.phases.begin("data")
+                batches = self.batches.at(step, self.device)
+                with self._precision():
+                    result = self.stage.step(state, batches, Key(self.recipe.seed, step, purpose="step"))
+        except TrainingDiverged as error:
+            windows = self.batches.ids(step)
+            if self.workers.rank == 0:
+                told = {"step": step, "problem": error.problem, "windows": windows}
+                Storage(self.recipe.root).write_json(f"{self.recipe.name}/{DIVERGED_FILE}", told)
+            raise explain_divergence(error, self.recipe, step, windows) from error
+        state.cpu_seconds += time.process_time() - began
+        return result.metrics
 
     def _judge_start(self) -> None:
         """What the stage starts from: the teacher gate, and the student before its first step."""

@@ -1,29 +1,44 @@
 """What each stage of training is made from, which stages it starts from, and whether it has finished."""
 
 import dataclasses
+import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from models.config import FlowConfig, LoraConfig, LossConfig, ModelConfig, SamplingConfig, TextConfig
 from models.errors import CheckpointError, ConfigError
-from pipelines.checkpoints import NetworkSpec, Role
+from models.wan import transformer_files
+from pipelines.checkpoints import MANIFEST_FILE, NetworkSpec, Role
 from pipelines.data.store.info import read_info
-from pipelines.storage import Storage, hash_of
+from pipelines.storage import Storage
 from pipelines.training.config import ClusterConfig, StageConfig, TrainingConfig
 
 OUTCOME_FILE = "outcome.json"
 
+LINEAGE_FILE = "lineage.json"
+"""What a stage is made from: in its folder, and in each of its checkpoints."""
+
 BASELINES = {"sft_longer": "sft", "mixed_longer": "mixed"}
 """Baselines that train on for as many CPU-seconds as distillation took, and the stage each one continues."""
 
-_PLACES = frozenset({"name", "root", "dataset", "cluster", "settings"})
-_CADENCE = "checkpoint_every checkpoint_minutes keep_checkpoints preview_every log_every watch_every"
-_LOGGING = frozenset(["micro_batch", *_CADENCE.split()])
+LOADED = {
+    "teacher": "teacher.average.safetensors",
+    "student": "student.average.safetensors",
+    "critic": "critic.safetensors",
+}
+"""The file of a checkpoint that each role starts from."""
+
+PRETRAINED = "pretrained"
+"""What the `teacher` starts from where `model.pretrained` replaces its training."""
+
+ENDS = 1 << 20
+"""Bytes at either end of a file of pretrained weights that tell it from another of its size."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """One training run, whole: built once, hashed, and sent to every worker as it is.
+    """One training run, whole: built once, compared with what began, and sent to every worker as it is.
 
     Args:
         name: folder of the stage below `root`, and its name in progress.
@@ -37,6 +52,9 @@ class Recipe:
         lora: adapters of the student and the critic, where this stage trains by them.
         critic_only: distillation's warm-up, which leaves the student alone.
         start: checkpoint folders by role: `teacher`, `student`, `critic`.
+        inputs: sha256 of the weights that it depends on, by `{stage}/{file}`, or `pretrained`.
+        code: the commit, or nothing where it is not known.
+        lineage: of the stage, kept in every checkpoint; empty until it has begun (lineage.py).
         short_shape, long_shape: latents [T, C, h, w] of a window of each corpus, in its main bucket: samples
             and held-out windows have this shape, a training batch may have another.
         crop_safe: whether encoding a window gives the window of the encoded video (the autoencoder's).
@@ -57,9 +75,17 @@ class Recipe:
     lora: LoraConfig
     critic_only: bool
     start: dict[str, str]
+    inputs: dict[str, str]
+    code: str
+    lineage: dict[str, Any]
     short_shape: tuple[int, int, int, int]
     long_shape: tuple[int, int, int, int]
     crop_safe: bool
+
+    @property
+    def adopts(self) -> bool:
+        """Whether pretrained weights stand for this stage."""
+        return self.name == "teacher" and self.model.pretrained is not None
 
     def network(self, role: Role, *, distilled: bool = False) -> NetworkSpec:
         """What the network that this stage trains is, and how it is sampled."""
@@ -76,13 +102,6 @@ class Recipe:
             sampling=self.sampling,
         )
 
-    def hash(self) -> str:
-        """Changes with everything that decides the weights: not with places, checkpoints or logging."""
-        plain = {name: v for name, v in dataclasses.asdict(self).items() if name not in _PLACES}
-        plain["start"] = sorted(self.start)
-        plain["stage"] = {name: v for name, v in plain["stage"].items() if name not in _LOGGING}
-        return hash_of(plain)[:16]
-
 
 @dataclass(frozen=True)
 class StageOutcome:
@@ -91,7 +110,7 @@ class StageOutcome:
     Args:
         checkpoint: folder of its last checkpoint.
         summary: `steps`, `cpu_seconds` and, with held-out windows, `held_out_loss_start` and `held_out_loss`.
-        recipe: hash of its recipe.
+        recipe: hash of its lineage (lineage.py).
     """
 
     checkpoint: str
@@ -121,8 +140,19 @@ def stage_graph(config: TrainingConfig) -> dict[str, set[str]]:
     }
 
 
-def make_recipe(config: TrainingConfig, name: str, seed: int, root: str, dataset: str) -> Recipe:
+def stages_behind(config: TrainingConfig, name: str) -> set[str]:
+    """Every stage that one depends on, directly or not."""
+    direct = stage_graph(config).get(name, set())
+    return direct.union(*(stages_behind(config, stage) for stage in direct))
+
+
+def make_recipe(
+    config: TrainingConfig, name: str, seed: int, root: str, dataset: str, code: str = ""
+) -> Recipe:
     """The recipe of a stage, from the checkpoints of the stages before it.
+
+    Args:
+        code: the commit that trains it, where it is known.
 
     Raises:
         ConfigError: the run has no such stage.
@@ -133,6 +163,14 @@ def make_recipe(config: TrainingConfig, name: str, seed: int, root: str, dataset
     if starts is None:
         raise ConfigError(f"this run has no stage {name}", "For a warm-up set warmup.steps above 0")
     info = read_info(dataset)
+    begun = {role: require_finished(root, stage, name).checkpoint for role, stage in starts.items()}
+    loaded = {f"{starts[role]}/{LOADED[role]}": checkpoint for role, checkpoint in begun.items()}
+    if name in BASELINES:
+        loaded[f"distill/{LOADED['student']}"] = require_finished(root, "distill", name).checkpoint
+    inputs = {key: checkpoint_sha256(checkpoint, key.split("/")[1]) for key, checkpoint in loaded.items()}
+    pretrained = config.model.pretrained
+    if name == "teacher" and pretrained is not None and Path(pretrained).is_dir():
+        inputs[PRETRAINED] = pretrained_sha256(Path(pretrained))
     return Recipe(
         name=name,
         root=root,
@@ -148,7 +186,10 @@ def make_recipe(config: TrainingConfig, name: str, seed: int, root: str, dataset
         stage=_stage_settings(config, name, root),
         lora=config.lora if BASELINES.get(name, name) in config.lora.stages else LoraConfig(),
         critic_only=name == "warmup",
-        start={role: require_finished(root, stage, name).checkpoint for role, stage in starts.items()},
+        start=begun,
+        inputs=inputs,
+        code=code,
+        lineage={},
         short_shape=info.short.latent_shape,
         long_shape=info.long.latent_shape,
         crop_safe=info.autoencoder["crop_safe"],
@@ -157,7 +198,7 @@ def make_recipe(config: TrainingConfig, name: str, seed: int, root: str, dataset
 
 def _stage_settings(config: TrainingConfig, name: str, root: str) -> StageConfig:
     if name == "warmup":
-        return dataclasses.replace(config.distill, steps=config.warmup.steps)
+        return dataclasses.replace(config.distill, steps=config.warmup.steps, skip_steps=())
     settings: StageConfig = getattr(config, BASELINES.get(name, name))
     if name not in BASELINES:
         return settings
@@ -165,7 +206,35 @@ def _stage_settings(config: TrainingConfig, name: str, root: str) -> StageConfig
     base, distill = (require_finished(root, stage, name).summary for stage in (BASELINES[name], "distill"))
     pace = base["cpu_seconds"] / base["steps"]
     steps = max(1, round(distill["cpu_seconds"] / pace))
-    return dataclasses.replace(settings, steps=steps, warmup_steps=min(settings.warmup_steps, steps))
+    warmup = min(settings.warmup_steps, steps)
+    return dataclasses.replace(settings, steps=steps, warmup_steps=warmup, skip_steps=())
+
+
+def checkpoint_sha256(checkpoint: str, file: str) -> str:
+    """sha256 of a file of a checkpoint, as its manifest has it: the same weights are the same input, wherever
+    they lie and whatever else their checkpoint holds.
+
+    Raises:
+        CheckpointError: the checkpoint is not there, or has no such file.
+    """
+    storage = Storage(checkpoint)
+    sums = storage.read_json(MANIFEST_FILE) if storage.exists(MANIFEST_FILE) else {}
+    if file not in sums:
+        raise CheckpointError(f"{checkpoint} has no {file}", "Train its stage again with --fresh")
+    return str(sums[file])
+
+
+def pretrained_sha256(folder: Path) -> str:
+    """sha256 over the size and both ends of each file of pretrained weights, which may be too large to read
+    for every command."""
+    digest = hashlib.sha256()
+    for path in transformer_files(folder):
+        with path.open("rb") as file:
+            size = path.stat().st_size
+            digest.update(f"{size}/".encode() + file.read(ENDS))
+            file.seek(max(0, size - ENDS))
+            digest.update(file.read())
+    return digest.hexdigest()
 
 
 def finished_stage(root: str, name: str) -> StageOutcome | None:

@@ -173,7 +173,7 @@ def apply_update(state: TrainState, role: str, config: StageConfig, rate: float,
     workers.sum_gradients(parameters)
     norm = nn.utils.clip_grad_norm_(parameters, config.clip_norm)
     if not bool(torch.isfinite(norm)):
-        raise diverged(f"the gradient of the {role}", state.step)
+        raise diverged(f"the gradient of the {role}", state.step, role)
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.step()
@@ -181,9 +181,11 @@ def apply_update(state: TrainState, role: str, config: StageConfig, rate: float,
     return norm
 
 
-def diverged(what: str, step: int) -> TrainingDiverged:
-    """The error for a number that is not finite."""
-    return TrainingDiverged(
+def diverged(what: str, step: int, role: str = "student") -> TrainingDiverged:
+    """The error for a number that is not finite, of a role's training."""
+    error = TrainingDiverged(
         f"{what} is not finite at step {step}",
-        "the last checkpoint stands: lower the learning rate or the loss weight, then run the command again",
+        "The last checkpoint stands: lower the learning rate or the loss weight, or leave this step out",
     )
+    error.rate = "critic_learning_rate" if role == "critic" else "learning_rate"
+    return error

@@ -18,14 +18,15 @@ from ray.train import (
 )
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from models.errors import CheckpointError, SostenutoError
+from models.errors import SostenutoError
 from models.wan import read_transformer
 from pipelines.checkpoints import save_network
 from pipelines.storage import Storage, temporary_folder
 from pipelines.tracking import Progress, TrackerFactory
+from pipelines.training.lineage import Lineage, begin_stage
 from pipelines.training.loop import train_worker
 from pipelines.training.monitors.phases import Plan
-from pipelines.training.recipes import OUTCOME_FILE, Recipe, StageOutcome, finished_stage
+from pipelines.training.recipes import OUTCOME_FILE, Recipe, StageOutcome
 from pipelines.training.survival.listing import mend_listing
 from pipelines.training.survival.pulse import guarding
 
@@ -54,19 +55,13 @@ def train_stage(
 
     Raises:
         TrainingDiverged: a loss, score or gradient was not finite.
-        CheckpointError: the folder holds a run of other settings, or is damaged.
+        CheckpointError: what it was begun from has changed since (lineage.py: begin_stage), or is damaged.
         StorageRefused: the storage is full or read-only; the last checkpoint stands.
     """
-    done = _finished(recipe)
-    if done is not None:
-        return done
-    storage, mark, own = Storage(recipe.root), f"{recipe.name}/recipe.json", {"recipe": recipe.hash()}
-    if storage.exists(mark) and storage.read_json(mark) != own:
-        raise CheckpointError(
-            f"{recipe.root}/{recipe.name} holds an unfinished run with other settings",
-            "give its settings to go on with it, or --fresh to start over",
-        )
-    storage.write_json(mark, own)
+    begun = begin_stage(recipe)
+    if isinstance(begun, StageOutcome):
+        return begun
+    recipe, storage = dataclasses.replace(recipe, lineage=dataclasses.asdict(begun)), Storage(recipe.root)
     mend_listing(storage.child(recipe.name))
     try:
         result = _fit(recipe, tracker, progress, callbacks, plan)
@@ -83,7 +78,7 @@ def train_stage(
         raise result.return_value
     assert result.checkpoint is not None
     checkpoint = f"{recipe.root}/{recipe.name}/{Path(result.checkpoint.path).name}"
-    return _finish(recipe, checkpoint, dict(result.return_value or {}))
+    return _finish(recipe, begun, checkpoint, dict(result.return_value or {}))
 
 
 def _fit(
@@ -150,29 +145,18 @@ def adopt_teacher(recipe: Recipe, folder: str) -> StageOutcome:
         CheckpointError: its files cannot be used.
         ConfigError: its shape is not the run's.
     """
-    done = _finished(recipe)
-    if done is not None:
-        return done
+    begun = begin_stage(recipe)
+    if isinstance(begun, StageOutcome):
+        return begun
     spec = recipe.network("teacher")
     model = read_transformer(Path(folder), recipe.model, spec.channels, recipe.text.dim)
     with temporary_folder() as made:
         save_network(model, spec, made)
         Storage(recipe.root).put_folder(made, "teacher/pretrained")
-    return _finish(recipe, f"{recipe.root}/teacher/pretrained", {"steps": 0.0, "cpu_seconds": 0.0})
+    return _finish(recipe, begun, f"{recipe.root}/teacher/pretrained", {"steps": 0.0, "cpu_seconds": 0.0})
 
 
-def _finished(recipe: Recipe) -> StageOutcome | None:
-    """What the stage has finished, if it has, by this recipe."""
-    done = finished_stage(recipe.root, recipe.name)
-    if done is not None and done.recipe != recipe.hash():
-        raise CheckpointError(
-            f"{recipe.root}/{recipe.name} was trained with other settings",
-            "give the settings it was trained with, another name, or --fresh to start over",
-        )
-    return done
-
-
-def _finish(recipe: Recipe, checkpoint: str, summary: dict[str, float]) -> StageOutcome:
-    outcome = StageOutcome(checkpoint, summary, recipe.hash())
+def _finish(recipe: Recipe, begun: Lineage, checkpoint: str, summary: dict[str, float]) -> StageOutcome:
+    outcome = StageOutcome(checkpoint, summary, begun.hash)
     Storage(recipe.root).write_json(f"{recipe.name}/{OUTCOME_FILE}", dataclasses.asdict(outcome))
     return outcome

@@ -1,9 +1,10 @@
 """Reading a corpus of a dataset by row number, in bounded memory, every file checked before it is used."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from torch import Tensor
@@ -37,6 +38,7 @@ class ShardDataset:
         split: training windows, or those held out.
         memory_bytes: a corpus whose files hold up to this is held, file by file as they are first read; of a
             larger one, the row groups that were read last.
+        only: ids of the windows that a run began with, kept or not; None is all that are kept.
 
     Raises:
         DataError: there is no finished dataset, or a file of it is missing or damaged; also when reading.
@@ -48,6 +50,7 @@ class ShardDataset:
         corpus: CorpusName,
         split: Split = "train",
         memory_bytes: int = MEMORY_BYTES,
+        only: Collection[str] | None = None,
     ) -> None:
         storage = Storage(folder)
         self.info = read_info(storage)
@@ -56,7 +59,12 @@ class ShardDataset:
         """[T, C, h, w] of a window of the main bucket."""
         index = read_index(storage, self.info.index_sha256, _COLUMNS)
         wanted = pc.and_(pc.equal(index["corpus"], corpus), pc.equal(index["split"], split))
-        rows = sort(index.filter(pc.and_(wanted, index["kept"])), "window_id")
+        chosen = (
+            index["kept"]
+            if only is None
+            else pc.is_in(index["window_id"], pa.array(sorted(only), pa.string()))
+        )
+        rows = sort(index.filter(pc.and_(wanted, chosen)), "window_id")
         self.captions: list[str] = rows["caption"].to_pylist()
         """Of every row."""
         self.ids: list[str] = rows["window_id"].to_pylist()

@@ -20,22 +20,21 @@ _EMPTY = (
 )
 
 
-def tidy(stage: Storage, latest: int | None = None) -> list[str]:
-    """The names of a stage's whole checkpoints, in order of their steps.
+def whole(stage: Storage) -> list[str]:
+    """The names of a stage's whole checkpoints, in order of their steps."""
+    names = [name for name in stage.list() if name.startswith("step-")]
+    return sorted((name for name in names if stage.exists(f"{name}/{MANIFEST_FILE}")), key=step_of)
 
-    What killed writers have left is deleted, and so are checkpoints after step `latest`, if given. Call it
-    when nothing is being written.
-    """
+
+def tidy(stage: Storage, latest: int | None = None) -> list[str]:
+    """As `whole`; what killed writers have left is deleted, and so are checkpoints after step `latest`, if
+    given. Call it when nothing is being written."""
     stage.delete_unfinished("")
-    whole = []
+    kept = [name for name in whole(stage) if latest is None or step_of(name) <= latest]
     for name in stage.list():
-        if name.startswith("step-"):
-            late = latest is not None and _step(name) > latest
-            if late or not stage.exists(f"{name}/{MANIFEST_FILE}"):
-                discard(stage, name)
-            else:
-                whole.append(name)
-    return sorted(whole, key=_step)
+        if name.startswith("step-") and name not in kept:
+            discard(stage, name)
+    return kept
 
 
 def discard(stage: Storage, name: str) -> None:
@@ -44,7 +43,8 @@ def discard(stage: Storage, name: str) -> None:
     stage.delete(name)
 
 
-def _step(name: str) -> int:
+def step_of(name: str) -> int:
+    """The step of a checkpoint's name."""
     return int(name.removeprefix("step-"))
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from pipelines.checkpoints import MANIFEST_FILE, NetworkSpec
 from pipelines.storage import Storage, temporary_folder
-from pipelines.training.recipes import Recipe
+from pipelines.training.recipes import LINEAGE_FILE, Recipe
 from pipelines.training.state import STATE_FILE, Snapshot, TrainState, snapshot
 from pipelines.training.survival.listing import discard, tidy
 
@@ -108,6 +108,7 @@ class Saver:
         with temporary_folder() as made:
             with Storage(made).errors_about(""):
                 (made / "config.json").write_text(json.dumps(self._recipe.settings, indent=1))
+                (made / LINEAGE_FILE).write_text(json.dumps(self._recipe.lineage, indent=1))
                 copied.write(self._spec, made)
             self._stage.put_folder(made, name, last=MANIFEST_FILE)
         return Written(name, metrics, stalled_s, time.monotonic() - began, copied.bytes)

@@ -1,5 +1,6 @@
 """Sweeps: what is drawn, what is stopped, which checkpoints are measured, and one real search on Ray."""
 
+import dataclasses
 import json
 import random
 import shutil
@@ -7,7 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from jobs.commands import sweep, trial
+from jobs import trial
+from jobs.commands import sweep
 from jobs.config import load as configs
 from jobs.config.paths import RunPaths
 from jobs.config.schema import SweepConfig
@@ -15,6 +17,8 @@ from jobs.trial import Relay, system_of, trial_settings
 from models.errors import CheckpointError, ClusterError, ConfigError, DataError
 from pipelines.storage import Storage
 from tests.command import MADE_BY_DISTILLATION, copy_runs, succeed
+from tests.pipelines.data.made import end, write_shards
+from tests.pipelines.training.makers import SFT, recipe
 
 
 def draws(space, count=200):
@@ -161,6 +165,23 @@ def test_the_same_sweep_a_moved_one_and_one_of_another_name_may_go_on(tmp_path):
     other = configs.load("ci", [f"storage.root={tmp_path}", "sweep.name=wide", "sweep.trials=9"])
     assert RunPaths.of(other).sweeps == f"{tmp_path}/ci/sweep-wide"
     sweep._require_unchanged(other, Storage(RunPaths.of(other).sweeps))
+
+
+def test_a_sweep_goes_on_from_the_weights_and_data_that_it_was_begun_from(tmp_path):
+    statuses = write_shards(tmp_path / "data")
+    end(tmp_path / "data", statuses)
+    stage = recipe(SFT, {"teacher": "nowhere"})
+    first = dataclasses.replace(stage, dataset=f"{tmp_path}/data", inputs={"teacher/weights": "a"})
+    folder = Storage(RunPaths.of(begun(tmp_path)).sweeps)
+    sweep._require_same_start(first, folder)
+    sweep._require_same_start(first, folder)
+    with pytest.raises(
+        CheckpointError, match=r"other weights or data: teacher was trained again since.*--fresh"
+    ):
+        sweep._require_same_start(dataclasses.replace(first, inputs={"teacher/weights": "b"}), folder)
+    end(tmp_path / "data", statuses, parts=2)
+    with pytest.raises(CheckpointError, match="the dataset has changed"):
+        sweep._require_same_start(first, folder)
 
 
 def test_settings_of_a_sweep_that_ray_never_began_may_change(tmp_path):

@@ -47,12 +47,13 @@ def write_shards(root: Path) -> list[Status]:
     return statuses
 
 
-def end(root: Path, statuses: list[Status], holdout: float = 0.0) -> DatasetInfo:
-    """The tables of a dataset whose videos ended so."""
+def end(root: Path, statuses: list[Status], holdout: float = 0.0, parts: int = 3) -> DatasetInfo:
+    """The tables of a dataset whose videos ended so, of which the first `parts` of each corpus are listed."""
     data = DataConfig(height=8, width=8, short_frames=4, long_frames=8, holdout=holdout)
     task = Task(out=str(root), folders={}, version="v", data=data)
-    videos = {corpus: [_source(f"{part}") for part in range(3)] for corpus in ("short", "long")}
-    return finalize(Storage(root), task, 0, "made", videos, statuses, dict.fromkeys(videos, ""))
+    videos = {corpus: [_source(f"{part}") for part in range(parts)] for corpus in ("short", "long")}
+    listed = [status for status in statuses if int(status.source_id) < parts]
+    return finalize(Storage(root), task, 0, "made", videos, listed, dict.fromkeys(videos, ""))
 
 
 def _source(name: str) -> Source:

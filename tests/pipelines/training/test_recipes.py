@@ -1,6 +1,7 @@
-"""Recipes: the stage graph, what a hash follows, and how finished and foreign stages are treated."""
+"""Recipes: the stage graph, what a stage is made from, and how finished stages are treated."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,10 @@ from models.errors import CheckpointError, ConfigError
 from pipelines.data.store.info import read_info
 from pipelines.storage import Storage
 from pipelines.tracking import NullTracker
-from pipelines.training.config import ClusterConfig, TrainingConfig, WarmupConfig
+from pipelines.training.config import TrainingConfig, WarmupConfig
+from pipelines.training.lineage import begin_stage
 from pipelines.training.recipes import (
+    LOADED,
     Recipe,
     StageOutcome,
     finished_stage,
@@ -22,7 +25,7 @@ from pipelines.training.recipes import (
 )
 from pipelines.training.trainer import train_stage
 from tests.pipelines.data.made import make
-from tests.pipelines.training.makers import DISTILL, SFT, TEACHER, recipe
+from tests.pipelines.training.makers import DISTILL, SFT, TEACHER
 
 CONFIG = TrainingConfig(teacher=TEACHER, sft=SFT, mixed=SFT, distill=DISTILL)
 WARM = dataclasses.replace(CONFIG, warmup=WarmupConfig(steps=3))
@@ -35,25 +38,11 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
-def finish(root: Path, name: str, cpu_seconds: float = 1.0, steps: float = 1.0, recipe: str = "x") -> None:
-    outcome = StageOutcome(f"{root}/{name}/last", {"steps": steps, "cpu_seconds": cpu_seconds}, recipe)
+def finish(root: Path, name: str, cpu_seconds: float = 1.0, steps: float = 1.0) -> None:
+    checkpoint = f"{root}/{name}/last"
+    Storage(checkpoint).write_json("manifest.json", dict.fromkeys(LOADED.values(), f"sum of {name}"))
+    outcome = StageOutcome(checkpoint, {"steps": steps, "cpu_seconds": cpu_seconds}, "x")
     Storage(root).write_json(f"{name}/outcome.json", dataclasses.asdict(outcome))
-
-
-def test_places_and_logging_are_not_hashed_but_roles_and_rates_are() -> None:
-    base = recipe(SFT, {"teacher": "a"})
-    elsewhere = dataclasses.replace(
-        base,
-        root="r",
-        dataset="d",
-        cluster=ClusterConfig(num_workers=2),
-        settings={"a": 1},
-        start={"teacher": "b"},
-        stage=dataclasses.replace(SFT, log_every=1, checkpoint_every=1, preview_every=1),
-    )
-    assert elsewhere.hash() == base.hash()
-    rate = dataclasses.replace(base, stage=dataclasses.replace(SFT, learning_rate=1.0))
-    assert len({base.hash(), rate.hash(), recipe(SFT, {"student": "a"}).hash()}) == 3
 
 
 def test_every_stage_starts_after_those_it_needs() -> None:
@@ -87,6 +76,11 @@ def test_a_recipe_is_what_the_settings_the_dataset_and_finished_stages_say(
     assert warmup.start == {"teacher": f"{tmp_path}/teacher/last", "student": f"{tmp_path}/sft/last"}
     finish(tmp_path, "warmup")
     distill = made(config, "distill", tmp_path, dataset)
+    assert distill.inputs == {
+        "teacher/teacher.average.safetensors": "sum of teacher",
+        "sft/student.average.safetensors": "sum of sft",
+        "warmup/critic.safetensors": "sum of warmup",
+    }
     assert distill.start["critic"] == f"{tmp_path}/warmup/last"
     assert (distill.seed, distill.critic_only, distill.lora.rank, warmup.lora.rank) == (7, False, 2, 0)
     assert (distill.loss, distill.settings) == (config.loss, dataclasses.asdict(config))
@@ -100,22 +94,33 @@ def test_a_baseline_goes_on_for_the_cpu_seconds_of_distillation(dataset: str, tm
     finish(tmp_path, "distill", cpu_seconds=5)
     longer = made(CONFIG, "sft_longer", tmp_path, dataset)
     assert (longer.stage.steps, longer.start) == (20, {"student": f"{tmp_path}/sft/last"})
+    assert [name.split("/")[0] for name in longer.inputs] == ["sft", "distill"]
     finish(tmp_path, "distill", cpu_seconds=0.1)
     shortest = made(CONFIG, "sft_longer", tmp_path, dataset).stage
     assert (shortest.steps, shortest.warmup_steps) == (1, 1)
 
 
-def test_a_finished_stage_is_returned_and_one_of_another_recipe_refused(tmp_path: Path) -> None:
-    own = dataclasses.replace(recipe(TEACHER), name="teacher", root=str(tmp_path))
+def test_a_finished_stage_is_returned_and_one_of_other_settings_refused(dataset: str, tmp_path: Path) -> None:
+    own = made(CONFIG, "teacher", tmp_path, dataset)
     assert finished_stage(str(tmp_path), "teacher") is None
-    finish(tmp_path, "teacher", recipe=own.hash())
+    begin_stage(own)
+    finish(tmp_path, "teacher", steps=6)
     assert train_stage(own, NullTracker) == require_finished(str(tmp_path), "teacher", "sft")
-    other = dataclasses.replace(own, seed=1)
+    other = dataclasses.replace(own, stage=dataclasses.replace(TEACHER, learning_rate=1.0))
     with pytest.raises(CheckpointError, match=r"trained with other settings.*--fresh"):
         train_stage(other, NullTracker)
 
 
-def test_an_unfinished_stage_of_another_recipe_is_refused(tmp_path: Path) -> None:
-    Storage(tmp_path).write_json("stage/recipe.json", {"recipe": "another"})
-    with pytest.raises(CheckpointError, match=r"unfinished run with other settings.*--fresh"):
-        train_stage(dataclasses.replace(recipe(TEACHER), root=str(tmp_path)), NullTracker)
+def test_pretrained_weights_are_told_apart_by_their_sizes_and_ends(dataset: str, tmp_path: Path) -> None:
+    folder, elsewhere = tmp_path / "base", tmp_path / "elsewhere"
+    folder.mkdir()
+    weights = folder / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(b"weights" * 1000)
+    config = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, pretrained=str(folder)))
+    first = made(config, "teacher", tmp_path, dataset).inputs
+    assert set(first) == {"pretrained"}
+    shutil.copytree(folder, elsewhere)
+    moved = dataclasses.replace(config.model, pretrained=str(elsewhere))
+    assert made(dataclasses.replace(config, model=moved), "teacher", tmp_path, dataset).inputs == first
+    weights.write_bytes(b"weights" * 999 + b"others!")
+    assert made(config, "teacher", tmp_path, dataset).inputs != first
