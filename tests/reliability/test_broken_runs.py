@@ -24,12 +24,14 @@ BROKEN = {
     ),
     "guidance 20": ("distill", ("loss.guidance_scale=20",), "guidance"),
     "times of a toy": ("sft", ("sft.t_mean=6",), "shift"),
-    "teacher too poor": ("distill", (), "teacher"),
+    "teacher too poor": ("distill", ("distill.teacher_gate_ratio=0.1",), "teacher"),
 }
-"""What is wrong: the stage, its settings, and the verdict that names it. A teacher of three steps is poor."""
+"""What is wrong: the stage, its settings, and the verdict that names it."""
 
 
 def train(folder: Path, stage: str, *settings: str, steps: int = STEPS) -> None:
+    """With enough windows for the critic that its loss is no matter of chance."""
+    settings = ("distill.critic_batch=32", *settings)
     given = [*(f"{stage}.{setting.format(steps)}" for setting in QUICK), *settings]
     succeed(folder, "train", stage, "--config", "ci", "--fresh", *(w for s in given for w in ("--set", s)))
 
@@ -52,10 +54,10 @@ def test_what_is_wrong_is_named(name: str, prepared: Path, tmp_path: Path) -> No
     assert shown["stages"][0]["step"] == STEPS
 
 
-def test_a_sound_run_is_blamed_for_its_teacher_alone(prepared: Path, tmp_path: Path) -> None:
+def test_a_sound_run_is_not_blamed(prepared: Path, tmp_path: Path) -> None:
     copy_runs(prepared, tmp_path)
     train(tmp_path, "distill")
-    assert not named(tmp_path, "distill") & {one[2] for one in BROKEN.values()} - {"teacher"}
+    assert not named(tmp_path, "distill") & {verdict for _, _, verdict in BROKEN.values()}
 
 
 def test_one_batch_again_and_again_is_learned_by_heart(prepared: Path, tmp_path: Path) -> None:

@@ -93,18 +93,19 @@ class Log:
         self.tracker.metrics(step, {f"train/{name}": value for name, value in values.items()})
 
     def _even(self, row: Mapping[str, float]) -> dict[str, float]:
-        """Means of losses over the exits, each by its last value: they do not show which exits were drawn."""
-        found = {}
+        """Means of losses over the exits, each by its last value: they do not show which exits were drawn.
+
+        The first exit may be the anchor's alone; of the others, all have to be known.
+        """
+        curves, found = self.recorder.series.curves, {}
         for loss in ("reverse_kl", "critic_loss"):
             names = [f"{loss}_exit_{number}" for number in range(len(self.recipe.sampling.steps))]
-            curves = self.recorder.series.curves
-            known = [
-                row[name] if name in row else curves[name].values[-1]
-                for name in names
-                if name in row or (name in curves and curves[name].values)
-            ]
-            if len(known) == len(names):
-                found[f"{loss}_even"] = sum(known) / len(known)
+            known = {
+                name: curves[name].values[-1] for name in names if name in curves and curves[name].values
+            }
+            known |= {name: row[name] for name in names if name in row}
+            if known.keys() >= set(names[1:]):
+                found[f"{loss}_even"] = sum(known.values()) / len(known)
         return found
 
     def _judge(self) -> list[Verdict]:

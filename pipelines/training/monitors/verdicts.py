@@ -17,9 +17,11 @@ NO_ANSWER = 2.0
 UNRELATED = 2 / math.sqrt(math.pi)
 """Mean absolute difference of two unrelated videos of unit variance."""
 CRITIC_RISE, LAYOUT_RISE, HELD_OUT_RISE = 1.5, 1.03, 1.03
-"""How far the critic's, the layout and the held-out loss may rise above their least."""
+"""How far the critic's loss may rise above its median, the layout and the held-out loss above their least."""
 BY_HEART = 1.2
 """Largest held-out loss, in units of the training loss."""
+CANNOT_TEACH = 0.02
+"""Loss of the critic minus the teacher's on the student's windows, as a mean of two measurements."""
 SAME = 1e-3
 """Reverse KL of a critic that answers as the teacher does."""
 LOOKS = {
@@ -208,11 +210,11 @@ def critic(facts: Facts, curves: Curves) -> Iterator[Verdict]:
     """Does the critic learn what it has to judge?"""
     losses = values(curves, "critic_loss")
     if losses:
-        rise = losses[-1] / min(losses)
+        rise = losses[-1] / median(losses)
         yield Verdict(
             "critic_loss",
             (rise <= CRITIC_RISE or len(losses) < 4) and losses[-1] <= NO_ANSWER,
-            f"the critic's loss is {losses[-1]:.2f}, {rise:.1f} times its least"
+            f"the critic's loss is {losses[-1]:.2f}, {rise:.1f} times its median so far"
             + (", more than a network that answers 0 has" if losses[-1] > NO_ANSWER else ""),
             "This critic is unstable: lower distill.critic_learning_rate",
         )
@@ -224,6 +226,21 @@ def critic(facts: Facts, curves: Curves) -> Iterator[Verdict]:
             f"critic and teacher differ by a reverse KL of {score:.2g}",
             "This critic cannot teach, for it is the teacher still: raise distill.critic_learning_rate or "
             "distill.critic_updates",
+        )
+
+
+def gap(facts: Facts, curves: Curves) -> Iterator[Verdict]:
+    """Does the critic know the student's windows better than the teacher does?"""
+    del facts
+    found = {name: values(curves, name, 3) for name in curves if name.startswith("critic_gap_exit_")}
+    gaps = {name.rpartition("_")[2]: (last[-1] + last[-2]) / 2 for name, last in found.items() if last}
+    if gaps:
+        worst = max(gaps, key=lambda number: gaps[number])
+        yield Verdict(
+            "critic_gap",
+            gaps[worst] <= CANNOT_TEACH,
+            f"on the student's windows the critic's loss is the teacher's {gaps[worst]:+.3f} at exit {worst}",
+            "This critic cannot teach: raise distill.critic_updates, or mend distill.critic_learning_rate",
         )
 
 
@@ -292,6 +309,7 @@ CHECKS: tuple[Callable[[Facts, Curves], Iterator[Verdict]], ...] = (
     times,
     teacher,
     critic,
+    gap,
     pull,
     looks,
     layout,

@@ -73,7 +73,7 @@ def test_a_verdict_is_told_when_it_changes(tmp_path: Path, caplog: pytest.LogCap
     (message,) = caplog.messages
     assert message.startswith("stage, step 8: the critic's loss is 9.00")
     assert "lower distill.critic_learning_rate" in message
-    assert tracker.tagged["verdict.critic_loss"] == "the critic's loss is 0.50, 1.0 times its least"
+    assert tracker.tagged["verdict.critic_loss"] == "the critic's loss is 0.50, 0.1 times its median so far"
 
 
 def test_a_session_that_resumes_does_not_repeat_verdicts(
