@@ -1,7 +1,7 @@
 """Settings of the training stages."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias
 
 from models.config import (
     Bounds,
@@ -17,6 +17,13 @@ from models.config import (
     Share,
     TextConfig,
 )
+
+VerdictName: TypeAlias = Literal[
+    "gradient_norm", "critic_gradient_norm", "learning", "data", "shift", "last_step", "teacher",
+    "critic_loss", "critic_moves", "critic_gap", "guidance", "sharpness", "contrast", "saturation", "motion",
+    "diversity", "light_drift", "layout_loss", "held_out_loss",
+]  # fmt: skip
+"""What is asked of a stage (pipelines/training/monitors/verdicts.py)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +79,9 @@ class StageConfig:
     watch_every: NonNegativeInt = 100
     """Steps between samples of the averaged weights that are measured, beside the first and the last step; 0
     measures none."""
+
+    stop_on: tuple[VerdictName, ...] = ()
+    """Verdicts that end the stage, after a checkpoint, when they are not well."""
 
     def is_watched(self, step: int) -> bool:
         """Whether samples are measured after so many steps."""

@@ -108,7 +108,7 @@ class _Loop:
         self.phases = self.stage.phases = Phases(self.device)
         self.log: Log | None = None
 
-    def run(self) -> dict[str, float] | ClusterError:
+    def run(self) -> dict[str, float] | SostenutoError:
         """Resumes, steps until the stage is done, and saves; its summary, or why it ended before."""
         state = self.state
         checkpoint = ray.train.get_checkpoint()
@@ -131,7 +131,7 @@ class _Loop:
         with closing(Keeper(self.recipe, self.stage.spec, state.step, *place)) as keeper:
             return self._train(keeper)
 
-    def _train(self, keeper: Keeper) -> dict[str, float] | ClusterError:
+    def _train(self, keeper: Keeper) -> dict[str, float] | SostenutoError:
         state, config = self.state, self.config
         if state.step == 0:
             self._judge_start()
@@ -148,11 +148,12 @@ class _Loop:
             self.phases.begin("log")
             if self.log is not None:
                 self.log.add(state.step, metrics, measured or {}, keeper.note)
+                self.pulse.stop |= self.log.unwell is not None
             self.phases.begin("checkpoint")
             if state.step == config.steps:
                 break
             if ended := keeper.between_steps(state, measured, self._losses):
-                return ended
+                return self._unwell() or ended
             if shown and videos is not None:
                 self._preview(videos)
         summary = self._summary()
@@ -192,6 +193,14 @@ class _Loop:
         self.state.held_out_start = found.get("held_out_loss")
         if self.log is not None:
             self.log.add(0, {}, found)
+
+    def _unwell(self) -> SostenutoError | None:
+        """What `stop_on` has ended the stage for, on the first worker."""
+        if self.log is None or self.log.unwell is None:
+            return None
+        verdict, step = self.log.unwell, self.state.step
+        problem = f"{self.recipe.name} has stopped after step {step}, for it is not well: {verdict.sentence}"
+        return SostenutoError(problem, f"{verdict.remedy}. Without {verdict.name} in stop_on it goes on")
 
     def _precision(self) -> torch.autocast:
         return half_precision(self.device, self.recipe.cluster.use_gpu)

@@ -8,7 +8,7 @@ import pytest
 from pipelines.storage import Storage
 from pipelines.training.monitors.series import ABOUT, FOLDER, read_series
 from pipelines.training.monitors.verdicts import Facts, judge
-from tests.command import copy_runs, succeed
+from tests.command import copy_runs, sostenuto, succeed
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
 
@@ -58,6 +58,25 @@ def test_a_sound_run_is_not_blamed(prepared: Path, tmp_path: Path) -> None:
     copy_runs(prepared, tmp_path)
     train(tmp_path, "distill")
     assert not named(tmp_path, "distill") & {verdict for _, _, verdict in BROKEN.values()}
+
+
+def test_a_verdict_of_stop_on_ends_a_stage_that_goes_on_without_it(prepared: Path, tmp_path: Path) -> None:
+    copy_runs(prepared, tmp_path)
+    words = (
+        "train",
+        "distill",
+        "--config",
+        "ci",
+        "--set",
+        "distill.steps=8",
+        "--set",
+        "loss.guidance_scale=20",
+    )
+    stopped = sostenuto(tmp_path, *words, "--set", "distill.stop_on=[guidance]")
+    assert stopped.returncode == 1
+    assert "distill has stopped after step 1, for it is not well" in stopped.stderr
+    assert "lower loss.guidance_scale" in stopped.stderr
+    assert "goes on from its checkpoint" in succeed(tmp_path, *words)
 
 
 def test_one_batch_again_and_again_is_learned_by_heart(prepared: Path, tmp_path: Path) -> None:

@@ -55,6 +55,8 @@ class Log:
         self._sums: dict[str, tuple[float, int]] = {}
         self._began = step
         self._verdicts = {verdict.name: verdict for verdict in self._judge()}
+        self.unwell: Verdict | None = None
+        """The verdict of `stop_on` that is not well, if one is."""
 
     def add(
         self, step: int, metrics: Mapping[str, float], measured: Mapping[str, float], note: str = ""
@@ -125,4 +127,6 @@ class Log:
                 elif before is not None and self.progress is not None:
                     self.progress(self.recipe.name, step, self.config.steps, verdict.text)
         self._verdicts = {verdict.name: verdict for verdict in found}
+        stops = [verdict for verdict in found if not verdict.well and verdict.name in self.config.stop_on]
+        self.unwell = stops[0] if stops else None
         self.tracker.metrics(step, {f"verdict/{verdict.name}": float(verdict.well) for verdict in found})

@@ -7,7 +7,7 @@ from statistics import NormalDist, median
 
 from models.flow import shift_for
 from pipelines.generation import few_step_times
-from pipelines.training.config import DistillConfig
+from pipelines.training.config import DistillConfig, VerdictName
 from pipelines.training.monitors.series import Curve
 from pipelines.training.recipes import BASELINES, Recipe
 
@@ -24,7 +24,7 @@ CANNOT_TEACH = 0.02
 """Loss of the critic minus the teacher's on the student's windows, as a mean of two measurements."""
 SAME = 1e-3
 """Reverse KL of a critic that answers as the teacher does."""
-LOOKS = {
+LOOKS: dict[VerdictName, tuple[float, float, str, str]] = {
     "sharpness": (0.5, 1.3, "edges ring", "pictures are blurred"),
     "contrast": (0.5, 1.3, "light and dark burn out", "pictures are grey"),
     "saturation": (0.5, 1.3, "colours burn", "colours fade"),
@@ -101,7 +101,7 @@ class Verdict:
         remedy: what to change where it is not well.
     """
 
-    name: str
+    name: VerdictName
     well: bool
     sentence: str
     remedy: str
@@ -134,7 +134,11 @@ def values(curves: Curves, name: str, least: int = 1) -> list[float]:
 
 def finite(facts: Facts, curves: Curves) -> Iterator[Verdict]:
     """Is a divergence near?"""
-    for name, rate in (("gradient_norm", "learning_rate"), ("critic_gradient_norm", "critic_learning_rate")):
+    rates: dict[VerdictName, str] = {
+        "gradient_norm": "learning_rate",
+        "critic_gradient_norm": "critic_learning_rate",
+    }
+    for name, rate in rates.items():
         norms = values(curves, name, 4)
         if norms:
             times = norms[-1] / max(median(norms[:-1]), 1e-12)

@@ -185,7 +185,7 @@ class Pulse:
                 order: Order = ray.get(self._guard.beat.remote(self._now(), self._workers.size))
             except ray.exceptions.RayError:
                 return  # the driver has gone, and its workers with it
-            self.stop = order.stop
+            self.stop |= order.stop
             if order.say:
                 log.warning("%s", order.say)
             if order.end:

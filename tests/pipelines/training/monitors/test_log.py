@@ -7,6 +7,7 @@ import pytest
 
 from pipelines.storage import Storage
 from pipelines.tracking import NullTracker
+from pipelines.training.config import VerdictName
 from pipelines.training.monitors.log import Log
 from pipelines.training.monitors.phases import Phases, Plan
 from pipelines.training.monitors.series import read_series
@@ -74,6 +75,19 @@ def test_a_verdict_is_told_when_it_changes(tmp_path: Path, caplog: pytest.LogCap
     assert message.startswith("stage, step 8: the critic's loss is 9.00")
     assert "lower distill.critic_learning_rate" in message
     assert tracker.tagged["verdict.critic_loss"] == "the critic's loss is 0.50, 0.1 times its median so far"
+
+
+@pytest.mark.parametrize(("stop_on", "stops"), [((), False), (("shift",), False), (("critic_loss",), True)])
+def test_only_what_stop_on_names_ends_a_stage(
+    stop_on: tuple[VerdictName, ...], stops: bool, tmp_path: Path
+) -> None:
+    recipe = made(tmp_path)
+    recipe = dataclasses.replace(recipe, stage=dataclasses.replace(recipe.stage, stop_on=stop_on))
+    log = Log(recipe, 1, Phases(), None, NullTracker(), None, 0)
+    for number in range(1, 9):
+        assert log.unwell is None
+        log.add(number, {"critic_loss": 9.0 if number > 4 else 0.5}, {})
+    assert (log.unwell is not None) == stops
 
 
 def test_a_session_that_resumes_does_not_repeat_verdicts(
