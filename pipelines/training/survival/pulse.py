@@ -75,18 +75,19 @@ class Guard:
         self._patience_s = patience_s
         self._beats: dict[int, tuple[float, Beat]] = {}
         self._stop = self._said = False
+        self._began = time.monotonic()
 
     def begin(self) -> None:
         """A new group starts."""
-        self._beats, self._said = {}, False
+        self._beats, self._said, self._began = {}, False, time.monotonic()
 
     def stop(self) -> None:
         """From now on every worker is told to stop."""
         self._stop = True
 
     def silent_s(self) -> float:
-        """Seconds since any worker has beaten; infinite before the first."""
-        return time.monotonic() - max((at for at, _ in self._beats.values()), default=-float("inf"))
+        """Seconds since a worker has beaten, or since its group began."""
+        return time.monotonic() - max([self._began, *(at for at, _ in self._beats.values())])
 
     def beat(self, beat: Beat, size: int) -> Order:
         """Takes a worker's beat; what it has to do.

@@ -77,7 +77,10 @@ def test_between_steps_one_worker_may_take_its_time(clock: list[float]) -> None:
 
 def test_a_stop_reaches_every_worker(clock: list[float]) -> None:
     guard = Guard(PATIENCE)
-    assert guard.silent_s() == float("inf")
+    clock[0] += 7
+    assert guard.silent_s() == 7, "a group that begins has not fallen silent"
+    guard.begin()
+    assert guard.silent_s() == 0
     guard.stop()
     assert [order.stop for order in orders(guard, beat(0, 1, 0.0), beat(1, 1, 0.0))] == [True, True]
     clock[0] += 3
