@@ -32,6 +32,7 @@ def test_sigterm_loses_one_step_at_most(prepared: Path, tmp_path: Path) -> None:
     process.terminate()
     assert process.wait(120) == 143, "".join(said)
     reader.join(10)
+    process.stdout.close()
     (checkpoint,) = (folder / STAGE).glob("step-*/manifest.json")
     step = int(checkpoint.parent.name.removeprefix("step-"))
     assert taken(said) <= step < STEPS, "".join(said)
