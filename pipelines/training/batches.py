@@ -8,14 +8,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.errors import DataError, SostenutoError
 from pipelines.data.store.batch_plan import BatchPlan
 from pipelines.data.store.dataset import ShardDataset
 from pipelines.data.types import CORPORA, CorpusName, Split
-from pipelines.storage import Storage, one_line
 from pipelines.training.collectives import Workers
 from pipelines.training.config import DistillConfig, StageConfig
-from pipelines.training.recipes import Recipe
+from pipelines.training.recipes import Recipe, read_captions
 from pipelines.training.stage import Batch, Batches
 
 HELD_OUT_WINDOWS = 64
@@ -130,13 +128,4 @@ def caption_pool(
     """
     if config.captions is None:
         return {name: ShardDataset(dataset, name, only=only and only[name]).captions for name in CORPORA}
-    folder, _, name = config.captions.rpartition("/")
-    try:
-        lines = Storage(folder or ".").read_bytes(name).decode().splitlines()
-    except (OSError, SostenutoError, UnicodeDecodeError) as error:
-        problem = f"distill.captions {config.captions} cannot be read: {one_line(error)}"
-        raise DataError(problem, "Give a text file in UTF-8 that every node reaches") from error
-    captions = [line.strip() for line in lines if line.strip()]
-    if not captions:
-        raise DataError(f"distill.captions {config.captions} is empty", "Write a caption on each line")
-    return {"file": captions}
+    return {"file": read_captions(config.captions)}

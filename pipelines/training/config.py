@@ -124,7 +124,7 @@ class DistillConfig(StageConfig):
     t_mean: float = 0.6
     checkpoint_every: PositiveInt = 50
     log_every: PositiveInt = 10
-    watch_every: NonNegativeInt = 10
+    watch_every: NonNegativeInt = 20
     rollout_batch: PositiveInt = 32
     """Videos per rollout, over all workers."""
     exit_shares: tuple[float, ...] = ()

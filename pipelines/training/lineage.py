@@ -19,6 +19,7 @@ from pipelines.storage import Storage, hash_of
 from pipelines.training.config import DistillConfig, StageConfig, TrainingConfig
 from pipelines.training.recipes import (
     BASELINES,
+    CAPTIONS,
     LINEAGE_FILE,
     OUTCOME_FILE,
     PRETRAINED,
@@ -38,6 +39,12 @@ DIVERGED_FILE = "diverged.json"
 
 SHOWN_WINDOWS = 4
 """Windows of a batch that a message names."""
+
+_FILES = {
+    PRETRAINED: "model.pretrained holds other weights",
+    CAPTIONS: "distill.captions holds other captions",
+}
+"""Inputs that are no stage's, and what is said when they change."""
 
 _OLD_MARK = "recipe.json"
 _UNKNOWN = "it began before stages recorded what they are made from"
@@ -223,9 +230,9 @@ def changed_inputs(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]
     told = {}
     for name in {**then, **now}:
         stage = name.split("/")[0]
-        if name == PRETRAINED:
+        if name in _FILES:
             if now.get(name, then.get(name)) != then.get(name):
-                told[stage] = "model.pretrained holds other weights"
+                told[stage] = _FILES[name]
         elif name not in then:
             told[stage] = f"it did not start from {stage}"
         elif name not in now:

@@ -136,6 +136,7 @@ class _Loop:
         if state.step == 0:
             self._judge_start()
         videos: Tensor | None = None
+        measured: dict[str, float] | None = None
         self.phases.lap()
         while state.step < config.steps:
             if state.step in config.skip_steps:
@@ -156,7 +157,7 @@ class _Loop:
                 return self._unwell() or ended
             if shown and videos is not None:
                 self._preview(videos)
-        summary = self._summary()
+        summary = self._summary(measured)
         if refused := keeper.save(state, summary) or keeper.settle():
             return refused
         if config.preview_every:
@@ -237,10 +238,11 @@ class _Loop:
             watch = self.watch
             preview(videos, watch.captions, self.recipe.dataset, watch.corpus, self.state.step, self.tracker)
 
-    def _summary(self) -> dict[str, float]:
+    def _summary(self, measured: dict[str, float] | None) -> dict[str, float]:
+        """Of the stage; `measured` after its last step, if anything was."""
         summary = {"steps": float(self.state.step), "cpu_seconds": self.state.cpu_seconds}
-        start, last = self.state.held_out_start, self._losses().get("held_out_loss")
-        if last is not None and start is not None:
-            summary |= {"held_out_loss_start": start, "held_out_loss": last}
+        if (start := self.state.held_out_start) is not None:
+            last = self._losses() if measured is None else measured
+            summary |= {"held_out_loss_start": start, "held_out_loss": last["held_out_loss"]}
         self.tracker.metrics(self.state.step, {f"train/{name}": value for name, value in summary.items()})
         return summary

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from models.config import FlowConfig, LoraConfig, LossConfig, ModelConfig, SamplingConfig, TextConfig
-from models.errors import CheckpointError, ConfigError
+from models.errors import CheckpointError, ConfigError, DataError, SostenutoError
 from models.wan import transformer_files
 from pipelines.checkpoints import MANIFEST_FILE, NetworkSpec, Role
 from pipelines.data.store.info import read_info
-from pipelines.storage import Storage
-from pipelines.training.config import ClusterConfig, StageConfig, TrainingConfig
+from pipelines.storage import Storage, hash_of, one_line
+from pipelines.training.config import ClusterConfig, DistillConfig, StageConfig, TrainingConfig
 
 OUTCOME_FILE = "outcome.json"
 
@@ -31,6 +31,9 @@ LOADED = {
 
 PRETRAINED = "pretrained"
 """What the `teacher` starts from where `model.pretrained` replaces its training."""
+
+CAPTIONS = "captions"
+"""The captions that rollouts take from the file `distill.captions`."""
 
 ENDS = 1 << 20
 """Bytes at either end of a file of pretrained weights that tell it from another of its size."""
@@ -52,7 +55,8 @@ class Recipe:
         lora: adapters of the student and the critic, where this stage trains by them.
         critic_only: distillation's warm-up, which leaves the student alone.
         start: checkpoint folders by role: `teacher`, `student`, `critic`.
-        inputs: sha256 of the weights that it depends on, by `{stage}/{file}`, or `pretrained`.
+        inputs: sha256 of the weights that it depends on, by `{stage}/{file}`, or `pretrained`;
+            of a file's `captions`, too.
         code: the commit, or nothing where it is not known.
         lineage: of the stage, kept in every checkpoint; empty until it has begun (lineage.py).
         short_shape, long_shape: latents [T, C, h, w] of a window of each corpus, in its main bucket: samples
@@ -157,7 +161,7 @@ def make_recipe(
     Raises:
         ConfigError: the run has no such stage.
         CheckpointError: a stage that it starts from has not finished.
-        DataError: the dataset is missing or damaged.
+        DataError: the dataset is missing or damaged, or `distill.captions` cannot be read.
     """
     starts = stage_starts(config).get(name)
     if starts is None:
@@ -171,6 +175,9 @@ def make_recipe(
     pretrained = config.model.pretrained
     if name == "teacher" and pretrained is not None and Path(pretrained).is_dir():
         inputs[PRETRAINED] = pretrained_sha256(Path(pretrained))
+    settings = _stage_settings(config, name, root)
+    if isinstance(settings, DistillConfig) and settings.captions is not None:
+        inputs[CAPTIONS] = hash_of(read_captions(settings.captions))
     return Recipe(
         name=name,
         root=root,
@@ -183,7 +190,7 @@ def make_recipe(
         flow=config.flow,
         loss=config.loss,
         sampling=config.sampling,
-        stage=_stage_settings(config, name, root),
+        stage=settings,
         lora=config.lora if BASELINES.get(name, name) in config.lora.stages else LoraConfig(),
         critic_only=name == "warmup",
         start=begun,
@@ -235,6 +242,24 @@ def pretrained_sha256(folder: Path) -> str:
             file.seek(max(0, size - ENDS))
             digest.update(file.read())
     return digest.hexdigest()
+
+
+def read_captions(path: str) -> list[str]:
+    """The captions of a text file, one per line; empty lines do not count.
+
+    Raises:
+        DataError: the file cannot be read, or has no captions.
+    """
+    folder, _, name = path.rpartition("/")
+    try:
+        lines = Storage(folder or ".").read_bytes(name).decode().splitlines()
+    except (OSError, SostenutoError, UnicodeDecodeError) as error:
+        problem = f"distill.captions {path} cannot be read: {one_line(error)}"
+        raise DataError(problem, "Give a text file in UTF-8 that every node reaches") from error
+    captions = [line.strip() for line in lines if line.strip()]
+    if not captions:
+        raise DataError(f"distill.captions {path} is empty", "Write a caption on each line")
+    return captions
 
 
 def finished_stage(root: str, name: str) -> StageOutcome | None:

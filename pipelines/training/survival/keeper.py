@@ -12,6 +12,7 @@ from models.errors import ClusterError, StorageRefused
 from pipelines.checkpoints import NetworkSpec
 from pipelines.tracking import Tracker
 from pipelines.training.collectives import Workers
+from pipelines.training.config import DistillConfig
 from pipelines.training.recipes import Recipe
 from pipelines.training.state import TrainState
 from pipelines.training.survival.pulse import Pulse
@@ -64,7 +65,7 @@ class Keeper:
         self._saver = Saver(recipe, spec, step) if workers.rank == 0 else None
         self._begun, self._writing = step, False
         self._asked = 0.0
-        self._leaving = False
+        self._leaving, self._scored = False, not isinstance(recipe.stage, DistillConfig)
         self.note = ""
         """What the last checkpoint cost, for people."""
 
@@ -76,7 +77,7 @@ class Keeper:
         Args:
             state: after a step.
             measured: on its averaged weights, if anything was.
-            losses: measures them.
+            losses: measures them, for the figure by which the best checkpoint of a supervised stage is kept.
         """
         wishes = self._agree(state.step)
         if wishes.ask:
@@ -85,7 +86,7 @@ class Keeper:
             return refused
         if not (wishes.save or wishes.stop):
             return None
-        if measured is None and not (wishes.stop or self._leaving):
+        if measured is None and self._scored and not (wishes.stop or self._leaving):
             measured = losses()
             self._tracker.metrics(state.step, {f"train/{name}": value for name, value in measured.items()})
         if refused := self.save(state, measured or {}):

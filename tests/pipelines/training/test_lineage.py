@@ -156,6 +156,20 @@ def test_a_stage_trained_again_with_another_rate_is_not_passed_over(run: Run) ->
     assert list(run.stale()) == came_of_it
 
 
+def test_other_captions_in_the_same_file_are_told(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "captions.txt"
+    file.write_text("a red sun\na blue moon\n")
+    config = with_distill(captions=str(file))
+    for stage in ("teacher", "sft"):
+        run.finish(stage)
+    run.finish("distill", config=config)
+    file.write_text("a red sun\n\n  a blue moon\n")
+    assert isinstance(run.begin("distill", config), StageOutcome)
+    file.write_text("a red sun\na green moon\n")
+    with pytest.raises(CheckpointError, match=r"distill\.captions holds other captions"):
+        run.begin("distill", config)
+
+
 def test_an_interrupted_stage_goes_on_from_new_weights_on_purpose_only_and_says_so(run: Run) -> None:
     for stage in ("teacher", "sft"):
         run.finish(stage)
