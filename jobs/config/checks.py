@@ -172,8 +172,8 @@ def _lengths(config: RunConfig) -> None:
         least = config.distill.window_frames if name == "distill" else 1
         if any(later <= earlier for (earlier, _), (later, _) in itertools.pairwise(pairs)):
             problem = f"the steps of {name}.lengths {[list(pair) for pair in pairs]} do not rise"
-            raise ConfigError(problem, f"Set, for example, {name}.lengths=[[0,{least}],[500,{longest}]]")
-        for frames in (frames for _, frames in pairs):
+            raise ConfigError(problem, f"Set, for example, {name}.lengths=[[0,{least}],[500,null]]")
+        for frames in (frames for _, frames in pairs if frames is not None):
             if frames % patch or not least <= frames <= longest:
                 raise ConfigError(
                     f"{name}.lengths has clips of {frames} latent frames",

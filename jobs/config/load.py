@@ -300,6 +300,8 @@ def _explain(error: ValidationError) -> ConfigError:
 
 def bounds_of(kind: Any) -> Bounds | None:
     """The bounds of a setting's type, `Annotated[...]` or `Annotated[...] | None`."""
+    if typing.get_origin(kind) is tuple:  # those of its parts are theirs
+        return None
     alternatives = (kind, *typing.get_args(kind))
     marks = (mark for one in alternatives for mark in getattr(one, "__metadata__", ()))
     return next((mark for mark in marks if isinstance(mark, Bounds)), None)

@@ -125,7 +125,7 @@ def _fewer_frames(config: RunConfig, stage: str, on: Gpu) -> Iterator[tuple[str,
     buckets'."""
     data, grain = config.data, autoencoder_kind(config.autoencoder).temporal_factor
     stages = [getattr(config, name) for name in STAGES if name != "warmup"]
-    clips = [1 + grain * (latents - 1) for one in stages for _, latents in one.lengths]
+    clips = [1 + grain * (latents - 1) for one in stages for _, latents in one.lengths if latents]
     least = max([data.short_frames, *clips, *(length + grain for length in data.long_lengths)])
     low, high = 1, (data.long_frames - least) // grain
     if high < 1:

@@ -39,9 +39,9 @@ class StageConfig:
     micro_batch: PositiveInt | None = None
     """Clips or windows that go through a worker's networks at once; gradients add up to those of the whole
     batch. None is a worker's whole share."""
-    lengths: tuple[tuple[NonNegativeInt, PositiveInt], ...] = ()
+    lengths: tuple[tuple[NonNegativeInt, PositiveInt | None], ...] = ()
     """Curriculum of lengths, [step, latent frames] each: from that step on LONG clips are cut to so many
-    first frames, which are the latents of the shorter clip. Before the first pair, clips are whole."""
+    first frames, which are the latents of the shorter clip. None, and before the first pair: whole clips."""
     learning_rate: PositiveFloat = 1.5e-3
     """Peak learning rate of AdamW."""
     beta1: float = 0.9
@@ -99,7 +99,7 @@ class StageConfig:
     def frames_at(self, step: int, longest: int) -> int:
         """Latent frames, at a step, of a LONG clip that has `longest`."""
         due = [frames for first, frames in self.lengths if first <= step]
-        return min([longest, *due[-1:]])
+        return min([longest, *(frames for frames in due[-1:] if frames is not None)])
 
 
 @dataclass(frozen=True, kw_only=True)

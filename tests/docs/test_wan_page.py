@@ -6,6 +6,7 @@ from pathlib import Path
 from typer.testing import CliRunner
 
 from jobs.cli import app
+from jobs.config.load import load
 from tests.command import REPOSITORY, succeed
 
 PAGE = (REPOSITORY / "docs" / "wan.md").read_text()
@@ -31,3 +32,10 @@ def test_a_gpu_that_the_page_names_holds_it(tmp_path: Path) -> None:
     ):
         done = CliRunner().invoke(app, ["train", "--dry-run", "--config", *words])
         assert done.exit_code == 0, done.output
+
+
+def test_the_curriculum_of_every_preset_ends_with_whole_clips() -> None:
+    for preset in ("wan-1.3b", "wan-14b"):
+        config = load(preset)
+        for stage in (config.sft, config.mixed, config.distill):
+            assert stage.frames_at(stage.steps, 241) == 241

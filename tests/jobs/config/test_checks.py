@@ -39,7 +39,7 @@ REFUSED = [
     ("tiny", ["distill.windows_per_video=9"], "the tiling has 8 windows", "1 ... 8"),
     ("tiny", ["distill.lengths=[[0,7]]"], "distill.lengths has clips of 7", "from 8 (a window) to 32"),
     ("tiny", ["sft.lengths=[[0,33]]"], "sft.lengths has clips of 33", "to 32 (a clip"),
-    ("tiny", ["sft.lengths=[[9,8],[9,16]]"], "sft.lengths [[9, 8], [9, 16]] do not rise", "[500,32]"),
+    ("tiny", ["sft.lengths=[[9,8],[9,16]]"], "sft.lengths [[9, 8], [9, 16]] do not rise", "[500,null]"),
     ("tiny", ["cluster.num_workers=65"], "teacher.short_batch 64 leaves some", "teacher.short_batch=65"),
     ("tiny", ["distill.rollout_batch=31", "cluster.num_workers=32"], "distill.rollout_batch 31", "=32"),
     ("tiny", ["text.withheld_words=[amber]"], "withhold_probability is 0", "0.3"),

@@ -75,9 +75,9 @@ def test_a_curriculum_cuts_long_clips_to_their_first_frames(
     dataset: str, unbroken: list[dict[str, torch.Tensor]]
 ) -> None:
     whole = unbroken[0]["long"].shape[1]
-    stage = dataclasses.replace(STAGE, lengths=((1, 2), (3, 4), (5, whole + 7)))
+    stage = dataclasses.replace(STAGE, lengths=((1, 2), (3, 4), (5, whole + 7), (6, None)))
     reader = BatchSource(dataset, stage, 3, Workers())
-    for step, frames in enumerate((whole, 2, 2, 4, 4, whole)):
+    for step, frames in enumerate((whole, 2, 2, 4, 4, whole, whole)):
         own = latents(reader.at(step, "cpu"))
         assert torch.equal(own["long"], unbroken[step]["long"][:, :frames])
         assert torch.equal(own["short"], unbroken[step]["short"])
