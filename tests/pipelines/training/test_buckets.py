@@ -175,13 +175,13 @@ def test_a_critic_step_sees_windows_of_one_picture_size_and_of_every_length(
     stage = DistillStage(recipe(makers.DISTILL, starts), makers.CAPTIONS)
     state = stage.init("cpu")
     state.pool = pool
-    judge, seen = distill.flow_matching_loss, []
+    judge, seen = distill.flow_matching_errors, []
 
     def spy(model: torch.nn.Module, x0: Tensor, *rest: object) -> Tensor:
         seen.append(x0.clone())
         return judge(model, x0, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(distill, "flow_matching_loss", spy)
+    monkeypatch.setattr(distill, "flow_matching_errors", spy)
     for step in range(60):
         stage._critic_step(state, Key(0, step, purpose="critic"))
     wide = [x0 for x0 in seen if x0.shape[-1] == 4]

@@ -263,7 +263,7 @@ def test_the_critic_leaves_out_the_first_latents_of_inner_windows(
 ) -> None:
     """With latents that are not crop-safe; those of windows that begin a video count."""
     seen: list[tuple[list[int], Tensor | None]] = []
-    cut, judge = DistillStage._pool_window, distill.flow_matching_loss
+    cut, judge = DistillStage._pool_window, distill.flow_matching_errors
 
     def spy(model: VelocityModel, x0: Tensor, *rest: Any) -> Tensor:
         if drawn:  # by the critic's step
@@ -278,7 +278,7 @@ def test_the_critic_leaves_out_the_first_latents_of_inner_windows(
 
     drawn: list[int] = []
     monkeypatch.setattr(DistillStage, "_pool_window", window)
-    monkeypatch.setattr(distill, "flow_matching_loss", spy)
+    monkeypatch.setattr(distill, "flow_matching_errors", spy)
     settings = dataclasses.replace(DISTILL, exit_shares=(0.0, 1.0, 1.0, 1.0))
     for crop_safe in (True, False):
         told = dataclasses.replace(recipe(settings, starts), crop_safe=crop_safe)
