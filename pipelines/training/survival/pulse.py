@@ -1,8 +1,4 @@
-"""What every worker does, once a second: who hangs is named and ended, and whoever shall stop learns of it.
-
-A worker that has begun fewer exchanges than another keeps it waiting. On a GPU, too, where waiting workers
-stand wherever they ask for a number.
-"""
+"""A worker's beats, once a second: its guard hears what it does, and it hears what it has to do."""
 
 import logging
 import os
@@ -13,7 +9,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -22,109 +17,11 @@ import ray
 
 from pipelines.ray_map import on_this_node
 from pipelines.training.collectives import Workers
+from pipelines.training.survival.guard import Beat, Guard, Order
 
 BEAT_S = 1.0
 ROOT = Path(__file__).parents[3]
 """The repository: a worker's place is told by a line of the project's own."""
-
-
-@dataclass(frozen=True)
-class Beat:
-    """What a worker does.
-
-    Args:
-        rank: the worker.
-        exchanges: how many it has begun.
-        still_s: seconds since it began one, or a step; 0 between steps, where one worker may take its time.
-        step: finished steps.
-        name: the worker, its machine and process, for people.
-        place: the line of code that it is at.
-    """
-
-    rank: int
-    exchanges: int
-    still_s: float
-    step: int
-    name: str
-    place: str
-
-
-@dataclass(frozen=True)
-class Order:
-    """What a worker is told.
-
-    Args:
-        stop: save at the end of this step, and end.
-        say: what it has to warn of.
-        end: end this process: Ray Train starts the group again.
-    """
-
-    stop: bool = False
-    say: str = ""
-    end: bool = False
-
-
-class Guard:
-    """Judges the beats of one group of workers.
-
-    Args:
-        patience_s: how long workers wait for one of them.
-    """
-
-    def __init__(self, patience_s: float) -> None:
-        self._patience_s = patience_s
-        self._beats: dict[int, tuple[float, Beat]] = {}
-        self._stop = self._said = False
-        self._began = time.monotonic()
-
-    def begin(self) -> None:
-        """A new group starts."""
-        self._beats, self._said, self._began = {}, False, time.monotonic()
-
-    def stop(self) -> None:
-        """From now on every worker is told to stop."""
-        self._stop = True
-
-    def silent_s(self) -> float:
-        """Seconds since a worker has beaten, or since its group began."""
-        return time.monotonic() - max([self._began, *(at for at, _ in self._beats.values())])
-
-    def beat(self, beat: Beat, size: int) -> Order:
-        """Takes a worker's beat; what it has to do.
-
-        Args:
-            beat: the worker's.
-            size: workers of its group.
-        """
-        now = time.monotonic()
-        self._beats[beat.rank] = (now, beat)
-        if len(self._beats) < size:
-            return Order(self._stop)
-        silent = [other for at, other in self._beats.values() if now - at > self._patience_s]
-        heard = [other for at, other in self._beats.values() if now - at <= self._patience_s]
-        if min(other.still_s for other in heard) <= self._patience_s:
-            return Order(self._stop)
-        fewest = min(other.exchanges for other in heard)
-        late = silent or [other for other in heard if other.exchanges == fewest]
-        waited = f"for {self._patience_s / 60:.3g} minutes"
-        if len(late) == size:
-            if self._said or size == 1:
-                return Order(self._stop)
-            self._said = True
-            return Order(self._stop, f"no worker has come on {waited}: {_told(late)}")
-        # who hangs ends itself; for one that cannot even beat, one that waits for it does
-        if beat not in late and not silent:
-            return Order(self._stop)
-        self._beats = {}
-        does = "shows no sign of life" if silent else "has not come on"
-        text = f"the others wait for a worker that {does} {waited}: {_told(late)}. All start again from the "
-        return Order(
-            self._stop, f"{text}last checkpoint; if its steps are that long, raise hang_minutes", True
-        )
-
-
-def _told(beats: list[Beat]) -> str:
-    return "; ".join(f"{beat.name}, in step {beat.step + 1} at {beat.place}" for beat in beats)
 
 
 @contextmanager

@@ -1,12 +1,15 @@
 """Who keeps the others waiting is found by the exchanges that each worker has begun."""
 
 import dataclasses
+import subprocess
+import sys
 
 import pytest
 
 from pipelines.training.collectives import Workers
 from pipelines.training.survival import pulse as pulses
-from pipelines.training.survival.pulse import Beat, Guard, Order, Pulse
+from pipelines.training.survival.guard import Beat, Guard, Order
+from pipelines.training.survival.pulse import Pulse
 
 PATIENCE = 60.0
 
@@ -105,3 +108,10 @@ def test_a_beat_tells_how_long_a_worker_has_been_still_and_where(
     assert pulse._now().still_s == 0
     assert "10.0.0.5" in now.name
     assert now.place.startswith("pipelines/training/survival/pulse.py")
+
+
+def test_a_guard_brings_no_package_into_the_process_that_ray_starts_for_it() -> None:
+    script = (
+        "import sys, pipelines.training.survival.guard; print({'ray', 'torch', 'numpy'} & {*sys.modules})"
+    )
+    assert subprocess.check_output([sys.executable, "-c", script], text=True).strip() == "set()"
