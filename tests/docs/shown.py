@@ -31,6 +31,7 @@ CONFIGURED = {
 
 KINDS = {
     "local": (("sostenuto",),),
+    "registry": (("sostenuto", "fetch"),),
     "head": (("sostenuto", "submit"), ("ray", "job", "submit")),
     "job": (("ray", "job", "logs"), ("ray", "job", "stop")),
     "start": (("ray", "start", "--head", "--block"),),

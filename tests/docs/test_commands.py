@@ -11,7 +11,9 @@ import urllib.request
 
 import pytest
 import yaml
+from typer.main import get_group
 
+from jobs.cli import app
 from tests.command import REPOSITORY
 from tests.docs.conftest import run, serving
 from tests.docs.shown import KINDS, LONG, all_shown, of_kind, rewritten, shown_on
@@ -104,6 +106,12 @@ def test_a_command_runs_on_this_machine(shown, folder, own_folder, home, head, p
     done = run([sys.executable, "-m", "jobs", *words[1:]], place, home, **variables)
     assert done.stdout
     assert "Traceback" not in done.stderr
+
+
+@of_kind("registry")
+def test_a_download_is_understood(shown):
+    commands = get_group(app).commands
+    assert commands[shown.words[1]].make_context(shown.text, shown.words[2:]).params["what"] == "i3d"
 
 
 @of_kind("token")

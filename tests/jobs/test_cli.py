@@ -13,9 +13,9 @@ from typer.testing import CliRunner
 from jobs.cli import app
 from tests.jobs.conftest import ROOT
 
-COMMANDS = (
-    "quickstart world ingest inspect train sample watch evaluate export sweep track submit doctor".split()
-)
+COMMANDS = """
+quickstart world ingest inspect train sample watch evaluate export sweep track submit doctor fetch
+""".split()
 runner = CliRunner()
 
 
@@ -38,7 +38,8 @@ def test_every_help_has_examples_that_are_understood(command):
 
 
 @pytest.mark.parametrize(
-    "command", [c for c in COMMANDS if c not in ("submit", "doctor", "train", "watch", "export", "track")]
+    "command",
+    [c for c in COMMANDS if c not in ("submit", "doctor", "train", "watch", "export", "track", "fetch")],
 )
 def test_every_command_can_be_tried_dry(command):
     shown = call(command, "--config", "ci", "--dry-run", "--set", "seed=7")
