@@ -33,11 +33,12 @@ from models.losses import flow_matching_loss  # noqa: E402
 from models.rng import Key, normal  # noqa: E402
 from pipelines.training.config import TrainingConfig  # noqa: E402
 from pipelines.training.distill import DistillStage  # noqa: E402
+from pipelines.training.distillation.scoring import score_times  # noqa: E402
 from pipelines.training.monitors.phases import Phases  # noqa: E402
 from pipelines.training.recipes import Recipe  # noqa: E402
 from pipelines.training.stage import Batch, Batches, StepResult, apply_update  # noqa: E402
 from pipelines.training.state import TrainState, save_state  # noqa: E402
-from pipelines.training.supervised import SupervisedStage, supervised_loss  # noqa: E402
+from pipelines.training.supervised import SupervisedStage, supervised_squares  # noqa: E402
 
 GUIDANCE = 5.0
 CAPTIONS = {"long": ["a bay at dusk, slow waves"], "short": ["a red sun"]}
@@ -52,14 +53,14 @@ class Straightforward(DistillStage):
         assert isinstance(critic, DiT)
         assert batches.long is not None
         shape = tuple(batches.long.latents.shape[1:])
-        loss = supervised_loss(student.flow_matching, batches.long, self.recipe, self.captions, key)
+        loss = supervised_squares(student.flow_matching, batches.long, self.recipe, self.captions, key).mean()
         rollout = self._rolled(student, shape, key)
-        tiling = self.tiling(shape[0], 0)
+        tiling = self.config.tiling(shape[0])
         for place, window in enumerate(tiling):
             w = rollout.video[:, window.start : window.stop]
             at = key.at(purpose=f"window-{place}")
             noise = normal(w.shape[1:], at, rollout.samples, w.device)
-            t = self.score_times(at, rollout.samples)
+            t = score_times(self.recipe, at, rollout.samples)
             with torch.no_grad():
                 x_t, text = interpolate(w, noise, t), rollout.conditioning
                 cond, without = (x0_prediction(self.teacher, x_t, t, given) for given in (text, text.null()))
@@ -79,7 +80,9 @@ class Straightforward(DistillStage):
             samples = range(len(windows))
             noise = normal(windows.shape[1:], at.at(purpose="noise"), samples, windows.device)
             conditioning = self.captions.encode(texts, windows.device)
-            loss = flow_matching_loss(critic, windows, noise, self.score_times(at, samples), conditioning)
+            loss = flow_matching_loss(
+                critic, windows, noise, score_times(self.recipe, at, samples), conditioning
+            )
             loss.backward()
             apply_update(state, "critic", config, config.critic_learning_rate, self.workers)
         state.step += 1
@@ -88,7 +91,7 @@ class Straightforward(DistillStage):
     def _rolled(self, student: Student, shape: tuple[int, ...], key: Key) -> Any:
         stop = key.at(purpose="exit").integer(len(self.exit_shares))
         samples = range(self.config.rollout_batch)
-        return self._simulate(student, shape, key, samples, self._rollout_captions(key), stop)
+        return self.rollouts.make(student, shape, key, samples, self.rollouts.captions_at(key), stop)
 
     def _windows(self, videos: Tensor, tiling: Sequence[Any], key: Key) -> tuple[Tensor, list[str]]:
         count, draw = self.config.critic_batch, key.numpy()

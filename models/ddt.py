@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from models.config import ModelConfig
@@ -31,12 +32,14 @@ class Student(nn.Module):
         names = ["flow_matching"] + ["distribution_matching"] * (config.heads == "decoupled")
         self.heads = nn.ModuleDict({name: Head(config, channels, last) for name in names})
 
-    def head(self, name: HeadName) -> VelocityModel:
-        """One head over the encoder."""
+    def head(self, name: HeadName, *, detached: bool = False) -> VelocityModel:
+        """One head over the encoder; `detached`: of what it learns, nothing reaches the encoder."""
         module = self.heads[name if self.config.heads == "decoupled" else "flow_matching"]
 
         def velocity(x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
-            out: Tensor = module(self.encoder(x_t, t, conditioning))
+            with torch.set_grad_enabled(torch.is_grad_enabled() and not detached):
+                features = self.encoder(x_t, t, conditioning)
+            out: Tensor = module(features)
             return out
 
         return velocity

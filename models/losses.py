@@ -16,6 +16,16 @@ from models.flow import VelocityModel, interpolate
 from models.text.conditioning import Conditioning
 from models.windows import Span, counted, coverage
 
+THIRDS = ("first", "middle", "last")
+"""Of a video, by which losses are told."""
+
+
+def thirds(errors: Tensor) -> dict[str, Tensor]:
+    """Means over the thirds of videos [B, T, ...]; those that a short clip lacks are left out. Weighted by
+    their frames, their mean is the mean."""
+    split = zip(THIRDS, errors.tensor_split(3, dim=1), strict=True)
+    return {name: part.mean() for name, part in split if part.shape[1]}
+
 
 def flow_matching_loss(
     model: VelocityModel,
@@ -46,12 +56,19 @@ def flow_matching_errors(
         conditioning: B captions.
         frames: bool [B, T], those that count, at least one per row; None is all. Rows weigh the same.
     """
-    error = model(interpolate(x0, noise, t), t, conditioning) - (noise - x0)
-    squares = error.square()
+    squares = flow_matching_squares(model, x0, noise, t, conditioning)
     if frames is not None:
         weights = frames / frames.float().mean(dim=1, keepdim=True)
         squares = squares * weights[:, :, None, None, None]
     return squares.flatten(1).mean(dim=1)
+
+
+def flow_matching_squares(
+    model: VelocityModel, x0: Tensor, noise: Tensor, t: Tensor, conditioning: Conditioning
+) -> Tensor:
+    """(v(x_t, t, c) - (noise - x0))^2 [B, T, C, h, w], with the arguments of `flow_matching_errors`."""
+    error = model(interpolate(x0, noise, t), t, conditioning) - (noise - x0)
+    return error.square()
 
 
 def anchor_loss(student_x0: Tensor, reference_x0: Tensor) -> Tensor:
@@ -88,12 +105,12 @@ def reverse_kl_loss(
 
     For a window w re-noised to w_t, g = (x0_critic(w_t) - x0_teacher(w_t)) / mean|w - x0_teacher|. The
     gradient of a frame is the sum over its windows divided by its coverage, and the loss is the mean over all
-    elements of the video, so its scale does not depend on the tiling. Scored windows stand in for those left
-    out: the gradient is right on average.
+    elements that the tiling covers, so its scale does not depend on the tiling. Scored windows stand in for
+    those left out: the gradient is right on average.
 
     Args:
         video: x0 of the rollout [B, T, C, h, w], with a graph.
-        tiling: M spans that cover a video, shared by the batch.
+        tiling: M spans of a video, shared by the batch; what they do not cover gets no gradient.
         chosen: indices of the m spans that are scored.
         noise: [B m, L, C, h, w]; row b m + k is video b's k-th chosen window.
         t: [B m], one time per window.
@@ -128,15 +145,15 @@ def reverse_kl_loss(
         share = len(tiling) / len(starts)
         parts = [counted(window, crop_safe) for window in tiling]
         counts = torch.tensor(coverage(parts, video.shape[1]), device=video.device)
+        of_covered = video.shape[1] / int(counts.count_nonzero())
         masked = [k for k, i in enumerate(chosen) if parts[i] != tiling[i]]
         score.score.unflatten(0, (-1, len(starts)))[:, masked, 0] = 0
         gradient = share * window_scatter(score.score, starts, video.shape[1], coverage=counts)
-    value = (video * gradient).mean()
-    size = 0.5 * gradient.square().mean()
-    # Of the thirds of a video: their mean, weighted by their frames, is the loss.
-    thirds = zip(("first", "middle", "last"), gradient.tensor_split(3, dim=1), strict=True)
+    value = of_covered * (video * gradient).mean()
+    size = 0.5 * of_covered * gradient.square().mean()
+    places = thirds(0.5 * of_covered * gradient.square())
     metrics = {
-        **{f"reverse_kl_{name}": 0.5 * part.square().mean() for name, part in thirds},
+        **{f"reverse_kl_{name}": part for name, part in places.items()},
         "distance_to_teacher": score.distance_real.mean(),
         "distance_critic_teacher": score.distance_fake.mean(),
     }

@@ -8,7 +8,6 @@ from jobs.config.shapes import latent_frames, pixels_per_latent, shapes
 from models.autoencoders.kinds import autoencoder_kind
 from models.errors import ConfigError
 from models.text.kinds import text_kind
-from models.windows import spans
 from pipelines.data.checks import check_data
 
 
@@ -29,6 +28,7 @@ def validate(config: RunConfig) -> None:
         _network,
         _sizes,
         _windows,
+        _rollouts,
         _lengths,
         _batches,
         _times,
@@ -156,12 +156,32 @@ def _windows(config: RunConfig) -> None:
     if distill.window_stride > most:
         problem = f"distill.window_stride {distill.window_stride} leaves frames that no window scores"
         raise ConfigError(problem, f"Set it to {most} or less")
-    tiling = len(spans(sizes.long_frames, length, distill.window_stride))
+    tiling = len(distill.tiling(sizes.long_frames))
     if distill.windows_per_video is not None and not 1 <= distill.windows_per_video <= tiling:
         raise ConfigError(
             f"distill.windows_per_video is {distill.windows_per_video}, but the tiling has {tiling} windows",
             f"Set it to 1 ... {tiling}, or null for all",
         )
+
+
+def _rollouts(config: RunConfig) -> None:
+    """What distillation is given, and what its losses train."""
+    distill = config.distill
+    if distill.rollout == "noised_real":
+        if distill.rollout_batch != distill.long_batch:
+            raise ConfigError(
+                f"distill.rollout=noised_real noises the {distill.long_batch} LONG clips of a batch, but "
+                f"distill.rollout_batch is {distill.rollout_batch}",
+                f"Set distill.rollout_batch={distill.long_batch}",
+            )
+        if distill.captions is not None:
+            problem = (
+                f"distill.rollout=noised_real has LONG's captions, but distill.captions is {distill.captions}"
+            )
+            raise ConfigError(problem, "Set distill.captions=null, or distill.rollout=backward_simulation")
+    if distill.encoder_gradient == "flow_matching" and not config.loss.flow_matching_weight:
+        problem = "distill.encoder_gradient=flow_matching with loss.flow_matching_weight=0 trains no encoder"
+        raise ConfigError(problem, "Set distill.encoder_gradient=both, or a weight above 0")
 
 
 def _lengths(config: RunConfig) -> None:

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 from jobs.config.schema import RunConfig
 from models.autoencoders.kinds import autoencoder_kind
-from models.windows import spans
 
 WORLD_FACTORS = 13
 """Numbers that describe a frame of the built-in world, all of which a linear code finds."""
@@ -63,7 +62,6 @@ def shapes(config: RunConfig) -> Shapes:
 
 
 def scored_windows(config: RunConfig) -> int:
-    """Windows scored per rollout: M = ceil((T - L) / s) + 2 spans of a random-phase tiling, or fewer."""
-    length, stride = config.distill.window_frames, config.distill.window_stride
-    tiling = len(spans(shapes(config).long_frames, length, stride))
+    """Windows scored per rollout: all of its tiling, or fewer."""
+    tiling = len(config.distill.tiling(shapes(config).long_frames))
     return min(config.distill.windows_per_video or tiling, tiling)

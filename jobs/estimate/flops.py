@@ -123,11 +123,19 @@ def tokens(config: RunConfig, frames: int, clips: int = 1) -> Tokens:
     return Tokens(steps, shapes(config).tokens_per_frame, config.text.max_tokens, clips)
 
 
-def stack_flops(encoder: Encoder, head: Head, config: ModelConfig, tokens: Tokens) -> Flops:
-    """One clip through an encoder and a head, with the gradients that their `requires_grad` asks for."""
+def stack_flops(
+    encoder: Encoder, head: Head, config: ModelConfig, tokens: Tokens, *, detached: bool = False
+) -> Flops:
+    """One clip through an encoder and a head, with the gradients that their `requires_grad` asks for; of a
+    `detached` head nothing reaches the encoder."""
     count = _Count(tokens, config.num_heads * config.head_dim)
     count.conditions(encoder)
-    for block in (*encoder.blocks, *head.blocks):
+    for block in encoder.blocks:
+        assert isinstance(block, Block)
+        count.block(block)
+    if detached:
+        count.total, count.moving, count.context_moves = Flops(count.total.forward), False, False
+    for block in head.blocks:
         assert isinstance(block, Block)
         count.block(block)
     count.moving |= head.scale_shift_table.requires_grad
@@ -209,10 +217,13 @@ def phases(config: RunConfig, stage: str, built: Networks) -> dict[str, float]:
     def plain(network: DiT, frames: int, clips: int) -> Flops:
         return stack_flops(network.encoder, network.head, config.model, tokens(config, frames)) * clips
 
-    def student(network: Student, head: HeadName, frames: int, clips: int) -> Flops:
+    def student(
+        network: Student, head: HeadName, frames: int, clips: int, *, detached: bool = False
+    ) -> Flops:
         layers = network.heads[head if config.model.heads == "decoupled" else "flow_matching"]
         read = tokens(config, frames, clips)
-        return stack_flops(network.encoder, layers, config.model, read) * clips  # type: ignore[arg-type]
+        once = stack_flops(network.encoder, layers, config.model, read, detached=detached)  # type: ignore[arg-type]
+        return once * clips
 
     found: dict[str, float] = {}
     if stage != "warmup":
@@ -225,14 +236,16 @@ def phases(config: RunConfig, stage: str, built: Networks) -> dict[str, float]:
                 (settings.short_batch, sizes.short_frames),
                 (settings.long_batch, sizes.long_frames),
             ):
-                if batch:
+                if batch and (stage != "distill" or config.loss.flow_matching_weight):
                     total += student(built.student, "flow_matching", frames, batch)
         found |= {"forward": total.forward, "backward": total.backward}
     if stage in SCORED:
         rows, window = distill.rollout_batch, distill.window_frames
-        rollout = student(built.student, "distribution_matching", sizes.long_frames, rows)
+        detached = distill.encoder_gradient == "flow_matching"
+        rollout = student(built.student, "distribution_matching", sizes.long_frames, rows, detached=detached)
         critic = plain(built.critic, window, distill.critic_updates * distill.critic_batch)
         calls = sum(share * count for count, share in enumerate(shares, start=1))
+        calls = 1.0 if distill.rollout == "noised_real" else calls
         found["rollout"] = calls * rollout.forward
         found |= {"critic_forward": critic.forward, "critic_backward": critic.backward}
     if stage == "distill":

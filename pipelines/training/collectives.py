@@ -76,6 +76,17 @@ class Workers:
         distributed.all_gather(parts, own)
         return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
 
+    def gather_texts(self, part: Sequence[str], batch: int, device: torch.device) -> list[str]:
+        """Every worker's `share` of a batch of texts, in order of samples; `device` is where they
+        communicate."""
+        if self.size == 1:
+            return list(part)
+        coded = [text.encode() for text in part]
+        (longest,) = self.largest([max(map(len, coded))], device)
+        rows = [[len(text), *text.ljust(longest, b"\0")] for text in coded]
+        whole = self.gather(torch.tensor(rows, device=device), batch).tolist()
+        return [bytes(row[1 : 1 + row[0]]).decode() for row in whole]
+
     def sum(self, values: Sequence[Tensor]) -> Tensor:
         """Scalars added over the workers, [len(values)]."""
         return self.total(torch.stack([v.detach().float().reshape(()) for v in values]))

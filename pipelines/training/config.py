@@ -17,6 +17,7 @@ from models.config import (
     Share,
     TextConfig,
 )
+from models.windows import Span, spans
 
 VerdictName: TypeAlias = Literal[
     "gradient_norm", "critic_gradient_norm", "learning", "data", "shift", "last_step", "teacher",
@@ -131,6 +132,9 @@ class DistillConfig(StageConfig):
     """How often rollouts stop at each of `sampling.steps`, relative to each other; empty: equally."""
     caption_source: Literal["long", "short", "both"] = "both"
     """Corpus that rollout captions come from; `both` takes half from each."""
+    rollout: Literal["backward_simulation", "noised_real"] = "backward_simulation"
+    """What the DM head is given: `backward_simulation`, what its own sampler has reached from noise;
+    `noised_real`, LONG clips of the batch, noised to the exit step's time, with their captions."""
     captions: str | None = None
     """A text file, a caption per line, that rollout captions come from instead: a path or URI that every node
     reaches."""
@@ -140,8 +144,13 @@ class DistillConfig(StageConfig):
     """Latent frames per window: the teacher's length."""
     window_stride: PositiveInt = 4
     """Latent frames between windows; the phase of the tiling is random."""
+    scored_windows: Literal["all", "first", "last"] = "all"
+    """Windows that are scored and that the critic sees: a tiling of the whole video; or one that does not
+    slide, the first of each video; or the last, which is all that is scored of a self-forcing rollout."""
     windows_per_video: int | None = None
     """Windows of the tiling to score, drawn at random; None scores all."""
+    encoder_gradient: Literal["both", "flow_matching"] = "both"
+    """Losses that train the encoder: those of both heads, or the FM head's alone."""
     critic_learning_rate: PositiveFloat = 5e-4
     """The critic's learning rate, constant."""
     critic_updates: NonNegativeInt = 1
@@ -154,6 +163,13 @@ class DistillConfig(StageConfig):
     """What to do when the teacher's windows are far from the corpus."""
     teacher_gate_ratio: PositiveFloat = 3.0
     """Largest Frechet distance of the teacher's windows to SHORT, in units of SHORT's own floor."""
+
+    def tiling(self, num_frames: int, phase: int = 0) -> list[Span]:
+        """The windows of a video of `num_frames` latent frames; the phase is in [0, window_stride)."""
+        if self.scored_windows == "all":
+            return spans(num_frames, self.window_frames, self.window_stride, phase)
+        start = 0 if self.scored_windows == "first" else num_frames - self.window_frames
+        return [Span(start, self.window_frames)]
 
     def shares(self, steps: int, *, without_first: bool) -> list[float]:
         """Shares of the rollouts that stop at each of `steps` steps; those at the first may be left out."""

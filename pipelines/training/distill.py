@@ -4,28 +4,27 @@
 """
 
 import copy
-from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from models.ddt import Student
 from models.dit import DiT
-from models.flow import VelocityModel, shift_for, uniform_times, x0_prediction
-from models.losses import ReverseKLLoss, anchor_loss, flow_matching_errors, reverse_kl_loss
+from models.flow import VelocityModel, x0_prediction
+from models.losses import ReverseKLLoss, anchor_loss, reverse_kl_loss
 from models.rng import Key, normal
-from models.sampling import Draw, noisy_input
-from models.text.conditioning import Conditioning, TextEncoder, withhold_some
+from models.text.conditioning import TextEncoder
 from models.weights import Ema, copy_into
-from models.windows import Span, spans
 from pipelines.checkpoints import critic_weights, load_network
-from pipelines.generation import few_step_times
 from pipelines.training.collectives import ALONE, Workers
 from pipelines.training.config import DistillConfig
+from pipelines.training.distillation.critic import Lessons
+from pipelines.training.distillation.rollout import Rollouts, Simulation
+from pipelines.training.distillation.scoring import score_times
 from pipelines.training.monitors.phases import Phases
 from pipelines.training.recipes import Recipe
 from pipelines.training.stage import (
+    Batch,
     Batches,
     Captions,
     StepResult,
@@ -40,26 +39,6 @@ from pipelines.training.stage import (
 )
 from pipelines.training.state import Rollout, TrainState
 from pipelines.training.supervised import seek_mean
-
-
-@dataclass(frozen=True)
-class Simulation:
-    """Some of this worker's videos of a backward simulation.
-
-    Args:
-        video: x0 of the exit step [b, T, C, h, w], with its graph unless gradients were off.
-        x_t, t: input of the exit step and its time [b].
-        exit: number of the exit step among the few-step times.
-        conditioning: of the b captions.
-        samples: their indices in the global batch.
-    """
-
-    video: Tensor
-    x_t: Tensor
-    t: Tensor
-    exit: int
-    conditioning: Conditioning
-    samples: range
 
 
 class DistillStage:
@@ -81,7 +60,7 @@ class DistillStage:
     ) -> None:
         assert isinstance(recipe.stage, DistillConfig)
         self.recipe, self.config, self.workers = recipe, recipe.stage, workers
-        self.captions, self.caption_pool = Captions(recipe.text, encoder), caption_pool
+        self.captions = Captions(recipe.text, encoder)
         self.phases = Phases()
         self.spec = recipe.network("student", distilled=not recipe.critic_only)
         self.anchored = recipe.loss.anchor_weight > 0
@@ -90,6 +69,8 @@ class DistillStage:
         )
         """How often a rollout stops at each step. With an anchor the first step is its alone: what that step
         predicts is blurred by intent, and is neither scored nor shown to the critic."""
+        self.rollouts = Rollouts(recipe, self.captions, caption_pool, workers)
+        self.lessons = Lessons(recipe, self.captions, workers, len(self.exit_shares))
         self.teacher: DiT
         self.reference: VelocityModel | None = None
         """The frozen long-SFT network, where there is an anchor."""
@@ -131,7 +112,7 @@ class DistillStage:
         graph lives at a time: the encoder gets both gradients, the FM head only the first, the DM head only
         the second.
         """
-        config, weights = self.config, self.recipe.loss
+        config, trains = self.config, not self.recipe.critic_only
         student, critic = state.modules["student"], state.modules["critic"]
         assert isinstance(student, Student)
         assert isinstance(critic, DiT)
@@ -141,41 +122,33 @@ class DistillStage:
         # This worker's part of each mean over the global batch.
         values: dict[str, Tensor] = {}
         own: dict[str, float] = {}
-        if not self.recipe.critic_only:
-            # Mean seeking: the FM head on whole LONG clips, eq. 14.
-            assert batches.long is not None
-            at, weight = key.at(purpose="long"), weights.flow_matching_weight
-            self.phases.begin("fm")
-            fm = seek_mean(student.flow_matching, batches.long, self.recipe, self.captions, at, weight)
-            values = {"flow_matching": fm, "loss": weight * fm}
-            if watched := config.is_watched(state.step + 1):
+        mean_seeking: Tensor | None = None
+        if trains and self.recipe.loss.flow_matching_weight:
+            values = self._seek_mean(student, batches.long, key.at(purpose="long"))
+            if config.is_watched(state.step + 1):
                 mean_seeking = last_gradient(student)
 
         # Mode seeking: every window of the DM head's own videos towards the teacher, eq. 5 and 9.
         rolled, scored = key.at(purpose="rollout"), key.at(purpose="score")
-        captions = self._rollout_captions(rolled)
+        real = batches.long if config.rollout == "noised_real" else None
+        captions = self.rollouts.captions_at(rolled, real)
         stop = int(rolled.at(purpose="exit").numpy().choice(len(self.exit_shares), p=self.exit_shares))
         ramp = min(1.0, (state.step + 1) / config.ramp_steps) if config.ramp_steps else 1.0
         videos, non_finite = [], 0
         for samples in parts(self.workers.share(config.rollout_batch), config.micro_batch):
-            with torch.set_grad_enabled(not self.recipe.critic_only):
+            with torch.set_grad_enabled(trains):
                 self.phases.begin("rollout")
-                rollout = self._simulate(student, shape, rolled, samples, captions, stop)
+                rollout = self.rollouts.make(student, shape, rolled, samples, captions, stop, real)
             videos.append(rollout.video.detach())
-            if not self.recipe.critic_only:
+            if trains:
                 found, zeroed = self._seek_modes(critic, rollout, scored, ramp)
                 values |= {name: values.get(name, 0) + value for name, value in found.items()}
                 non_finite += zeroed
 
-        if not self.recipe.critic_only:
+        if trains:
             if any(self.workers.largest([non_finite], videos[0].device)):
                 raise diverged("the reverse-KL score", state.step)
-            self.phases.begin("optimiser")
-            if watched:
-                own |= self._between(mean_seeking, last_gradient(student) - mean_seeking)
-            rate = learning_rate(config, state.step)
-            own["gradient_norm"] = float(apply_update(state, "student", config, rate, self.workers))
-            state.averages["student"].update(student)
+            own |= self._update_student(state, student, mean_seeking)
 
         # The critic follows the student. Every worker keeps the whole batch, so that the critic's windows do
         # not depend on the number of workers.
@@ -184,8 +157,7 @@ class DistillStage:
             state.pool.append(Rollout(video, tuple(captions), stop))
             del state.pool[: -config.rollout_pool]
         for update in range(config.critic_updates if state.pool else 0):
-            at = key.at(purpose=f"critic-{update}")
-            values["critic_loss"], told = self._critic_step(state, at)
+            values["critic_loss"], told = self._teach_critic(state, key.at(purpose=f"critic-{update}"))
             own |= told
 
         state.step += 1
@@ -195,36 +167,14 @@ class DistillStage:
             own[f"reverse_kl_exit_{stop}"] = sums["reverse_kl"]
         return StepResult(sums | own)
 
-    def _simulate(
-        self,
-        student: Student,
-        shape: tuple[int, ...],
-        key: Key,
-        samples: range,
-        captions: Sequence[str],
-        stop: int,
-    ) -> Simulation:
-        """1. Backward simulation: videos [T, C, h, w] of some of the global batch, whose captions are given,
-        from noise to the step `stop`, which alone has a gradient."""
-        device = next(student.parameters()).device
-        conditioning = self.captions.encode(captions[samples.start : samples.stop], device)
-        times = few_step_times(self.recipe.sampling, self.recipe.flow, shape[0])
-        model = student.distribution_matching
-        draw = Draw(shape, conditioning, key, samples)
-        x_t, t = noisy_input(model, times[: stop + 1], draw), draw.at(times[stop])
-        video = x0_prediction(model, x_t, t, conditioning)
-        return Simulation(video, x_t, t, stop, conditioning, samples)
-
-    def _rollout_captions(self, key: Key) -> list[str]:
-        """A caption for each sample of the global batch: from one of the pool's sources, or all in turn."""
-        source = self.config.caption_source
-        order = (source,) if source in self.caption_pool else tuple(self.caption_pool)
-        samples = range(self.config.rollout_batch)
-        chosen = []
-        for sample in samples:
-            pool = self.caption_pool[order[sample % len(order)]]
-            chosen.append(pool[key.at(sample=sample, purpose="caption").integer(len(pool))])
-        return withhold_some(chosen, self.recipe.text, key, samples)
+    def _seek_mean(self, student: Student, long: Batch | None, key: Key) -> dict[str, Tensor]:
+        """Mean seeking: the FM head on whole LONG clips, eq. 14."""
+        assert long is not None
+        self.phases.begin("fm")
+        weight = self.recipe.loss.flow_matching_weight
+        fm, places = seek_mean(student.flow_matching, long, self.recipe, self.captions, key, weight)
+        told = {f"flow_matching_{place}": value for place, value in places.items()}
+        return {"flow_matching": fm, "loss": weight * fm, **told}
 
     def _seek_modes(
         self, critic: DiT, rollout: Simulation, key: Key, ramp: float
@@ -250,6 +200,20 @@ class DistillStage:
         (share * loss).backward()  # type: ignore[no-untyped-call]
         return {name: share * value.detach() for name, value in found.items()}, non_finite
 
+    def _update_student(
+        self, state: TrainState, student: Student, mean_seeking: Tensor | None
+    ) -> dict[str, float]:
+        """Steps the student by the gradients it has, of which those of mean seeking are given where they are
+        watched; its gradient norm, and how the two agree."""
+        self.phases.begin("optimiser")
+        told = {}
+        if mean_seeking is not None:
+            told = self._between(mean_seeking, last_gradient(student) - mean_seeking)
+        rate = learning_rate(self.config, state.step)
+        told["gradient_norm"] = float(apply_update(state, "student", self.config, rate, self.workers))
+        state.averages["student"].update(student)
+        return told
+
     def _between(self, mean_seeking: Tensor, mode_seeking: Tensor) -> dict[str, float]:
         """Cosine of the two gradients of the encoder's last block, where neither is 0, and |FM| / |DM|."""
         fm, dm = self.workers.total(torch.stack([mean_seeking, mode_seeking])).double()
@@ -262,14 +226,15 @@ class DistillStage:
         """L_DM: windows of the rollout, folded into one teacher and one critic call."""
         video = rollout.video
         # 2. Windows: a tiling at a random phase, of which some or all are scored.
-        tiling = self.tiling(video.shape[1], key.at(purpose="phase").integer(self.config.window_stride))
+        phase = key.at(purpose="phase").integer(self.config.window_stride)
+        tiling = self.config.tiling(video.shape[1], phase)
         count = min(self.config.windows_per_video or len(tiling), len(tiling))
         order = key.at(purpose="windows").numpy().permutation(len(tiling))
         chosen = sorted(int(i) for i in order[:count])
         # 3. Score at random times, and 4. back onto the video.
         rows = [sample * count + k for sample in rollout.samples for k in range(count)]
         noise = normal((tiling[0].length, *video.shape[2:]), key.at(purpose="noise"), rows, video.device)
-        t = self.score_times(key, rows).to(video.device)
+        t = score_times(self.recipe, key, rows).to(video.device)
         return reverse_kl_loss(
             video,
             tiling,
@@ -283,57 +248,15 @@ class DistillStage:
             self.recipe.crop_safe,
         )
 
-    def _critic_step(self, state: TrainState, key: Key) -> tuple[Tensor, dict[str, float]]:
-        """L_critic: flow matching on windows of recent rollouts, cut and noised as the scored ones are; this
-        worker's part of it, and of all workers the gradient norm and the loss by exit."""
+    def _teach_critic(self, state: TrainState, key: Key) -> tuple[Tensor, dict[str, float]]:
+        """An update of the critic; this worker's part of its loss, and of all workers what is told of it."""
         self.phases.begin("critic")
         critic = state.modules["critic"]
         assert isinstance(critic, DiT)
-        # One picture size, each as often as the pool has it; lengths may differ.
-        size = state.pool[key.at(purpose="size").integer(len(state.pool))].latents.shape[2:]
-        pool = [rollout for rollout in state.pool if rollout.latents.shape[2:] == size]
-        value = pool[0].latents.new_zeros(())
-        by_exit = value.new_zeros(2, len(self.exit_shares))
-        for samples in parts(self.workers.share(self.config.critic_batch), self.config.micro_batch):
-            drawn = (self._pool_window(pool, key, i) for i in samples)
-            windows, captions, starts, exits = zip(*drawn, strict=True)
-            x0 = torch.stack(windows)
-            noise = normal(x0.shape[1:], key.at(purpose="noise"), samples, x0.device)
-            conditioning = self.captions.with_dropout(captions, key, samples, x0.device)
-            t = self.score_times(key, samples).to(x0.device)
-            frames = None if self.recipe.crop_safe else first_masked(starts, x0.shape[1]).to(x0.device)
-            stops = torch.tensor(exits, device=x0.device)
-            errors = flow_matching_errors(critic.told(stops), x0, noise, t, conditioning, frames)
-            own = errors.detach().to(by_exit)
-            by_exit.index_add_(1, stops, torch.stack([own, torch.ones_like(own)]))
-            loss = errors.mean() * (len(samples) / self.config.critic_batch)
-            loss.backward()  # type: ignore[no-untyped-call]
-            value += loss.detach()
+        value, told = self.lessons.learn(critic, state.pool, key)
         self.phases.begin("optimiser")
         norm = apply_update(state, "critic", self.config, self.config.critic_learning_rate, self.workers)
-        totals = zip(*self.workers.total(by_exit).tolist(), strict=True)
-        found = {f"critic_loss_exit_{k}": loss / n for k, (loss, n) in enumerate(totals) if n}
-        return value, found | {"critic_gradient_norm": float(norm)}
-
-    def _pool_window(self, pool: Sequence[Rollout], key: Key, sample: int) -> tuple[Tensor, str, int, int]:
-        """A random window of a random rollout's tiling at a random phase: latents, caption, first frame, and
-        the rollout's exit."""
-        draw = key.at(sample=sample, purpose="window").numpy()
-        rollout = pool[int(draw.integers(len(pool)))]
-        video = int(draw.integers(len(rollout.captions)))
-        tiling = self.tiling(rollout.latents.shape[1], int(draw.integers(self.config.window_stride)))
-        window = tiling[int(draw.integers(len(tiling)))]
-        latents = rollout.latents[video, window.start : window.stop]
-        return latents, rollout.captions[video], window.start, rollout.exit
-
-    def tiling(self, num_frames: int, phase: int) -> list[Span]:
-        """The windows of a video."""
-        return spans(num_frames, self.config.window_frames, self.config.window_stride, phase)
-
-    def score_times(self, key: Key, samples: Sequence[int]) -> Tensor:
-        """Uniform times of windows, shifted as the teacher's own are."""
-        loss, amount = self.recipe.loss, shift_for(self.recipe.flow, self.config.window_frames)
-        return uniform_times(key.at(purpose="t"), samples, amount, loss.score_t_min, loss.score_t_max)
+        return value, told | {"critic_gradient_norm": float(norm)}
 
 
 def last_gradient(student: Student) -> Tensor:
@@ -341,10 +264,3 @@ def last_gradient(student: Student) -> Tensor:
     return torch.cat(
         [p.grad.flatten() for p in student.encoder.blocks[-1].parameters() if p.grad is not None]
     )
-
-
-def first_masked(starts: Sequence[int], length: int) -> Tensor:
-    """Which frames count of windows cut from latents that are not crop-safe, bool [len(starts), length]."""
-    frames = torch.ones(len(starts), length, dtype=torch.bool)
-    frames[:, 0] = torch.tensor([start == 0 for start in starts])
-    return frames

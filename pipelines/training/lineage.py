@@ -59,7 +59,7 @@ _NOT_WEIGHTS = frozenset(
 _STUDENTS = frozenset(
     """
     learning_rate schedule warmup_steps skip_steps ema_decay t_distribution t_mean t_std ramp_steps
-    windows_per_video
+    windows_per_video encoder_gradient
     """.split()
 )
 """Settings of `distill` that its warm-up, which leaves the student alone, does not read."""

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from models.ddt import Student
 from models.dit import DiT, initialize
 from models.flow import VelocityModel, logit_normal_times, shift_for, uniform_times
-from models.losses import flow_matching_loss
+from models.losses import flow_matching_squares, thirds
 from models.rng import Key, normal
 from models.text.conditioning import TextEncoder
 from models.weights import Ema
@@ -66,19 +66,22 @@ class SupervisedStage:
         given = {name: batch for name, batch in corpora.items() if batch is not None}
         velocity = supervised_velocity(model)
         self.phases.begin("fm")
-        losses = [
-            seek_mean(velocity, batch, self.recipe, self.captions, key.at(purpose=name), 1 / len(given))
+        found = {
+            name: seek_mean(velocity, batch, self.recipe, self.captions, key.at(purpose=name), 1 / len(given))
             for name, batch in given.items()
-        ]
+        }
         self.phases.begin("optimiser")
         rate = learning_rate(config, state.step)
         norm = apply_update(state, role, config, rate, self.workers)
         state.averages[role].update(model)
         state.step += 1
-        values = self.workers.sum([torch.stack(losses).mean(), *losses]).tolist()
-        labels = ["loss", *(f"flow_matching_{name}" for name in given)]
+        told = {"loss": torch.stack([value for value, _ in found.values()]).mean()}
+        told |= {f"flow_matching_{name}": value for name, (value, _) in found.items()}
+        if "long" in found:
+            told |= {f"flow_matching_long_{place}": value for place, value in found["long"][1].items()}
+        values = self.workers.sum(list(told.values())).tolist()
         own = {"gradient_norm": float(norm), "learning_rate": rate}
-        return StepResult(dict(zip(labels, values, strict=True)) | own)
+        return StepResult(dict(zip(told, values, strict=True)) | own)
 
 
 def supervised_velocity(model: nn.Module) -> VelocityModel:
@@ -88,20 +91,28 @@ def supervised_velocity(model: nn.Module) -> VelocityModel:
 
 def seek_mean(
     velocity: VelocityModel, batch: Batch, recipe: Recipe, captions: Captions, key: Key, weight: float
-) -> Tensor:
-    """Backward passes of `weight` L_FM, a micro batch at a time; this worker's part of L_FM, detached."""
-    value = batch.latents.new_zeros(())
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Backward passes of `weight` L_FM, a micro batch at a time; this worker's part of L_FM, detached, and of
+    L_FM by thirds of the clips."""
+    value, places = batch.latents.new_zeros(()), dict[str, Tensor]()
     for part in batch.parts(recipe.stage.micro_batch):
-        loss = supervised_loss(velocity, part, recipe, captions, key) * (len(part.latents) / batch.total)
+        squares, share = (
+            supervised_squares(velocity, part, recipe, captions, key),
+            len(part.latents) / batch.total,
+        )
+        loss = squares.flatten(1).mean(dim=1).mean() * share
         (weight * loss).backward()  # type: ignore[no-untyped-call]
         value += loss.detach()
-    return value
+        for place, own in thirds(squares.detach()).items():
+            places[place] = places.get(place, 0) + share * own
+    return value, places
 
 
-def supervised_loss(
+def supervised_squares(
     velocity: VelocityModel, batch: Batch, recipe: Recipe, captions: Captions, key: Key
 ) -> Tensor:
-    """L_FM, eq. 14, on a batch, with keyed times, noise and caption dropout."""
+    """Squares [b, T, C, h, w] whose mean is L_FM, eq. 14, on a batch, with keyed times, noise and caption
+    dropout."""
     x0, samples, stage = batch.latents, batch.samples, recipe.stage
     at, amount = key.at(purpose="t"), shift_for(recipe.flow, x0.shape[1])
     if stage.t_distribution == "uniform":
@@ -110,7 +121,7 @@ def supervised_loss(
         t = logit_normal_times(at, samples, stage.t_mean, stage.t_std, amount)
     noise = normal(x0.shape[1:], key.at(purpose="noise"), samples, x0.device)
     conditioning = captions.supervised(batch.captions, key, samples, x0.device)
-    return flow_matching_loss(velocity, x0, noise, t.to(x0.device), conditioning)
+    return flow_matching_squares(velocity, x0, noise, t.to(x0.device), conditioning)
 
 
 def freeze_unused_head(student: Student) -> None:
@@ -142,6 +153,6 @@ def held_out_loss(
         for i in range(repeats):
             key = Key(recipe.seed, i, purpose="held-out")
             for part in batch.parts(recipe.stage.at_once(workers.size)):
-                loss = supervised_loss(velocity, part, recipe, captions, key)
-                total += loss * (len(part.latents) / (repeats * batch.total))
+                squares = supervised_squares(velocity, part, recipe, captions, key)
+                total += squares.flatten(1).mean(dim=1).mean() * (len(part.latents) / (repeats * batch.total))
     return float(workers.sum([total])[0])

@@ -55,6 +55,22 @@ def test_both_heads_send_gradients_into_the_encoder_and_none_to_each_other() -> 
         assert all(p.grad is None for p in student.heads[other].parameters())
 
 
+def test_a_detached_head_answers_the_same_and_leaves_the_encoder_alone() -> None:
+    student = Student(TINY, 4, 10)
+    randomize(student)
+    t = torch.tensor([0.2, 0.7])
+    plain = student.head("distribution_matching")(latents(), t, captions())
+    detached = student.head("distribution_matching", detached=True)(latents(), t, captions())
+    assert torch.equal(plain, detached)
+    detached.square().mean().backward()
+    trained = {name.split(".")[0] for name, p in student.named_parameters() if p.grad is not None}
+    assert trained == {"heads"}
+    with torch.no_grad():
+        assert not student.head("distribution_matching", detached=True)(
+            latents(), t, captions()
+        ).requires_grad
+
+
 def test_the_first_head_can_be_copied_to_the_second() -> None:
     student = Student(TINY, 4, 10)
     randomize(student)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from models.config import LossConfig
 from models.flow import interpolate, x0_prediction
-from models.losses import anchor_loss, flow_matching_loss, reverse_kl_loss
+from models.losses import anchor_loss, flow_matching_loss, reverse_kl_loss, thirds
 from models.text.conditioning import Conditioning
 from models.windows import Span, spans
 from tests.models.builders import GaussianVelocity, captions, latents
@@ -26,6 +26,15 @@ def test_flow_matching_is_the_mean_squared_velocity_error() -> None:
     assert torch.allclose(loss, (noise - x0).square().mean())
     perfect = flow_matching_loss(lambda x, t, c: noise - x0, x0, noise, torch.tensor([0.2, 0.8]), captions())
     assert float(perfect) == 0
+
+
+@pytest.mark.parametrize("frames", [1, 2, 3, 7, 12])
+def test_thirds_weighted_by_their_frames_are_the_mean(frames: int) -> None:
+    errors = latents(2, frames)
+    found = list(thirds(errors).values())
+    sizes = [len(part) for part in torch.arange(frames).tensor_split(3) if len(part)]
+    mean = sum(n * part for n, part in zip(sizes, found, strict=True)) / frames
+    torch.testing.assert_close(mean, errors.mean())
 
 
 def test_the_anchor_is_zero_at_its_reference() -> None:
@@ -82,6 +91,26 @@ def test_the_gradient_is_the_covered_mean_of_the_windows_scores(crop_safe: bool)
     assert loss.value.item() == pytest.approx(float(0.5 * expected.square().mean()), rel=1e-5)
     assert (teacher.calls, critic.calls) == (1, 1)
     assert loss.non_finite == 0
+
+
+@pytest.mark.parametrize("start", [0, 8])
+def test_one_window_is_scored_as_if_it_were_the_video(start: int) -> None:
+    """With the gradient and the loss of a video of its length, and none outside of it."""
+    scorers = (GaussianVelocity(1.0, 0.5), GaussianVelocity(0.0, 1.0))
+    video, noise, t = latents(2, 13), latents(2, 5, seed=4), torch.tensor([0.3, 0.8])
+    whole, alone = video.clone().requires_grad_(), video[:, start : start + 5].clone().requires_grad_()
+    losses = [
+        reverse_kl_loss(x, [Span(at, 5)], [0], noise, t, captions(), *scorers, CONFIG)
+        for x, at in ((whole, start), (alone, 0))
+    ]
+    for loss in losses:
+        loss.value.backward()
+    assert losses[0].value.item() == pytest.approx(losses[1].value.item(), rel=1e-6)
+    assert whole.grad is not None
+    assert alone.grad is not None
+    torch.testing.assert_close(whole.grad[:, start : start + 5], alone.grad)
+    whole.grad[:, start : start + 5] = 0
+    assert not whole.grad.any()
 
 
 def test_a_window_within_the_video_leaves_out_its_first_latent() -> None:

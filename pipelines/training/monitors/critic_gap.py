@@ -10,7 +10,8 @@ from models.losses import flow_matching_loss
 from models.rng import Key, normal
 from models.sampling import Draw, exits
 from pipelines.generation import few_step_times
-from pipelines.training.distill import DistillStage, first_masked
+from pipelines.training.distill import DistillStage
+from pipelines.training.distillation.scoring import first_masked, score_times
 from pipelines.training.stage import parts
 from pipelines.training.state import TrainState
 
@@ -37,14 +38,14 @@ def critic_gap(stage: DistillStage, state: TrainState, captions: Sequence[str]) 
     device, key = next(student.parameters()).device, Key(recipe.seed, purpose="critic-gap")
     frames, *size = recipe.long_shape
     times = few_step_times(recipe.sampling, recipe.flow, frames)
-    tiling, length = stage.tiling(frames, 0), config.window_frames
+    tiling, length = config.tiling(frames), config.window_frames
     count = min(config.windows_per_video or len(tiling), len(tiling))
     chosen = [tiling[i * len(tiling) // count] for i in range(count)]
     gaps = torch.zeros(len(times), device=device)
     for samples in parts(stage.workers.share(total), config.micro_batch):
         rows = [sample * count + k for sample in samples for k in range(count)]
         noise = normal((length, *size), key.at(purpose="noise"), rows, device)
-        t = stage.score_times(key.at(purpose="t"), rows).to(device)
+        t = score_times(recipe, key.at(purpose="t"), rows).to(device)
         conditioning = stage.captions.encode([captions[sample] for sample in samples], device)
         folded = conditioning.repeat(count)
         counted = None

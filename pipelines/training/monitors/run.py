@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from models.losses import THIRDS
 from pipelines.media.html import ACCENT, MUTED, blank_figure, png, render
 from pipelines.storage import Storage
 from pipelines.training.monitors.series import ABOUT, FOLDER, Series, read_series
@@ -14,7 +15,11 @@ EXITS = tuple(f"_exit_{number}" for number in range(8))
 CHARTS = {
     "losses": ("loss", "flow_matching", "reverse_kl_even", "critic_loss", "layout_loss", "held_out_loss"),
     "reverse KL by exit": tuple(f"reverse_kl{exit_}" for exit_ in EXITS),
-    "reverse KL by place in the video": ("reverse_kl_first", "reverse_kl_middle", "reverse_kl_last"),
+    "reverse KL by place in the video": tuple(f"reverse_kl_{third}" for third in THIRDS),
+    "the critic's loss by place in the video": tuple(f"critic_loss_{third}" for third in THIRDS),
+    "flow matching by place in LONG": tuple(
+        f"{loss}_{third}" for loss in ("flow_matching", "flow_matching_long") for third in THIRDS
+    ),
     "critic minus teacher by exit": tuple(f"critic_gap{exit_}" for exit_ in EXITS),
     "samples beside the corpus": tuple(LOOKS),
     "gradient norms": ("gradient_norm", "critic_gradient_norm", "gradient_ratio"),

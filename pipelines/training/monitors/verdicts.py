@@ -286,14 +286,14 @@ def layout(facts: Facts, curves: Curves) -> Iterator[Verdict]:
     lower = f"lower {facts.section}.learning_rate"
     by_heart = f"The stage learns its clips by heart, whose loss falls: stop here, add clips, or {lower}"
     layouts, seen = values(curves, "layout_loss", 2), values(curves, "flow_matching", 2)
-    if layouts and seen:
+    if layouts:
         rise = layouts[-1] / min(layouts)
         lost = f"The layout of long clips is being lost: raise loss.flow_matching_weight, or {lower}"
         yield Verdict(
             "layout_loss",
             rise <= LAYOUT_RISE,
             f"the loss on fixed LONG windows is {100 * (rise - 1):.0f} % above its least",
-            by_heart if seen[-1] < seen[0] else lost,
+            by_heart if seen and seen[-1] < seen[0] else lost,
         )
     held_out, seen = values(curves, "held_out_loss", 2), values(curves, "loss", 2)
     if held_out and seen:

@@ -119,18 +119,31 @@ def test_a_supervised_step_costs_its_phases(name, rank, starts):
     assert sum(phases(config, name, networks(config, name)).values()) == pytest.approx(seen, rel=0.01)
 
 
-def distill_recipe(starts, rank, guidance):
-    base = makers.recipe(makers.DISTILL, starts)
-    loss = dataclasses.replace(base.loss, guidance_scale=guidance)
+def distill_recipe(starts, rank, guidance, settings=makers.DISTILL, **losses):
+    base = makers.recipe(settings, starts)
+    loss = dataclasses.replace(base.loss, guidance_scale=guidance, **losses)
     return dataclasses.replace(
         base, lora=LoraConfig(rank=rank), loss=loss, sampling=SamplingConfig(steps=(1.0, 0.5))
     )
 
 
+LAST = {"scored_windows": "last", "windows_per_video": None}
+
+
 @pytest.mark.usefixtures("plain_attention")
-@pytest.mark.parametrize(("rank", "guidance"), [(0, 1.0), (0, 3.0), (2, 3.0)])
-def test_a_step_of_distillation_costs_its_phases_on_average(rank, guidance, starts):
-    recipe = distill_recipe(starts, rank, guidance)
+@pytest.mark.parametrize(
+    ("rank", "guidance", "settings", "losses"),
+    [
+        (0, 1.0, {}, {}),
+        (0, 3.0, {}, {}),
+        (2, 3.0, {}, {}),
+        (0, 1.0, {**LAST, "rollout": "noised_real"}, {"flow_matching_weight": 0.0}),
+        (0, 1.0, {"encoder_gradient": "flow_matching"}, {}),
+    ],
+)
+def test_a_step_of_distillation_costs_its_phases_on_average(rank, guidance, settings, losses, starts):
+    settings = dataclasses.replace(makers.DISTILL, **settings)
+    recipe = distill_recipe(starts, rank, guidance, settings, **losses)
     stage = DistillStage(recipe, makers.CAPTIONS)
     state = stage.init("cpu")
     seen = {}
@@ -141,7 +154,7 @@ def test_a_step_of_distillation_costs_its_phases_on_average(rank, guidance, star
             seen[metrics["exit_step"]] = flops
         if len(seen) == 2:
             break
-    config = run_config(recipe, distill=makers.DISTILL)
+    config = run_config(recipe, distill=settings)
     ours = sum(phases(config, "distill", networks(config, "distill")).values())
     assert ours == pytest.approx(sum(seen.values()) / 2, rel=0.01)
 

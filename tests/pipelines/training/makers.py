@@ -1,7 +1,9 @@
 """Small recipes and batches for the training tests."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -64,6 +66,21 @@ def recipe(stage: StageConfig, start: dict[str, str] | None = None, critic_only:
     )
 
 
+def distill_stage(
+    starts: dict[str, str],
+    *,
+    workers: Workers = ALONE,
+    critic_only: bool = False,
+    crop_safe: bool = True,
+    loss: Mapping[str, Any] | None = None,
+    **settings: Any,
+) -> DistillStage:
+    """Distillation of tiny networks with other settings of `distill` and of `loss`."""
+    made = recipe(dataclasses.replace(DISTILL, **settings), starts, critic_only)
+    own = dataclasses.replace(made.loss, **(loss or {}))
+    return DistillStage(dataclasses.replace(made, loss=own, crop_safe=crop_safe), CAPTIONS, workers)
+
+
 def batches(step: int, workers: Workers, short: int = 0, long: int = 4) -> Batches:
     """This worker's share of a keyed batch."""
 
@@ -91,6 +108,13 @@ def run(
         key = Key(0, state.step, purpose="step")
         metrics.append(stage.step(state, batches(state.step, workers, short, long), key).metrics)
     return metrics
+
+
+def tensors_of(state: TrainState) -> dict[str, torch.Tensor]:
+    """All weights and averages of a state, by name, copied."""
+    named = {f"{role}.{n}": t for role, m in state.modules.items() for n, t in m.state_dict().items()}
+    averages = {f"average.{role}.{n}": t for role, e in state.averages.items() for n, t in e.tensors.items()}
+    return {name: tensor.clone() for name, tensor in (named | averages).items()}
 
 
 def trained_starts(folder: Path) -> dict[str, str]:

@@ -91,7 +91,7 @@ def test_rollout_captions_come_from_the_corpora_or_from_a_file(dataset: str, tmp
     config = DistillConfig(captions=str(file))
     assert caption_pool(config, dataset) == {"file": ["a blue sun", "été, slow waves"]}
     stage = DistillStage(makers.recipe(config), caption_pool(config, dataset))
-    assert set(stage._rollout_captions(Key(0))) == {"a blue sun", "été, slow waves"}
+    assert set(stage.rollouts.captions_at(Key(0))) == {"a blue sun", "été, slow waves"}
 
 
 @pytest.mark.parametrize("content", [None, b"", b" \n", b"\xff\xfe\n"])

@@ -11,11 +11,11 @@ from torch import Tensor
 from models.rng import Key
 from pipelines.data.store.dataset import ShardDataset
 from pipelines.data.types import CORPORA, CorpusName
-from pipelines.training import distill
 from pipelines.training.batches import BatchSource, fixed_batch
 from pipelines.training.collectives import Workers
 from pipelines.training.config import StageConfig
 from pipelines.training.distill import DistillStage
+from pipelines.training.distillation import critic
 from pipelines.training.recipes import Recipe
 from pipelines.training.stage import Batches
 from pipelines.training.state import Rollout, TrainState, load_state, save_state
@@ -175,15 +175,15 @@ def test_a_critic_step_sees_windows_of_one_picture_size_and_of_every_length(
     stage = DistillStage(recipe(makers.DISTILL, starts), makers.CAPTIONS)
     state = stage.init("cpu")
     state.pool = pool
-    judge, seen = distill.flow_matching_errors, []
+    judge, seen = critic.flow_matching_errors, []
 
     def spy(model: torch.nn.Module, x0: Tensor, *rest: object) -> Tensor:
         seen.append(x0.clone())
         return judge(model, x0, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(distill, "flow_matching_errors", spy)
+    monkeypatch.setattr(critic, "flow_matching_errors", spy)
     for step in range(60):
-        stage._critic_step(state, Key(0, step, purpose="critic"))
+        stage._teach_critic(state, Key(0, step, purpose="critic"))
     wide = [x0 for x0 in seen if x0.shape[-1] == 4]
     assert all(x0.shape[1:] == (4, 3, 2, x0.shape[-1]) for x0 in seen)
     assert {float(value) for x0 in wide for value in x0.unique()} == {2.0}

@@ -29,7 +29,7 @@ from tests.pipelines.training.makers import (
 )
 
 STEPS = 2
-STAGES = ("teacher", "sft", "mixed", "warmup", "distill")
+STAGES = ("teacher", "sft", "mixed", "warmup", "distill", "noised")
 Taken = dict[str, Any]
 
 
@@ -54,7 +54,9 @@ def take(name: str, starts: dict[str, str], micro_batch: int | None, workers: Wo
         "mixed": dataclasses.replace(SFT, short_batch=7, long_batch=5),
     }.get(name, dataclasses.replace(DISTILL, long_batch=5, rollout_batch=5, critic_updates=2))
     settings = dataclasses.replace(settings, micro_batch=micro_batch)
-    if name in ("warmup", "distill"):
+    if name == "noised":
+        settings = dataclasses.replace(settings, rollout="noised_real")
+    if name in ("warmup", "distill", "noised"):
         made = recipe(settings, starts, critic_only=name == "warmup")
         made = dataclasses.replace(made, crop_safe=False)
         stage: SupervisedStage | DistillStage = DistillStage(made, CAPTIONS, workers)
@@ -114,7 +116,7 @@ def test_micro_batches_add_up_to_one_big_batch(name: str, starts: dict[str, str]
 
 
 @pytest.mark.usefixtures("double")
-@pytest.mark.parametrize(("size", "names"), [(2, STAGES), (3, ("distill",))])
+@pytest.mark.parametrize(("size", "names"), [(2, STAGES), (3, ("distill", "noised"))])
 def test_workers_with_uneven_shares_in_micro_batches_take_the_steps_of_one(
     size: int, names: tuple[str, ...], starts: dict[str, str], tmp_path: Path
 ) -> None:

@@ -61,14 +61,14 @@ def test_every_update_of_the_critic_sees_the_one_before(starts: dict[str, str], 
         state = stage.init(device)
         student = state.modules["student"]
         assert isinstance(student, Student)
-        captions = stage._rollout_captions(key)
-        rollout = stage._simulate(student, makers.LONG, key, range(len(captions)), captions, 1)
+        captions = stage.rollouts.captions_at(key)
+        rollout = stage.rollouts.make(student, makers.LONG, key, range(len(captions)), captions, 1)
         state.pool = [Rollout(rollout.video.detach(), tuple(captions), 1)]
         seen = []
         with around_all:
             for _ in range(4):
                 with around_one():
-                    seen.append(float(stage._critic_step(state, key)[0]))
+                    seen.append(float(stage._teach_critic(state, key)[0]))
         return seen
 
     assert losses(bfloat16(), nullcontext) == losses(nullcontext(), bfloat16)

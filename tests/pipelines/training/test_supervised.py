@@ -2,7 +2,6 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -11,14 +10,12 @@ from torch import Tensor, nn
 from models.ddt import Student
 from models.dit import DiT
 from models.errors import CheckpointError, ConfigError, TrainingDiverged
-from models.flow import VelocityModel
 from models.rng import Key
 from pipelines.checkpoints import MANIFEST_FILE, load_network
-from pipelines.training import distill
 from pipelines.training.collectives import Workers
 from pipelines.training.distill import DistillStage
 from pipelines.training.stage import Batches, learning_rate
-from pipelines.training.state import TrainState, load_state, save_state
+from pipelines.training.state import load_state, save_state
 from pipelines.training.supervised import SupervisedStage, held_out_loss
 from tests.models.builders import captions, latents
 from tests.pipelines.training.makers import (
@@ -29,6 +26,7 @@ from tests.pipelines.training.makers import (
     batches,
     recipe,
     run,
+    tensors_of,
     trained_starts,
 )
 
@@ -36,12 +34,6 @@ from tests.pipelines.training.makers import (
 @pytest.fixture(scope="module")
 def starts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return trained_starts(tmp_path_factory.mktemp("starts"))
-
-
-def _weights(state: TrainState) -> dict[str, Tensor]:
-    named = {f"{role}.{n}": t for role, m in state.modules.items() for n, t in m.state_dict().items()}
-    averages = {f"average.{role}.{n}": t for role, e in state.averages.items() for n, t in e.tensors.items()}
-    return {name: tensor.clone() for name, tensor in (named | averages).items()}
 
 
 def _changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
@@ -90,9 +82,9 @@ def test_the_held_out_loss_is_that_of_all_windows_however_many_fit_at_a_time() -
 def test_supervised_stages_leave_the_dm_head_alone(starts: dict[str, str]) -> None:
     stage = SupervisedStage(recipe(SFT, {"teacher": starts["teacher"]}))
     state = stage.init("cpu")
-    before = _weights(state)
+    before = tensors_of(state)
     metrics = run(stage, state, 2, short=4)
-    changed = _changed(before, _weights(state))
+    changed = _changed(before, tensors_of(state))
     assert not [name for name in changed if "distribution_matching" in name]
     assert any("encoder" in name for name in changed)
     assert any("heads.flow_matching" in name for name in changed)
@@ -103,9 +95,9 @@ def test_supervised_stages_leave_the_dm_head_alone(starts: dict[str, str]) -> No
 def test_distillation_trains_encoder_heads_and_critic_but_not_the_teacher(starts: dict[str, str]) -> None:
     stage = DistillStage(recipe(DISTILL, starts), CAPTIONS)
     state = stage.init("cpu")
-    before, teacher = _weights(state), {n: t.clone() for n, t in stage.teacher.state_dict().items()}
+    before, teacher = tensors_of(state), {n: t.clone() for n, t in stage.teacher.state_dict().items()}
     run(stage, state, 2)
-    changed = _changed(before, _weights(state))
+    changed = _changed(before, tensors_of(state))
     rooms = (
         "student.encoder",
         "student.heads.flow_matching",
@@ -119,9 +111,9 @@ def test_distillation_trains_encoder_heads_and_critic_but_not_the_teacher(starts
 def test_the_warm_up_trains_the_critic_alone(starts: dict[str, str]) -> None:
     stage = DistillStage(recipe(DISTILL, starts, critic_only=True), CAPTIONS)
     state = stage.init("cpu")
-    before = _weights(state)
+    before = tensors_of(state)
     run(stage, state, 2)
-    changed = _changed(before, _weights(state))
+    changed = _changed(before, tensors_of(state))
     assert changed
     assert all(name.startswith("critic.") for name in changed)
     assert list(state.optimizers) == ["critic"]
@@ -205,7 +197,7 @@ def test_resuming_is_bit_exact(name: str, starts: dict[str, str], tmp_path: Path
     resumed = again.init("cpu")
     load_state(resumed, tmp_path)
     assert run(again, resumed, 3, short, long) == expected[3:]
-    assert not _changed(_weights(unbroken), _weights(resumed))
+    assert not _changed(tensors_of(unbroken), tensors_of(resumed))
     assert [r.captions for r in resumed.pool] == [r.captions for r in unbroken.pool]
 
 
@@ -215,10 +207,10 @@ def test_a_number_that_is_not_finite_stops_before_the_update(starts: dict[str, s
     poisoned = batches(0, Workers())
     assert poisoned.long is not None
     poisoned.long.latents[1, 2] = torch.inf
-    before = _weights(state)
+    before = tensors_of(state)
     with pytest.raises(TrainingDiverged, match="step 0"):
         stage.step(state, poisoned, Key(0, 0, purpose="step"))
-    assert not _changed(before, _weights(state))
+    assert not _changed(before, tensors_of(state))
 
 
 def test_a_critic_that_is_not_finite_stops_the_run(starts: dict[str, str]) -> None:
@@ -250,46 +242,12 @@ def test_damaged_checkpoints_are_refused(starts: dict[str, str], tmp_path: Path)
 def test_withheld_words_stay_withheld_for_the_critic(starts: dict[str, str]) -> None:
     """What the student was told is what the pool remembers: about three in ten lose their word."""
     stage = DistillStage(recipe(dataclasses.replace(DISTILL, rollout_batch=200), starts), CAPTIONS)
-    captions = stage._rollout_captions(Key(0, 0, purpose="step/rollout"))
+    captions = stage.rollouts.captions_at(Key(0, 0, purpose="step/rollout"))
     reds = sum(c.startswith("red") for c in captions)
     bare = sum(c in ("sun", "moon") for c in captions)
     assert 0 < bare < reds
     assert captions[0::2] != captions[1::2]
     assert {c.split()[-1] for c in captions} == {"sun", "moon"}
-
-
-def test_the_critic_leaves_out_the_first_latents_of_inner_windows(
-    starts: dict[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With latents that are not crop-safe; those of windows that begin a video count."""
-    seen: list[tuple[list[int], Tensor | None]] = []
-    cut, judge = DistillStage._pool_window, distill.flow_matching_errors
-
-    def spy(model: VelocityModel, x0: Tensor, *rest: Any) -> Tensor:
-        if drawn:  # by the critic's step
-            seen.append((list(drawn), rest[3]))
-            drawn.clear()
-        return judge(model, x0, *rest)
-
-    def window(self: DistillStage, *args: Any) -> tuple[Tensor, str, int, int]:
-        found = cut(self, *args)
-        drawn.append(found[2])
-        return found
-
-    drawn: list[int] = []
-    monkeypatch.setattr(DistillStage, "_pool_window", window)
-    monkeypatch.setattr(distill, "flow_matching_errors", spy)
-    settings = dataclasses.replace(DISTILL, exit_shares=(0.0, 1.0, 1.0, 1.0))
-    for crop_safe in (True, False):
-        told = dataclasses.replace(recipe(settings, starts), crop_safe=crop_safe)
-        stage = DistillStage(told, CAPTIONS)
-        run(stage, stage.init("cpu"), 2)
-    assert seen[0][1] is seen[1][1] is None
-    for first_frames, frames in seen[2:]:
-        assert frames is not None
-        assert frames[:, 0].tolist() == [start == 0 for start in first_frames]
-        assert frames[:, 1:].all()
-    assert {start == 0 for first_frames, _ in seen[2:] for start in first_frames} == {True, False}
 
 
 def test_workers_share_a_batch_in_order() -> None:

@@ -13,6 +13,7 @@ from models.rng import Key, normal
 from models.sampling import Draw, few_step
 from pipelines.generation import few_step_times
 from pipelines.training.distill import DistillStage
+from pipelines.training.distillation.scoring import score_times
 from pipelines.training.monitors.critic_gap import critic_gap
 from tests.models.builders import randomize
 from tests.pipelines.training.makers import CAPTIONS, DISTILL, recipe, trained_starts
@@ -52,14 +53,14 @@ def test_the_gap_of_the_last_exit_is_that_of_the_samplers_videos(starts: dict[st
     text = stage.captions.encode(TEXTS, torch.device("cpu"))
     times = few_step_times(stage.recipe.sampling, stage.recipe.flow, shape[0])
     videos = few_step(student.distribution_matching, times, Draw(shape, text, key, range(3)))
-    tiling = stage.tiling(shape[0], 0)
+    tiling = stage.config.tiling(shape[0])
     expected, rows = 0.0, len(tiling) * 3
     with torch.no_grad():
         for row in range(rows):
             video, place = divmod(row, len(tiling))
             x0 = videos[video : video + 1, tiling[place].start : tiling[place].stop]
             noise = normal(x0.shape[1:], key.at(purpose="noise"), [row])
-            t, own = stage.score_times(key.at(purpose="t"), [row]), text.select(torch.tensor([video]))
+            t, own = score_times(stage.recipe, key.at(purpose="t"), [row]), text.select(torch.tensor([video]))
             for sign, model in ((1, critic.told(torch.tensor([3]))), (-1, stage.teacher)):
                 expected += sign * float(flow_matching_loss(model, x0, noise, t, own)) / rows
     assert gaps["critic_gap_exit_3"] == pytest.approx(expected, rel=1e-4)

@@ -125,6 +125,13 @@ def test_each_fault_has_its_words(changes: dict[str, list[float]], name: str, wo
     assert word in verdict.text
 
 
+def test_a_layout_that_is_lost_without_any_flow_matching_is_named() -> None:
+    rows = {name: values for name, values in GOOD.items() if name != "flow_matching"}
+    rows |= {"layout_loss": [0.1563, 0.1629, 0.1683, 0.175]}
+    (verdict,) = [one for one in judge(DISTILL, series(rows)) if not one.well]
+    assert "raise loss.flow_matching_weight" in verdict.text
+
+
 def test_a_student_may_become_as_sharp_as_short() -> None:
     assert bad(DISTILL, GOOD | {"sharpness": [1.6]}) == {"sharpness"}
     assert bad(DISTILL, GOOD | {"sharpness": [1.6], "short_sharpness": [1.4]}) == set()

@@ -1,0 +1,104 @@
+"""The videos that are scored: of the DM head's own sampler, or what it makes of noised LONG clips."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from models.ddt import Student
+from models.flow import interpolate, x0_prediction
+from models.rng import Key
+from models.sampling import Draw, noisy_input
+from models.text.conditioning import Conditioning, withhold_some
+from pipelines.generation import few_step_times
+from pipelines.training.collectives import Workers
+from pipelines.training.config import DistillConfig
+from pipelines.training.recipes import Recipe
+from pipelines.training.stage import Batch, Captions
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """Some of this worker's videos of a rollout.
+
+    Args:
+        video: x0 of the exit step [b, T, C, h, w], with its graph unless gradients were off.
+        x_t, t: input of the exit step and its time [b].
+        exit: number of the exit step among the few-step times.
+        conditioning: of the b captions.
+        samples: their indices in the global batch.
+        real: LONG clips of the same captions [b, T, C, h, w], where the rollout follows them.
+    """
+
+    video: Tensor
+    x_t: Tensor
+    t: Tensor
+    exit: int
+    conditioning: Conditioning
+    samples: range
+    real: Tensor | None
+
+
+class Rollouts:
+    """Makes videos of the DM head.
+
+    Args:
+        recipe: of the stage.
+        captions: encodes them.
+        pool: captions that rollouts may use, by where they come from.
+        workers: this worker's place.
+    """
+
+    def __init__(
+        self, recipe: Recipe, captions: Captions, pool: Mapping[str, list[str]], workers: Workers
+    ) -> None:
+        assert isinstance(recipe.stage, DistillConfig)
+        self.recipe, self.config, self.workers = recipe, recipe.stage, workers
+        self.captions, self.pool = captions, pool
+
+    def captions_at(self, key: Key, real: Batch | None = None) -> list[str]:
+        """A caption for each sample of the global batch: those of the LONG clips that the rollout follows, or
+        from one of the pool's sources, or all in turn."""
+        if real is not None:
+            own = withhold_some(real.captions, self.recipe.text, key, real.samples)
+            return self.workers.gather_texts(own, self.config.rollout_batch, real.latents.device)
+        source = self.config.caption_source
+        order = (source,) if source in self.pool else tuple(self.pool)
+        samples = range(self.config.rollout_batch)
+        chosen = []
+        for sample in samples:
+            pool = self.pool[order[sample % len(order)]]
+            chosen.append(pool[key.at(sample=sample, purpose="caption").integer(len(pool))])
+        return withhold_some(chosen, self.recipe.text, key, samples)
+
+    def make(
+        self,
+        student: Student,
+        shape: tuple[int, ...],
+        key: Key,
+        samples: range,
+        captions: Sequence[str],
+        stop: int,
+        real: Batch | None = None,
+    ) -> Simulation:
+        """Videos [T, C, h, w] of some of the global batch, whose captions are given. Only step `stop` has a
+        gradient: it gets what the DM head's sampler has reached, or noised LONG clips.
+
+        Args:
+            real: this worker's LONG clips, one per sample of its share.
+        """
+        device = next(student.parameters()).device
+        conditioning = self.captions.encode(captions[samples.start : samples.stop], device)
+        times = few_step_times(self.recipe.sampling, self.recipe.flow, shape[0])
+        model = student.head("distribution_matching", detached=self.config.encoder_gradient != "both")
+        draw, clips = Draw(shape, conditioning, key, samples), None
+        if real is not None:
+            first = samples.start - self.workers.share(self.config.rollout_batch).start
+            clips = real.latents[first : first + len(samples), : shape[0]]
+        if clips is not None and self.config.rollout == "noised_real":
+            x_t = interpolate(clips, draw.noise("noise-0"), draw.at(times[stop]))
+        else:
+            x_t = noisy_input(model, times[: stop + 1], draw)
+        t = draw.at(times[stop])
+        video = x0_prediction(model, x_t, t, conditioning)
+        return Simulation(video, x_t, t, stop, conditioning, samples, clips)
