@@ -14,8 +14,9 @@ from jobs.ray_session import ray_session
 from jobs.tracking import RunReference, factory, open_run
 from models.errors import CheckpointError
 from pipelines.data.store.info import read_info
+from pipelines.evaluation.reference import what_is_measured
 from pipelines.evaluation.report.page import Report, write_report
-from pipelines.evaluation.report.summary import remarks, table
+from pipelines.evaluation.report.summary import over_time, remarks, table
 from pipelines.evaluation.run import RESULT, Evaluation
 from pipelines.evaluation.run import evaluate as compare
 from pipelines.evaluation.settings import EvaluationSettings, System
@@ -101,6 +102,8 @@ def publish(config: RunConfig, results: Sequence[Evaluation]) -> Report:
     print_table(table(results, config.name))
     for remark in remarks(results):
         print_line(f"  {remark}")
+    for system, findings in over_time(results).items():
+        print_line(f"  {system}, over time: {findings}")
     report = write_report(results, paths.root, config.name, read_info(paths.dataset).long.fps)
     if not is_remote(paths.root):
         tracker = factory(open_run(config, "report"))()
@@ -146,7 +149,11 @@ def settings_of(config: RunConfig, seed: int) -> EvaluationSettings:
 
 def _inputs(systems: Sequence[System], settings: EvaluationSettings) -> dict[str, str]:
     """A hash of everything that decides the figures, and the checkpoints by name."""
-    parts = [dataclasses.asdict(settings), [dataclasses.asdict(system) for system in systems]]
+    parts = [
+        dataclasses.asdict(settings),
+        [dataclasses.asdict(system) for system in systems],
+        what_is_measured(),
+    ]
     plain = json.dumps(parts, sort_keys=True)
     digest = hashlib.sha256(plain.encode()).hexdigest()[:16]
     return {"hash": digest} | {system.name: system.checkpoint for system in systems}

@@ -62,10 +62,10 @@ class Measurements:
         return np.asarray(flat[~np.isnan(flat[:, 0])])
 
     def temporal(self) -> dict[str, float]:
-        """Mean of each temporal metric over the videos that have it."""
+        """Mean of each temporal metric over the videos that have it; of drifts, of their size."""
         table = np.asarray(self.columns["temporal"], dtype=np.float64)
         return {
-            name: float(np.nanmean(values))
+            name: float(np.nanmean(np.abs(values) if name.startswith("drift.") else values))
             for name, values in zip(METRICS, table.T, strict=True)
             if not np.isnan(values).all()
         }

@@ -11,7 +11,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -34,8 +34,8 @@ from pipelines.world.config import WorldConfig
 from pipelines.world.factors import all_labels, draw_long
 from pipelines.world.render import render
 
-VERSION = 2
-"""Raised when the measurements change, so that kept references are made anew."""
+VERSION = 3
+"""Raised when the measurements change, so that kept references and results are made anew."""
 _PART_VIDEOS = 25
 _CAPTION_STEP = 7
 """Captions are taken in steps of 7 through the 30 of the world, so that neighbours differ in every word."""
@@ -164,9 +164,14 @@ def corpus_spec(
     )
 
 
+def what_is_measured() -> list[Any]:
+    """What measurements of a video depend on beside the video: results of others are made anew."""
+    return [VERSION, [extractor.identity for extractor in EXTRACTORS.values()], list(METRICS)]
+
+
 def kept_file(spec: Spec) -> str:
     """Name of the file that keeps a set's measurements: a hash of all that decides them."""
-    decides = [VERSION, dataclasses.asdict(spec), [extractor.identity for extractor in EXTRACTORS.values()]]
+    decides = [dataclasses.asdict(spec), what_is_measured()]
     digest = hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:16]
     return f"{spec.name}-{digest}.safetensors"
 
@@ -189,9 +194,7 @@ def measure_real(
     found: dict[str, Measurements] = {}
     for spec in specs:
         if storage.exists(kept_file(spec)):
-            kept = Measurements.from_bytes(storage.read_bytes(kept_file(spec)))
-            if kept.columns["temporal"].shape[1] == len(METRICS):
-                found[spec.name] = kept
+            found[spec.name] = Measurements.from_bytes(storage.read_bytes(kept_file(spec)))
     missing = [spec for spec in specs if spec.name not in found]
     parts = [Part(spec, indices) for spec in missing for indices in cut(len(spec.captions), _PART_VIDEOS)]
     columns = ray_map_all(

@@ -13,6 +13,7 @@ from pipelines.data.store.dataset import ShardDataset
 from pipelines.distances import Distance
 from pipelines.evaluation.generate import clip_path, generate
 from pipelines.evaluation.measure import Measurements, SystemMeasurements
+from pipelines.evaluation.over_time import Finding
 from pipelines.evaluation.reference import measure_real, reference_specs
 from pipelines.evaluation.scores import ClipScorer, Scores, WorldScorer, notes
 from pipelines.evaluation.settings import EvaluationSettings, Group, System, video_shape
@@ -50,7 +51,9 @@ class Evaluation:
         """The inverse of `to_json`."""
         rows = {
             name: Scores(
-                row["metrics"], {key: Distance(**distance) for key, distance in row["distances"].items()}
+                row["metrics"],
+                {key: Distance(**distance) for key, distance in row["distances"].items()},
+                tuple(Finding.from_json(finding) for finding in row.get("findings", ())),
             )
             for name, row in values["rows"].items()
         }

@@ -21,6 +21,7 @@ from pipelines.evaluation.features.extractors import (
     factor_windows,
 )
 from pipelines.evaluation.measure import Measurements, SystemMeasurements
+from pipelines.evaluation.over_time import Finding, TemporalReference
 from pipelines.world.captions import parse
 from pipelines.world.measures import measure_all, same_colour, sharpness
 
@@ -43,6 +44,8 @@ class Scores:
     """By the names of summary.json; None where there is none."""
     distances: Mapping[str, Distance] = field(default_factory=dict)
     """Every distance with its n and floor."""
+    findings: tuple[Finding, ...] = ()
+    """Where the videos, over time, are unlike real ones."""
 
 
 class FactorReference:
@@ -157,12 +160,13 @@ class WorldScorer:
         }
         self._unseen = FactorReference(cut, real["unseen"], real["unseen_ideal"])
         self._pixels = PixelReference(clean, ideal)
+        self._temporal = TemporalReference(clean, ideal)
         self._sharpness = float(sharpness(clean.factors).mean())
 
     def score(self, system: SystemMeasurements) -> Scores:
         """All figures of one system."""
         distances = {name: reference.compare(system.seen) for name, reference in self._seen.items()}
-        distances |= self._pixels.compare(system.seen)
+        distances |= self._pixels.compare(system.seen) | self._temporal.compare(system.seen[0])
         distances["pixel_window_frechet"] = distances[HEADLINE]
         metrics: dict[str, Value] = {
             **self._exact(system.seen),
@@ -176,7 +180,8 @@ class WorldScorer:
         if system.withheld is not None:
             metrics["same_colour_withheld"] = float(same_colour(system.withheld.factors).mean())
         metrics |= {name: distance.value for name, distance in distances.items()}
-        return Scores(metrics | cost(system) | system.seen[0].temporal(), distances)
+        findings = self._temporal.findings(system.seen[0])
+        return Scores(metrics | cost(system) | system.seen[0].temporal(), distances, findings)
 
     def _exact(self, draws: Sequence[Measurements]) -> dict[str, Value]:
         measures = [measure_all(draw.factors, labels(draw.captions)) for draw in draws]
@@ -195,6 +200,7 @@ class ClipScorer:
 
     def __init__(self, real: Mapping[str, Measurements]) -> None:
         self._long, self._short = PixelReference(real["long"], None), PixelReference(real["short"], None)
+        self._temporal = TemporalReference(real["long"], None)
 
     def score(self, system: SystemMeasurements) -> Scores:
         """Distances to LONG windows, and to SHORT as `<name>.short`; temporal metrics, diversity, cost."""
@@ -203,9 +209,11 @@ class ClipScorer:
             f"{name}.short": distance for name, distance in self._short.compare(system.seen).items()
         }
         distances["pixel_window_frechet"] = distances[HEADLINE]
+        distances |= self._temporal.compare(system.seen[0])
         metrics: dict[str, Value] = {name: distance.value for name, distance in distances.items()}
         metrics["diversity"] = self._long.diversity(system.seen[0])
-        return Scores(metrics | cost(system) | system.seen[0].temporal(), distances)
+        findings = self._temporal.findings(system.seen[0])
+        return Scores(metrics | cost(system) | system.seen[0].temporal(), distances, findings)
 
 
 def cost(system: SystemMeasurements) -> dict[str, Value]:

@@ -5,13 +5,14 @@ their names from there.
 
 None of these numbers is better when larger. Similarity over a lag RISES when a video blurs, freezes or loops;
 a frozen video has no drift; noise looks like motion. So every number is read against its distribution over
-real video, on both sides, and never alone: similarity beside motion, sharpness, drift and the repeat check.
+real video, on both sides, and never alone (`over_time.py`): similarity beside motion, sharpness, drift, and
+what stands still or is seen again.
 
 Lags are in seconds, since the same lag in frames means different things at different rates.
 """
 
 from collections.abc import Callable
-from functools import cached_property, partial
+from functools import cached_property, partial, reduce
 
 import numpy as np
 import torch
@@ -24,10 +25,17 @@ from pipelines.media.color import luma
 LAGS_S = (0.25, 1.0, 2.0)
 """Lags of the similarity curve, in seconds."""
 REPEAT_AFTER_S = 2.0
-"""A video that looks like itself at a lag of this many seconds or more is checked for being a loop."""
+"""What is seen again after this many seconds or more is a repeat;"""
+REPEAT_RUN_S = 1.0
+"""it lasts as long as this;"""
+REPEAT_NEAR = 0.5
+"""and differs from the first time by less than this share of the change from frame to frame."""
+STILL = 0.5 / 255
+"""Root mean square change of luma under which a frame stands still: half a code value."""
 ENDS = 0.15
 """Share of the frames at either end that drift compares."""
-_REPEAT_PAIRS = 16
+_BLOCK = 512
+"""Frames that are compared with all others at once."""
 _SSIM_SIDE = 7
 _UNBIASED = _SSIM_SIDE**2 / (_SSIM_SIDE**2 - 1)
 _C1, _C2 = 0.01**2, 0.03**2
@@ -49,6 +57,11 @@ class Video:
 
     def __len__(self) -> int:
         return len(self.luma)
+
+    @cached_property
+    def steps(self) -> Tensor:
+        """Mean square change of luma from each frame to the next, [F - 1]."""
+        return self.luma.diff(dim=0).square().mean(dim=(1, 2))
 
     @cached_property
     def ends(self) -> tuple["Video", "Video"]:
@@ -74,10 +87,9 @@ class Video:
         bottom = (mean[i] ** 2 + mean[j] ** 2 + _C1) * (variance[i] + variance[j] + _C2)
         return (top / bottom).mean(dim=(1, 2))
 
-    def ssim_at(self, lag: int, max_pairs: int | None = None) -> float:
-        """Mean similarity of frames `lag` apart, over all pairs or `max_pairs` evenly spaced ones."""
-        pairs = len(self) - lag
-        starts = torch.linspace(0, pairs - 1, min(max_pairs or pairs, pairs)).round().long()
+    def ssim_at(self, lag: int) -> float:
+        """Mean similarity of all frames `lag` apart."""
+        starts = torch.arange(len(self) - lag)
         return float(self.ssim(starts, starts + lag).mean())
 
 
@@ -94,18 +106,62 @@ def temporal_ssim(video: Video, lag_s: float) -> float | None:
     return video.ssim_at(lag) if lag < len(video) else None
 
 
-def self_repeat(video: Video) -> float | None:
-    """Largest mean similarity over lags of `REPEAT_AFTER_S` or more and at most half the video.
+def frozen_share(video: Video) -> float:
+    """Share of the steps from frame to frame that change less than `STILL`."""
+    return float((video.steps < STILL**2).float().mean())
 
-    Near 1 for a loop and for a still video (motion tells them apart). Each lag takes at most 16 pairs.
+
+def self_repeat(video: Video) -> float | None:
+    """Share of the frames that lie in a second of the video that was seen before: near 1 for a short loop.
+
+    A run of `REPEAT_RUN_S` repeats an earlier one, `REPEAT_AFTER_S` or more before it, where their mean
+    square difference is under `REPEAT_NEAR`^2 of the run's own change from frame to frame. That scale is the
+    video's own, so a still background does not hide a loop; what stands still itself is no repeat.
     """
-    lags = range(max(1, round(REPEAT_AFTER_S * video.fps)), len(video) // 2 + 1)
-    return max((video.ssim_at(lag, _REPEAT_PAIRS) for lag in lags), default=None)
+    run, lag = (max(2, round(seconds * video.fps)) for seconds in (REPEAT_RUN_S, REPEAT_AFTER_S))
+    starts = len(video) - run + 1
+    if starts <= lag:
+        return None
+    light = (video.luma - video.luma.mean(dim=0)).flatten(1).double()
+    size = light.square().mean(dim=1)
+    change = video.steps.double().unfold(0, run - 1, 1).mean(dim=1)
+    seen = torch.zeros(len(video), dtype=torch.bool)
+    for first in range(lag, starts, _BLOCK):
+        last = min(first + _BLOCK, starts)
+        rows = slice(first, last + run - 1)
+        apart = size[rows, None] + size - 2 * light[rows] @ light.T / light.shape[1]
+        runs = reduce(torch.add, (apart[k : k + last - first, k : k + starts] for k in range(run))) / run
+        later = torch.arange(starts) > torch.arange(first, last)[:, None] - lag
+        nearest = runs.masked_fill(later, torch.inf).amin(dim=1)
+        own = change[first:last]
+        again = (nearest < REPEAT_NEAR**2 * own) & (own >= STILL**2)
+        for k in range(run):
+            seen[first + k : last + k] |= again
+    return float(seen.float().mean())
 
 
 def motion(video: Video) -> float:
     """Root mean square change of luma from frame to frame. Zero: still. High: noise or cuts."""
-    return float(video.luma.diff(dim=0).square().mean().sqrt())
+    return float(video.steps.mean().sqrt())
+
+
+def unsteadiness(video: Video) -> float | None:
+    """Change of the change of luma over its change, root mean squares; None for a video that stands still.
+
+    Small for smooth motion (2 sin(a / 2) for waves that advance by a radians a frame), 1.7 where frames have
+    nothing to do with each other, 2 where two alternate. High: jitter, flicker, shuffled frames.
+    """
+    change = video.luma.diff(dim=0)
+    own = change.square().mean()
+    if len(video) < 3 or own < STILL**2:
+        return None
+    return float((change.diff(dim=0).square().mean() / own).sqrt())
+
+
+def flicker(video: Video) -> float | None:
+    """Root mean square change of the change of mean luma; three frames at least."""
+    level = video.luma.mean(dim=(1, 2))
+    return float(level.diff(n=2).square().mean().sqrt()) if len(video) > 2 else None
 
 
 def sharpness(video: Video) -> float:
@@ -130,22 +186,25 @@ def contrast(video: Video) -> float:
 
 
 def drift(video: Video, of: Callable[[Video], float], log: bool = False) -> float:
-    """|last 15 % - first 15 %| of a number or of its logarithm; four frames at least.
+    """A number, or its logarithm, over the last 15 % less that over the first 15 %; four frames at least.
 
     Zero is no drift; a frozen end shows in motion, a growing blur or noise in sharpness, exposure in
-    luma. Real video drifts too.
+    luma. Real video drifts too, to both sides.
     """
     first, last = (of(end) for end in video.ends)
     if log:
         first, last = (float(torch.tensor(value + _LOG_FLOOR).log()) for value in (first, last))
-    return abs(last - first)
+    return last - first
 
 
 METRICS: dict[str, Metric] = {
     **{f"temporal_ssim.{lag:g}s": partial(temporal_ssim, lag_s=lag) for lag in LAGS_S},
     "motion": motion,
-    "pixel_sharpness": sharpness,
+    "unsteadiness": unsteadiness,
+    "flicker": flicker,
+    "frozen_share": frozen_share,
     "self_repeat": self_repeat,
+    "pixel_sharpness": sharpness,
     "drift.luma": partial(drift, of=brightness),
     "drift.saturation": partial(drift, of=saturation),
     "drift.contrast": partial(drift, of=contrast),

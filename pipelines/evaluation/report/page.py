@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from pipelines.evaluation.report.plots import plots
-from pipelines.evaluation.report.summary import cell, columns, remarks, systems, values
+from pipelines.evaluation.report.summary import cell, columns, over_time, remarks, systems, values
 from pipelines.evaluation.run import Evaluation
 from pipelines.media.color import Frames
 from pipelines.media.contact_sheet import side_by_side
@@ -60,6 +60,7 @@ def write_report(evaluations: Sequence[Evaluation], folder: str, title: str, fps
             for system in systems(evaluations)
         ],
         remarks=remarks(evaluations),
+        over_time=over_time(evaluations),
         abreast=zip(abreast, first.captions, strict=True),
         pictures=pictures,
         clips={

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
+from pipelines.evaluation.over_time import sentence
 from pipelines.evaluation.run import Evaluation
 from pipelines.evaluation.scores import Value
 from pipelines.storage import Storage
@@ -30,6 +31,7 @@ WORLD_COLUMNS = {
     "captions": "caption_accuracy",
     "diversity": "diversity",
     "rise": "rise",
+    "SSIM off, 2 s": "temporal_distance.2s",
     "unseen FD": "unseen_window_frechet",
     "unseen rule": "unseen_rule",
     "s / video s": "seconds_per_video_second",
@@ -42,7 +44,7 @@ CLIP_COLUMNS = {
     "KD rand3d-diff": "kvd.rand3d-diff",
     "FD to SHORT": "fvd.rand3d-diff.short",
     "FD st-stats": "fvd.st-stats",
-    "SSIM 1 s": "temporal_ssim.1s",
+    "SSIM off, 2 s": "temporal_distance.2s",
     "motion": "motion",
     "sharpness": "pixel_sharpness",
     "drift luma": "drift.luma",
@@ -131,6 +133,18 @@ def remarks(evaluations: Sequence[Evaluation]) -> list[str]:
                 f"floor {distance.floor:.3g}"
             )
     return found
+
+
+def over_time(evaluations: Sequence[Evaluation]) -> dict[str, str]:
+    """What the videos of each system do over time that real ones do not; by system, a sentence a seed."""
+    found: dict[str, list[str]] = {}
+    for evaluation in evaluations:
+        seed = f"seed {evaluation.seed}: " if len(evaluations) > 1 else ""
+        for name, row in evaluation.rows.items():
+            sizes = next((d for metric, d in row.distances.items() if metric.startswith("temporal_")), None)
+            if sizes is not None:
+                found.setdefault(name, []).append(seed + sentence(row.findings, sizes.n, sizes.reference))
+    return {name: ". ".join(told) for name, told in found.items()}
 
 
 def write_summary(

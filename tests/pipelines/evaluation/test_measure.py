@@ -96,6 +96,13 @@ def test_a_table_gives_the_windows_and_means_that_were_measured():
     assert table.temporal() == {next(iter(METRICS)): 2.0}
 
 
+def test_drifts_to_both_sides_do_not_cancel():
+    temporal = np.full((2, len(METRICS)), np.nan, np.float32)
+    temporal[:, list(METRICS).index("drift.luma")] = -0.25, 0.25
+    temporal[:, list(METRICS).index("motion")] = 0.25, 0.75
+    assert Measurements(("", ""), {"temporal": temporal}).temporal() == {"motion": 0.5, "drift.luma": 0.25}
+
+
 @pytest.mark.parametrize(
     ("count", "size", "sizes"), [(7, 3, [3, 3, 1]), (6, 3, [3, 3]), (0, 3, []), (2, 9, [2])]
 )

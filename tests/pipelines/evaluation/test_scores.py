@@ -59,6 +59,8 @@ def test_clean_videos_reach_the_floor(scores):
     assert exact["seconds_per_video_second"] == pytest.approx(0.05)
     assert exact["decoding_seconds_per_video_second"] == pytest.approx(0.025)
     assert exact["temporal_ssim.1s"] == pytest.approx(0.5)
+    assert exact["temporal_distance.1s"] == row.distances["temporal_distance.1s"].value == 0
+    assert row.findings == ()
 
 
 def test_low_grade_videos_are_far_from_clean_and_near_to_the_corpus(scores):
@@ -147,6 +149,7 @@ def test_user_clips_get_pixel_rows_with_floors(clip_scores):
         assert frozen.distances[name].n == 120
     assert real.distances["fvd.rand3d-diff"].floor > 0
     assert frozen.metrics["motion"] == 0 < real.metrics["motion"]
+    assert frozen.metrics["temporal_distance.1s"] > 2 * real.metrics["temporal_distance.1s"]
     assert "rule" not in real.metrics
 
 

@@ -1,5 +1,6 @@
 """Tables, remarks, plots and pages of made-up evaluations of several seeds; no Ray."""
 
+import dataclasses
 import io
 import json
 from pathlib import Path
@@ -10,6 +11,7 @@ from PIL import Image
 from rich.console import Console
 
 from pipelines.distances import Distance
+from pipelines.evaluation.over_time import Finding
 from pipelines.evaluation.report.page import frames_side_by_side, write_report
 from pipelines.evaluation.report.plots import plots
 from pipelines.evaluation.report.summary import (
@@ -22,6 +24,7 @@ from pipelines.evaluation.report.summary import (
     columns,
     has_withheld,
     is_world,
+    over_time,
     remarks,
     summary_keys,
     systems,
@@ -117,6 +120,22 @@ def test_remarks_without_both_systems_do_not_compare_them():
     assert not any("low-grade" in note for note in told)
 
 
+def test_what_videos_do_over_time_is_a_sentence_a_seed():
+    seeds = [evaluation(0), evaluation(1)]
+    assert over_time(seeds) == {}
+    finding = Finding("self_repeat", "high", 40, 60, 0.5, (0.0, 0.1), 1e-9)
+    for seed in seeds:
+        for name, row in seed.rows.items():
+            row.distances["temporal_distance.2s"] = Distance(0.1, 60, 60, 0.01, 1, "temporal_ssim.2s/1")
+            seed.rows[name] = dataclasses.replace(row, findings=(finding,) if name == "mmm_4" else ())
+    told = over_time(seeds)
+    assert told["mmm_4"] == f"seed 0: {finding}. seed 1: {finding}"
+    assert (
+        told["ideal"] == "seed 0: like real videos in every figure. seed 1: like real videos in every figure"
+    )
+    assert over_time(seeds[:1])["sft_50"] == "like real videos in every figure"
+
+
 def test_summary_is_plain_json(tmp_path):
     seeds = [evaluation(0, withheld=0.9), evaluation(1, withheld=0.8)]
     path = write_summary(
@@ -168,10 +187,13 @@ def test_report_is_one_page_with_relative_videos(tmp_path):
         name: (solid(tmp_path / f"seed-0/clips/{name}/000.mp4", 90),) for name in ("mmm_4", "sft_50", "ideal")
     }
     seeds = [evaluation(0, clips=clips), evaluation(1, clips=clips)]
+    sizes = Distance(0.1, 60, 60, 0.01, 1, "temporal_ssim.2s/1")
+    seeds[0].rows["mmm_4"].distances["temporal_distance.2s"] = sizes
     report = write_report(seeds, str(tmp_path), "<Run>", 8.0)
     page = Path(report.html).read_text()
     assert "<h1>&lt;Run&gt;</h1>" in page
     assert "Seeds 0, 1" in page
+    assert "<td>seed 0: like real videos in every figure</td>" in page
     assert 'src="seed-0/clips/mmm_4/000.mp4"' in page
     assert 'src="report/side-by-side-0.mp4"' in page
     assert str(tmp_path) not in page
