@@ -1,6 +1,7 @@
 """Damage is what it says and nothing else, and the verdicts on metrics are those of known values."""
 
 import sys
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -60,7 +61,7 @@ def test_frozen_looped_and_shuffled_hold_frames_of_the_video_and_no_others():
     for parts in (2, 4, 8, 16, 32):
         order = places(PIXELS["shuffled"](CLIP, parts, "key"))
         assert sorted(order) == list(range(32))
-        assert sum(b == a + 1 for a, b in zip(order, order[1:], strict=False)) == 32 - parts
+        assert sum(b == a + 1 for a, b in pairwise(order)) == 32 - parts
 
 
 def test_drifts_are_of_the_size_that_they_say():
@@ -129,7 +130,7 @@ def test_a_larger_share_holds_the_smaller(bench):
     clean, ill = (Measurements(("",) * 40, {"factors": np.full((40, 2), i)}) for i in (0, 1))
     chosen = [bench.mixed(clean, ill, share, "x").factors[:, 0].astype(bool) for share in SHARES]
     assert [int(own.sum()) for own in chosen] == [2, 4, 8, 16, 32]
-    assert all((large | small == large).all() for small, large in zip(chosen, chosen[1:], strict=False))
+    assert all((large | small == large).all() for small, large in pairwise(chosen))
 
 
 def test_detection_of_known_values(bench):
