@@ -125,7 +125,8 @@ class TemporalReference:
                 continue
             outer = int(TAIL * m)
             low, high = float(real[outer]), float(real[m - 1 - outer])
-            for side, beyond in (("low", int((values < low).sum())), ("high", int((values > high).sum()))):
+            sides: dict[Side, int] = {"low": int((values < low).sum()), "high": int((values > high).sum())}
+            for side, beyond in sides.items():
                 chance = _chance(beyond, n, m)
                 if chance < CHANCE:
                     middle = float(np.median(values))
