@@ -6,7 +6,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from kernels.reference import Normalizer, ScoreInputs, ScoreOptions
+from kernels.reference import Normalizer, ScoreInputs, ScoreOptions, WindowOptions
 
 
 def attention_inputs(q: Tensor, k: Tensor, v: Tensor) -> None:
@@ -32,22 +32,27 @@ def attention_inputs(q: Tensor, k: Tensor, v: Tensor) -> None:
         )
 
 
-def window_options(
-    q: Tensor, k: Tensor, tokens_per_frame: int, window: int, valid_frames: Tensor | None
-) -> None:
-    tokens = q.shape[2]
-    if k.shape != q.shape:
-        raise ValueError(
-            f"window_attention: q {list(q.shape)} and k {list(k.shape)} differ. "
-            "Use dense_attention across sequences"
-        )
-    if tokens_per_frame < 1 or tokens % tokens_per_frame:
-        raise ValueError(
-            f"window_attention: {tokens} tokens are not whole frames of tokens_per_frame={tokens_per_frame}. "
-            "Pad the clip, or correct tokens_per_frame"
-        )
+def window_options(q: Tensor, k: Tensor, options: WindowOptions) -> None:
+    """The queries' frames are among the keys', or the same."""
+    per_frame, window, _, valid_frames, wrap, first = options
+    for tokens in (q.shape[2], k.shape[2]):
+        if per_frame < 1 or tokens % per_frame:
+            raise ValueError(
+                f"window_attention: {tokens} tokens are not whole frames of tokens_per_frame={per_frame}. "
+                "Pad the clip, or correct tokens_per_frame"
+            )
     if window < 0:
         raise ValueError(f"window_attention: window={window} is negative. Give the frames to each side")
+    frames, keys = q.shape[2] // per_frame, k.shape[2] // per_frame
+    if first < 0 or first + frames > keys:
+        raise ValueError(
+            f"window_attention: {frames} frames of queries from query_frame={first} are not among {keys} of "
+            "keys. Give the keys of those frames too, or use dense_attention across sequences"
+        )
+    if wrap and frames != keys:
+        raise ValueError(
+            f"window_attention: a ring of {keys} frames has queries of {frames}. Give those of all frames"
+        )
     if valid_frames is None:
         return
     kind = valid_frames.dtype

@@ -55,9 +55,10 @@ def _attention_forward(
     scale: float,
     valid_frames: Tensor | None,
     wrap: bool,
+    query_frame: int,
 ) -> tuple[Tensor, Tensor]:
     """Output [B, heads, tokens, D] and lse [B, heads, tokens] (float32 or float64), both contiguous."""
-    options = WindowOptions(tokens_per_frame, window, scale, valid_frames, wrap)
+    options = WindowOptions(tokens_per_frame, window, scale, valid_frames, wrap, query_frame)
     out, lse = module_for("window_attention", q.device).forward(q, k, v, options)
     return out, lse
 
@@ -74,9 +75,10 @@ def _attention_backward(
     scale: float,
     valid_frames: Tensor | None,
     wrap: bool,
+    query_frame: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v, contiguous. They cannot be differentiated again."""
-    options = WindowOptions(tokens_per_frame, window, scale, valid_frames, wrap)
+    options = WindowOptions(tokens_per_frame, window, scale, valid_frames, wrap, query_frame)
     module = module_for("window_attention", q.device)
     grad_q, grad_k, grad_v = module.backward(grad, q, k, v, out, lse, options)
     return grad_q, grad_k, grad_v
@@ -93,15 +95,16 @@ def _fake_attention_backward(
 
 
 def _save_attention(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    q, k, v, *numbers, valid_frames, wrap = inputs
+    q, k, v, *numbers, valid_frames, wrap, query_frame = inputs
     ctx.save_for_backward(q, k, v, *output, valid_frames)
-    ctx.numbers, ctx.wrap = numbers, wrap
+    ctx.numbers, ctx.rest = numbers, (wrap, query_frame)
     ctx.mark_non_differentiable(output[1])
 
 
 def _differentiate_attention(ctx: Any, grad: Tensor, _grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
     *saved, valid_frames = ctx.saved_tensors
-    return (*window_attention_backward(grad, *saved, *ctx.numbers, valid_frames, ctx.wrap), *[None] * 5)
+    grads = window_attention_backward(grad, *saved, *ctx.numbers, valid_frames, *ctx.rest)
+    return (*grads, *[None] * 6)
 
 
 window_attention_backward = _register(

@@ -11,20 +11,21 @@ from torch.nn import functional as F
 from kernels import checks, operators
 from kernels.attention import dense
 from kernels.dispatch import VARIABLE
-from kernels.reference import Normalizer, ReverseKLScore, ScoreInputs, ScoreOptions
+from kernels.reference import Normalizer, ReverseKLScore, ScoreInputs, ScoreOptions, WindowOptions
 
 
 @overload
 def window_attention(
     q: Tensor, k: Tensor, v: Tensor, *, tokens_per_frame: int, window: int, scale: float | None = None,
-    valid_frames: Tensor | None = None, wrap: bool = False, return_lse: Literal[False] = False,
+    valid_frames: Tensor | None = None, wrap: bool = False, query_frame: int = 0,
+    return_lse: Literal[False] = False,
 ) -> Tensor: ...  # fmt: skip
 
 
 @overload
 def window_attention(
     q: Tensor, k: Tensor, v: Tensor, *, tokens_per_frame: int, window: int, scale: float | None = None,
-    valid_frames: Tensor | None = None, wrap: bool = False, return_lse: Literal[True],
+    valid_frames: Tensor | None = None, wrap: bool = False, query_frame: int = 0, return_lse: Literal[True],
 ) -> tuple[Tensor, Tensor]: ...  # fmt: skip
 
 
@@ -38,16 +39,19 @@ def window_attention(
     scale: float | None = None,
     valid_frames: Tensor | None = None,
     wrap: bool = False,
+    query_frame: int = 0,
     return_lse: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """softmax(scale q k^T) v, where a frame sees the frames at most `window` away, cut at the ends.
 
     Args:
-        q, k, v: [B, heads, tokens, head_dim], tokens ordered by frame, `tokens_per_frame` each; any strides.
+        q: [B, heads, tokens, head_dim], tokens ordered by frame, `tokens_per_frame` each; any strides.
+        k, v: like q, or of more frames, among which are the queries'.
         window: frames to each side; T - 1 and more is dense attention.
         scale: factor of the logits, head_dim ** -0.5 by default.
         valid_frames: integers [B]; frames at or beyond a sample's count see nothing and are seen by none.
-        wrap: frames form a ring.
+        wrap: frames form a ring, whose queries are all given.
+        query_frame: the first query's frame among the keys'.
         return_lse: also return each row's log-sum-exp [B, heads, tokens]: natural log, float32 or float64,
             without gradient.
 
@@ -60,15 +64,19 @@ def window_attention(
     """
     q, k, v = (_autocast(x) for x in (q, k, v))
     checks.attention_inputs(q, k, v)
-    checks.window_options(q, k, tokens_per_frame, window, valid_frames)
-    num_frames = q.shape[2] // tokens_per_frame
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    checks.window_options(
+        q, k, WindowOptions(tokens_per_frame, window, scale, valid_frames, wrap, query_frame)
+    )
+    num_frames = k.shape[2] // tokens_per_frame
     plain = valid_frames is None and not wrap and not return_lse
     if plain and window >= num_frames - 1 and not os.environ.get(VARIABLE):
         return dense_attention(q, k, v, scale)
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
     if valid_frames is not None:
         valid_frames = valid_frames.clamp(0, num_frames)
-    out, lse = operators.window_attention(q, k, v, tokens_per_frame, window, scale, valid_frames, wrap)
+    out, lse = operators.window_attention(
+        q, k, v, tokens_per_frame, window, scale, valid_frames, wrap, query_frame
+    )
     return (out, lse) if return_lse else out
 
 

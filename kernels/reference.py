@@ -23,6 +23,8 @@ class WindowOptions(NamedTuple):
     """Integers [B]: frames from there on see nothing and are seen by none."""
     wrap: bool = False
     """Frames form a ring."""
+    query_frame: int = 0
+    """Where the queries' frames begin among the keys'."""
 
 
 class ScoreInputs(NamedTuple):
@@ -76,22 +78,24 @@ def frame_mask(
     num_frames: int,
     window: int,
     *,
+    queries: range | None = None,
     valid_frames: Tensor | None = None,
     wrap: bool = False,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """Which frame sees which: bool [B or 1, T, T], rows are queries.
+    """Which frame sees which: bool [B or 1, queries, T], where the queries are all T frames or some of them.
 
     Frame i sees frame j iff |i - j| <= window; with `wrap` the distance is taken around a ring of the
     sample's valid frames. Frames at or beyond `valid_frames` [B] see nothing and are seen by none.
     """
-    frame = torch.arange(num_frames, device=device)
+    key = torch.arange(num_frames, device=device)
+    frame = key if queries is None else key[queries.start : queries.stop]
     count = torch.full((1,), num_frames) if valid_frames is None else valid_frames
     count = count.to(device=device, dtype=torch.int64).view(-1, 1, 1)
-    distance = (frame[:, None] - frame).abs()[None]
+    distance = (frame[:, None] - key).abs()[None]
     if wrap:
         distance = torch.minimum(distance, count - distance)
-    return (distance <= window) & (frame[:, None] < count) & (frame < count)
+    return (distance <= window) & (frame[:, None] < count) & (key < count)
 
 
 def window_attention(
@@ -125,10 +129,11 @@ def backward(
 
 
 def _windowed(q: Tensor, k: Tensor, v: Tensor, options: WindowOptions) -> tuple[Tensor, Tensor]:
-    per_frame = options.tokens_per_frame
+    per_frame, first = options.tokens_per_frame, options.query_frame
     mask = frame_mask(
-        q.shape[2] // per_frame,
+        k.shape[2] // per_frame,
         options.window,
+        queries=range(first, first + q.shape[2] // per_frame),
         valid_frames=options.valid_frames,
         wrap=options.wrap,
         device=q.device,

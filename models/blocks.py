@@ -15,19 +15,31 @@ from torch.utils.checkpoint import checkpoint
 
 from kernels.ops import dense_attention, window_attention
 from models.config import ModelConfig
+from models.context import Context
 
 
 class TokenGrid(NamedTuple):
-    """Tokens of a clip along each axis."""
+    """Tokens of a clip along each axis, and the frames whose tokens are computed here."""
 
     frames: int
     height: int
     width: int
+    own: range
+
+    @classmethod
+    def whole(cls, frames: int, height: int, width: int) -> "TokenGrid":
+        """All frames are computed here."""
+        return cls(frames, height, width, range(frames))
+
+
+def precise(x: Tensor) -> Tensor:
+    """x in float32, or in float64 if that is its own type."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def layer_norm(x: Tensor, eps: float = 1e-6) -> Tensor:
     """Normalised over the last axis without affine weights, in float32."""
-    return F.layer_norm(x.float(), x.shape[-1:], eps=eps).to(x.dtype)
+    return F.layer_norm(precise(x), x.shape[-1:], eps=eps).to(x.dtype)
 
 
 class LayerNorm(nn.Module):
@@ -40,8 +52,8 @@ class LayerNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        weight, bias = self.weight.float(), self.bias.float()
-        return F.layer_norm(x.float(), x.shape[-1:], weight, bias, self.eps).to(x.dtype)
+        x32, weight, bias = precise(x), self.weight, self.bias
+        return F.layer_norm(x32, x.shape[-1:], weight.to(x32), bias.to(x32), self.eps).to(x.dtype)
 
 
 class RMSNorm(nn.Module):
@@ -53,8 +65,8 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        scale = torch.rsqrt(x.float().square().mean(-1, keepdim=True) + self.eps)
-        return (x.float() * scale).to(x.dtype) * self.weight
+        scale = torch.rsqrt(precise(x).square().mean(-1, keepdim=True) + self.eps)
+        return (precise(x) * scale).to(x.dtype) * self.weight
 
 
 def axis_channels(head_dim: int) -> tuple[int, int, int]:
@@ -70,20 +82,22 @@ def frequencies(channels: int, theta: float) -> Tensor:
 
 @lru_cache(maxsize=64)
 def rotations(grid: TokenGrid, head_dim: int, theta: float, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Cosine and sine [N, d/2], float32, of the rotary angles of a grid's tokens in raster order."""
+    """Cosine and sine [N, d/2], float32, of the rotary angles of a grid's own tokens in raster order."""
     angles = []
-    for axis, (size, channels) in enumerate(zip(grid, axis_channels(head_dim), strict=True)):
-        angle = torch.outer(torch.arange(size, dtype=torch.float64), frequencies(channels, theta))
+    places = grid.own, range(grid.height), range(grid.width)
+    sizes = [len(place) for place in places]
+    for axis, (place, channels) in enumerate(zip(places, axis_channels(head_dim), strict=True)):
+        angle = torch.outer(torch.tensor(place, dtype=torch.float64), frequencies(channels, theta))
         shape = [1, 1, 1, channels // 2]
-        shape[axis] = size
-        angles.append(angle.view(shape).expand(*grid, -1))
+        shape[axis] = sizes[axis]
+        angles.append(angle.view(shape).expand(*sizes, -1))
     flat = torch.cat(angles, dim=-1).flatten(0, 2)
     return flat.cos().float().to(device), flat.sin().float().to(device)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """x [..., N, d] with each channel pair (2i, 2i+1) turned by its token's angle i."""
-    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    even, odd = precise(x).unflatten(-1, (-1, 2)).unbind(-1)
     turned = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1)
     return turned.flatten(-2).to(x.dtype)
 
@@ -124,16 +138,25 @@ class SelfAttention(Attention):
         super().__init__(dim, num_heads)
         self.window = window
         self.theta = theta
+        self.context: Context | None = None
 
     def forward(self, x: Tensor, grid: TokenGrid) -> Tensor:
-        """[B, N, D] -> [B, N, D]."""
+        """The own tokens [B, N, D] -> [B, N, D]."""
         q, k, v = self.project(x, x)
         cos, sin = rotations(grid, q.shape[-1], self.theta, x.device)
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        if self.window is None or self.window >= grid.frames - 1:
+        reach = grid.frames - 1 if self.window is None else min(self.window, grid.frames - 1)
+        if self.context is not None:
+            frames = torch.stack((k, v)).unflatten(3, (len(grid.own), -1)).movedim(3, 0)
+            k, v = self.context.fetch(frames, grid.frames, reach).movedim(0, 3).flatten(3, 4).unbind(0)
+        if reach == grid.frames - 1:
             return self.merge(dense_attention(q, k, v))
-        per_frame = grid.height * grid.width
-        return self.merge(window_attention(q, k, v, tokens_per_frame=per_frame, window=self.window))
+        per_frame, first = grid.height * grid.width, max(0, grid.own.start - reach)
+        return self.merge(
+            window_attention(
+                q, k, v, tokens_per_frame=per_frame, window=reach, query_frame=grid.own.start - first
+            )
+        )
 
 
 class CrossAttention(Attention):
@@ -194,7 +217,7 @@ class Block(nn.Module):
     def _compute(
         self, x: Tensor, modulation: Tensor, context: Tensor, mask: Tensor | None, grid: TokenGrid
     ) -> Tensor:
-        six = (self.scale_shift_table + modulation.float()).to(x.dtype).unsqueeze(-2).unbind(2)
+        six = (self.scale_shift_table + precise(modulation)).to(x.dtype).unsqueeze(-2).unbind(2)
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = six
         attended = self.attn1((layer_norm(x) * (1 + scale) + shift).flatten(1, 2), grid)
         x = x + attended.view_as(x) * gate

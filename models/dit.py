@@ -21,8 +21,10 @@ from models.blocks import (
     axis_channels,
     frequencies,
     layer_norm,
+    precise,
 )
 from models.config import ModelConfig
+from models.context import Context
 from models.flow import VelocityModel, precondition_input, preconditioned_velocity
 from models.rng import Key
 from models.text.conditioning import Conditioning
@@ -38,11 +40,11 @@ class Features:
     """What the encoder hands to a head."""
 
     hidden: Tensor
-    """The residual stream [B, T, S, D]."""
+    """The residual stream [B, T, S, D], of the grid's own frames."""
     embedding: Tensor
-    """Of the time, [B, T or 1, D]."""
+    """Of the time, [B, T or 1, D], likewise."""
     modulation: Tensor
-    """Of the blocks by the time, [B, T or 1, 6, D]."""
+    """Of the blocks by the time, [B, T or 1, 6, D], likewise."""
     context: Tensor
     """Caption tokens [B, L, D]."""
     mask: Tensor | None
@@ -71,7 +73,7 @@ def token_grid(shape: torch.Size | tuple[int, ...], patch_size: tuple[int, int, 
         raise ValueError(
             f"latents of {sizes} frames, rows and columns do not divide into patches {patch_size}"
         )
-    return TokenGrid(*(size // patch for size, patch in zip(sizes, patch_size, strict=True)))
+    return TokenGrid.whole(*(size // patch for size, patch in zip(sizes, patch_size, strict=True)))
 
 
 class Encoder(nn.Module):
@@ -95,6 +97,7 @@ class Encoder(nn.Module):
         self.clip_position = nn.Linear(2 * POSITION_WAVES, dim) if clip_position else None
         self.exits = nn.Embedding(exits, dim) if exits else None
         self.blocks = nn.ModuleList([Block(config, letter) for letter in pattern])
+        self.context: Context | None = None
 
     def forward(
         self, x_t: Tensor, t: Tensor, conditioning: Conditioning, exits: Tensor | None = None
@@ -106,13 +109,18 @@ class Encoder(nn.Module):
         """
         grid = token_grid(x_t.shape, self.patch_size)
         pt, ph, pw = self.patch_size
-        x = precondition_input(x_t, t) if self.precondition else x_t
+        x, times = precondition_input(x_t, t) if self.precondition else x_t, t
+        if self.context is not None:
+            grid = grid._replace(own=(own := self.context.own(grid.frames)))
+            x = x[:, own.start * pt : own.stop * pt]
+            times = t[:, own.start : own.stop] if t.ndim == 2 else t
         patches = rearrange(x, "b (t i) c (h j) (w k) -> b t (h w) (c i j k)", i=pt, j=ph, k=pw)
         hidden = F.linear(patches, self.patch_embedding.weight.flatten(1), self.patch_embedding.bias)
         if self.clip_position is not None:
-            hidden = hidden + self.clip_position(clip_positions(grid.frames, x_t.device))[:, None]
+            places = clip_positions(grid.frames, x_t.device)[grid.own.start : grid.own.stop]
+            hidden = hidden + self.clip_position(places)[:, None]
         told = None if self.exits is None or exits is None else self.exits(exits)
-        embedding, modulation = self.condition_embedder.time(t, told)
+        embedding, modulation = self.condition_embedder.time(times, told)
         context = self.condition_embedder.caption(conditioning.text.to(hidden.dtype))
         for block in self.blocks:
             hidden = block(hidden, modulation, context, conditioning.mask, grid)
@@ -130,16 +138,19 @@ class Head(nn.Module):
         self.blocks = nn.ModuleList([Block(config, letter) for letter in pattern])
         self.scale_shift_table = nn.Parameter(torch.randn(1, 2, dim) / dim**0.5)
         self.proj_out = nn.Linear(dim, channels * pt * ph * pw)
+        self.context: Context | None = None
 
     def forward(self, features: Features) -> Tensor:
         """Velocity [B, T, C, h, w]."""
         hidden = features.hidden
         for block in self.blocks:
             hidden = block(hidden, features.modulation, features.context, features.mask, features.grid)
-        two = (self.scale_shift_table + features.embedding.float().unsqueeze(-2)).to(hidden.dtype)
+        two = (self.scale_shift_table + precise(features.embedding).unsqueeze(-2)).to(hidden.dtype)
         shift, scale = two.unsqueeze(-2).unbind(2)
         out = self.proj_out(layer_norm(hidden) * (1 + scale) + shift)
         axes = dict(zip("ijkh", (*self.patch_size, features.grid.height), strict=True))
+        if self.context is not None:
+            out = self.context.join(out.transpose(0, 1), features.grid.frames).transpose(0, 1)
         raw = rearrange(out, "b t (h w) (i j k c) -> b (t i) c (h j) (w k)", **axes).to(features.x_t.dtype)
         return preconditioned_velocity(raw, features.x_t, features.t) if self.precondition else raw
 

@@ -74,9 +74,11 @@ def forward(q: Tensor, k: Tensor, v: Tensor, options: WindowOptions) -> tuple[Te
         return _forward(q, k, v, options)
     out = torch.zeros(q.shape, dtype=q.dtype)
     lse = torch.full(q.shape[:3], float("-inf"), dtype=torch.promote_types(q.dtype, torch.float32))
-    for samples, tokens in _by_length(options.valid_frames, options.tokens_per_frame):
-        some_q, some_k, some_v = (x[samples, :, :tokens] for x in (q, k, v))
-        out[samples, :, :tokens], lse[samples, :, :tokens] = _forward(some_q, some_k, some_v, options)
+    for samples, rows, keys in _by_length(q, options):
+        some_k, some_v = k[samples, :, :keys], v[samples, :, :keys]
+        out[samples, :, :rows], lse[samples, :, :rows] = _forward(
+            q[samples, :, :rows], some_k, some_v, options
+        )
     return out, lse
 
 
@@ -87,24 +89,29 @@ def backward(
     if options.valid_frames is None:
         return _backward(grad, q, k, v, out, lse, options)
     grad_q, grad_k, grad_v = (torch.zeros(x.shape, dtype=x.dtype) for x in (q, k, v))
-    for samples, tokens in _by_length(options.valid_frames, options.tokens_per_frame):
-        some = [x[samples, :, :tokens] for x in (grad, q, k, v, out, lse)]
-        parts = _backward(some[0], some[1], some[2], some[3], some[4], some[5], options)
-        for total, part in zip((grad_q, grad_k, grad_v), parts, strict=True):
-            total[samples, :, :tokens] = part
+    for samples, rows, keys in _by_length(q, options):
+        some_grad, some_q, some_out, some_lse = (x[samples, :, :rows] for x in (grad, q, out, lse))
+        some_k, some_v = k[samples, :, :keys], v[samples, :, :keys]
+        grad_q[samples, :, :rows], grad_k[samples, :, :keys], grad_v[samples, :, :keys] = _backward(
+            some_grad, some_q, some_k, some_v, some_out, some_lse, options
+        )
     return grad_q, grad_k, grad_v
 
 
-def _by_length(valid_frames: Tensor, tokens_per_frame: int) -> Iterator[tuple[Tensor, int]]:
-    """Samples with the same number of valid frames, and their tokens; those without any are left out."""
+def _by_length(q: Tensor, options: WindowOptions) -> Iterator[tuple[Tensor, int, int]]:
+    """Samples with the same number of valid frames, and their tokens among queries and keys; those without
+    any valid query are left out."""
+    valid_frames, per_frame = options.valid_frames, options.tokens_per_frame
+    assert valid_frames is not None
     for count in valid_frames.unique().tolist():
-        if count > 0:
-            yield (valid_frames == count).nonzero()[:, 0], count * tokens_per_frame
+        rows = min(q.shape[2], (count - options.query_frame) * per_frame)
+        if rows > 0:
+            yield (valid_frames == count).nonzero()[:, 0], rows, count * per_frame
 
 
 def _forward(q: Tensor, k: Tensor, v: Tensor, options: WindowOptions) -> tuple[Tensor, Tensor]:
     """Output and lse of clips whose frames are all valid."""
-    if batched := _batched(q, options):
+    if batched := _batched(q, k, options):
         layout, mask = batched
         matrices, scores = batched_softmax(layout, q, k, v, mask, options.scale)
         lse = scores.amax(-1) - matrices.weights.amax(-1).log()
@@ -114,7 +121,7 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, options: WindowOptions) -> tuple[T
     q, k, v = (_contiguous_rows(x) for x in (q, k, v))
     out = torch.empty(q.shape, dtype=q.dtype)
     lse = torch.empty(q.shape[:3], dtype=torch.promote_types(q.dtype, torch.float32))
-    for chunk in _chunks(q, options):
+    for chunk in _chunks(q, k, options):
         rows = chunk.rows
         out[:, :, rows], lse[:, :, rows] = _fused(
             q[:, :, rows], chunk.keys(k), chunk.keys(v), attn_mask=chunk.mask, scale=options.scale
@@ -126,7 +133,7 @@ def _backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, options: WindowOptions
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of clips whose frames are all valid."""
-    if batched := _batched(q, options):
+    if batched := _batched(q, k, options):
         layout, mask = batched
         matrices, _ = batched_softmax(layout, q, k, v, mask, options.scale)
         parts = batched_gradients(layout, grad, matrices, options.scale, q.shape, k.shape)
@@ -135,7 +142,7 @@ def _backward(
     grad, q, k, v = (_contiguous_rows(x) for x in (grad, q, k, v))
     grad_q = torch.empty(q.shape, dtype=q.dtype)
     grad_k, grad_v = torch.zeros(k.shape, dtype=k.dtype), torch.zeros(v.shape, dtype=v.dtype)
-    for chunk in _chunks(q, options):
+    for chunk in _chunks(q, k, options):
         rows = chunk.rows
         grad_q[:, :, rows], part_k, part_v = _fused_backward(
             grad[:, :, rows],
@@ -154,10 +161,10 @@ def _backward(
     return grad_q, grad_k, grad_v
 
 
-def _batched(q: Tensor, options: WindowOptions) -> tuple[Layout, Tensor] | None:
+def _batched(q: Tensor, k: Tensor, options: WindowOptions) -> tuple[Layout, Tensor] | None:
     """The clips as one batch of matrices and their additive mask [1 or count, rows, columns]; None where they
     go chunk by chunk."""
-    if options.wrap:
+    if options.wrap or q.shape[2] != k.shape[2]:
         return None
     per_frame, window = options.tokens_per_frame, options.window
     num_frames = q.shape[2] // per_frame
@@ -196,17 +203,18 @@ class _Chunk(NamedTuple):
             begin += size
 
 
-def _chunks(q: Tensor, options: WindowOptions) -> Iterator[_Chunk]:
+def _chunks(q: Tensor, k: Tensor, options: WindowOptions) -> Iterator[_Chunk]:
     """The chunks of clips [B, heads, tokens, D] in order."""
     per_frame, window = options.tokens_per_frame, options.window
-    num_frames = q.shape[2] // per_frame
+    num_frames, num_queries = k.shape[2] // per_frame, q.shape[2] // per_frame
     form, chunk_frames = plan(num_frames, per_frame, window, q.dtype)
     if options.wrap:
         chunk_frames = max(1, 64 // per_frame)
-    elif form == "dense":
+    elif form in ("dense", "packed"):
         chunk_frames = num_frames
-    for first in range(0, num_frames, chunk_frames):
-        last = min(num_frames, first + chunk_frames)
+    for begin in range(0, num_queries, chunk_frames):
+        end = min(num_queries, begin + chunk_frames)
+        first, last = options.query_frame + begin, options.query_frame + end
         low, high = first - window, last + window
         if not options.wrap:
             runs = [(max(0, low), min(num_frames, high))]
@@ -228,7 +236,7 @@ def _chunks(q: Tensor, options: WindowOptions) -> Iterator[_Chunk]:
             q.dtype,
         )
         slices = [slice(start * per_frame, stop * per_frame) for start, stop in runs]
-        yield _Chunk(slice(first * per_frame, last * per_frame), slices, mask)
+        yield _Chunk(slice(begin * per_frame, end * per_frame), slices, mask)
 
 
 @lru_cache(maxsize=128)

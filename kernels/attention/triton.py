@@ -79,7 +79,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, options: WindowOptions) -> tuple[Te
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
     tile = tiles_for(q.shape[2], q.shape[3], q.dtype).forward
-    arguments = (q, k, v, out, lse, _valid_frames(q, options), *_strides(q, k, v), *_sizes(q, options))
+    arguments = (q, k, v, out, lse, _valid_frames(k, options), *_strides(q, k, v), *_sizes(q, k, options))
     _launch(forward_kernel, q, tile, arguments, STEP=tile.step, WRAP=options.wrap)
     return out, lse
 
@@ -92,11 +92,11 @@ def backward(
     _, for_keys, for_queries = tiles_for(q.shape[2], q.shape[3], q.dtype)
     delta = torch.empty_like(lse)
     _launch(delta_kernel, q, for_queries, (out.contiguous(), grad, delta, *_strides(grad), *out.shape[1:3]))
-    grad_q, grad_k, grad_v = (torch.empty(q.shape, dtype=q.dtype, device=q.device) for _ in range(3))
+    grad_q, grad_k, grad_v = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
     saved = (q, k, v, grad, lse, delta)
-    rest = (_valid_frames(q, options), *_strides(q, k, v, grad), *_sizes(q, options))
+    rest = (_valid_frames(k, options), *_strides(q, k, v, grad), *_sizes(q, k, options))
     arguments = (*saved, grad_k, grad_v, *rest)
-    _launch(key_gradients_kernel, q, for_keys, arguments, STEP=for_keys.step, WRAP=options.wrap)
+    _launch(key_gradients_kernel, k, for_keys, arguments, STEP=for_keys.step, WRAP=options.wrap)
     arguments = (*saved, grad_q, *rest)
     _launch(query_gradients_kernel, q, for_queries, arguments, STEP=for_queries.step, WRAP=options.wrap)
     return grad_q, grad_k, grad_v
@@ -111,30 +111,32 @@ def _contiguous_rows(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def _valid_frames(q: Tensor, options: WindowOptions) -> Tensor:
+def _valid_frames(k: Tensor, options: WindowOptions) -> Tensor:
     """int32 [B]."""
     if options.valid_frames is None:
-        num_frames = q.shape[2] // options.tokens_per_frame
-        return torch.full((q.shape[0],), num_frames, dtype=torch.int32, device=q.device)
-    return options.valid_frames.to(device=q.device, dtype=torch.int32).contiguous()
+        num_frames = k.shape[2] // options.tokens_per_frame
+        return torch.full((k.shape[0],), num_frames, dtype=torch.int32, device=k.device)
+    return options.valid_frames.to(device=k.device, dtype=torch.int32).contiguous()
 
 
 def _strides(*tensors: Tensor) -> tuple[int, ...]:
     return tuple(stride for x in tensors for stride in x.stride()[:3])
 
 
-def _sizes(q: Tensor, options: WindowOptions) -> tuple[int | float, ...]:
-    """heads, tokens, per_frame, window, scale."""
-    window = min(options.window, q.shape[2] // options.tokens_per_frame)
-    return q.shape[1], q.shape[2], options.tokens_per_frame, window, options.scale
+def _sizes(q: Tensor, k: Tensor, options: WindowOptions) -> tuple[int | float, ...]:
+    """heads, tokens, keys, begins, per_frame, window, scale."""
+    per_frame = options.tokens_per_frame
+    window, begins = min(options.window, k.shape[2] // per_frame), options.query_frame * per_frame
+    return q.shape[1], q.shape[2], k.shape[2], begins, per_frame, window, options.scale
 
 
-def _launch(kernel: Any, q: Tensor, tile: Tile, arguments: tuple[Any, ...], **constants: Any) -> None:
-    grid = (triton.cdiv(q.shape[2], tile.tile) * q.shape[0] * q.shape[1],)
-    with torch.cuda.device_of(q):
+def _launch(kernel: Any, owned: Tensor, tile: Tile, arguments: tuple[Any, ...], **constants: Any) -> None:
+    """A program for each tile of `owned` [B, heads, tokens, D]."""
+    grid = (triton.cdiv(owned.shape[2], tile.tile) * owned.shape[0] * owned.shape[1],)
+    with torch.cuda.device_of(owned):
         kernel[grid](
             *arguments,
-            **constants_for(q.shape[3], tile),
+            **constants_for(owned.shape[3], tile),
             **constants,
             num_warps=tile.warps,
             num_stages=tile.stages if torch.version.hip is None else min(tile.stages, AMD_STAGES),

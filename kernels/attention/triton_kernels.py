@@ -7,6 +7,8 @@ one at the tail of the clip. Every output element has one owner and nothing is a
 give the same bits.
 
 `band` is (num_frames, per_frame, window): the sample's valid frames, tokens per frame, frames to each side.
+Queries may be some of the keys' frames: tokens are counted from the first key, of queries too, and `begins` is
+the first query.
 Written for Triton 3.6 to 3.9 and its interpreter.
 """
 
@@ -22,7 +24,7 @@ UPCAST = tl.constexpr(INTERPRETED)
 LOG2_E = tl.constexpr(1.4426950408889634)
 """Scores are kept in base 2, whose exponential is one instruction."""
 LN_2 = tl.constexpr(0.6931471805599453)
-SIZES = ("heads", "tokens", "per_frame", "window")
+SIZES = ("heads", "tokens", "keys", "begins", "per_frame", "window")
 """Integers whose values never trigger a recompilation."""
 RANGES = tl.constexpr(5)
 FIRST_NEAR_RANGE = tl.constexpr(2)
@@ -76,8 +78,9 @@ def window_mask(rows, columns, band, WRAP: tl.constexpr):
 
 
 @triton.jit
-def visible_ranges(first, last, band, STEP: tl.constexpr, WRAP: tl.constexpr):
-    """First and last-plus-one tokens of the RANGES that the tile of tokens `first` to `last` sees.
+def visible_ranges(first, last, begin, end, band, STEP: tl.constexpr, WRAP: tl.constexpr):
+    """First and last-plus-one tokens of the RANGES that the tile of tokens `first` to `last` sees among those
+    from `begin` to `end`, which are whole frames and all there are on a ring.
 
     They are disjoint: the head and the tail of the clip (empty unless WRAP), then the range around the tile
     in three parts, whose middle, UNMASKED_RANGE, holds whole steps that every token of the tile sees.
@@ -85,10 +88,11 @@ def visible_ranges(first, last, band, STEP: tl.constexpr, WRAP: tl.constexpr):
     num_frames, per_frame, window = band
     first_frame, last_frame = first // per_frame, last // per_frame
     exists = first_frame < num_frames
-    low = tl.where(exists, tl.maximum(first_frame - window, 0), 0)
-    high = tl.where(exists, tl.minimum(last_frame + window + 1, num_frames), 0)
-    seen_by_all_from = tl.maximum(last_frame - window, 0)
-    seen_by_all_to = tl.where(last_frame < num_frames, tl.minimum(first_frame + window + 1, num_frames), 0)
+    begin_frame, end_frame = begin // per_frame, tl.minimum(end // per_frame, num_frames)
+    low = tl.where(exists, tl.maximum(first_frame - window, begin_frame), 0)
+    high = tl.where(exists, tl.minimum(last_frame + window + 1, end_frame), 0)
+    seen_by_all_from = tl.maximum(last_frame - window, begin_frame)
+    seen_by_all_to = tl.where(last_frame < num_frames, tl.minimum(first_frame + window + 1, end_frame), 0)
     head = 0
     tail = num_frames
     if WRAP:
@@ -107,7 +111,7 @@ def visible_ranges(first, last, band, STEP: tl.constexpr, WRAP: tl.constexpr):
 def forward_kernel(
     q, k, v, out, lse, valid_frames,
     stride_qb, stride_qh, stride_qn, stride_kb, stride_kh, stride_kn, stride_vb, stride_vh, stride_vn,
-    heads, tokens, per_frame, window, scale,
+    heads, tokens, keys, begins, per_frame, window, scale,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, TILE: tl.constexpr, STEP: tl.constexpr, WRAP: tl.constexpr,
 ):  # fmt: skip
     """TILE query rows of out [B, heads, tokens, HEAD_DIM] and lse [B, heads, tokens], both contiguous.
@@ -116,13 +120,14 @@ def forward_kernel(
     maximum of -inf, and its weights are exp2(-inf - 0) = 0.
     """
     pair, sample, head, first = program_tile(heads, tokens, TILE)
+    first, limit = first + begins, tokens + begins
     rows = first + tl.arange(0, TILE)
-    q += sample * stride_qb + head * stride_qh
+    q += sample * stride_qb + head * stride_qh - begins * stride_qn
     k += sample * stride_kb + head * stride_kh
     v += sample * stride_vb + head * stride_vh
-    q_tile = load_tile(q, stride_qn, rows, tokens, HEAD_DIM, BLOCK_D, True)
+    q_tile = load_tile(q, stride_qn, rows, limit, HEAD_DIM, BLOCK_D, True)
     band = (tl.load(valid_frames + sample), per_frame, window)
-    starts, stops = visible_ranges(first, tl.minimum(first + TILE, tokens) - 1, band, STEP, WRAP)
+    starts, stops = visible_ranges(first, tl.minimum(first + TILE, limit) - 1, 0, keys, band, STEP, WRAP)
     scale_log2 = scale * LOG2_E
     row_max = tl.full([TILE], float("-inf"), tl.float32)
     row_sum = tl.zeros([TILE], tl.float32)
@@ -144,9 +149,9 @@ def forward_kernel(
             acc = tl.dot(weights.to(v_tile.dtype), v_tile, acc * shrink[:, None], input_precision="ieee")
             row_max = new_max
     divisor = tl.where(row_sum == 0.0, 1.0, row_sum)
-    store_tile(out + pair * tokens * HEAD_DIM, acc / divisor[:, None], rows, tokens, HEAD_DIM)
+    store_tile(out + (pair * tokens - begins) * HEAD_DIM, acc / divisor[:, None], rows, limit, HEAD_DIM)
     row_lse = tl.where(row_sum == 0.0, float("-inf"), (row_max + tl.log2(divisor)) * LN_2)
-    tl.store(lse + pair * tokens + rows, row_lse, mask=rows < tokens)
+    tl.store(lse + pair * tokens - begins + rows, row_lse, mask=rows < limit)
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -176,7 +181,7 @@ def key_gradients_kernel(
     q, k, v, grad, lse, delta, grad_k, grad_v, valid_frames,
     stride_qb, stride_qh, stride_qn, stride_kb, stride_kh, stride_kn, stride_vb, stride_vh, stride_vn,
     stride_gb, stride_gh, stride_gn,
-    heads, tokens, per_frame, window, scale,
+    heads, tokens, keys, begins, per_frame, window, scale,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, TILE: tl.constexpr, STEP: tl.constexpr, WRAP: tl.constexpr,
 ):  # fmt: skip
     """TILE keys of grad_k and grad_v [B, heads, tokens, HEAD_DIM], contiguous.
@@ -184,18 +189,18 @@ def key_gradients_kernel(
     With p = exp(s - lse): dV = p^T dO, dS = p (dO V^T - delta), dK = scale dS^T Q; s, p and dS stand
     transposed here, [keys, queries].
     """
-    pair, sample, head, first = program_tile(heads, tokens, TILE)
+    pair, sample, head, first = program_tile(heads, keys, TILE)
     columns = first + tl.arange(0, TILE)
-    q += sample * stride_qb + head * stride_qh
+    q += sample * stride_qb + head * stride_qh - begins * stride_qn
     k += sample * stride_kb + head * stride_kh
     v += sample * stride_vb + head * stride_vh
-    grad += sample * stride_gb + head * stride_gh
-    lse += pair * tokens
-    delta += pair * tokens
-    k_tile = load_tile(k, stride_kn, columns, tokens, HEAD_DIM, BLOCK_D, True)
-    v_tile = load_tile(v, stride_vn, columns, tokens, HEAD_DIM, BLOCK_D, True)
-    band = (tl.load(valid_frames + sample), per_frame, window)
-    starts, stops = visible_ranges(first, tl.minimum(first + TILE, tokens) - 1, band, STEP, WRAP)
+    grad += sample * stride_gb + head * stride_gh - begins * stride_gn
+    lse += pair * tokens - begins
+    delta += pair * tokens - begins
+    k_tile = load_tile(k, stride_kn, columns, keys, HEAD_DIM, BLOCK_D, True)
+    v_tile = load_tile(v, stride_vn, columns, keys, HEAD_DIM, BLOCK_D, True)
+    band, last = (tl.load(valid_frames + sample), per_frame, window), tl.minimum(first + TILE, keys) - 1
+    starts, stops = visible_ranges(first, last, begins, begins + tokens, band, STEP, WRAP)
     scale_log2 = scale * LOG2_E
     acc_k = tl.zeros([TILE, BLOCK_D], tl.float32)
     acc_v = tl.zeros([TILE, BLOCK_D], tl.float32)
@@ -217,8 +222,8 @@ def key_gradients_kernel(
                 grad_scores = tl.where(mask, grad_scores, 0.0)
             acc_v = tl.dot(weights.to(grad_tile.dtype), grad_tile, acc_v, input_precision="ieee")
             acc_k = tl.dot(grad_scores.to(q_tile.dtype), q_tile, acc_k, input_precision="ieee")
-    store_tile(grad_k + pair * tokens * HEAD_DIM, acc_k * scale, columns, tokens, HEAD_DIM)
-    store_tile(grad_v + pair * tokens * HEAD_DIM, acc_v, columns, tokens, HEAD_DIM)
+    store_tile(grad_k + pair * keys * HEAD_DIM, acc_k * scale, columns, keys, HEAD_DIM)
+    store_tile(grad_v + pair * keys * HEAD_DIM, acc_v, columns, keys, HEAD_DIM)
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -226,22 +231,23 @@ def query_gradients_kernel(
     q, k, v, grad, lse, delta, grad_q, valid_frames,
     stride_qb, stride_qh, stride_qn, stride_kb, stride_kh, stride_kn, stride_vb, stride_vh, stride_vn,
     stride_gb, stride_gh, stride_gn,
-    heads, tokens, per_frame, window, scale,
+    heads, tokens, keys, begins, per_frame, window, scale,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, TILE: tl.constexpr, STEP: tl.constexpr, WRAP: tl.constexpr,
 ):  # fmt: skip
     """TILE rows of grad_q [B, heads, tokens, HEAD_DIM], contiguous: dQ = scale dS K."""
     pair, sample, head, first = program_tile(heads, tokens, TILE)
+    first, limit = first + begins, tokens + begins
     rows = first + tl.arange(0, TILE)
-    q += sample * stride_qb + head * stride_qh
+    q += sample * stride_qb + head * stride_qh - begins * stride_qn
     k += sample * stride_kb + head * stride_kh
     v += sample * stride_vb + head * stride_vh
-    grad += sample * stride_gb + head * stride_gh
-    q_tile = load_tile(q, stride_qn, rows, tokens, HEAD_DIM, BLOCK_D, True)
-    grad_tile = load_tile(grad, stride_gn, rows, tokens, HEAD_DIM, BLOCK_D, True)
-    row_lse = load_lse(lse + pair * tokens, rows, tokens)
-    row_delta = tl.load(delta + pair * tokens + rows, mask=rows < tokens, other=0.0)
+    grad += sample * stride_gb + head * stride_gh - begins * stride_gn
+    q_tile = load_tile(q, stride_qn, rows, limit, HEAD_DIM, BLOCK_D, True)
+    grad_tile = load_tile(grad, stride_gn, rows, limit, HEAD_DIM, BLOCK_D, True)
+    row_lse = load_lse(lse + pair * tokens - begins, rows, limit)
+    row_delta = tl.load(delta + pair * tokens - begins + rows, mask=rows < limit, other=0.0)
     band = (tl.load(valid_frames + sample), per_frame, window)
-    starts, stops = visible_ranges(first, tl.minimum(first + TILE, tokens) - 1, band, STEP, WRAP)
+    starts, stops = visible_ranges(first, tl.minimum(first + TILE, limit) - 1, 0, keys, band, STEP, WRAP)
     scale_log2 = scale * LOG2_E
     acc = tl.zeros([TILE, BLOCK_D], tl.float32)
     for i in tl.static_range(0 if WRAP else FIRST_NEAR_RANGE, RANGES):
@@ -259,4 +265,4 @@ def query_gradients_kernel(
             if i != UNMASKED_RANGE:
                 grad_scores = tl.where(mask, grad_scores, 0.0)
             acc = tl.dot(grad_scores.to(k_tile.dtype), k_tile, acc, input_precision="ieee")
-    store_tile(grad_q + pair * tokens * HEAD_DIM, acc * scale, rows, tokens, HEAD_DIM)
+    store_tile(grad_q + (pair * tokens - begins) * HEAD_DIM, acc * scale, rows, limit, HEAD_DIM)

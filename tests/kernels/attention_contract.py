@@ -50,6 +50,45 @@ def test_output_and_gradients_are_the_reference_with_every_option(shape, per_fra
     assert torch.allclose(lse.double(), truth, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("cuts", "per_frame", "window", "valid"),
+    [
+        ((0, 5, 6, 13), 1, 2, None),
+        ((0, 3, 9, 20), 5, 4, None),
+        ((0, 1, 4), 37, 1, None),
+        ((0, 6, 12), 1, 20, None),
+        ((0, 7, 9, 20), 4, 3, (8, 20)),
+        ((0, 40, 80), 1, 8, None),
+    ],
+)
+def test_a_clip_in_parts_with_the_keys_that_they_see_is_the_whole(cuts, per_frame, window, valid):
+    """A part's keys begin `window` frames before it and end so many after it, as far as there are any."""
+    frames, count = cuts[-1], None if valid is None else torch.tensor(valid)
+    inputs = qkv((2, 2, frames * per_frame, 24), dtype=torch.float32)
+    weight = qkv(inputs[0].shape, 5)[0]
+    options = {"tokens_per_frame": per_frame, "window": window}
+    out, grads = gradients(
+        lambda *x: reference.window_attention(*x, valid_frames=count, **options),
+        [x.double() for x in inputs],
+        weight,
+    )
+    found, sums = torch.zeros_like(out), [torch.zeros_like(grad) for grad in grads]
+    for begin, end in zip(cuts, cuts[1:], strict=False):
+        first, last = max(0, begin - window), min(frames, end + window)
+        rows, keys = (slice(a * per_frame, b * per_frame) for a, b in ((begin, end), (first, last)))
+        more = {} if count is None else {"valid_frames": (count - first).clamp_min(0)}
+        part, own = gradients(
+            lambda *x, at=begin - first, more=more: window_attention(*x, query_frame=at, **options, **more),
+            (inputs[0][:, :, rows], inputs[1][:, :, keys], inputs[2][:, :, keys]),
+            weight[:, :, rows],
+        )
+        found[:, :, rows] = part.double()
+        for total, grad, place in zip(sums, own, (rows, keys, keys), strict=True):
+            total[:, :, place] += grad.double()
+    assert relative(found, out) < FLOAT32
+    assert max(relative(total, grad) for total, grad in zip(sums, grads, strict=True)) < FLOAT32
+
+
 @pytest.mark.parametrize(("factor", "per_frame"), [(4, 1), (16, 4)])
 def test_large_logits(factor, per_frame):
     q, k, v = qkv((1, 1, 40, 16), dtype=torch.float32)

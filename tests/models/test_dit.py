@@ -126,7 +126,7 @@ def test_rotary_channels_and_relative_positions() -> None:
     q, k = torch.randn(2, 1, 24, generator=torch.Generator().manual_seed(0)).unbind(0)
 
     def logit(i: int, j: int) -> Tensor:
-        cos, sin = rotations(TokenGrid(20, 1, 1), 24, 100.0, torch.device("cpu"))
+        cos, sin = rotations(TokenGrid.whole(20, 1, 1), 24, 100.0, torch.device("cpu"))
         return (rotate(q, cos[i : i + 1], sin[i : i + 1]) * rotate(k, cos[j : j + 1], sin[j : j + 1])).sum()
 
     assert torch.allclose(logit(3, 7), logit(13, 17), atol=1e-5)
@@ -139,7 +139,7 @@ def _first_attention(model: DiT, frames: int) -> Tensor:
     q, k, _ = attention.project(
         *(2 * [torch.randn(64, frames, 96, generator=torch.Generator().manual_seed(3))])
     )
-    cos, sin = rotations(TokenGrid(frames, 1, 1), 24, attention.theta, torch.device("cpu"))
+    cos, sin = rotations(TokenGrid.whole(frames, 1, 1), 24, attention.theta, torch.device("cpu"))
     logits = rotate(q, cos, sin) @ rotate(k, cos, sin).transpose(-1, -2) / 24**0.5
     return logits.softmax(-1).mean(0)
 

@@ -1,0 +1,96 @@
+"""Processes that share the frames of clips (models/context.py), by torch.distributed."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, distributed
+from torch.distributed import ProcessGroup
+
+from pipelines.data.store.batch_plan import share
+from pipelines.training.collectives import Exchanges
+
+
+@dataclass(frozen=True)
+class FrameGroup:
+    """A Context whose processes own consecutive frames, the first ones one more where they do not divide.
+
+    Args:
+        rank: this process.
+        size: how many there are.
+        group: theirs; None is all processes.
+        exchanges: counts what is exchanged.
+    """
+
+    rank: int
+    size: int
+    group: ProcessGroup | None = None
+    exchanges: Exchanges = field(default_factory=Exchanges, compare=False)
+
+    def own(self, frames: int) -> range:
+        """This process's frames of a clip.
+
+        Raises:
+            ConfigError: there are fewer frames than processes.
+        """
+        return share(frames, self.rank, self.size)
+
+    def fetch(self, x: Tensor, frames: int, reach: int) -> Tensor:
+        """The own frames' x [F, ...] -> that of all frames at most `reach` away; the adjoint adds."""
+        owned = [share(frames, rank, self.size) for rank in range(self.size)]
+        wanted = [range(max(0, one.start - reach), min(frames, one.stop + reach)) for one in owned]
+        sent = [_overlap(owned[self.rank], one) for one in wanted]
+        got = [len(_overlap(one, wanted[self.rank])) for one in owned]
+        out: Tensor = _Fetch.apply(x, self, sent, got)  # type: ignore[no-untyped-call]
+        return out
+
+    def join(self, x: Tensor, frames: int) -> Tensor:
+        """The own frames' x [F, ...] -> that of all frames; the adjoint keeps the own frames."""
+        own = self.own(frames)
+        got = [len(share(frames, rank, self.size)) for rank in range(self.size)]
+        out: Tensor = _Join.apply(x, self, own, got)  # type: ignore[no-untyped-call]
+        return out
+
+    def exchange(self, x: Tensor, sent: list[int], got: list[int]) -> Tensor:
+        """Rows of x to the processes in their order, `sent` to each; what they have sent, `got` from each."""
+        self.exchanges.begun += 1
+        received = x.new_empty(sum(got), *x.shape[1:])
+        distributed.all_to_all_single(received, x.contiguous(), got, sent, group=self.group)
+        return received
+
+
+class _Fetch(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: FrameGroup, sent: list[range], got: list[int]) -> Tensor:
+        """`sent`: of the own frames, those that each process wants."""
+        first = sent[group.rank].start
+        ctx.own, ctx.group, ctx.sent, ctx.got = len(x), group, sent, got
+        ctx.places = [slice(frames.start - first, frames.stop - first) for frames in sent]
+        rows = torch.cat([x[place] for place in ctx.places])
+        return group.exchange(rows, [*map(len, sent)], got)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        counts = [*map(len, ctx.sent)]
+        parts = ctx.group.exchange(grad, ctx.got, counts).split(counts)
+        total = grad.new_zeros(ctx.own, *grad.shape[1:], dtype=torch.promote_types(grad.dtype, torch.float32))
+        for place, part in zip(ctx.places, parts, strict=True):
+            total[place] += part
+        return total.to(grad.dtype), None, None, None
+
+
+class _Join(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: FrameGroup, own: range, got: list[int]) -> Tensor:
+        ctx.own = slice(own.start, own.stop)
+        return group.exchange(torch.cat([x] * group.size), [len(x)] * group.size, got)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return grad[ctx.own], None, None, None
+
+
+def _overlap(one: range, other: range) -> range:
+    """What is in both, an empty range inside `one` where nothing is."""
+    first = min(max(one.start, other.start), one.stop)
+    return range(first, max(first, min(one.stop, other.stop)))
