@@ -179,7 +179,7 @@ class DiT(nn.Module):
         return velocity
 
     def told(self, exits: Tensor) -> VelocityModel:
-        """A critic's velocity at what the few-step sampler makes in its steps `exits`, int [B].
+        """A critic's velocity at what the few-step sampler makes in its steps `exits`, int [B] or [1].
 
         The x0 of an early step is blurred and that of the last is sharp: told which it sees, the critic need
         not give one score for all.

@@ -207,13 +207,16 @@ def _batches(config: RunConfig) -> None:
         stage, batch = name.split(".")
         if getattr(getattr(config, stage), batch) == 0:
             raise ConfigError(f"{name} is 0, but must be above 0", f"Set it by --set {name}=VALUE, above 0")
-    workers = config.cluster.most_workers
+    every, alike = config.cluster.most_workers, config.cluster.context_parallel
     for stage in STAGES:
         for batch in ("short_batch", "long_batch", "rollout_batch", "critic_batch"):
             size = getattr(getattr(config, stage), batch, 0)
+            whole_clips = stage == "teacher" or batch == "critic_batch"
+            workers = every if whole_clips else every // alike
             if 0 < size < workers:
+                who = "workers" if whole_clips or alike == 1 else f"groups of {alike} workers"
                 raise ConfigError(
-                    f"{stage}.{batch} {size} leaves some of {workers} workers without a row",
+                    f"{stage}.{batch} {size} leaves some of {workers} {who} without a row",
                     f"Set {stage}.{batch}={workers}, or fewer cluster.num_workers",
                 )
 
@@ -258,6 +261,15 @@ def _machines(config: RunConfig) -> None:
     if least > most:
         problem = f"cluster.num_workers [{least}, {most}] are not the least and the most workers"
         raise ConfigError(problem, f"Set cluster.num_workers=[{most},{least}]")
+    alike, frames = cluster.context_parallel, shapes(config).long_frames
+    if alike > 1 and (least < most or most % alike):
+        raise ConfigError(
+            f"cluster.num_workers {cluster.num_workers} are no groups of context_parallel {alike} workers",
+            f"Set cluster.num_workers={alike}, or another multiple of it",
+        )
+    if alike > frames:
+        problem = f"cluster.context_parallel {alike} workers share clips of {frames} latent frames"
+        raise ConfigError(problem, f"Set cluster.context_parallel={frames}, or less")
     if cluster.logical_cpus is not None and cluster.logical_cpus <= most:
         raise ConfigError(
             f"cluster.logical_cpus {cluster.logical_cpus} leaves no CPU beside {most} workers",

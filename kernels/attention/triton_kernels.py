@@ -7,8 +7,8 @@ one at the tail of the clip. Every output element has one owner and nothing is a
 give the same bits.
 
 `band` is (num_frames, per_frame, window): the sample's valid frames, tokens per frame, frames to each side.
-Queries may be some of the keys' frames: tokens are counted from the first key, of queries too, and `begins` is
-the first query.
+Queries may be those of some frames alone: tokens are counted from the first key, of queries too, and `begins`
+is the first query.
 Written for Triton 3.6 to 3.9 and its interpreter.
 """
 

@@ -1,22 +1,20 @@
-"""What data-parallel workers exchange; a group of one exchanges nothing."""
+"""What training workers exchange; a group of one exchanges nothing."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
 
+from models.context import share_frames
 from pipelines.data.store.batch_plan import share
+from pipelines.training.context import Exchanges, FrameGroup
+
+Model = TypeVar("Model", bound=nn.Module)
 
 MESSAGE = 64 << 20
 """Gradient elements per all-reduce; the last gradient of a message may exceed it."""
-
-
-@dataclass
-class Exchanges:
-    """How many exchanges a worker has begun: one that has begun fewer than others keeps them waiting."""
-
-    begun: int = 0
 
 
 @dataclass(frozen=True)
@@ -24,14 +22,32 @@ class Workers:
     """This worker's place among the training workers.
 
     Args:
-        rank: this worker.
-        size: how many there are.
+        rank: this worker among those that share batches.
+        size: how many of them there are.
+        context: its place among those that have the same samples and share the frames of their clips; None
+            where nobody does.
         exchanges: counts them.
     """
 
     rank: int = 0
     size: int = 1
+    context: FrameGroup | None = None
     exchanges: Exchanges = field(default_factory=Exchanges, compare=False)
+
+    @property
+    def alike(self) -> int:
+        """Workers that have the same samples."""
+        return 1 if self.context is None else self.context.size
+
+    @property
+    def place(self) -> int:
+        """This worker among all; the first has 0."""
+        return self.rank * self.alike + (0 if self.context is None else self.context.rank)
+
+    @property
+    def count(self) -> int:
+        """All workers."""
+        return self.size * self.alike
 
     def share(self, batch: int) -> range:
         """This worker's samples of a global batch: consecutive, so that `gather` restores the order.
@@ -41,13 +57,27 @@ class Workers:
         """
         return share(batch, self.rank, self.size)
 
+    def share_of_all(self, batch: int) -> range:
+        """This worker's samples of a batch that all workers share, those too that have the same clips.
+
+        Raises:
+            ConfigError: a worker would have none.
+        """
+        return share(batch, self.place, self.count)
+
+    def sharing_frames(self, model: Model) -> Model:
+        """The network, of which this worker computes its frames alone from now on."""
+        if self.context is not None:
+            share_frames(model, self.context)
+        return model
+
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Replaces gradients by their sum over the workers, about `MESSAGE` elements at a time.
 
-        Each worker's losses are its samples' part of the mean over the global batch, so the sum is the
-        gradient of that mean, however the samples are shared.
+        Each worker's losses are its samples' part of the mean over the global batch, and its gradients its
+        frames' part of theirs. So the sum is the gradient of that mean, however both are shared.
         """
-        if self.size == 1:
+        if self.count == 1:
             return
         held: list[Tensor] = []
         for gradient in (p.grad for p in parameters if p.grad is not None):
@@ -71,10 +101,10 @@ class Workers:
         sizes = [len(share(batch, rank, self.size)) for rank in range(self.size)]
         # messages of one size: a share may be a sample short of the first
         own = torch.cat([part, part.new_zeros(sizes[0] - len(part), *part.shape[1:])])
-        parts = [torch.empty_like(own) for _ in sizes]
+        parts = [torch.empty_like(own) for _ in range(self.count)]
         self.exchanges.begun += 1
         distributed.all_gather(parts, own)
-        return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+        return torch.cat([part[:size] for part, size in zip(parts[:: self.alike], sizes, strict=True)])
 
     def gather_texts(self, part: Sequence[str], batch: int, device: torch.device) -> list[str]:
         """Every worker's `share` of a batch of texts, in order of samples; `device` is where they
@@ -88,11 +118,13 @@ class Workers:
         return [bytes(row[1 : 1 + row[0]]).decode() for row in whole]
 
     def sum(self, values: Sequence[Tensor]) -> Tensor:
-        """Scalars added over the workers, [len(values)]."""
-        return self.total(torch.stack([v.detach().float().reshape(()) for v in values]))
+        """Scalars of each worker's samples added up, [len(values)]."""
+        if not values:
+            return torch.zeros(0)
+        return self.total(torch.stack([v.detach().float().reshape(()) for v in values])) / self.alike
 
     def total(self, values: Tensor) -> Tensor:
-        """A tensor added over the workers, in its place."""
+        """A tensor added over all workers, in its place."""
         self._reduce(values)
         return values
 
@@ -103,7 +135,7 @@ class Workers:
         return box.tolist()
 
     def _reduce(self, values: Tensor, how: distributed.ReduceOp.RedOpType = distributed.ReduceOp.SUM) -> None:
-        if self.size > 1:
+        if self.count > 1:
             self.exchanges.begun += 1
             distributed.all_reduce(values, op=how)
 

@@ -186,6 +186,9 @@ class ClusterConfig:
     num_workers: PositiveInt | tuple[PositiveInt, PositiveInt] = 1
     """Data-parallel training workers, or `[least, most]`: as many as the cluster has room for. Batches and
     draws stay the same."""
+    context_parallel: PositiveInt = 1
+    """Neighbouring workers that share the frames of each of a student's clips: one holds a part of the
+    activations and takes a part of the time. Groups of so many share the batches. Losses stay the same."""
     resize_seconds: PositiveFloat = 60.0
     """How often an elastic group looks for room for more workers; it starts again with them from the last
     checkpoint."""

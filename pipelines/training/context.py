@@ -7,8 +7,17 @@ import torch
 from torch import Tensor, distributed
 from torch.distributed import ProcessGroup
 
+from models.errors import ConfigError
+from models.flow import VelocityModel
+from models.text.conditioning import Conditioning
 from pipelines.data.store.batch_plan import share
-from pipelines.training.collectives import Exchanges
+
+
+@dataclass
+class Exchanges:
+    """How many exchanges a worker has begun: one that has begun fewer than others keeps them waiting."""
+
+    begun: int = 0
 
 
 @dataclass(frozen=True)
@@ -33,6 +42,11 @@ class FrameGroup:
         Raises:
             ConfigError: there are fewer frames than processes.
         """
+        if frames < self.size:
+            raise ConfigError(
+                f"a clip of {frames} latent frames cannot be shared by {self.size} workers",
+                f"Set cluster.context_parallel={frames}, or less",
+            )
         return share(frames, self.rank, self.size)
 
     def fetch(self, x: Tensor, frames: int, reach: int) -> Tensor:
@@ -50,6 +64,18 @@ class FrameGroup:
         got = [len(share(frames, rank, self.size)) for rank in range(self.size)]
         out: Tensor = _Join.apply(x, self, own, got)  # type: ignore[no-untyped-call]
         return out
+
+    def dealt(self, model: VelocityModel) -> VelocityModel:
+        """A network that is asked alike by every process: each computes some of the rows, without a graph."""
+
+        def velocity(x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+            rows = len(x_t)
+            if rows < self.size:
+                return model(x_t, t, conditioning)
+            own = torch.tensor(self.own(rows), device=x_t.device)
+            return self.join(model(x_t[own], t[own], conditioning.select(own)), rows)
+
+        return velocity
 
     def exchange(self, x: Tensor, sent: list[int], got: list[int]) -> Tensor:
         """Rows of x to the processes in their order, `sent` to each; what they have sent, `got` from each."""

@@ -88,7 +88,7 @@ class DistillStage:
             frozen = copy.deepcopy(student).eval().requires_grad_(False)
             if frozen.config.heads == "decoupled":
                 del frozen.heads["distribution_matching"]
-            self.reference = frozen.flow_matching
+            self.reference = self.workers.sharing_frames(frozen).flow_matching
         critic = recipe.network("critic").build(device)
         assert isinstance(critic, DiT)
         critic.start_from(teacher)
@@ -98,7 +98,7 @@ class DistillStage:
         adapt(critic, recipe, "critic")
         if recipe.critic_only:
             student.requires_grad_(False)
-        modules = {"student": student, "critic": critic}
+        modules = {"student": self.workers.sharing_frames(student), "critic": critic}
         rates = {"student": self.config.learning_rate, "critic": self.config.critic_learning_rate}
         optimizers = {
             role: adamw(own, self.config, rates[role]) for role, m in modules.items() if (own := trained(m))
@@ -157,8 +157,7 @@ class DistillStage:
             state.pool.append(Rollout(video, tuple(captions), stop))
             del state.pool[: -config.rollout_pool]
         for update in range(config.critic_updates if state.pool else 0):
-            values["critic_loss"], told = self._teach_critic(state, key.at(purpose=f"critic-{update}"))
-            own |= told
+            own |= self._teach_critic(state, key.at(purpose=f"critic-{update}"))
 
         state.step += 1
         sums = dict(zip(values, self.workers.sum(list(values.values())).tolist(), strict=True))
@@ -235,6 +234,9 @@ class DistillStage:
         rows = [sample * count + k for sample in rollout.samples for k in range(count)]
         noise = normal((tiling[0].length, *video.shape[2:]), key.at(purpose="noise"), rows, video.device)
         t = score_times(self.recipe, key, rows).to(video.device)
+        real, fake = self.teacher, critic.told(torch.tensor([rollout.exit], device=video.device))
+        if context := self.workers.context:
+            real, fake = context.dealt(real), context.dealt(fake)
         return reverse_kl_loss(
             video,
             tiling,
@@ -242,21 +244,21 @@ class DistillStage:
             noise,
             t,
             rollout.conditioning,
-            self.teacher,
-            critic.told(t.new_full((len(rows),), rollout.exit, dtype=torch.long)),
+            real,
+            fake,
             self.recipe.loss,
             self.recipe.crop_safe,
         )
 
-    def _teach_critic(self, state: TrainState, key: Key) -> tuple[Tensor, dict[str, float]]:
-        """An update of the critic; this worker's part of its loss, and of all workers what is told of it."""
+    def _teach_critic(self, state: TrainState, key: Key) -> dict[str, float]:
+        """An update of the critic; what is told of it."""
         self.phases.begin("critic")
         critic = state.modules["critic"]
         assert isinstance(critic, DiT)
-        value, told = self.lessons.learn(critic, state.pool, key)
+        told = self.lessons.learn(critic, state.pool, key)
         self.phases.begin("optimiser")
         norm = apply_update(state, "critic", self.config, self.config.critic_learning_rate, self.workers)
-        return value, told | {"critic_gradient_norm": float(norm)}
+        return told | {"critic_gradient_norm": float(norm)}
 
 
 def last_gradient(student: Student) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 import ray.train
 import torch
 from torch import Tensor
+from torch.distributed import init_device_mesh
 
 from models.blocks import checkpoint_blocks
 from models.device import half_precision
@@ -22,6 +23,7 @@ from pipelines.tracking import NullTracker, Progress, RunStatus, Tracker
 from pipelines.training.batches import BatchSource, caption_pool
 from pipelines.training.collectives import Workers
 from pipelines.training.config import DistillConfig
+from pipelines.training.context import Exchanges, FrameGroup
 from pipelines.training.distill import DistillStage
 from pipelines.training.lineage import DIVERGED_FILE, ROWS_FILE, explain_divergence
 from pipelines.training.monitors.board import relayed_warnings
@@ -54,14 +56,14 @@ def train_worker(given: dict[str, Any]) -> dict[str, float] | SostenutoError:
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(not recipe.cluster.use_gpu)
     context = ray.train.get_context()
-    workers = Workers(context.get_world_rank(), context.get_world_size())
+    workers = placed(recipe, context.get_world_rank(), context.get_world_size())
     with relayed_warnings(given["progress"]), Pulse(given["guard"], workers) as pulse:
-        tracker: Tracker = NullTracker() if workers.rank else given["tracker"]()
+        tracker: Tracker = NullTracker() if workers.place else given["tracker"]()
         try:
             result = _Loop(recipe, workers, tracker, given["progress"], given["plan"], pulse).run()
         except SostenutoError as error:
             tracker.close("FAILED")
-            alone = workers.size > 1 and not isinstance(error, TrainingDiverged)
+            alone = workers.count > 1 and not isinstance(error, TrainingDiverged)
             if alone or type(error) is ClusterError:
                 raise
             return error
@@ -71,6 +73,22 @@ def train_worker(given: dict[str, Any]) -> dict[str, float] | SostenutoError:
         failed: RunStatus = "KILLED" if pulse.stop else "FAILED"
         tracker.close(failed if isinstance(result, SostenutoError) else "FINISHED")
         return result
+
+
+def placed(recipe: Recipe, rank: int, size: int) -> Workers:
+    """A worker's place: neighbours share the frames of a student's clips, `cluster.context_parallel` at a
+    time."""
+    alike = recipe.cluster.context_parallel if recipe.start else 1
+    if alike == 1:
+        return Workers(rank, size)
+    mesh = init_device_mesh(
+        "cuda" if recipe.cluster.use_gpu else "cpu",
+        (size // alike, alike),
+        mesh_dim_names=("data", "context"),
+    )
+    exchanges = Exchanges()
+    group = FrameGroup(rank % alike, alike, mesh.get_group("context"), exchanges)
+    return Workers(rank // alike, size // alike, group, exchanges)
 
 
 def make_stage(recipe: Recipe, workers: Workers, only: Mapping[str, Collection[str]]) -> Stage:
@@ -115,12 +133,12 @@ class _Loop:
         if checkpoint is not None:
             with checkpoint.as_directory() as folder:
                 load_state(state, Path(folder))
-            if self.progress is not None and self.workers.rank == 0:
+            if self.progress is not None and self.workers.place == 0:
                 self.progress(self.recipe.name, state.step, self.config.steps, "goes on from its checkpoint")
-        if self.workers.rank == 0:
+        if self.workers.place == 0:
             self.log = Log(
                 self.recipe,
-                self.workers.size,
+                self.workers.count,
                 self.phases,
                 self.plan,
                 self.tracker,
@@ -180,7 +198,7 @@ class _Loop:
                     result = self.stage.step(state, batches, Key(self.recipe.seed, step, purpose="step"))
         except TrainingDiverged as error:
             windows = self.batches.ids(step)
-            if self.workers.rank == 0:
+            if self.workers.place == 0:
                 told = {"step": step, "problem": error.problem, "windows": windows}
                 Storage(self.recipe.root).write_json(f"{self.recipe.name}/{DIVERGED_FILE}", told)
             raise explain_divergence(error, self.recipe, step, windows) from error
@@ -234,7 +252,7 @@ class _Loop:
 
     def _preview(self, videos: Tensor) -> None:
         self.phases.begin("preview")
-        if self.workers.rank == 0:
+        if self.workers.place == 0:
             watch = self.watch
             preview(videos, watch.captions, self.recipe.dataset, watch.corpus, self.state.step, self.tracker)
 

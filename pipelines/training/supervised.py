@@ -55,6 +55,7 @@ class SupervisedStage:
             start_student(model, recipe.start)
             adapt(model, recipe, role)
             freeze_unused_head(model)
+            self.workers.sharing_frames(model)
         optimizer = adamw(trained(model), recipe.stage)
         return TrainState({role: model}, {role: optimizer}, {role: Ema(model, recipe.stage.ema_decay)})
 

@@ -3,6 +3,8 @@
 attention/test_cpu.py, attention/test_gpu.py and interpreted/attention_cases.py import these functions.
 """
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -73,7 +75,7 @@ def test_a_clip_in_parts_with_the_keys_that_they_see_is_the_whole(cuts, per_fram
         weight,
     )
     found, sums = torch.zeros_like(out), [torch.zeros_like(grad) for grad in grads]
-    for begin, end in zip(cuts, cuts[1:], strict=False):
+    for begin, end in pairwise(cuts):
         first, last = max(0, begin - window), min(frames, end + window)
         rows, keys = (slice(a * per_frame, b * per_frame) for a, b in ((begin, end), (first, last)))
         more = {} if count is None else {"valid_frames": (count - first).clamp_min(0)}

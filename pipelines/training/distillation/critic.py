@@ -50,15 +50,14 @@ class Lessons:
         self.recipe, self.config, self.captions = recipe, recipe.stage, captions
         self.workers, self.exits = workers, exits
 
-    def learn(self, critic: DiT, pool: Sequence[Rollout], key: Key) -> tuple[Tensor, dict[str, float]]:
-        """Flow matching on windows of recent rollouts, cut and noised as the scored ones are; this worker's
-        part of the loss, and that of all workers by exit and by place in the video."""
+    def learn(self, critic: DiT, pool: Sequence[Rollout], key: Key) -> dict[str, float]:
+        """Flow matching on windows of recent rollouts, cut and noised as the scored ones are; the loss over
+        all workers, by exit, and by place in the video."""
         # One picture size, each as often as the pool has it; lengths may differ.
         size = pool[key.at(purpose="size").integer(len(pool))].latents.shape[2:]
         pool = [rollout for rollout in pool if rollout.latents.shape[2:] == size]
-        value = pool[0].latents.new_zeros(())
-        sums = value.new_zeros(2, self.exits + len(THIRDS))
-        for samples in parts(self.workers.share(self.config.critic_batch), self.config.micro_batch):
+        sums = pool[0].latents.new_zeros(2, self.exits + len(THIRDS) + 1)
+        for samples in parts(self.workers.share_of_all(self.config.critic_batch), self.config.micro_batch):
             drawn = [self.window(pool, key, i) for i in samples]
             x0 = torch.stack([window.latents for window in drawn])
             noise = normal(x0.shape[1:], key.at(purpose="noise"), samples, x0.device)
@@ -71,14 +70,14 @@ class Lessons:
             thirds = torch.tensor([self.exits + window.third for window in drawn], device=x0.device)
             errors = flow_matching_errors(critic.told(stops), x0, noise, t, conditioning, frames)
             own = errors.detach().to(sums)
-            for places in (stops, thirds):
+            for places in (stops, thirds, torch.full_like(stops, -1 + sums.shape[1])):
                 sums.index_add_(1, places, torch.stack([own, torch.ones_like(own)]))
             loss = errors.mean() * (len(samples) / self.config.critic_batch)
             loss.backward()  # type: ignore[no-untyped-call]
-            value += loss.detach()
-        names = [*(f"exit_{number}" for number in range(self.exits)), *THIRDS]
+        names = [*(f"critic_loss_exit_{number}" for number in range(self.exits))]
+        names += [*(f"critic_loss_{third}" for third in THIRDS), "critic_loss"]
         totals = zip(names, *self.workers.total(sums).tolist(), strict=True)
-        return value, {f"critic_loss_{name}": loss / count for name, loss, count in totals if count}
+        return {name: loss / count for name, loss, count in totals if count}
 
     def window(self, pool: Sequence[Rollout], key: Key, sample: int) -> PoolWindow:
         """A random window of a random rollout's tiling at a random phase."""

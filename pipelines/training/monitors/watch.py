@@ -47,7 +47,7 @@ class Watch:
             self.layouts = fixed_batch(recipe, "long", "train", LAYOUTS, workers, device)
         else:
             self.held_out = fixed_batch(recipe, self.corpus, "holdout", HELD_OUT_WINDOWS, workers, device)
-        self.diagnostics = Diagnostics(recipe.dataset, self.corpus, device) if workers.rank == 0 else None
+        self.diagnostics = Diagnostics(recipe.dataset, self.corpus, device) if workers.place == 0 else None
 
     def videos(self, state: TrainState) -> Tensor:
         """Latents [VIDEOS, T, C, h, w] on every worker; as many at once as a step trains on."""

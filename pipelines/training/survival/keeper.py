@@ -62,7 +62,7 @@ class Keeper:
     ) -> None:
         self._recipe, self._workers, self._device = recipe, workers, device
         self._pulse, self._tracker = pulse, tracker
-        self._saver = Saver(recipe, spec, step) if workers.rank == 0 else None
+        self._saver = Saver(recipe, spec, step) if workers.place == 0 else None
         self._begun, self._writing = step, False
         self._asked = 0.0
         self._leaving, self._scored = False, not isinstance(recipe.stage, DistillConfig)

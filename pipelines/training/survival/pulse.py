@@ -52,12 +52,12 @@ class Pulse:
         """Whether this worker shall save at the end of its step, and end."""
         address = ray.util.get_node_ip_address()
         self._name = (
-            f"worker {workers.rank} of {workers.size} ({address}, {socket.gethostname()}, {os.getpid()})"
+            f"worker {workers.place} of {workers.count} ({address}, {socket.gethostname()}, {os.getpid()})"
         )
         self._thread = threading.Thread(target=self._beat, name="pulse", daemon=True)
 
     def __enter__(self) -> Self:
-        if self._workers.rank == 0:
+        if self._workers.place == 0:
             ray.get(self._guard.begin.remote())
         self._thread.start()
         return self
@@ -80,7 +80,7 @@ class Pulse:
         log = logging.getLogger("sostenuto.training")
         while not self._over.wait(BEAT_S):
             try:
-                order: Order = ray.get(self._guard.beat.remote(self._now(), self._workers.size))
+                order: Order = ray.get(self._guard.beat.remote(self._now(), self._workers.count))
             except ray.exceptions.RayError:
                 return  # the driver has gone, and its workers with it
             self.stop |= order.stop
@@ -95,7 +95,7 @@ class Pulse:
         if at != self._at or step is None:
             self._moved, self._at = time.monotonic(), at
         still_s = time.monotonic() - self._moved
-        return Beat(self._workers.rank, at[1], still_s, at[0], self._name, self._place())
+        return Beat(self._workers.place, at[1], still_s, at[0], self._name, self._place())
 
     def _place(self) -> str:
         """The innermost line of this project's code that takes steps."""

@@ -13,7 +13,9 @@ from torch import Tensor, distributed, multiprocessing
 from models.ddt import Student
 from pipelines.training import collectives as parallel
 from pipelines.training.collectives import ALONE, Workers
+from pipelines.training.config import ClusterConfig
 from pipelines.training.distill import DistillStage
+from pipelines.training.loop import placed
 from pipelines.training.stage import Batch, parts
 from pipelines.training.state import TrainState
 from pipelines.training.supervised import SupervisedStage, held_out_loss, supervised_velocity
@@ -95,13 +97,15 @@ def assert_equal(one: Taken, other: Taken) -> None:
     assert one["captions"] == [*map(tuple, other["captions"])]
 
 
-def _work(rank: int, size: int, names: tuple[str, ...], starts: dict[str, str], out: str) -> None:
+def _work(rank: int, size: int, alike: int, names: tuple[str, ...], starts: dict[str, str], out: str) -> None:
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
     parallel.MESSAGE = 2000
     meeting = f"file://{out}/meeting"
     distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=size)
-    taken = {name: take(name, starts, 1, Workers(rank, size)) for name in names}
+    cluster = ClusterConfig(num_workers=size, context_parallel=alike)
+    workers = placed(dataclasses.replace(recipe(SFT, starts), cluster=cluster), rank, size)
+    taken = {name: take(name, starts, 1, workers) for name in names}
     Path(out, f"{rank}.json").write_text(json.dumps(taken))
     distributed.barrier()
     distributed.destroy_process_group()
@@ -116,11 +120,21 @@ def test_micro_batches_add_up_to_one_big_batch(name: str, starts: dict[str, str]
 
 
 @pytest.mark.usefixtures("double")
-@pytest.mark.parametrize(("size", "names"), [(2, STAGES), (3, ("distill", "noised"))])
+@pytest.mark.parametrize(
+    ("size", "alike", "names"),
+    [
+        (2, 1, STAGES),
+        (3, 1, ("distill", "noised")),
+        (2, 2, STAGES[1:]),
+        (3, 3, ("distill",)),
+        (4, 2, ("distill", "noised")),
+    ],
+)
 def test_workers_with_uneven_shares_in_micro_batches_take_the_steps_of_one(
-    size: int, names: tuple[str, ...], starts: dict[str, str], tmp_path: Path
+    size: int, alike: int, names: tuple[str, ...], starts: dict[str, str], tmp_path: Path
 ) -> None:
-    multiprocessing.spawn(_work, (size, names, starts, str(tmp_path)), nprocs=size)
+    """Whether they share batches, the frames of clips (`alike` of them), or both."""
+    multiprocessing.spawn(_work, (size, alike, names, starts, str(tmp_path)), nprocs=size)
     alone = {name: take(name, starts, None) for name in names}
     for rank in range(size):
         together = json.loads((tmp_path / f"{rank}.json").read_text())
