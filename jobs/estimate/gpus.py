@@ -4,11 +4,12 @@ A remedy is proposed only once the same sums say that the stage then fits.
 """
 
 import difflib
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from jobs.config.schema import STAGES, RunConfig
-from jobs.config.shapes import scored_windows
+from jobs.config.shapes import scored_windows, shapes
 from jobs.estimate.flops import networks
 from jobs.estimate.memory import footprint
 from models.autoencoders.kinds import autoencoder_kind
@@ -16,6 +17,9 @@ from models.errors import ConfigError
 
 RANK = 32
 """Rank of the proposed adapters."""
+
+MOST_ALIKE = 8
+"""GPUs of a machine, which exchange keys and values quickly: so many may be proposed to share clips."""
 
 USABLE = 0.92
 """Share of a GPU's memory that training can fill; the driver and fragmentation take the rest (assumed)."""
@@ -84,7 +88,9 @@ def require_fit(config: RunConfig, stages: Mapping[str, Mapping[str, int]], on: 
     larger = smallest(needed)
     or_larger = f", or take {larger.name}" if larger else ""
     chosen: list[str] = []
-    remedy = f"No fewer LONG frames, adapters or workers make it fit{or_larger}; nothing is sharded over GPUs"
+    remedy = (
+        f"No fewer LONG frames, adapters or workers make it fit{or_larger}; weights are not sharded over GPUs"
+    )
     for setting, changed in _remedies(config, stage, on):
         chosen.append(setting)
         if _bytes(changed, stage) <= on.usable:
@@ -113,6 +119,13 @@ def _remedies(config: RunConfig, stage: str, on: Gpu) -> Iterator[tuple[str, Run
     if most > config.cluster.least_workers:
         config = replace(config, cluster=replace(config.cluster, num_workers=most))
         yield f"cluster.num_workers={most}", config
+    alike = math.gcd(config.cluster.most_workers, MOST_ALIKE)
+    if stage != "teacher" and config.cluster.context_parallel < alike <= shapes(config).long_frames:
+        config = replace(
+            config,
+            cluster=replace(config.cluster, num_workers=config.cluster.most_workers, context_parallel=alike),
+        )
+        yield f"cluster.context_parallel={alike}", config
     if not config.lora.rank and stage in config.lora.stages:
         config = replace(config, lora=replace(config.lora, rank=RANK))
         yield f"lora.rank={RANK}", config

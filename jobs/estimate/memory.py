@@ -1,12 +1,13 @@
 """Memory of one worker during a step of a stage, by what it holds.
 
 Weights, gradients, moments and averages are float32 on every device. On a GPU the passes run in bfloat16
-autocast, and autograd keeps a bfloat16 copy of the weights of linear layers for the length of a pass. Nothing
-is sharded: every worker holds all of it, and every block's activations unless activation checkpointing keeps
-their inputs alone.
+autocast, and autograd keeps a bfloat16 copy of the weights of linear layers for the length of a pass. No
+weights are sharded: every worker holds all of them. Of activations it holds those of its frames where workers
+share clips, and every block's unless activation checkpointing keeps their inputs alone.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from jobs.config.schema import RunConfig
 from jobs.config.shapes import scored_windows, shapes
@@ -49,21 +50,32 @@ NORMS = 10
 """Float32 numbers per token and block: means and deviations of the norms."""
 
 
-def activations(config: RunConfig, read: Tokens, *, half: bool) -> int:
+def activations(config: RunConfig, read: Tokens, *, half: bool, alike: int = 1) -> int:
     """Bytes that autograd keeps of one clip through a plain stack, from its input to its output.
 
     With activation checkpointing: the inputs of all blocks, and everything of the one being recomputed.
+
+    Args:
+        config: the run's settings.
+        read: the clip.
+        half: whether the pass runs in bfloat16.
+        alike: workers that share its frames; these are the bytes of one with most of them.
     """
-    model, size = config.model, SIZES[half]
-    width = model.num_heads * model.head_dim
-    block = read.clip * (size.width * width + size.hidden * model.ffn_dim)
-    block += read.clip * FLOAT * (NORMS + 2 * model.num_heads) + read.text * size.text * width
-    rotations = read.clip * model.head_dim * FLOAT
+    model, size, number = config.model, SIZES[half], HALF if half else FLOAT
+    width, frames = model.num_heads * model.head_dim, -(-read.frames // alike)
+    own = frames * read.per_frame
+    block = own * (size.width * width + size.hidden * model.ffn_dim)
+    block += own * FLOAT * (NORMS + 2 * model.num_heads) + read.text * size.text * width
+    rotations = own * model.head_dim * FLOAT
     thetas = len({model.rope_theta_windowed, model.rope_theta_global})
-    kept = model.num_layers * block
+    # keys and values of the other workers' frames
+    reaches = [model.window if letter == "W" else read.frames for letter in model.attention_pattern]
+    seen = [min(read.frames, frames + 2 * reach) - frames for reach in reaches]
+    fetched = [2 * more * read.per_frame * width * number for more in seen]
+    kept = model.num_layers * block + sum(fetched)
     if config.cluster.activation_checkpointing:
-        kept = block + model.num_layers * read.clip * width * (HALF if half else FLOAT)
-    return kept + read.clip * size.output * width + thetas * rotations
+        kept = block + max(fetched) + model.num_layers * own * width * number
+    return kept + own * size.output * width + thetas * rotations
 
 
 def footprint(config: RunConfig, stage: str, built: Networks, *, half: bool) -> dict[str, int]:
@@ -87,14 +99,17 @@ def footprint(config: RunConfig, stage: str, built: Networks, *, half: bool) -> 
 
     passes, sizes, distill = _passes(config, stage), shapes(config), config.distill
     parts["activations"] = max(
-        once * activations(config, tokens(config, frames), half=half) for _, once, frames in passes
+        one.once * activations(config, tokens(config, one.frames), half=half, alike=one.alike)
+        for one in passes
     )
-    without_graph = []
+    through = list(passes)
     if stage in SCORED:
-        _, rows = _shares(config, distill, distill.rollout_batch)
-        without_graph = [(rows * scored_windows(config), distill.window_frames), (rows, sizes.long_frames)]
-    through = [*((once, frames) for _, once, frames in passes), *without_graph]
-    most = max(clips * tokens(config, frames).clip for clips, frames in through)
+        rollout = _clips(config, distill, distill.rollout_batch, sizes.long_frames, together(config))
+        windows = -(-rollout.once * scored_windows(config) // together(config))
+        through += [rollout, Passed(windows, windows, distill.window_frames)]
+    most = max(
+        one.once * -(-one.frames // one.alike) * tokens(config, one.frames).per_frame for one in through
+    )
     # hidden units of the feed-forward layers, their gradients, the residual stream
     parts["temporaries"] = (
         most * (2 * config.model.ffn_dim + 4 * config.model.num_heads * config.model.head_dim) * number
@@ -103,8 +118,8 @@ def footprint(config: RunConfig, stage: str, built: Networks, *, half: bool) -> 
     frame = FLOAT * sizes.channels * sizes.height * sizes.width
     caption = FLOAT * config.text.max_tokens * config.text.dim
     held = sum(
-        clips * (frames * frame + caption) + once * (LATENT_COPIES - 1) * frames * frame
-        for clips, once, frames in passes
+        one.clips * (one.frames * frame + caption) + one.once * (LATENT_COPIES - 1) * one.frames * frame
+        for one in passes
     )
     if stage in SCORED:
         held += distill.rollout_pool * distill.rollout_batch * sizes.long_frames * frame
@@ -142,26 +157,46 @@ def _weights(config: RunConfig, stage: str, built: Networks) -> dict[str, int]:
     return parts
 
 
-def share(config: RunConfig, batch: int) -> int:
-    """Most samples of a global batch that one worker takes: the first one, of the fewest workers."""
-    return -(-batch // config.cluster.least_workers)
+def share(config: RunConfig, batch: int, alike: int = 1) -> int:
+    """Most samples of a global batch that one worker takes: the first one, of the fewest workers, of which
+    `alike` take the same ones."""
+    return -(-batch // (config.cluster.least_workers // alike))
 
 
-def _shares(config: RunConfig, settings: StageConfig, batch: int) -> tuple[int, int]:
-    """Samples of a global batch that one worker takes, and how many go through its networks at once."""
-    own = share(config, batch)
-    return own, min(own, settings.micro_batch or own)
+def together(config: RunConfig) -> int:
+    """Workers that share the frames of a student's clips."""
+    return config.cluster.context_parallel
 
 
-def _passes(config: RunConfig, stage: str) -> list[tuple[int, int, int]]:
-    """Clips per worker, how many go through at once, and their latent frames, for each pass with a graph; one
-    graph lives at a time."""
-    size, distill = shapes(config), config.distill
-    critic = (*_shares(config, distill, distill.critic_batch), distill.window_frames)
+class Passed(NamedTuple):
+    """What goes through a network."""
+
+    clips: int
+    """Of one worker, in a step."""
+    once: int
+    """Of them at once."""
+    frames: int
+    """Latent ones of a clip."""
+    alike: int = 1
+    """Workers that share a clip's frames."""
+
+
+def _clips(config: RunConfig, settings: StageConfig, batch: int, frames: int, alike: int) -> Passed:
+    """One worker's part of a global batch."""
+    own = share(config, batch, alike)
+    return Passed(own, min(own, settings.micro_batch or own), frames, alike)
+
+
+def _passes(config: RunConfig, stage: str) -> list[Passed]:
+    """The passes with a graph; one graph lives at a time."""
+    size, distill, alike = shapes(config), config.distill, together(config)
+    critic = _clips(config, distill, distill.critic_batch, distill.window_frames, 1)
     if stage == "warmup":
         return [critic]
     settings = getattr(config, stage)
-    long = (*_shares(config, settings, settings.long_batch), size.long_frames)
+    if stage == "teacher":
+        return [_clips(config, settings, settings.short_batch, size.short_frames, 1)]
+    long = _clips(config, settings, settings.long_batch, size.long_frames, alike)
     if stage == "distill":
-        return [long, (*_shares(config, settings, distill.rollout_batch), size.long_frames), critic]
-    return [(*_shares(config, settings, settings.short_batch), size.short_frames), long]
+        return [long, _clips(config, settings, distill.rollout_batch, size.long_frames, alike), critic]
+    return [_clips(config, settings, settings.short_batch, size.short_frames, alike), long]

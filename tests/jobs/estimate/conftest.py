@@ -13,8 +13,9 @@ def dense(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Te
     return (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1) @ v
 
 
-def windowed(q: Tensor, k: Tensor, v: Tensor, tokens_per_frame: int, window: int) -> Tensor:
+def windowed(q: Tensor, k: Tensor, v: Tensor, tokens_per_frame: int, window: int, query_frame: int) -> Tensor:
     """The same, frame by frame over the frames it sees."""
+    assert query_frame == 0
     out = []
     for frame in range(q.shape[2] // tokens_per_frame):
         own = slice(frame * tokens_per_frame, (frame + 1) * tokens_per_frame)

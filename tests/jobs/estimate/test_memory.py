@@ -14,10 +14,12 @@ from jobs.estimate.memory import activations, footprint
 from jobs.estimate.report import stage_cost
 from models.blocks import checkpoint_blocks
 from models.config import LoraConfig, ModelConfig
+from models.context import share_frames
 from models.ddt import Student
 from models.dit import DiT
 from models.rng import Key
 from models.text.conditioning import Conditioning
+from pipelines.data.store.batch_plan import share
 from pipelines.training.config import ClusterConfig, WarmupConfig
 from pipelines.training.distill import DistillStage
 from pipelines.training.supervised import SupervisedStage
@@ -143,6 +145,43 @@ def test_autograd_keeps_the_bytes_told(name, half, checkpointed):
         told -= one_block(model, half=half)
     weights = sum(p.numel() for p in network.parameters()) * 2 if half and not checkpointed else 0
     assert told + weights == pytest.approx(seen, rel=0.1)
+
+
+class Middle:
+    """The second of three workers that share clips; what the others have is made up."""
+
+    def own(self, frames):
+        return share(frames, 1, 3)
+
+    def fetch(self, x, frames, reach):
+        own = self.own(frames)
+        seen = min(frames, own.stop + reach) - max(0, own.start - reach)
+        return torch.cat([x, x.new_zeros(seen - len(own), *x.shape[1:])])
+
+    def join(self, x, frames):
+        return torch.cat([x, x.new_zeros(frames - len(x), *x.shape[1:])])
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_worker_that_shares_clips_keeps_its_frames_and_what_it_fetches(name, half):
+    model = dataclasses.replace(SHAPES[name], precondition=False, clip_position=False)
+    network = DiT(model, 4, 64)
+    share_frames(network, Middle())
+    clip, text = torch.randn(1, 12, 4, 10, 10), Conditioning(torch.randn(1, 32, 64))
+    with torch.autocast("cpu", torch.bfloat16) if half else nullcontext():
+        seen = kept(network, lambda: network(clip, torch.rand(1), text))
+    told = activations(RunConfig(model=model), Tokens(12, 100, 32), half=half, alike=3)
+    weights = sum(p.numel() for p in network.parameters()) * 2 if half else 0
+    assert told + weights == pytest.approx(seen, rel=0.1)
+
+
+def test_workers_that_share_clips_hold_less_of_them():
+    parts = ("cluster.num_workers=8", "distill.critic_batch=8", "distill.micro_batch=1")
+    alone, shared = cost(*parts), cost(*parts, "cluster.context_parallel=8")
+    assert shared.parts["activations"] < 0.3 * alone.parts["activations"]
+    assert shared.parts["weights"] == alone.parts["weights"]
+    assert shared.phases == alone.phases
 
 
 def one_block(model, *, half):

@@ -67,7 +67,7 @@ def _work(rank: int, size: int, out: str) -> None:
     distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("size", [pytest.param(2, marks=pytest.mark.long), 4])
 def test_any_number_of_processes_gives_the_velocities_and_gradients_of_one(size: int, tmp_path: Path) -> None:
     multiprocessing.spawn(_work, (size, str(tmp_path)), nprocs=size)
     for rank in range(size):
