@@ -35,4 +35,4 @@ def share_frames(model: nn.Module, context: Context) -> None:
     """From now on a network computes the context's frames alone, in every block."""
     for module in model.modules():
         if hasattr(module, "context"):
-            module.context = context
+            module.context = context  # type: ignore[assignment]

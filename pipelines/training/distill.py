@@ -234,7 +234,8 @@ class DistillStage:
         rows = [sample * count + k for sample in rollout.samples for k in range(count)]
         noise = normal((tiling[0].length, *video.shape[2:]), key.at(purpose="noise"), rows, video.device)
         t = score_times(self.recipe, key, rows).to(video.device)
-        real, fake = self.teacher, critic.told(torch.tensor([rollout.exit], device=video.device))
+        real: VelocityModel = self.teacher
+        fake = critic.told(torch.tensor([rollout.exit], device=video.device))
         if context := self.workers.context:
             real, fake = context.dealt(real), context.dealt(fake)
         return reverse_kl_loss(

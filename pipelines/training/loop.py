@@ -9,7 +9,7 @@ from typing import Any
 import ray.train
 import torch
 from torch import Tensor
-from torch.distributed import init_device_mesh
+from torch.distributed.device_mesh import init_device_mesh
 
 from models.blocks import checkpoint_blocks
 from models.device import half_precision
