@@ -33,18 +33,20 @@ SHARED_BYTES = {"sm_90": 232_448, "sm_80": 166_912, "gfx942": 65_536}
 """Shared memory that one program may use."""
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 ATTENTION = [
-    ("fp32", 4096, 64, False),
-    ("fp32", 4096, 128, False),
-    ("fp16", 4096, 128, False),
-    ("bf16", attention.FEW_TOKENS, 64, False),
-    ("bf16", attention.FEW_TOKENS, 128, False),
-    ("bf16", 4096, 24, False),
-    ("bf16", 4096, 64, False),
-    ("bf16", 4096, 96, False),
-    ("bf16", 4096, 128, False),
-    ("bf16", 4096, 128, True),
+    ("fp32", 4096, 64, ""),
+    ("fp32", 4096, 128, ""),
+    ("fp16", 4096, 128, ""),
+    ("bf16", attention.FEW_TOKENS, 64, ""),
+    ("bf16", attention.FEW_TOKENS, 128, ""),
+    ("bf16", 4096, 24, ""),
+    ("bf16", 4096, 64, ""),
+    ("bf16", 4096, 96, ""),
+    ("bf16", 4096, 128, ""),
+    ("bf16", 4096, 128, "wrap"),
+    ("bf16", 4096, 128, "part"),
 ]
-"""Shipped configurations of windowed attention: dtype, tokens, head dimension, ring."""
+"""Shipped configurations of windowed attention: dtype, tokens, head dimension, and the kind: frames on a
+ring, or the queries of some."""
 _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
@@ -87,22 +89,27 @@ class Compiled:
 
 def configurations() -> Iterator[Configuration]:
     """Every shipped configuration."""
-    for dtype, tokens, head_dim, wrap in ATTENTION:
+    for dtype, tokens, head_dim, kind in ATTENTION:
         tiles = attention.tiles_for(tokens, head_dim, DTYPES[dtype], interpreted=False)
         length = "few" if tokens <= attention.FEW_TOKENS else "many"
         for kernel_name, tile in tiles._asdict().items():
             kernel = getattr(triton_kernels, f"{kernel_name}_kernel")
             yield Configuration(
-                f"{kernel_name}_{dtype}_{head_dim}_{length}{'_wrap' if wrap else ''}",
+                f"{kernel_name}_{dtype}_{head_dim}_{length}{f'_{kind}' if kind else ''}",
                 kernel,
                 _attention_types(dtype),
-                {**attention.constants_for(head_dim, tile), "STEP": tile.step, "WRAP": wrap},
+                {
+                    **attention.constants_for(head_dim, tile),
+                    "STEP": tile.step,
+                    "WRAP": kind == "wrap",
+                    "PART": kind == "part",
+                },
                 {"num_warps": tile.warps, "num_stages": tile.stages},
                 tensor_cores=dtype != "fp32",
-                everywhere=dtype == "bf16" and not wrap and head_dim in (24, 128),
+                everywhere=dtype == "bf16" and not kind and head_dim in (24, 128),
             )
-    for dtype, kind in DTYPES.items():
-        tile = attention.tiles_for(4096, 128, kind, interpreted=False).query_gradients
+    for dtype, torch_dtype in DTYPES.items():
+        tile = attention.tiles_for(4096, 128, torch_dtype, interpreted=False).query_gradients
         yield Configuration(
             f"delta_{dtype}",
             triton_kernels.delta_kernel,
@@ -114,7 +121,7 @@ def configurations() -> Iterator[Configuration]:
     types = dict.fromkeys(("t", "tile_sums", "norm", "distance_real", "distance_fake", "loss"), "*fp32")
     types |= {"guidance_scale": "fp32", "floor": "fp32", "non_finite": "*i64"}
     options = {"num_warps": score.WARPS}
-    for dtype, kind in DTYPES.items():
+    for dtype, torch_dtype in DTYPES.items():
         tensors = dict.fromkeys(("x0", "x_t", "v_cond", "v_uncond", "v_fake", "score"), f"*{dtype}")
         for kernel in (score.sum_kernel, score.score_kernel):
             for guided in (True, False):
@@ -122,7 +129,7 @@ def configurations() -> Iterator[Configuration]:
                     f"reverse_kl_{kernel.__name__}_{dtype}{'_guided' if guided else ''}",
                     kernel,
                     types | tensors,
-                    {"GUIDED": guided, "BLOCK": score.BLOCKS[kind]},
+                    {"GUIDED": guided, "BLOCK": score.BLOCKS[torch_dtype]},
                     options,
                     wide_loads=True,
                     everywhere=dtype == "bf16",

@@ -80,7 +80,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, options: WindowOptions) -> tuple[Te
     lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
     tile = tiles_for(q.shape[2], q.shape[3], q.dtype).forward
     arguments = (q, k, v, out, lse, _valid_frames(k, options), *_strides(q, k, v), *_sizes(q, k, options))
-    _launch(forward_kernel, q, tile, arguments, STEP=tile.step, WRAP=options.wrap)
+    _launch(forward_kernel, q, tile, arguments, STEP=tile.step, **_kinds(q, k, options))
     return out, lse
 
 
@@ -95,10 +95,11 @@ def backward(
     grad_q, grad_k, grad_v = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
     saved = (q, k, v, grad, lse, delta)
     rest = (_valid_frames(k, options), *_strides(q, k, v, grad), *_sizes(q, k, options))
-    arguments = (*saved, grad_k, grad_v, *rest)
-    _launch(key_gradients_kernel, k, for_keys, arguments, STEP=for_keys.step, WRAP=options.wrap)
+    kinds = _kinds(q, k, options)
+    arguments = (*saved, grad_k, grad_v, *rest, k.shape[2])
+    _launch(key_gradients_kernel, k, for_keys, arguments, STEP=for_keys.step, **kinds)
     arguments = (*saved, grad_q, *rest)
-    _launch(query_gradients_kernel, q, for_queries, arguments, STEP=for_queries.step, WRAP=options.wrap)
+    _launch(query_gradients_kernel, q, for_queries, arguments, STEP=for_queries.step, **kinds)
     return grad_q, grad_k, grad_v
 
 
@@ -124,10 +125,15 @@ def _strides(*tensors: Tensor) -> tuple[int, ...]:
 
 
 def _sizes(q: Tensor, k: Tensor, options: WindowOptions) -> tuple[int | float, ...]:
-    """heads, tokens, keys, begins, per_frame, window, scale."""
+    """heads, tokens, begins, per_frame, window, scale."""
     per_frame = options.tokens_per_frame
     window, begins = min(options.window, k.shape[2] // per_frame), options.query_frame * per_frame
-    return q.shape[1], q.shape[2], k.shape[2], begins, per_frame, window, options.scale
+    return q.shape[1], q.shape[2], begins, per_frame, window, options.scale
+
+
+def _kinds(q: Tensor, k: Tensor, options: WindowOptions) -> dict[str, bool]:
+    """Kinds of attention that have code of their own."""
+    return {"WRAP": options.wrap, "PART": q.shape[2] != k.shape[2]}
 
 
 def _launch(kernel: Any, owned: Tensor, tile: Tile, arguments: tuple[Any, ...], **constants: Any) -> None:

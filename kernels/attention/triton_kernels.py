@@ -7,8 +7,8 @@ one at the tail of the clip. Every output element has one owner and nothing is a
 give the same bits.
 
 `band` is (num_frames, per_frame, window): the sample's valid frames, tokens per frame, frames to each side.
-Queries may be those of some frames alone: tokens are counted from the first key, of queries too, and `begins`
-is the first query.
+With PART the queries are those of some frames alone: tokens are counted from the first key, of queries too,
+and `begins` is the first query.
 Written for Triton 3.6 to 3.9 and its interpreter.
 """
 
@@ -24,7 +24,7 @@ UPCAST = tl.constexpr(INTERPRETED)
 LOG2_E = tl.constexpr(1.4426950408889634)
 """Scores are kept in base 2, whose exponential is one instruction."""
 LN_2 = tl.constexpr(0.6931471805599453)
-SIZES = ("heads", "tokens", "keys", "begins", "per_frame", "window")
+SIZES = ("heads", "tokens", "begins", "per_frame", "window")
 """Integers whose values never trigger a recompilation."""
 RANGES = tl.constexpr(5)
 FIRST_NEAR_RANGE = tl.constexpr(2)
@@ -78,9 +78,9 @@ def window_mask(rows, columns, band, WRAP: tl.constexpr):
 
 
 @triton.jit
-def visible_ranges(first, last, begin, end, band, STEP: tl.constexpr, WRAP: tl.constexpr):
-    """First and last-plus-one tokens of the RANGES that the tile of tokens `first` to `last` sees among those
-    from `begin` to `end`, which are whole frames and all there are on a ring.
+def visible_ranges(first, last, begin_frame, end_frame, band, STEP: tl.constexpr, WRAP: tl.constexpr):
+    """First and last-plus-one tokens of the RANGES that the tile of tokens `first` to `last` sees of the
+    frames from `begin_frame` to `end_frame`, which are all valid ones on a ring.
 
     They are disjoint: the head and the tail of the clip (empty unless WRAP), then the range around the tile
     in three parts, whose middle, UNMASKED_RANGE, holds whole steps that every token of the tile sees.
@@ -88,7 +88,6 @@ def visible_ranges(first, last, begin, end, band, STEP: tl.constexpr, WRAP: tl.c
     num_frames, per_frame, window = band
     first_frame, last_frame = first // per_frame, last // per_frame
     exists = first_frame < num_frames
-    begin_frame, end_frame = begin // per_frame, tl.minimum(end // per_frame, num_frames)
     low = tl.where(exists, tl.maximum(first_frame - window, begin_frame), 0)
     high = tl.where(exists, tl.minimum(last_frame + window + 1, end_frame), 0)
     seen_by_all_from = tl.maximum(last_frame - window, begin_frame)
@@ -111,14 +110,17 @@ def visible_ranges(first, last, begin, end, band, STEP: tl.constexpr, WRAP: tl.c
 def forward_kernel(
     q, k, v, out, lse, valid_frames,
     stride_qb, stride_qh, stride_qn, stride_kb, stride_kh, stride_kn, stride_vb, stride_vh, stride_vn,
-    heads, tokens, keys, begins, per_frame, window, scale,
+    heads, tokens, begins, per_frame, window, scale,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, TILE: tl.constexpr, STEP: tl.constexpr, WRAP: tl.constexpr,
+    PART: tl.constexpr,
 ):  # fmt: skip
     """TILE query rows of out [B, heads, tokens, HEAD_DIM] and lse [B, heads, tokens], both contiguous.
 
     Online softmax (arXiv 1805.02867); `valid_frames` is int32 [B]. A row that has seen nothing keeps a
     maximum of -inf, and its weights are exp2(-inf - 0) = 0.
     """
+    if not PART:
+        begins = 0
     pair, sample, head, first = program_tile(heads, tokens, TILE)
     first, limit = first + begins, tokens + begins
     rows = first + tl.arange(0, TILE)
@@ -127,7 +129,7 @@ def forward_kernel(
     v += sample * stride_vb + head * stride_vh
     q_tile = load_tile(q, stride_qn, rows, limit, HEAD_DIM, BLOCK_D, True)
     band = (tl.load(valid_frames + sample), per_frame, window)
-    starts, stops = visible_ranges(first, tl.minimum(first + TILE, limit) - 1, 0, keys, band, STEP, WRAP)
+    starts, stops = visible_ranges(first, tl.minimum(first + TILE, limit) - 1, 0, band[0], band, STEP, WRAP)
     scale_log2 = scale * LOG2_E
     row_max = tl.full([TILE], float("-inf"), tl.float32)
     row_sum = tl.zeros([TILE], tl.float32)
@@ -176,19 +178,22 @@ def load_lse(lse, rows, limit):
     return tl.where(found == float("-inf"), float("inf"), found * LOG2_E)
 
 
-@triton.jit(do_not_specialize=SIZES)
+@triton.jit(do_not_specialize=(*SIZES, "keys"))
 def key_gradients_kernel(
     q, k, v, grad, lse, delta, grad_k, grad_v, valid_frames,
     stride_qb, stride_qh, stride_qn, stride_kb, stride_kh, stride_kn, stride_vb, stride_vh, stride_vn,
     stride_gb, stride_gh, stride_gn,
-    heads, tokens, keys, begins, per_frame, window, scale,
+    heads, tokens, begins, per_frame, window, scale, keys,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, TILE: tl.constexpr, STEP: tl.constexpr, WRAP: tl.constexpr,
+    PART: tl.constexpr,
 ):  # fmt: skip
     """TILE keys of grad_k and grad_v [B, heads, tokens, HEAD_DIM], contiguous.
 
     With p = exp(s - lse): dV = p^T dO, dS = p (dO V^T - delta), dK = scale dS^T Q; s, p and dS stand
     transposed here, [keys, queries].
     """
+    if not PART:
+        begins, keys = 0, tokens
     pair, sample, head, first = program_tile(heads, keys, TILE)
     columns = first + tl.arange(0, TILE)
     q += sample * stride_qb + head * stride_qh - begins * stride_qn
@@ -197,10 +202,13 @@ def key_gradients_kernel(
     grad += sample * stride_gb + head * stride_gh - begins * stride_gn
     lse += pair * tokens - begins
     delta += pair * tokens - begins
+    grad_k += pair * keys * HEAD_DIM
+    grad_v += pair * keys * HEAD_DIM
     k_tile = load_tile(k, stride_kn, columns, keys, HEAD_DIM, BLOCK_D, True)
     v_tile = load_tile(v, stride_vn, columns, keys, HEAD_DIM, BLOCK_D, True)
     band, last = (tl.load(valid_frames + sample), per_frame, window), tl.minimum(first + TILE, keys) - 1
-    starts, stops = visible_ranges(first, last, begins, begins + tokens, band, STEP, WRAP)
+    end_frame = tl.minimum((begins + tokens) // per_frame, band[0])
+    starts, stops = visible_ranges(first, last, begins // per_frame, end_frame, band, STEP, WRAP)
     scale_log2 = scale * LOG2_E
     acc_k = tl.zeros([TILE, BLOCK_D], tl.float32)
     acc_v = tl.zeros([TILE, BLOCK_D], tl.float32)
@@ -222,8 +230,8 @@ def key_gradients_kernel(
                 grad_scores = tl.where(mask, grad_scores, 0.0)
             acc_v = tl.dot(weights.to(grad_tile.dtype), grad_tile, acc_v, input_precision="ieee")
             acc_k = tl.dot(grad_scores.to(q_tile.dtype), q_tile, acc_k, input_precision="ieee")
-    store_tile(grad_k + pair * keys * HEAD_DIM, acc_k * scale, columns, keys, HEAD_DIM)
-    store_tile(grad_v + pair * keys * HEAD_DIM, acc_v, columns, keys, HEAD_DIM)
+    store_tile(grad_k, acc_k * scale, columns, keys, HEAD_DIM)
+    store_tile(grad_v, acc_v, columns, keys, HEAD_DIM)
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -231,10 +239,13 @@ def query_gradients_kernel(
     q, k, v, grad, lse, delta, grad_q, valid_frames,
     stride_qb, stride_qh, stride_qn, stride_kb, stride_kh, stride_kn, stride_vb, stride_vh, stride_vn,
     stride_gb, stride_gh, stride_gn,
-    heads, tokens, keys, begins, per_frame, window, scale,
+    heads, tokens, begins, per_frame, window, scale,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, TILE: tl.constexpr, STEP: tl.constexpr, WRAP: tl.constexpr,
+    PART: tl.constexpr,
 ):  # fmt: skip
     """TILE rows of grad_q [B, heads, tokens, HEAD_DIM], contiguous: dQ = scale dS K."""
+    if not PART:
+        begins = 0
     pair, sample, head, first = program_tile(heads, tokens, TILE)
     first, limit = first + begins, tokens + begins
     rows = first + tl.arange(0, TILE)
@@ -242,12 +253,13 @@ def query_gradients_kernel(
     k += sample * stride_kb + head * stride_kh
     v += sample * stride_vb + head * stride_vh
     grad += sample * stride_gb + head * stride_gh - begins * stride_gn
+    grad_q += (pair * tokens - begins) * HEAD_DIM
     q_tile = load_tile(q, stride_qn, rows, limit, HEAD_DIM, BLOCK_D, True)
     grad_tile = load_tile(grad, stride_gn, rows, limit, HEAD_DIM, BLOCK_D, True)
     row_lse = load_lse(lse + pair * tokens - begins, rows, limit)
     row_delta = tl.load(delta + pair * tokens - begins + rows, mask=rows < limit, other=0.0)
     band = (tl.load(valid_frames + sample), per_frame, window)
-    starts, stops = visible_ranges(first, tl.minimum(first + TILE, limit) - 1, 0, keys, band, STEP, WRAP)
+    starts, stops = visible_ranges(first, tl.minimum(first + TILE, limit) - 1, 0, band[0], band, STEP, WRAP)
     scale_log2 = scale * LOG2_E
     acc = tl.zeros([TILE, BLOCK_D], tl.float32)
     for i in tl.static_range(0 if WRAP else FIRST_NEAR_RANGE, RANGES):
@@ -265,4 +277,4 @@ def query_gradients_kernel(
             if i != UNMASKED_RANGE:
                 grad_scores = tl.where(mask, grad_scores, 0.0)
             acc = tl.dot(grad_scores.to(k_tile.dtype), k_tile, acc, input_precision="ieee")
-    store_tile(grad_q + (pair * tokens - begins) * HEAD_DIM, acc * scale, rows, limit, HEAD_DIM)
+    store_tile(grad_q, acc * scale, rows, limit, HEAD_DIM)
