@@ -22,11 +22,12 @@ BROKEN = {
         ("loss.flow_matching_weight=0", "loss.anchor_weight=0", "distill.learning_rate=1e-3"),
         "layout_loss",
     ),
-    "guidance 20": ("distill", ("loss.guidance_scale=20",), "guidance"),
+    "guidance 200": ("distill", ("loss.guidance_scale=200",), "guidance"),
     "times of a toy": ("sft", ("sft.t_mean=6",), "shift"),
     "teacher too poor": ("distill", ("distill.teacher_gate_ratio=0.1",), "teacher"),
 }
-"""What is wrong: the stage, its settings, and the verdict that names it."""
+"""What is wrong: the stage, its settings, and the verdict that names it. This teacher hardly knows captions
+yet, so guidance has to be that strong."""
 
 
 def train(folder: Path, stage: str, *settings: str, steps: int = STEPS) -> None:
@@ -70,7 +71,7 @@ def test_a_verdict_of_stop_on_ends_a_stage_that_goes_on_without_it(prepared: Pat
         "--set",
         "distill.steps=8",
         "--set",
-        "loss.guidance_scale=20",
+        "loss.guidance_scale=200",
     )
     stopped = sostenuto(tmp_path, *words, "--set", "distill.stop_on=[guidance]")
     assert stopped.returncode == 1
