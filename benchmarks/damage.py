@@ -108,7 +108,7 @@ def tinted(video: Frames, amount: float, _random: Random) -> Frames:
 
 
 PIXELS = {
-    "blurred": Damage("pixels of 64", (0.25, 0.5, 1.0, 2.0, 4.0), blurred),
+    "blurred": Damage("pixels of 64", (0.4, 0.6, 1.0, 2.0, 4.0), blurred),
     "jittered": Damage("pixels of 64", (0.125, 0.25, 0.5, 1.0, 2.0), jittered),
     "flickering": Damage("of white", (0.01, 0.02, 0.05, 0.1, 0.2), flickering),
     "frozen": Damage("share of the video", (0.1, 0.25, 0.5, 0.75, 1.0), frozen),

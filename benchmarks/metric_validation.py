@@ -1,6 +1,6 @@
 """Which metric sees what: every metric the project reports, on videos whose damage is known.
 
-    python benchmarks/metric_validation.py [--clips DIR] [--videos 256] [--json FILE] [--pictures DIR]
+    python benchmarks/metric_validation.py [--clips DIR] [--keep DIR] [--json FILE] [--pictures DIR]
 
 Each damage of damage.py comes in five strengths: on the built-in world (clean LONG, 32 frames at 64 pixels)
 and, with --clips, on 4-second pieces of real videos (a folder with long/ and short/; the first half of each
@@ -235,13 +235,12 @@ def real_pieces(folder: Path, decoder: Decoder) -> Iterator[tuple[str, list[Fram
 def scored(corpus: Corpus, repeats: int) -> dict[str, Any]:
     """Figures of `repeats` samples of each size: {damage: {size: [strength][sample] figures}}.
 
-    Strength 0 is undamaged. All strengths of a sample are of the same videos; sizes up to half the pool are
-    drawn without putting back.
+    Strength 0 is undamaged. All strengths of a sample are of the same videos; samples larger than the pool
+    are drawn with putting back.
     """
     pool, found = len(corpus.clean.captions), {}
     samples = {
-        n: [draws("sample", n, b).choice(pool, n, replace=2 * n > pool) for b in range(repeats)]
-        for n in SIZES
+        n: [draws("sample", n, b).choice(pool, n, replace=n > pool) for b in range(repeats)] for n in SIZES
     }
     none = {
         n: [figures(corpus.scorer.score(taken(corpus.clean, s))) for s in drawn]
@@ -377,15 +376,16 @@ def picture(made: Sequence[Mapping[str, Any]], corpus: str) -> bytes:
         axis = figure.add_subplot(lines, columns, place + 1)
         axis.axhspan(-1, 1, color=MUTED, alpha=0.35, lw=0)
         handles = []
+        sides = {row["damage"]: row[f"n{SIZES[1]}"] for row in own if row["metric"] == name}
+        low, high = sides[damages[0]]["band"]
+        values = [value for side in sides.values() for value in side["curve"] if value is not None]
+        scale = max((high - low) / 2, 1e-3 * (max(values) - min(values)), 1e-9)  # a band may have no width
         for damage, style in zip(damages, styles, strict=True):
-            seen = next(row for row in own if (row["metric"], row["damage"]) == (name, damage))[
-                f"n{SIZES[1]}"
-            ]
-            low, high = seen["band"]
-            scale = max((high - low) / 2, 1e-9)
-            heights = [np.nan if v is None else (v - (low + high) / 2) / scale for v in seen["curve"]]
+            curve = sides[damage]["curve"]
+            heights = [np.nan if v is None else (v - (low + high) / 2) / scale for v in curve]
             handles += axis.plot(range(len(heights)), heights, style, marker=".", lw=1.1, label=damage)
         axis.set_yscale("symlog", linthresh=1)
+        axis.yaxis.get_major_locator().set_params(numticks=6)
         axis.set_title(name, fontsize=9)
         axis.tick_params(labelsize=7)
     figure.legend(handles=handles, loc="outside lower center", ncols=6, fontsize=9)
@@ -406,11 +406,11 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--clips", type=Path, help="folder of real videos with long/ and short/")
-    parser.add_argument("--videos", type=int, default=256, help="videos of the world under each damage")
+    parser.add_argument("--videos", type=int, default=160, help="videos of the world under each damage")
     parser.add_argument(
-        "--reference", type=int, default=400, help="clean videos of the world they are compared with"
+        "--reference", type=int, default=256, help="clean videos of the world they are compared with"
     )
-    parser.add_argument("--repeats", type=int, default=60, help="samples of each size")
+    parser.add_argument("--repeats", type=int, default=32, help="samples of each size")
     parser.add_argument("--keep", type=Path, help="folder for measurements: a stopped run goes on from them")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--pictures", type=Path, help="folder for metric_validation_<corpus>.png")

@@ -48,10 +48,10 @@ def test_stronger_damage_is_further_from_the_video(name):
     off = [np.abs(video - truth).mean() for video in broken]
     assert all(video.shape == CLIP.shape and video.dtype == np.uint8 for video in broken)
     assert off[0] > 0
-    assert off[-1] > 2 * off[0]
     assert (damage(CLIP, damage.strengths[0], name, 0) == broken[0]).all()
-    if name not in ("shuffled", "looped", "frozen"):
+    if name not in ("shuffled", "looped"):  # where frames are from decides how far they are
         assert off == sorted(off)
+        assert off[-1] > 2 * off[0]
 
 
 def test_frozen_looped_and_shuffled_hold_frames_of_the_video_and_no_others():
