@@ -10,13 +10,14 @@ scorers that `sostenuto evaluate` uses. One thread.
 """
 
 import argparse
+import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -123,20 +124,27 @@ def taken(videos: Measurements, places: NDArray[np.int64]) -> SystemMeasurements
 
 
 class Keep:
-    """Measurements that are made once: a run that was stopped, or is scored anew, finds them in `folder`."""
+    """What is made once: a run that was stopped finds it in `folder`, if there is one."""
 
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
 
-    def __call__(self, name: str, make: Callable[[], Measurements]) -> Measurements:
-        file = self._folder / f"{name}.safetensors" if self._folder else None
+    def measurements(self, name: str, make: Callable[[], Measurements]) -> Measurements:
+        kept = self._bytes(f"{name}.safetensors", lambda: make().to_bytes())
+        return Measurements.from_bytes(kept)
+
+    def values(self, name: str, make: Callable[[], Any]) -> Any:
+        return json.loads(self._bytes(f"{name}.json", lambda: json.dumps(make()).encode()))
+
+    def _bytes(self, name: str, make: Callable[[], bytes]) -> bytes:
+        file = self._folder / name if self._folder else None
         if file and file.exists():
-            return Measurements.from_bytes(file.read_bytes())
+            return file.read_bytes()
         made = make()
         if file:
             file.parent.mkdir(parents=True, exist_ok=True)
             aside = file.with_suffix(".part")
-            aside.write_bytes(made.to_bytes())
+            aside.write_bytes(made)
             aside.replace(file)
         told(name)
         return made
@@ -153,7 +161,7 @@ def pixel_damage(
 
     return {
         damage: [
-            keep(f"{name}-{damage}-{strength:g}", partial(made, damage, strength))
+            keep.measurements(f"{name}-{damage}-{strength:g}", partial(made, damage, strength))
             for strength in PIXELS[damage].strengths
         ]
         for damage in PIXELS
@@ -179,7 +187,9 @@ def world_corpus(count: int, reference: int, keep: Keep) -> Corpus:
         return measured([render(f, SIDE) for f in factors], captions, world)
 
     sets = {
-        name: keep(f"world-{count}-{reference}-{name}", partial(seen, clips.factors, clips.captions))
+        name: keep.measurements(
+            f"world-{count}-{reference}-{name}", partial(seen, clips.factors, clips.captions)
+        )
         for name, clips in drawn.items()
     }
     pool, clean = drawn["pool"], sets.pop("pool")
@@ -188,7 +198,9 @@ def world_corpus(count: int, reference: int, keep: Keep) -> Corpus:
     for name, breaks in WORLD.items():
         truth = zip(pool.factors, pool.labels, strict=True)
         factors = [breaks(f, label, draws(name, i)) for i, (f, label) in enumerate(truth)]
-        whole = keep(f"world-{count}-{name.replace(' ', '-')}", partial(seen, factors, pool.captions))
+        whole = keep.measurements(
+            f"world-{count}-{name.replace(' ', '-')}", partial(seen, factors, pool.captions)
+        )
         damaged[name] = [mixed(clean, whole, share, name) for share in SHARES]
     about = {"pool": count, "reference": reference}
     return Corpus("world", WorldScorer(sets, WINDOW, WINDOWS), clean, damaged, about)
@@ -204,12 +216,14 @@ def clip_corpus(folder: Path, keep: Keep) -> Corpus:
             second += pieces[half:]
             sources += [path] * len(pieces[half:])
     captions = [""] * len(second)
-    reference = keep("clips-reference", lambda: measured(first, [""] * len(first), None))
-    clean = keep("clips-pool", lambda: measured(second, captions, None))
+    reference = keep.measurements("clips-reference", lambda: measured(first, [""] * len(first), None))
+    clean = keep.measurements("clips-pool", lambda: measured(second, captions, None))
     damaged = pixel_damage(keep, "clips", second, captions, None)
     for name, breaks in CLIPS.items():
         broken = [breaks(second, sources, i, draws(name, i)) for i in range(len(second))]
-        whole = keep(f"clips-{name.replace(' ', '-')}", partial(measured, broken, captions, None))
+        whole = keep.measurements(
+            f"clips-{name.replace(' ', '-')}", partial(measured, broken, captions, None)
+        )
         damaged[name] = [mixed(clean, whole, share, name) for share in SHARES]
     about = {"pool": len(second), "reference": len(first), "videos": len(set(sources))}
     some = taken(reference, np.arange(min(8, len(first)))).seen[0]  # SHORT is not judged here
@@ -232,30 +246,31 @@ def real_pieces(folder: Path, decoder: Decoder) -> Iterator[tuple[str, list[Fram
         yield path.name, pieces
 
 
-def scored(corpus: Corpus, repeats: int) -> dict[str, Any]:
+def scored(corpus: Corpus, repeats: int, keep: Keep) -> dict[str, Any]:
     """Figures of `repeats` samples of each size: {damage: {size: [strength][sample] figures}}.
 
     Strength 0 is undamaged. All strengths of a sample are of the same videos; samples larger than the pool
     are drawn with putting back.
     """
-    pool, found = len(corpus.clean.captions), {}
-    samples = {
-        n: [draws("sample", n, b).choice(pool, n, replace=n > pool) for b in range(repeats)] for n in SIZES
-    }
-    none = {
-        n: [figures(corpus.scorer.score(taken(corpus.clean, s))) for s in drawn]
-        for n, drawn in samples.items()
-    }
-    for name, grades in corpus.damaged.items():
-        found[name] = {
-            n: [
-                none[n],
-                *([figures(corpus.scorer.score(taken(grade, s))) for s in drawn] for grade in grades),
-            ]
-            for n, drawn in samples.items()
+    pool = len(corpus.clean.captions)
+
+    def made(videos: Measurements, n: int) -> list[dict[str, float]]:
+        samples = [draws("sample", n, b).choice(pool, n, replace=n > pool) for b in range(repeats)]
+        return [figures(corpus.scorer.score(taken(videos, places))) for places in samples]
+
+    def level(name: str, videos: Measurements, n: int) -> list[dict[str, float]]:
+        parts = (corpus.name, *corpus.about.values(), name, f"n{n}x{repeats}")
+        kept = "-".join(map(str, parts)).replace(" ", "-")
+        return cast("list[dict[str, float]]", keep.values(kept, partial(made, videos, n)))
+
+    none = {n: level("none", corpus.clean, n) for n in SIZES}
+    return {
+        damage: {
+            n: [none[n], *(level(f"{damage}-{i}", grade, n) for i, grade in enumerate(grades, start=1))]
+            for n in SIZES
         }
-        told(f"{corpus.name}: {name} scored")
-    return found
+        for damage, grades in corpus.damaged.items()
+    }
 
 
 def figures(scores: Scores) -> dict[str, float]:
@@ -421,7 +436,7 @@ def main() -> None:
     corpora += [clip_corpus(given.clips, keep)] if given.clips else []
     made, findings = [], {}
     for corpus in corpora:
-        found = scored(corpus, given.repeats)
+        found = scored(corpus, given.repeats, keep)
         made += rows(corpus, found)
         findings[corpus.name] = told_shares(found, SIZES[0])
         print_table(made, corpus.name)
