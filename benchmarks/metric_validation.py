@@ -46,6 +46,8 @@ SIZES = (64, 256)
 """Videos per sample."""
 POWER, BAND = 0.8, 0.95
 LEVELS = 5
+MOST = 8
+"""Pieces of one real video in the reference, and in the pool, at most."""
 GENERATED = ("gen_",)
 """Beginnings of the names of files that no camera took."""
 
@@ -211,6 +213,7 @@ def clip_corpus(folder: Path, keep: Keep) -> Corpus:
     first, second, sources = [], [], []
     with Decoder(LimitsConfig()) as decoder:
         for turn, (path, pieces) in enumerate(real_pieces(folder, decoder)):
+            pieces = pieces[: 2 * MOST]
             half = (len(pieces) + turn % 2) // 2
             first += pieces[:half]
             second += pieces[half:]
@@ -249,13 +252,13 @@ def real_pieces(folder: Path, decoder: Decoder) -> Iterator[tuple[str, list[Fram
 def scored(corpus: Corpus, repeats: int, keep: Keep) -> dict[str, Any]:
     """Figures of `repeats` samples of each size: {damage: {size: [strength][sample] figures}}.
 
-    Strength 0 is undamaged. All strengths of a sample are of the same videos; samples larger than the pool
-    are drawn with putting back.
+    Strength 0 is undamaged. All strengths of a sample are of the same videos; samples larger than half
+    the pool are drawn with putting back.
     """
     pool = len(corpus.clean.captions)
 
     def made(videos: Measurements, n: int) -> list[dict[str, float]]:
-        samples = [draws("sample", n, b).choice(pool, n, replace=n > pool) for b in range(repeats)]
+        samples = [draws("sample", n, b).choice(pool, n, replace=2 * n > pool) for b in range(repeats)]
         return [figures(corpus.scorer.score(taken(videos, places))) for places in samples]
 
     def level(name: str, videos: Measurements, n: int) -> list[dict[str, float]]:
@@ -274,13 +277,12 @@ def scored(corpus: Corpus, repeats: int, keep: Keep) -> dict[str, Any]:
 
 
 def figures(scores: Scores) -> dict[str, float]:
-    """Plain numbers; `found.<metric>.<side>` is 1 where the temporal report tells it."""
-    numbers = {
+    """Plain numbers."""
+    return {
         name: float(value)
         for name, value in scores.metrics.items()
         if isinstance(value, int | float) and not name.startswith(OTHER) and not name.endswith(".short")
     }
-    return numbers | {f"found.{finding.metric}.{finding.side}": 1.0 for finding in scores.findings}
 
 
 def rows(corpus: Corpus, found: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -288,7 +290,7 @@ def rows(corpus: Corpus, found: Mapping[str, Any]) -> list[dict[str, Any]]:
     made = []
     for damage, sizes in found.items():
         strengths = PIXELS[damage].strengths if damage in PIXELS else SHARES
-        names = [name for name in sizes[SIZES[0]][0][0] if not name.startswith("found.")]
+        names = list(sizes[SIZES[0]][0][0])
         for name in names:
             row: dict[str, Any] = {"corpus": corpus.name, "metric": name, "damage": damage}
             row["unit"] = PIXELS[damage].unit if damage in PIXELS else "share of videos"
@@ -343,18 +345,16 @@ def wilson(share: float, count: int, z: float = 1.96) -> list[float]:
     return [max(0.0, float(middle - half)), min(1.0, float(middle + half))]
 
 
-def told_shares(found: Mapping[str, Any], size: int) -> dict[str, list[dict[str, float]]]:
-    """By damage and strength, from 0: the share of samples in which the temporal report told each finding."""
-    return {
-        damage: [
-            {
-                name.removeprefix("found."): float(np.mean([name in sample for sample in level]))
-                for name in sorted({key for sample in level for key in sample if key.startswith("found.")})
-            }
-            for level in sizes[size]
-        ]
-        for damage, sizes in found.items()
-    }
+def findings(corpus: Corpus) -> dict[str, list[dict[str, int]]]:
+    """What the temporal report tells of the pool: by damage and strength from 0, videos by metric and side."""
+    every = np.arange(len(corpus.clean.captions))
+
+    def told_of(videos: Measurements) -> dict[str, int]:
+        found = corpus.scorer.score(taken(videos, every)).findings
+        return {f"{finding.metric}.{finding.side}": finding.beyond for finding in found}
+
+    clean = told_of(corpus.clean)
+    return {damage: [clean, *map(told_of, grades)] for damage, grades in corpus.damaged.items()}
 
 
 def print_table(made: Sequence[Mapping[str, Any]], corpus: str) -> None:
@@ -421,11 +421,11 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--clips", type=Path, help="folder of real videos with long/ and short/")
-    parser.add_argument("--videos", type=int, default=160, help="videos of the world under each damage")
+    parser.add_argument("--videos", type=int, default=80, help="videos of the world under each damage")
     parser.add_argument(
         "--reference", type=int, default=256, help="clean videos of the world they are compared with"
     )
-    parser.add_argument("--repeats", type=int, default=32, help="samples of each size")
+    parser.add_argument("--repeats", type=int, default=24, help="samples of each size")
     parser.add_argument("--keep", type=Path, help="folder for measurements: a stopped run goes on from them")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--pictures", type=Path, help="folder for metric_validation_<corpus>.png")
@@ -434,11 +434,11 @@ def main() -> None:
     keep = Keep(given.keep)
     corpora = [world_corpus(given.videos, given.reference, keep)]
     corpora += [clip_corpus(given.clips, keep)] if given.clips else []
-    made, findings = [], {}
+    made, findings_of = [], {}
     for corpus in corpora:
         found = scored(corpus, given.repeats, keep)
         made += rows(corpus, found)
-        findings[corpus.name] = told_shares(found, SIZES[0])
+        findings_of[corpus.name] = findings(corpus)
         print_table(made, corpus.name)
         if given.pictures:
             (given.pictures / f"metric_validation_{corpus.name}.png").write_bytes(picture(made, corpus.name))
@@ -451,7 +451,7 @@ def main() -> None:
             corpora=about,
             repeats=given.repeats,
             cpu_seconds=time.process_time(),
-            findings=findings,
+            findings=findings_of,
         )
 
 
