@@ -346,7 +346,7 @@ def wilson(share: float, count: int, z: float = 1.96) -> list[float]:
 
 
 def findings(corpus: Corpus) -> dict[str, list[dict[str, int]]]:
-    """What the temporal report tells of the pool: by damage and strength from 0, videos by metric and side."""
+    """What the temporal report tells of the pool: by damage and strength from 0, videos by metric, side."""
     every = np.arange(len(corpus.clean.captions))
 
     def told_of(videos: Measurements) -> dict[str, int]:
