@@ -1,8 +1,8 @@
-"""How a system's videos hold together beside real ones: distances of similarity, and what stands out.
+"""How a system's videos hold together beside real ones: distances, and what stands out.
 
 Every temporal metric has a good range and no good end. So a system's values are compared with those of real
-videos as distributions: similarity over each lag by the distance between them, and every metric by how many
-videos lie beyond nearly all real ones, on either side.
+videos as distributions: by the distance between them, and by how many videos lie beyond nearly all real ones,
+on either side.
 """
 
 from collections.abc import Mapping, Sequence
@@ -88,27 +88,24 @@ class TemporalReference:
     def __init__(self, real: Measurements, second: Measurements | None) -> None:
         self._real = _columns(real)
         others = None if second is None else _columns(second)
-        self._floors = {}
-        for name in self._lags():
-            if others is None:
-                halves = self._real[name][::2], self._real[name][1::2]
-            else:
-                halves = others[name], self._real[name]
-            self._floors[name] = _distance(*halves)
+        self._floors: dict[str, float] = {}
+        for name, values in self._real.items():
+            first, last = (values[::2], values[1::2]) if others is None else (others[name], values)
+            if len(first) and len(last):
+                self._floors[name] = float(wasserstein_distance(first, last))
 
     def compare(self, videos: Measurements) -> dict[str, Distance]:
-        """`temporal_distance.<lag>`: how far the similarities over a lag are from the real ones.
+        """`temporal_distance.<lag>` and `temporal_distance.<metric>`: how far values are from the real ones.
 
-        Their 1-Wasserstein distance, in units of similarity: what an average video is off, to either side.
+        Their 1-Wasserstein distance, in units of the metric: what an average video is off, to either side.
         """
         found, own = {}, _columns(videos)
-        for name in self._lags():
-            if len(own[name]):
-                value, sizes = _distance(own[name], self._real[name]), (len(own[name]), len(self._real[name]))
-                lag = name.removeprefix(SIMILARITY)
-                found[f"temporal_distance.{lag}"] = Distance(
-                    value, *sizes, self._floors[name], 1, f"{name}/1"
-                )
+        for name, floor in self._floors.items():
+            values, real = own[name], self._real[name]
+            if len(values):
+                distance, metric = float(wasserstein_distance(values, real)), name.removeprefix(SIMILARITY)
+                sizes = len(values), len(real)
+                found[f"temporal_distance.{metric}"] = Distance(distance, *sizes, floor, 1, f"{name}/1")
         return found
 
     def findings(self, videos: Measurements) -> tuple[Finding, ...]:
@@ -133,11 +130,6 @@ class TemporalReference:
                     found.append(Finding(name, side, beyond, n, middle, (low, high), chance))
         return tuple(found)
 
-    def _lags(self) -> list[str]:
-        return [
-            name for name, values in self._real.items() if name.startswith(SIMILARITY) and len(values) > 1
-        ]
-
 
 def sentence(findings: Sequence[Finding], videos: int, real: int) -> str:
     """What stands out in `videos` beside so many `real` ones, the commonest first, or that nothing does."""
@@ -161,7 +153,3 @@ def _columns(videos: Measurements) -> Mapping[str, Column]:
     """Values of each metric over the videos that have it."""
     table = np.asarray(videos.columns["temporal"], dtype=np.float64)
     return {name: column[~np.isnan(column)] for name, column in zip(METRICS, table.T, strict=True)}
-
-
-def _distance(x: Column, y: Column) -> float:
-    return float(wasserstein_distance(x, y)) if len(x) and len(y) else 0.0

@@ -74,6 +74,14 @@ def test_similarity_is_judged_on_both_sides():
     assert reference.compare(told(motion=real)) == {}
 
 
+def test_drifts_that_cancel_in_their_mean_do_not_cancel_in_their_distance():
+    """Real videos end darker; ones that end a little lighter have the same mean size of drift."""
+    reference = TemporalReference(told(drift__luma=np.full(40, -0.1)), None)
+    found = {by: reference.compare(told(drift__luma=np.full(20, by))) for by in (-0.1, 0.0, 0.1, 0.3)}
+    values = [distances["temporal_distance.drift.luma"].value for distances in found.values()]
+    assert values == pytest.approx([0, 0.1, 0.2, 0.4])
+
+
 def test_without_a_second_draw_the_floor_is_between_the_halves():
     reference = TemporalReference(told(temporal_ssim__1s=[0.1, 0.2] * 20), None)
     found = reference.compare(told(temporal_ssim__1s=[0.1] * 9))["temporal_distance.1s"]
