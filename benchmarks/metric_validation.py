@@ -41,13 +41,11 @@ from pipelines.world.config import WorldConfig  # noqa: E402
 from pipelines.world.factors import draw_long  # noqa: E402
 from pipelines.world.render import render  # noqa: E402
 
-SIDE, FPS, FRAMES, WINDOW, WINDOWS = 64, 8.0, 32, 8, 3
+SIDE, FPS, FRAMES, WINDOW, WINDOWS = 64, 8.0, 32, 8, 2
 SIZES = (64, 256)
 """Videos per sample."""
 POWER, BAND = 0.8, 0.95
 LEVELS = 5
-MOST = 8
-"""Pieces of one real video in the reference, and in the pool, at most."""
 GENERATED = ("gen_",)
 """Beginnings of the names of files that no camera took."""
 
@@ -208,24 +206,24 @@ def world_corpus(count: int, reference: int, keep: Keep) -> Corpus:
     return Corpus("world", WorldScorer(sets, WINDOW, WINDOWS), clean, damaged, about)
 
 
-def clip_corpus(folder: Path, keep: Keep) -> Corpus:
-    """Pieces of real videos: the first half of each for the reference, the second damaged."""
+def clip_corpus(folder: Path, most: int, keep: Keep) -> Corpus:
+    """Pieces of real videos: the first half of each for the reference, the second damaged; `most` of each."""
     first, second, sources = [], [], []
     with Decoder(LimitsConfig()) as decoder:
         for turn, (path, pieces) in enumerate(real_pieces(folder, decoder)):
-            pieces = pieces[: 2 * MOST]
+            pieces = pieces[: 2 * most]
             half = (len(pieces) + turn % 2) // 2
             first += pieces[:half]
             second += pieces[half:]
             sources += [path] * len(pieces[half:])
     captions = [""] * len(second)
-    reference = keep.measurements("clips-reference", lambda: measured(first, [""] * len(first), None))
-    clean = keep.measurements("clips-pool", lambda: measured(second, captions, None))
-    damaged = pixel_damage(keep, "clips", second, captions, None)
+    reference = keep.measurements(f"clips-{most}-reference", lambda: measured(first, [""] * len(first), None))
+    clean = keep.measurements(f"clips-{most}-pool", lambda: measured(second, captions, None))
+    damaged = pixel_damage(keep, f"clips-{most}", second, captions, None)
     for name, breaks in CLIPS.items():
         broken = [breaks(second, sources, i, draws(name, i)) for i in range(len(second))]
         whole = keep.measurements(
-            f"clips-{name.replace(' ', '-')}", partial(measured, broken, captions, None)
+            f"clips-{most}-{name.replace(' ', '-')}", partial(measured, broken, captions, None)
         )
         damaged[name] = [mixed(clean, whole, share, name) for share in SHARES]
     about = {"pool": len(second), "reference": len(first), "videos": len(set(sources))}
@@ -421,6 +419,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--clips", type=Path, help="folder of real videos with long/ and short/")
+    parser.add_argument("--pieces", type=int, default=8, help="pieces of a real video on each side, at most")
     parser.add_argument("--videos", type=int, default=80, help="videos of the world under each damage")
     parser.add_argument(
         "--reference", type=int, default=256, help="clean videos of the world they are compared with"
@@ -433,7 +432,7 @@ def main() -> None:
     torch.set_num_threads(1)
     keep = Keep(given.keep)
     corpora = [world_corpus(given.videos, given.reference, keep)]
-    corpora += [clip_corpus(given.clips, keep)] if given.clips else []
+    corpora += [clip_corpus(given.clips, given.pieces, keep)] if given.clips else []
     made, findings_of = [], {}
     for corpus in corpora:
         found = scored(corpus, given.repeats, keep)
