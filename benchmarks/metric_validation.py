@@ -45,6 +45,8 @@ SIDE, FPS, FRAMES, WINDOW, WINDOWS = 64, 8.0, 32, 8, 2
 SIZES = (64, 256)
 """Videos per sample."""
 POWER, BAND = 0.8, 0.95
+TURN = 0.02
+"""A curve turns where a step leads back by more than this share of its range."""
 LEVELS = 5
 GENERATED = ("gen_",)
 """Beginnings of the names of files that no camera took."""
@@ -356,24 +358,24 @@ def findings(corpus: Corpus) -> dict[str, list[dict[str, int]]]:
 
 
 def print_table(made: Sequence[Mapping[str, Any]], corpus: str) -> None:
-    """For each metric and damage the least strength it sees at both sizes, `~` where it is not monotone."""
-    damages = list(dict.fromkeys(row["damage"] for row in made if row["corpus"] == corpus))
-    names = list(dict.fromkeys(row["metric"] for row in made if row["corpus"] == corpus))
-    cells = {(row["metric"], row["damage"]): row for row in made if row["corpus"] == corpus}
-    print(f"\n{corpus}: least strength seen at n = {SIZES[0]} | {SIZES[1]}")
-    print(f"{'':24}" + "".join(f"{name[:15]:>16}" for name in damages))
+    """As Markdown: the least strength that each metric sees of each damage, at both sizes."""
+    own = [row for row in made if row["corpus"] == corpus]
+    names, damages = (list(dict.fromkeys(row[key] for row in own)) for key in ("metric", "damage"))
+    cells = {(row["metric"], row["damage"]): cell(row) for row in own}
+    print(f"\n{corpus}, n = {SIZES[0]} / {SIZES[1]}\n\n| metric | {' | '.join(damages)} |")
+    print("|---" * (len(damages) + 1) + "|")
     for name in names:
-        print(f"{name:24}" + "".join(f"{cell(cells[name, damage]):>16}" for damage in damages))
+        print(f"| `{name}` | {' | '.join(cells[name, damage] for damage in damages)} |")
 
 
 def cell(row: Mapping[str, Any]) -> str:
-    """An arrow, the two strengths, and `~` where the curve turns."""
-    small, large = (row[f"n{n}"] for n in SIZES)
-    if large["sees"] is None and small["sees"] is None:
-        return "."
-    arrow = "^" if large["direction"] == "up" else "v"
-    seen = "|".join("-" if side["sees"] is None else f"{side['sees']:g}" for side in (small, large))
-    return f"{arrow}{seen}" + ("~" if large["against"] > 0.02 else "")
+    """Up or down, the least strengths seen, `-` where none is, and `~` where the curve turns."""
+    sides = [row[f"n{n}"] for n in SIZES]
+    if not any(side["sees"] for side in sides):
+        return "-"
+    seen = " / ".join(f"{side['sees']:g}" if side["sees"] else "-" for side in sides)
+    turns = "~" if sides[-1]["against"] > TURN else ""
+    return f"{sides[-1]['direction']} {seen}{turns}"
 
 
 def picture(made: Sequence[Mapping[str, Any]], corpus: str) -> bytes:
