@@ -3,8 +3,11 @@
     python benchmarks/bench_train_step.py [--config tiny] [--frames 32 64 128] [--updates 5] [--json FILE]
 
 The straightforward step scores a window at a time, asks the teacher twice for guidance, and rolls out anew
-for every critic update. Networks and corpora are random, of the preset's shapes. Seconds are CPU time of
-one thread, the sides in turn, means over the steps; only ratios of one run mean something.
+for every critic update, as published code does (Self-Forcing, arXiv 2506.08009: five updates, each on all of
+its own rollout). For long videos that reads in two ways, each a side of its own: the critic learns `all`
+windows of the rollout, or as `few` as ours takes from its pool; a place in the videos at a time. Networks and
+corpora are random, of the preset's shapes. Seconds are CPU time of one thread, the sides in turn, means over
+the steps; only ratios of one run mean something.
 """
 
 import argparse
@@ -18,7 +21,6 @@ from typing import Any
 
 import torch
 from timing import write
-from torch import Tensor
 from torch.nn import functional as F
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -45,7 +47,12 @@ CAPTIONS = {"long": ["a bay at dusk, slow waves"], "short": ["a red sun"]}
 
 
 class Straightforward(DistillStage):
-    """The same losses and updates, written down as the equations read."""
+    """The same losses and updates, written down as the equations read.
+
+    The critic learns all windows of its rollouts, or `critic_batch` of them.
+    """
+
+    few = False
 
     def step(self, state: TrainState, batches: Batches, key: Key) -> StepResult:
         config, student, critic = self.config, state.modules["student"], state.modules["critic"]
@@ -60,7 +67,7 @@ class Straightforward(DistillStage):
             w = rollout.video[:, window.start : window.stop]
             at = key.at(purpose=f"window-{place}")
             noise = normal(w.shape[1:], at, rollout.samples, w.device)
-            t = score_times(self.recipe, at, rollout.samples)
+            t = score_times(self.recipe, at, rollout.samples, state.step)
             with torch.no_grad():
                 x_t, text = interpolate(w, noise, t), rollout.conditioning
                 cond, without = (x0_prediction(self.teacher, x_t, t, given) for given in (text, text.null()))
@@ -76,14 +83,16 @@ class Straightforward(DistillStage):
             at = key.at(purpose=f"critic-{update}")
             with torch.no_grad():
                 fresh = self._rolled(student, shape, at)
-            windows, texts = self._windows(fresh.video, tiling, at)
-            samples = range(len(windows))
-            noise = normal(windows.shape[1:], at.at(purpose="noise"), samples, windows.device)
-            conditioning = self.captions.encode(texts, windows.device)
-            loss = flow_matching_loss(
-                critic, windows, noise, score_times(self.recipe, at, samples), conditioning
-            )
-            loss.backward()
+            count = config.critic_batch // config.rollout_batch if self.few else len(tiling)
+            order = at.numpy().permutation(len(tiling))
+            places = [tiling[int(place)] for place in order[:count]]
+            for place, window in enumerate(places):
+                w = fresh.video[:, window.start : window.stop]
+                own = at.at(purpose=f"window-{place}")
+                noise = normal(w.shape[1:], own, fresh.samples, w.device)
+                t = score_times(self.recipe, own, fresh.samples, state.step)
+                loss = flow_matching_loss(critic, w, noise, t, fresh.conditioning) / len(places)
+                loss.backward()
             apply_update(state, "critic", config, config.critic_learning_rate, self.workers)
         state.step += 1
         return StepResult({})
@@ -93,12 +102,9 @@ class Straightforward(DistillStage):
         samples = range(self.config.rollout_batch)
         return self.rollouts.make(student, shape, key, samples, self.rollouts.captions_at(key), stop)
 
-    def _windows(self, videos: Tensor, tiling: Sequence[Any], key: Key) -> tuple[Tensor, list[str]]:
-        count, draw = self.config.critic_batch, key.numpy()
-        chosen = [
-            (int(draw.integers(len(videos))), tiling[int(draw.integers(len(tiling)))]) for _ in range(count)
-        ]
-        return torch.stack([videos[v, w.start : w.stop] for v, w in chosen]), [CAPTIONS["long"][0]] * count
+
+class Few(Straightforward):
+    few = True
 
 
 def recipe_of(config: TrainingConfig, frames: int, start: dict[str, str], stage: str) -> Recipe:
@@ -107,7 +113,8 @@ def recipe_of(config: TrainingConfig, frames: int, start: dict[str, str], stage:
     return Recipe(
         name=stage, root="", dataset="", cluster=config.cluster, settings={}, seed=0, model=config.model,
         text=config.text, flow=config.flow, loss=config.loss, sampling=config.sampling,
-        stage=getattr(config, stage), lora=config.lora, critic_only=False, start=start,
+        stage=getattr(config, stage), lora=config.lora, critic_only=False, start=start, inputs={}, code="",
+        lineage={},
         short_shape=(size.short_frames, *inner), long_shape=(frames, *inner), crop_safe=True,
     )  # fmt: skip
 
@@ -130,10 +137,8 @@ def rows(config: TrainingConfig, lengths: Sequence[int], steps: int) -> list[dic
         with tempfile.TemporaryDirectory() as folder:
             start = starts(config, frames, Path(folder))
             recipe = recipe_of(config, frames, start, "distill")
-            sides = {
-                "ours": DistillStage(recipe, CAPTIONS),
-                "straightforward": Straightforward(recipe, CAPTIONS),
-            }
+            kinds = {"ours": DistillStage, "few": Few, "all": Straightforward}
+            sides = {name: kind(recipe, CAPTIONS) for name, kind in kinds.items()}
             states = {name: side.init("cpu") for name, side in sides.items()}
         count = config.distill.long_batch
         latents = normal(recipe.long_shape, Key(0, purpose="corpus"), range(count))
@@ -158,13 +163,10 @@ def rows(config: TrainingConfig, lengths: Sequence[int], steps: int) -> list[dic
             "frames": frames,
             **{f"{name}_s": value / steps for name, value in spent.items()},
         }
-        row["ratio"] = spent["straightforward"] / spent["ours"]
+        row |= {f"{name}_ratio": spent[name] / spent["ours"] for name in ("few", "all")}
         row["shares"] = {phase: round(own / sum(shares.values()), 3) for phase, own in shares.items()}
-        print(
-            f"T={frames:<4} ours {row['ours_s']:.3f} s  straightforward {row['straightforward_s']:.3f} s  "
-            f"{row['ratio']:.2f}x  {row['shares']}",
-            flush=True,
-        )
+        told = [f"{name} {row[f'{name}_s']:.3f} s, {row[f'{name}_ratio']:.2f}x" for name in ("few", "all")]
+        print(f"T={frames:<4} ours {row['ours_s']:.3f} s  {'  '.join(told)}  {row['shares']}", flush=True)
         made.append(row)
     return made
 

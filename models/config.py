@@ -165,6 +165,13 @@ class LossConfig:
     """Weight of the reverse-KL loss on the windows of rollouts (mode seeking)."""
     anchor_weight: NonNegativeFloat = 0.5
     """Weight of the pull towards the frozen long-SFT network at t = 1, when the exit step is the first."""
+    forward_kl_weight: NonNegativeFloat = 0.0
+    """Weight of the pull of the DM head's first step towards the path of the frozen long-SFT network's ODE
+    sampler, which covers modes (HiAR, arXiv 2603.08703, with .1); on rollouts that stop there."""
+    adversarial_weight: NonNegativeFloat = 0.0
+    """Weight of an adversarial term on the teacher's features of the scored windows, whose adversary
+    (pipelines/training/distillation/) learns them from `distill.short_batch` windows of SHORT; others take
+    .003 to .03."""
     normalizer: Literal["window", "sample", "block"] = "window"
     """Extent of mean|x - x0_teacher|: a window, the unfolded video, or `normalizer_block` frames."""
     normalizer_block: PositiveInt = 1
@@ -177,6 +184,9 @@ class LossConfig:
     """Smallest time at which windows are scored."""
     score_t_max: float = 0.98
     """Largest time at which windows are scored."""
+    score_time: Literal["uniform", "falling"] = "uniform"
+    """How that time is drawn: `uniform` between the two; `falling`: the largest falls linearly over the stage
+    to halfway between them, so that layout is scored first and detail last (arXiv 2305.16213)."""
 
 
 @dataclass(frozen=True, kw_only=True)

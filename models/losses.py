@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kernels.ops import reverse_kl_score, window_gather, window_scatter
 from models.config import LossConfig
-from models.flow import VelocityModel, interpolate
+from models.flow import VelocityModel, interpolate, over_frames
 from models.text.conditioning import Conditioning
 from models.windows import Span, counted, coverage
 
@@ -77,6 +77,45 @@ def anchor_loss(student_x0: Tensor, reference_x0: Tensor) -> Tensor:
     return (student_x0 - reference_x0).square().mean()
 
 
+def cut_windows(videos: Tensor, starts: Sequence[int], length: int, images: Tensor | None = None) -> Tensor:
+    """Windows [B M, L, C, h, w] of videos [B, T, C, h, w] at M first frames, one video's together; with
+    `images` [B, T, C, h, w] those from the middle of a video have their first latent from there."""
+    windows = window_gather(videos, starts, length)
+    if images is not None:
+        inner = [k for k, start in enumerate(starts) if start]
+        windows.unflatten(0, (-1, len(starts)))[:, inner, 0] = images[:, [starts[k] for k in inner]]
+    return windows
+
+
+def looking_at(model: VelocityModel, judged: Tensor) -> VelocityModel:
+    """A model that answers everywhere with the x0 that `model` predicts at `judged` [B, T, C, h, w].
+
+    A teacher that looks at noised LONG windows in place of the student's is data forcing (arXiv 2606.18478):
+    its score of those minus its score of these is what leads out of modes that no data has.
+    """
+
+    def velocity(x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+        return model(judged, t, conditioning) + (x_t - judged) / over_frames(t, x_t)
+
+    return velocity
+
+
+@torch.no_grad()
+def chord(model: VelocityModel, x: Tensor, times: Sequence[float], conditioning: Conditioning) -> Tensor:
+    """Mean velocity along the ODE path of `model` from x [B, T, C, h, w] at times[0] to times[-1], by Euler
+    steps at `times`, which fall."""
+    start, at = x, times[0]
+    for following in times[1:]:
+        x, at = x + (following - at) * model(x, x.new_full((len(x),), at), conditioning), following
+    return (x - start) / (at - times[0])
+
+
+def forward_kl_loss(student_x0: Tensor, x_t: Tensor, t: Tensor, path: Tensor) -> Tensor:
+    """Mean of (v_DM - path)^2 at x_t, the student's one step against the `chord` of many: a forward KL, for
+    the path leads to samples of what is followed, not of the student (arXiv 2603.08703, eq. 10)."""
+    return ((x_t - student_x0) / over_frames(t, x_t) - path).square().mean()
+
+
 @dataclass(frozen=True)
 class ReverseKLLoss:
     """The reverse-KL loss and its diagnostics."""
@@ -100,6 +139,7 @@ def reverse_kl_loss(
     critic: VelocityModel,
     config: LossConfig,
     crop_safe: bool = True,
+    images: Tensor | None = None,
 ) -> ReverseKLLoss:
     """Pull every window of generated videos towards the teacher: mode seeking, eq. 5 and 9.
 
@@ -121,11 +161,12 @@ def reverse_kl_loss(
         crop_safe: whether the latents of a window are the window of the latents; where not, the first latent
             of a window that does not begin the video is masked: it gets no gradient and counts in no
             coverage.
+        images: as in `cut_windows`: what networks see in the place of masked latents.
     """
     windows_of_one = [tiling[i] for i in chosen]
     starts, length = [w.start for w in windows_of_one], tiling[0].length
     with torch.no_grad():
-        windows = window_gather(video.detach(), starts, length)
+        windows = cut_windows(video.detach(), starts, length, images)
         folded = conditioning.repeat(len(starts))
         x_t = interpolate(windows, noise, t)
         guided = config.guidance_scale != 1

@@ -11,7 +11,7 @@ from models.config import FlowConfig, SamplingConfig
 from models.ddt import Student
 from models.device import half_precision
 from models.errors import ConfigError
-from models.flow import VelocityModel, shift, shift_for
+from models.flow import VelocityModel, ode_times, shift, shift_for
 from models.rng import Key
 from models.sampling import Draw, few_step, ode, roll_out_by_windows
 from models.text.conditioning import Conditioning
@@ -91,6 +91,13 @@ def few_step_times(config: SamplingConfig, flow: FlowConfig, num_frames: int) ->
     """The few-step sampler's times for a clip of this length."""
     amount = shift_for(flow, num_frames)
     return [float(shift(torch.tensor(t, dtype=torch.float64), amount)) for t in config.steps]
+
+
+def path_times(config: SamplingConfig, flow: FlowConfig, num_frames: int) -> list[float]:
+    """The ODE sampler's times from the few-step sampler's first to its second, or to 0, both included."""
+    first, second = [*few_step_times(config, flow, num_frames), 0.0][:2]
+    times = ode_times(config.ode_steps, shift_for(flow, num_frames)).tolist()
+    return [first, *(time for time in times if second < time < first), second]
 
 
 def generate_latents(

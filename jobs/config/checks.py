@@ -166,20 +166,52 @@ def _windows(config: RunConfig) -> None:
 
 def _rollouts(config: RunConfig) -> None:
     """What distillation is given, and what its losses train."""
-    distill = config.distill
-    if distill.rollout == "noised_real":
-        if distill.rollout_batch != distill.long_batch:
+    distill, loss = config.distill, config.loss
+    for name, follows in (
+        ("distill.rollout=noised_real", distill.rollout == "noised_real"),
+        ("distill.data_forcing_steps", distill.data_forcing_steps > 0),
+    ):
+        if follows and distill.rollout_batch != distill.long_batch:
             raise ConfigError(
-                f"distill.rollout=noised_real noises the {distill.long_batch} LONG clips of a batch, but "
-                f"distill.rollout_batch is {distill.rollout_batch}",
+                f"{name} takes the {distill.long_batch} LONG clips of a batch, but distill.rollout_batch is "
+                f"{distill.rollout_batch}",
                 f"Set distill.rollout_batch={distill.long_batch}",
             )
-        if distill.captions is not None:
-            problem = (
-                f"distill.rollout=noised_real has LONG's captions, but distill.captions is {distill.captions}"
-            )
-            raise ConfigError(problem, "Set distill.captions=null, or distill.rollout=backward_simulation")
-    if distill.encoder_gradient == "flow_matching" and not config.loss.flow_matching_weight:
+    if distill.rollout == "noised_real" and distill.captions is not None:
+        problem = (
+            f"distill.captions is {distill.captions}, but distill.rollout=noised_real has LONG's captions"
+        )
+        raise ConfigError(problem, "Set distill.captions=null, or distill.rollout=backward_simulation")
+    causal = not autoencoder_kind(config.autoencoder).crop_safe
+    if distill.first_latent == "reencoded" and not causal:
+        kind = config.autoencoder.kind
+        problem = (
+            f"distill.first_latent=reencoded, but any latent of autoencoder.kind={kind} may begin a clip"
+        )
+        raise ConfigError(problem, "Set distill.first_latent=masked: nothing is masked either")
+    if loss.adversarial_weight and not distill.short_batch:
+        problem = "loss.adversarial_weight needs real windows of SHORT, but distill.short_batch is 0"
+        raise ConfigError(problem, f"Set distill.short_batch={distill.critic_batch}, or the weight to 0")
+    if loss.adversarial_weight and causal and distill.first_latent == "masked":
+        problem = "with distill.first_latent=masked an adversary tells windows by their first latents alone"
+        raise ConfigError(problem, "Set distill.first_latent=reencoded, or the weight to 0")
+    if distill.data_forcing_steps > distill.steps:
+        problem = (
+            f"distill.data_forcing_steps {distill.data_forcing_steps} are more than the {distill.steps} steps"
+        )
+        raise ConfigError(problem, f"Set distill.data_forcing_steps={distill.steps} or less")
+    if distill.ramp_follows == "critic" and not (distill.ramp_steps and distill.watch_every):
+        missing = "watch_every" if distill.ramp_steps else "ramp_steps"
+        problem = f"distill.ramp_follows=critic, but distill.{missing} is 0"
+        raise ConfigError(problem, f"Set distill.{missing} above 0, or distill.ramp_follows=steps")
+    if loss.forward_kl_weight and distill.exit_shares and not distill.exit_shares[0]:
+        problem = (
+            "loss.forward_kl_weight acts on rollouts that stop at the first step, of which there are none"
+        )
+        raise ConfigError(
+            problem, "Set loss.forward_kl_weight=0, or the first of distill.exit_shares above 0"
+        )
+    if distill.encoder_gradient == "flow_matching" and not loss.flow_matching_weight:
         problem = "distill.encoder_gradient=flow_matching with loss.flow_matching_weight=0 trains no encoder"
         raise ConfigError(problem, "Set distill.encoder_gradient=both, or a weight above 0")
 

@@ -55,5 +55,6 @@ def checkpoint_bytes(config: RunConfig, stage: str, parts: dict[str, int], built
     held = sum(parts.get(name, 0) for name in kept) + FLOAT * parameters(network)
     if "critic" in parts:
         frame = sizes.channels * sizes.height * sizes.width
-        held += FLOAT * distill.rollout_pool * distill.rollout_batch * sizes.long_frames * frame
+        copies = 1 if distill.first_latent == "masked" else 2
+        held += FLOAT * copies * distill.rollout_pool * distill.rollout_batch * sizes.long_frames * frame
     return held

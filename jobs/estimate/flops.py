@@ -20,6 +20,7 @@ from models.config import LoraConfig, ModelConfig
 from models.ddt import HeadName, Student
 from models.dit import DiT, Encoder, Head
 from models.lora import add_adapters
+from pipelines.generation import path_times
 from pipelines.training.supervised import freeze_unused_head
 
 SCORED = ("warmup", "distill")
@@ -211,7 +212,8 @@ def phases(config: RunConfig, stage: str, built: Networks) -> dict[str, float]:
 
     A rollout stops at a step drawn at random, so what depends on it is a mean.
     """
-    sizes, distill, anchored = shapes(config), config.distill, config.loss.anchor_weight > 0
+    sizes, distill, loss = shapes(config), config.distill, config.loss
+    anchored = loss.anchor_weight > 0
     shares = distill.shares(len(config.sampling.steps), without_first=anchored and stage == "warmup")
 
     def plain(network: DiT, frames: int, clips: int) -> Flops:
@@ -227,17 +229,13 @@ def phases(config: RunConfig, stage: str, built: Networks) -> dict[str, float]:
 
     found: dict[str, float] = {}
     if stage != "warmup":
-        settings = getattr(config, stage)
+        settings, total = getattr(config, stage), Flops()
         if stage == "teacher":
             total = plain(built.teacher, sizes.short_frames, settings.short_batch)
-        else:
-            total = Flops()
-            for batch, frames in (
-                (settings.short_batch, sizes.short_frames),
-                (settings.long_batch, sizes.long_frames),
-            ):
-                if batch and (stage != "distill" or config.loss.flow_matching_weight):
-                    total += student(built.student, "flow_matching", frames, batch)
+        elif stage != "distill" and settings.short_batch:
+            total = student(built.student, "flow_matching", sizes.short_frames, settings.short_batch)
+        if stage != "teacher" and settings.long_batch and (stage != "distill" or loss.flow_matching_weight):
+            total += student(built.student, "flow_matching", sizes.long_frames, settings.long_batch)
         found |= {"forward": total.forward, "backward": total.backward}
     if stage in SCORED:
         rows, window = distill.rollout_batch, distill.window_frames
@@ -249,13 +247,20 @@ def phases(config: RunConfig, stage: str, built: Networks) -> dict[str, float]:
         found["rollout"] = calls * rollout.forward
         found |= {"critic_forward": critic.forward, "critic_backward": critic.backward}
     if stage == "distill":
-        windows, teacher_calls = rows * scored_windows(config), 1 if config.loss.guidance_scale == 1 else 2
+        windows, teacher_calls = rows * scored_windows(config), 1 if loss.guidance_scale == 1 else 2
         layout = shares[0] if anchored else 0.0
+        path = len(path_times(config.sampling, config.flow, sizes.long_frames)) - 1
+        path = path if loss.forward_kl_weight else 0
         reference = student(built.frozen_student, "flow_matching", sizes.long_frames, rows)
         found |= {
             "student_backward": rollout.backward,
             "score_teacher": plain(built.teacher, window, windows * teacher_calls).forward * (1 - layout),
             "score_critic": plain(built.critic, window, windows).forward * (1 - layout),
-            "anchor": layout * reference.forward,
+            "anchor": layout * reference.forward + shares[0] * path * reference.forward,
         }
+        if loss.adversarial_weight:
+            # forward and backward to the windows, which costs about as much; SHORT and rollouts for its own
+            lessons = 2 * distill.critic_updates * distill.short_batch
+            judged = 2 * windows * (1 - layout) + lessons
+            found["adversary"] = judged * plain(built.teacher, window, 1).forward
     return found

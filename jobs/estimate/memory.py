@@ -102,6 +102,13 @@ def footprint(config: RunConfig, stage: str, built: Networks, *, half: bool) -> 
         one.once * activations(config, tokens(config, one.frames), half=half, alike=one.alike)
         for one in passes
     )
+    if stage == "distill" and config.loss.adversarial_weight:
+        # the student's videos and their windows through the teacher are one graph
+        video = _clips(config, distill, distill.rollout_batch, sizes.long_frames, together(config))
+        graph = activations(config, tokens(config, sizes.long_frames), half=half, alike=video.alike)
+        window = activations(config, tokens(config, distill.window_frames), half=half)
+        graph += scored_windows(config) * window
+        parts["activations"] = max(parts["activations"], video.once * graph)
     through = list(passes)
     if stage in SCORED:
         rollout = _clips(config, distill, distill.rollout_batch, sizes.long_frames, together(config))
@@ -122,7 +129,8 @@ def footprint(config: RunConfig, stage: str, built: Networks, *, half: bool) -> 
         for one in passes
     )
     if stage in SCORED:
-        held += distill.rollout_pool * distill.rollout_batch * sizes.long_frames * frame
+        copies = 1 if distill.first_latent == "masked" else 2
+        held += copies * distill.rollout_pool * distill.rollout_batch * sizes.long_frames * frame
     elif config.data.holdout:
         frames = sizes.short_frames if stage == "teacher" else sizes.long_frames
         held += share(config, HELD_OUT_WINDOWS) * frames * frame
@@ -145,7 +153,7 @@ def _weights(config: RunConfig, stage: str, built: Networks) -> dict[str, int]:
     }
     if stage in SCORED:
         critic, frozen = trained(built.critic), built.frozen_student
-        anchored = stage == "distill" and config.loss.anchor_weight
+        anchored = stage == "distill" and (config.loss.anchor_weight or config.loss.forward_kl_weight)
         anchor = parameters(frozen.encoder) + parameters(frozen.heads["flow_matching"])
         parts |= {
             "gradients": FLOAT * max(moves, critic),

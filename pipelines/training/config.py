@@ -140,6 +140,12 @@ class DistillConfig(StageConfig):
     reaches."""
     ramp_steps: NonNegativeInt = 0
     """Steps over which the reverse-KL weight rises from 0."""
+    ramp_follows: Literal["steps", "critic"] = "steps"
+    """What lets it rise: `steps`, each of them; `critic`, those at which the last measurements do not say
+    that the critic cannot teach (the verdict `critic_gap`)."""
+    data_forcing_steps: NonNegativeInt = 0
+    """Last steps of which every other, on average, has the teacher judge LONG clips of the rollout's captions
+    in place of the rollout (arXiv 2606.18478, with 100 to 300)."""
     window_frames: PositiveInt = 8
     """Latent frames per window: the teacher's length."""
     window_stride: PositiveInt = 4
@@ -149,6 +155,10 @@ class DistillConfig(StageConfig):
     slide, the first of each video; or the last, which is all that is scored of a self-forcing rollout."""
     windows_per_video: int | None = None
     """Windows of the tiling to score, drawn at random; None scores all."""
+    first_latent: Literal["masked", "reencoded"] = "masked"
+    """The first latent of a window from the middle of a video, with a causal autoencoder, which would encode
+    a clip's first picture alone: it counts in no loss, and networks see it as it is, or `reencoded`, that
+    picture decoded and encoded anew (as arXiv 2506.08009 does)."""
     encoder_gradient: Literal["both", "flow_matching"] = "both"
     """Losses that train the encoder: those of both heads, or the FM head's alone."""
     critic_learning_rate: PositiveFloat = 5e-4

@@ -59,7 +59,7 @@ _NOT_WEIGHTS = frozenset(
 _STUDENTS = frozenset(
     """
     learning_rate schedule warmup_steps skip_steps ema_decay t_distribution t_mean t_std ramp_steps
-    windows_per_video encoder_gradient
+    windows_per_video encoder_gradient ramp_follows data_forcing_steps
     """.split()
 )
 """Settings of `distill` that its warm-up, which leaves the student alone, does not read."""
@@ -118,6 +118,8 @@ def deciding(recipe: Recipe) -> dict[str, Any]:
         groups["text"], groups["flow"] = dataclasses.asdict(recipe.text), dataclasses.asdict(recipe.flow)
         groups["lora"] = dataclasses.asdict(recipe.lora) if recipe.lora.rank else {"rank": 0}
         unread = _NOT_WEIGHTS | {"steps"} | (_STUDENTS if recipe.critic_only else frozenset())
+        if stage.get("ramp_follows") == "critic" and not recipe.critic_only:
+            unread -= {"watch_every"}
         groups[group] = {name: value for name, value in stage.items() if name not in unread}
         values = {"seed": recipe.seed, f"{recipe.name}.steps": recipe.stage.steps}
     if isinstance(recipe.stage, DistillConfig):
@@ -261,7 +263,7 @@ def is_fixed(name: str, old: Any, new: Any) -> bool:
     group, _, key = name.partition(".")
     if group in ("seed", "model", "lora", "text") or key in _FIXED:
         return name not in _FREE_TEXT
-    return key in ("short_batch", "long_batch") and not (old and new)
+    return key in ("short_batch", "long_batch", "adversarial_weight") and not (old and new)
 
 
 def told(changed: Mapping[str, Iterable[Any]]) -> str:

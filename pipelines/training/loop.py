@@ -17,6 +17,7 @@ from models.errors import ClusterError, SostenutoError, TrainingDiverged
 from models.rng import Key
 from pipelines.data.store.caption_embeddings import text_encoder
 from pipelines.data.store.dataset import ShardDataset
+from pipelines.data.store.info import dataset_autoencoder
 from pipelines.data.store.rows import noted_ids
 from pipelines.storage import Storage
 from pipelines.tracking import NullTracker, Progress, RunStatus, Tracker
@@ -27,6 +28,7 @@ from pipelines.training.context import Exchanges, FrameGroup
 from pipelines.training.distill import DistillStage
 from pipelines.training.lineage import DIVERGED_FILE, ROWS_FILE, explain_divergence
 from pipelines.training.monitors.board import relayed_warnings
+from pipelines.training.monitors.critic_gap import remember_gaps
 from pipelines.training.monitors.log import Log
 from pipelines.training.monitors.phases import Phases, Plan
 from pipelines.training.monitors.preview import preview
@@ -91,11 +93,16 @@ def placed(recipe: Recipe, rank: int, size: int) -> Workers:
     return Workers(rank // alike, size // alike, group, exchanges)
 
 
-def make_stage(recipe: Recipe, workers: Workers, only: Mapping[str, Collection[str]]) -> Stage:
+def make_stage(
+    recipe: Recipe, workers: Workers, only: Mapping[str, Collection[str]], device: torch.device
+) -> Stage:
     """The stage a recipe asks for, by the type of its settings; `only` is as in `BatchSource`."""
     encoder = text_encoder(recipe.text, recipe.dataset)
     if isinstance(recipe.stage, DistillConfig):
-        return DistillStage(recipe, caption_pool(recipe.stage, recipe.dataset, only), workers, encoder)
+        reencoded = recipe.stage.first_latent == "reencoded" and not recipe.crop_safe
+        autoencoder = dataset_autoencoder(recipe.dataset, device) if reencoded else None
+        pool = caption_pool(recipe.stage, recipe.dataset, only)
+        return DistillStage(recipe, pool, workers, encoder, autoencoder)
     return SupervisedStage(recipe, workers, encoder)
 
 
@@ -116,7 +123,7 @@ class _Loop:
         self.config, on_gpu = recipe.stage, recipe.cluster.use_gpu
         self.device = ray.train.torch.get_device() if on_gpu else torch.device("cpu")
         only = noted_ids(Storage(recipe.root), f"{recipe.name}/{ROWS_FILE}")
-        self.stage = make_stage(recipe, workers, only)
+        self.stage = make_stage(recipe, workers, only, self.device)
         self.batches = BatchSource(recipe.dataset, self.config, recipe.seed, workers, only)
         self.state = self.stage.init(self.device)
         if recipe.cluster.activation_checkpointing:
@@ -244,7 +251,9 @@ class _Loop:
 
     def _measured(self, videos: Tensor) -> dict[str, float]:
         with self._precision():
-            return self.watch.of(self.state, videos)
+            found = self.watch.of(self.state, videos)
+        remember_gaps(self.state, found)
+        return found
 
     def _losses(self) -> dict[str, float]:
         with self._precision():

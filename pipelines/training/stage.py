@@ -187,5 +187,5 @@ def diverged(what: str, step: int, role: str = "student") -> TrainingDiverged:
         f"{what} is not finite at step {step}",
         "The last checkpoint stands: lower the learning rate or the loss weight, or leave this step out",
     )
-    error.rate = "critic_learning_rate" if role == "critic" else "learning_rate"
+    error.rate = "critic_learning_rate" if role in ("critic", "adversary") else "learning_rate"
     return error

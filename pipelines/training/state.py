@@ -26,11 +26,14 @@ class Rollout:
         latents: [B, T, C, h, w], the whole global batch; the rollouts of a pool may differ in shape.
         captions: B captions.
         exit: number of the step whose x0 they are.
+        images: for each latent frame [B, T, C, h, w], the first latent of a clip that begins there, where
+            windows are cut that way.
     """
 
     latents: Tensor
     captions: tuple[str, ...]
     exit: int
+    images: Tensor | None = None
 
 
 @dataclass
@@ -45,6 +48,8 @@ class TrainState:
         pool: the last rollouts.
         cpu_seconds: processor time spent in steps, over all sessions.
         held_out_start: loss on held-out windows before the first step, where it was measured.
+        ramped: steps that the reverse-KL weight has risen by.
+        gaps: the last measurements of each `critic_gap_exit_K`, which the ramp may follow.
     """
 
     modules: dict[str, nn.Module]
@@ -54,6 +59,8 @@ class TrainState:
     pool: list[Rollout] = field(default_factory=list)
     cpu_seconds: float = 0.0
     held_out_start: float | None = None
+    ramped: int = 0
+    gaps: dict[str, list[float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -95,6 +102,8 @@ def snapshot(state: TrainState, **more: Any) -> Snapshot:
         files[f"{role}.average.safetensors"] = average.tensors
     if state.pool:
         files["pool.safetensors"] = {f"{i}": rollout.latents for i, rollout in enumerate(state.pool)}
+        images = {f"{i}.images": r.images for i, r in enumerate(state.pool) if r.images is not None}
+        files["pool.safetensors"] |= images
     copies = {
         name: {key: tensor.detach().to("cpu", copy=True) for key, tensor in tensors.items()}
         for name, tensors in files.items()
@@ -103,6 +112,8 @@ def snapshot(state: TrainState, **more: Any) -> Snapshot:
         "step": state.step,
         "cpu_seconds": state.cpu_seconds,
         "held_out_start": state.held_out_start,
+        "ramped": state.ramped,
+        "gaps": state.gaps,
         "averages": {role: average.updates for role, average in state.averages.items()},
         "pool": [{"captions": rollout.captions, "exit": rollout.exit} for rollout in state.pool],
     }
@@ -137,11 +148,13 @@ def load_state(state: TrainState, folder: Path) -> None:
             tensor.copy_(tensors[name])
         average.updates = plain["averages"][role]
     if plain["pool"]:
-        latents = load_tensors(folder / "pool.safetensors")
         device = next(state.modules["student"].parameters()).device
+        saved = load_tensors(folder / "pool.safetensors").items()
+        held = {name: tensor.to(device, copy=True) for name, tensor in saved}
         state.pool = [
-            Rollout(latents[f"{i}"].to(device, copy=True), tuple(kept["captions"]), kept["exit"])
+            Rollout(held[f"{i}"], tuple(kept["captions"]), kept["exit"], held.get(f"{i}.images"))
             for i, kept in enumerate(plain["pool"])
         ]
     state.step, state.cpu_seconds = plain["step"], plain["cpu_seconds"]
     state.held_out_start = plain.get("held_out_start")
+    state.ramped, state.gaps = plain.get("ramped", state.step), plain.get("gaps", {})

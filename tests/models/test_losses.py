@@ -7,8 +7,18 @@ import torch
 from torch import Tensor
 
 from models.config import LossConfig
-from models.flow import interpolate, x0_prediction
-from models.losses import anchor_loss, flow_matching_loss, reverse_kl_loss, thirds
+from models.flow import interpolate, ode_times, x0_prediction
+from models.losses import (
+    anchor_loss,
+    chord,
+    flow_matching_loss,
+    forward_kl_loss,
+    looking_at,
+    reverse_kl_loss,
+    thirds,
+)
+from models.rng import Key
+from models.sampling import Draw, ode
 from models.text.conditioning import Conditioning
 from models.windows import Span, spans
 from tests.models.builders import GaussianVelocity, captions, latents
@@ -41,6 +51,45 @@ def test_the_anchor_is_zero_at_its_reference() -> None:
     x0 = latents()
     assert float(anchor_loss(x0, x0)) == 0
     assert float(anchor_loss(x0 + 2, x0)) == pytest.approx(4)
+
+
+def test_a_path_of_one_step_is_the_anchor() -> None:
+    """At t = 1 one Euler step goes along the velocity, whose x0 is the anchor's."""
+    model, x, t = GaussianVelocity(1.5, 0.5), latents(), torch.ones(2)
+    student = latents(seed=3)
+    path = chord(model, x, [1.0, 0.6], captions())
+    anchor = anchor_loss(student, x0_prediction(model, x, t, captions()))
+    torch.testing.assert_close(forward_kl_loss(student, x, t, path), anchor)
+
+
+def test_a_path_of_many_steps_ends_where_the_ode_sampler_ends() -> None:
+    model, draw = GaussianVelocity(1.5, 0.5), Draw((3, 4, 1, 1), captions(), Key(0), range(2))
+    noise = draw.noise("noise-0")
+    path = chord(model, noise, ode_times(20, 2.0).tolist(), captions())
+    torch.testing.assert_close(noise - path, ode(model, 20, 2.0, draw))
+    student = ode(model, 20, 2.0, draw)
+    assert float(forward_kl_loss(student, noise, torch.ones(2), path)) < 1e-10
+
+
+def test_a_teacher_that_looks_at_the_students_own_windows_is_the_teacher() -> None:
+    model, x_t, t = GaussianVelocity(1.5, 0.5), latents(), torch.tensor([0.3, 0.9])
+    assert torch.equal(looking_at(model, x_t)(x_t, t, captions()), model(x_t, t, captions()))
+
+
+def test_data_forcing_is_the_critic_on_the_students_minus_the_teacher_on_real_windows() -> None:
+    """With the same noise and times; the normaliser is the distance to what the teacher says of those."""
+    video, real = latents(2, 5).requires_grad_(), latents(2, 5, seed=8)
+    noise, t = latents(2, 5, seed=4), torch.tensor([0.3, 0.8])
+    teacher, critic = GaussianVelocity(1.0, 0.5), GaussianVelocity(0.0, 1.0)
+    forced = looking_at(teacher, interpolate(real, noise, t))
+    reverse_kl_loss(video, [Span(0, 5)], [0], noise, t, captions(), forced, critic, CONFIG).value.backward()
+    at = t.view(-1, 1, 1, 1, 1)
+    x_t = interpolate(video.detach(), noise, t)
+    wanted = teacher.x0(interpolate(real, noise, t), at)
+    score = critic.x0(x_t, at) - wanted
+    score = score / (video.detach() - wanted).abs().mean(dim=(1, 2, 3, 4), keepdim=True)
+    assert video.grad is not None
+    torch.testing.assert_close(video.grad, score / video.numel(), rtol=1e-4, atol=1e-7)
 
 
 def test_the_prediction_of_a_gaussian_is_its_posterior_mean() -> None:

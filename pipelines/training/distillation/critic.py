@@ -35,6 +35,12 @@ class PoolWindow(NamedTuple):
     third: int
 
 
+def same_size(pool: Sequence[Rollout], key: Key) -> list[Rollout]:
+    """Rollouts of one picture size, each as often as the pool has it; lengths may differ."""
+    size = pool[key.at(purpose="size").integer(len(pool))].latents.shape[2:]
+    return [rollout for rollout in pool if rollout.latents.shape[2:] == size]
+
+
 class Lessons:
     """Backward passes of L_critic.
 
@@ -50,19 +56,17 @@ class Lessons:
         self.recipe, self.config, self.captions = recipe, recipe.stage, captions
         self.workers, self.exits = workers, exits
 
-    def learn(self, critic: DiT, pool: Sequence[Rollout], key: Key) -> dict[str, float]:
-        """Flow matching on windows of recent rollouts, cut and noised as the scored ones are; the loss over
-        all workers, by exit, and by place in the video."""
-        # One picture size, each as often as the pool has it; lengths may differ.
-        size = pool[key.at(purpose="size").integer(len(pool))].latents.shape[2:]
-        pool = [rollout for rollout in pool if rollout.latents.shape[2:] == size]
+    def learn(self, critic: DiT, pool: Sequence[Rollout], key: Key, step: int) -> dict[str, float]:
+        """Flow matching on windows of recent rollouts, cut and noised as those that are scored at this step;
+        the loss over all workers, by exit, and by place in the video."""
+        pool = same_size(pool, key)
         sums = pool[0].latents.new_zeros(2, self.exits + len(THIRDS) + 1)
         for samples in parts(self.workers.share_of_all(self.config.critic_batch), self.config.micro_batch):
             drawn = [self.window(pool, key, i) for i in samples]
             x0 = torch.stack([window.latents for window in drawn])
             noise = normal(x0.shape[1:], key.at(purpose="noise"), samples, x0.device)
             conditioning = self.captions.with_dropout([w.caption for w in drawn], key, samples, x0.device)
-            t = score_times(self.recipe, key, samples).to(x0.device)
+            t = score_times(self.recipe, key, samples, step).to(x0.device)
             frames = None
             if not self.recipe.crop_safe:
                 frames = first_masked([window.start for window in drawn], x0.shape[1]).to(x0.device)
@@ -88,5 +92,7 @@ class Lessons:
         tiling = self.config.tiling(frames, int(draw.integers(self.config.window_stride)))
         place = tiling[int(draw.integers(len(tiling)))]
         latents = rollout.latents[video, place.start : place.stop]
+        if rollout.images is not None and place.start:
+            latents = torch.cat([rollout.images[video, place.start, None], latents[1:]])
         third = (2 * place.start + place.length) * len(THIRDS) // (2 * frames)
         return PoolWindow(latents, rollout.captions[video], place.start, rollout.exit, third)

@@ -5,14 +5,17 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from models.autoencoders.kinds import Autoencoder
 from models.ddt import Student
 from models.flow import interpolate, x0_prediction
+from models.losses import cut_windows
 from models.rng import Key
 from models.sampling import Draw, noisy_input
 from models.text.conditioning import Conditioning, withhold_some
 from pipelines.generation import few_step_times
 from pipelines.training.collectives import Workers
 from pipelines.training.config import DistillConfig
+from pipelines.training.distillation.first_latents import image_latents
 from pipelines.training.recipes import Recipe
 from pipelines.training.stage import Batch, Captions
 
@@ -28,6 +31,8 @@ class Simulation:
         conditioning: of the b captions.
         samples: their indices in the global batch.
         real: LONG clips of the same captions [b, T, C, h, w], where the rollout follows them.
+        images: of the video, for each latent frame [b, T, C, h, w], the first latent of a clip that begins
+            there, where windows are cut that way.
     """
 
     video: Tensor
@@ -37,6 +42,7 @@ class Simulation:
     conditioning: Conditioning
     samples: range
     real: Tensor | None
+    images: Tensor | None
 
 
 class Rollouts:
@@ -47,14 +53,20 @@ class Rollouts:
         captions: encodes them.
         pool: captions that rollouts may use, by where they come from.
         workers: this worker's place.
+        autoencoder: encodes first latents anew, where it is not crop-safe and they are to be.
     """
 
     def __init__(
-        self, recipe: Recipe, captions: Captions, pool: Mapping[str, list[str]], workers: Workers
+        self,
+        recipe: Recipe,
+        captions: Captions,
+        pool: Mapping[str, list[str]],
+        workers: Workers,
+        autoencoder: Autoencoder | None,
     ) -> None:
         assert isinstance(recipe.stage, DistillConfig)
         self.recipe, self.config, self.workers = recipe, recipe.stage, workers
-        self.captions, self.pool = captions, pool
+        self.captions, self.pool, self.autoencoder = captions, pool, autoencoder
 
     def captions_at(self, key: Key, real: Batch | None = None) -> list[str]:
         """A caption for each sample of the global batch: those of the LONG clips that the rollout follows, or
@@ -101,4 +113,12 @@ class Rollouts:
             x_t = noisy_input(model, times[: stop + 1], draw)
         t = draw.at(times[stop])
         video = x0_prediction(model, x_t, t, conditioning)
-        return Simulation(video, x_t, t, stop, conditioning, samples, clips)
+        return Simulation(video, x_t, t, stop, conditioning, samples, clips, self.images(video.detach()))
+
+    def images(self, videos: Tensor) -> Tensor | None:
+        """First latents of windows of videos [B, T, C, h, w], where they are encoded anew, else None."""
+        return None if self.autoencoder is None else image_latents(self.autoencoder, videos)
+
+    def windows(self, videos: Tensor, starts: Sequence[int]) -> Tensor:
+        """Windows of videos without a graph, as they are scored; [B M, L, C, h, w]."""
+        return cut_windows(videos, starts, self.config.window_frames, self.images(videos))

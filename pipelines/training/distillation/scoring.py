@@ -11,11 +11,14 @@ from pipelines.training.config import DistillConfig
 from pipelines.training.recipes import Recipe
 
 
-def score_times(recipe: Recipe, key: Key, samples: Sequence[int]) -> Tensor:
-    """Uniform times of windows, shifted as the teacher's own are; [len(samples)]."""
+def score_times(recipe: Recipe, key: Key, samples: Sequence[int], step: int) -> Tensor:
+    """Uniform times of windows at a step, shifted as the teacher's own are; [len(samples)]."""
     assert isinstance(recipe.stage, DistillConfig)
     loss, amount = recipe.loss, shift_for(recipe.flow, recipe.stage.window_frames)
-    return uniform_times(key.at(purpose="t"), samples, amount, loss.score_t_min, loss.score_t_max)
+    largest = loss.score_t_max
+    if loss.score_time == "falling" and not recipe.critic_only:
+        largest -= 0.5 * (loss.score_t_max - loss.score_t_min) * min(1.0, step / recipe.stage.steps)
+    return uniform_times(key.at(purpose="t"), samples, amount, loss.score_t_min, largest)
 
 
 def first_masked(starts: Sequence[int], length: int) -> Tensor:

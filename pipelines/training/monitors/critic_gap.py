@@ -1,6 +1,6 @@
 """Can the critic teach? Only if it knows the student's windows better than the teacher does."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -12,6 +12,7 @@ from models.sampling import Draw, exits
 from pipelines.generation import few_step_times
 from pipelines.training.distill import DistillStage
 from pipelines.training.distillation.scoring import first_masked, score_times
+from pipelines.training.monitors.verdicts import GAP, GAPS
 from pipelines.training.stage import parts
 from pipelines.training.state import TrainState
 
@@ -45,7 +46,7 @@ def critic_gap(stage: DistillStage, state: TrainState, captions: Sequence[str]) 
     for samples in parts(stage.workers.share(total), config.micro_batch):
         rows = [sample * count + k for sample in samples for k in range(count)]
         noise = normal((length, *size), key.at(purpose="noise"), rows, device)
-        t = score_times(recipe, key.at(purpose="t"), rows).to(device)
+        t = score_times(recipe, key.at(purpose="t"), rows, state.step).to(device)
         conditioning = stage.captions.encode([captions[sample] for sample in samples], device)
         folded = conditioning.repeat(count)
         counted = None
@@ -53,7 +54,7 @@ def critic_gap(stage: DistillStage, state: TrainState, captions: Sequence[str]) 
             counted = first_masked([w.start for w in chosen] * len(samples), length).to(device)
         draw = Draw(recipe.long_shape, conditioning, key, samples)
         for number, video in enumerate(exits(student.distribution_matching, times, draw)):
-            x0 = torch.stack([video[:, w.start : w.stop] for w in chosen], dim=1).flatten(0, 1)
+            x0 = stage.rollouts.windows(video, [window.start for window in chosen])
             told = critic.told(torch.full((len(rows),), number, device=device))
             fake, real = (
                 flow_matching_loss(model, x0, noise, t, folded, counted) for model in (told, stage.teacher)
@@ -61,4 +62,10 @@ def critic_gap(stage: DistillStage, state: TrainState, captions: Sequence[str]) 
             gaps[number] += (fake - real) * (len(samples) / total)
     first = 1 if stage.anchored else 0
     sums = stage.workers.sum(list(gaps)).tolist()
-    return {f"critic_gap_exit_{number}": gap for number, gap in enumerate(sums) if number >= first}
+    return {f"{GAP}{number}": gap for number, gap in enumerate(sums) if number >= first}
+
+
+def remember_gaps(state: TrainState, measured: Mapping[str, float]) -> None:
+    """Keeps the newest gaps with the state, for a ramp that follows them."""
+    for name in (name for name in measured if name.startswith(GAP)):
+        state.gaps[name] = [*state.gaps.get(name, []), measured[name]][-GAPS:]

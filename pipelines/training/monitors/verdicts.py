@@ -1,7 +1,7 @@
 """Is this run well? What is wrong, and what to change, from a stage's settings and its watched numbers."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist, median
 
@@ -20,6 +20,10 @@ CRITIC_RISE, LAYOUT_RISE, HELD_OUT_RISE = 1.5, 1.03, 1.03
 """How far the critic's loss may rise above its median, the layout and the held-out loss above their least."""
 BY_HEART = 1.2
 """Largest held-out loss, in units of the training loss."""
+GAP = "critic_gap_exit_"
+"""Measurements of `critic_gap.py` by exit."""
+GAPS = 3
+"""Fewest of them that say anything: at first critic and teacher are one."""
 CANNOT_TEACH = 0.02
 """Loss of the critic minus the teacher's on the student's windows, as a mean of two measurements."""
 SAME = 1e-3
@@ -236,16 +240,26 @@ def critic(facts: Facts, curves: Curves) -> Iterator[Verdict]:
 def gap(facts: Facts, curves: Curves) -> Iterator[Verdict]:
     """Does the critic know the student's windows better than the teacher does?"""
     del facts
-    found = {name: values(curves, name, 3) for name in curves if name.startswith("critic_gap_exit_")}
-    gaps = {name.rpartition("_")[2]: (last[-1] + last[-2]) / 2 for name, last in found.items() if last}
-    if gaps:
-        worst = max(gaps, key=lambda number: gaps[number])
+    found = worst_gap({name: curve.values for name, curve in curves.items()})
+    if found:
+        name, worst = found
         yield Verdict(
             "critic_gap",
-            gaps[worst] <= CANNOT_TEACH,
-            f"on the student's windows the critic's loss is the teacher's {gaps[worst]:+.3f} at exit {worst}",
+            worst <= CANNOT_TEACH,
+            f"on the student's windows the critic's loss is the teacher's {worst:+.3f} at exit "
+            + name.removeprefix(GAP),
             "This critic cannot teach: raise distill.critic_updates, or mend distill.critic_learning_rate",
         )
+
+
+def worst_gap(measured: Mapping[str, Sequence[float]]) -> tuple[str, float] | None:
+    """The `critic_gap_exit_K` of the exit at which the critic is worst, and its mean over the last two
+    measurements; None before there are enough."""
+    known = {
+        name: values for name, values in measured.items() if name.startswith(GAP) and len(values) >= GAPS
+    }
+    means = {name: (values[-1] + values[-2]) / 2 for name, values in known.items()}
+    return max(means.items(), key=lambda entry: entry[1]) if means else None
 
 
 def pull(facts: Facts, curves: Curves) -> Iterator[Verdict]:

@@ -31,7 +31,7 @@ from tests.pipelines.training.makers import (
 )
 
 STEPS = 2
-STAGES = ("teacher", "sft", "mixed", "warmup", "distill", "noised")
+STAGES = ("teacher", "sft", "mixed", "warmup", "distill", "noised", "adversarial")
 Taken = dict[str, Any]
 
 
@@ -58,9 +58,13 @@ def take(name: str, starts: dict[str, str], micro_batch: int | None, workers: Wo
     settings = dataclasses.replace(settings, micro_batch=micro_batch)
     if name == "noised":
         settings = dataclasses.replace(settings, rollout="noised_real")
-    if name in ("warmup", "distill", "noised"):
+    if name == "adversarial":
+        settings = dataclasses.replace(settings, short_batch=5)
+    if name in ("warmup", "distill", "noised", "adversarial"):
         made = recipe(settings, starts, critic_only=name == "warmup")
-        made = dataclasses.replace(made, crop_safe=False)
+        weight = 0.1 if name == "adversarial" else 0.0
+        loss = dataclasses.replace(made.loss, adversarial_weight=weight)
+        made = dataclasses.replace(made, crop_safe=False, loss=loss)
         stage: SupervisedStage | DistillStage = DistillStage(made, CAPTIONS, workers)
     else:
         start = {} if name == "teacher" else {"teacher": starts["teacher"]}
@@ -124,7 +128,7 @@ def test_micro_batches_add_up_to_one_big_batch(name: str, starts: dict[str, str]
     ("size", "alike", "names"),
     [
         (2, 1, STAGES),
-        (3, 1, ("distill", "noised")),
+        (3, 1, ("distill", "noised", "adversarial")),
         (2, 2, STAGES[1:]),
         (4, 2, ("distill",)),
         pytest.param(3, 3, ("distill", "noised"), marks=pytest.mark.long),

@@ -112,12 +112,17 @@ def test_what_decides_a_stage_are_its_own_settings_by_their_dotted_names() -> No
     ]
     distill = deciding(dataclasses.replace(makers.recipe(DISTILL, {"student": "a"}), name="distill"))
     assert {"loss.reverse_kl_weight", "sampling.steps", "distill.skip_steps"} <= distill.keys()
-    assert "distill.teacher_gate" not in distill
+    assert not {"distill.teacher_gate", "distill.watch_every"} & distill.keys()
+    follows = dataclasses.replace(DISTILL, ramp_follows="critic")
+    distill = deciding(dataclasses.replace(makers.recipe(follows, {"student": "a"}), name="distill"))
+    assert "distill.watch_every" in distill, "how often the critic is measured decides what the ramp follows"
     warmup = deciding(
         dataclasses.replace(makers.recipe(DISTILL, {"student": "a"}, critic_only=True), name="warmup")
     )
     assert {"warmup.steps", "distill.critic_learning_rate", "loss.score_t_min"} <= warmup.keys()
     assert not warmup.keys() & {"distill.learning_rate", "loss.reverse_kl_weight", "distill.steps"}
+    assert {"distill.scored_windows", "distill.rollout", "loss.score_time"} <= warmup.keys()
+    assert not warmup.keys() & {"distill.encoder_gradient", "loss.forward_kl_weight", "distill.ramp_follows"}
 
 
 def test_the_same_weights_elsewhere_and_other_code_are_the_same_stage(run: Run) -> None:

@@ -1,13 +1,15 @@
 """What the DM head is given: its own sampler's states, or noised LONG clips."""
 
 import dataclasses
+import itertools
 
 import torch
 
+from models.config import FlowConfig, SamplingConfig
 from models.ddt import Student
-from models.flow import interpolate
+from models.flow import interpolate, ode_times
 from models.rng import Key, normal
-from pipelines.generation import few_step_times
+from pipelines.generation import few_step_times, path_times
 from pipelines.training.collectives import ALONE
 from tests.pipelines.training.makers import LONG, batches, distill_stage, run
 
@@ -55,3 +57,14 @@ def test_rollouts_that_follow_clips_have_their_captions(starts: dict[str, str]) 
     real = batches(0, ALONE).long
     assert real is not None
     assert [rollout.captions for rollout in state.pool] == [tuple(real.captions)] * 2
+
+
+def test_the_path_of_many_steps_leads_from_the_first_to_the_second_of_the_samplers_times() -> None:
+    sampling, flow = SamplingConfig(ode_steps=50), FlowConfig(timestep_shift=3.0)
+    times, few = path_times(sampling, flow, 12), few_step_times(sampling, flow, 12)
+    assert (times[0], times[-1]) == (few[0], few[1]) == (1.0, few[1])
+    assert all(later < earlier for earlier, later in itertools.pairwise(times))
+    own = ode_times(50, 3.0).tolist()
+    assert times[1:-1] == [time for time in own if few[1] < time < 1]
+    whole = path_times(SamplingConfig(steps=(1.0,), ode_steps=50), flow, 12)
+    assert whole == own, "with one step it is all of the ODE sampler's"

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from models.rng import Key
 from pipelines.training import distill
 from pipelines.training.state import TrainState, load_state, save_state
 from tests.pipelines.training.makers import distill_stage, run, tensors_of
@@ -16,23 +17,78 @@ CHOICES: dict[str, dict[str, Any]] = {
     "noised clips": {"rollout": "noised_real"},
     "encoder of the FM head": {"encoder_gradient": "flow_matching"},
     "DM only": {"loss": {"flow_matching_weight": 0.0}},
+    "forward KL": {"loss": {"forward_kl_weight": 0.1}},
+    "forward KL without an anchor": {"loss": {"forward_kl_weight": 0.1, "anchor_weight": 0.0}},
+    "data forcing": {"steps": 8, "data_forcing_steps": 6},
+    "adversary": {"short_batch": 4, "loss": {"adversarial_weight": 0.03}, "critic_updates": 2},
+    "falling times": {"loss": {"score_time": "falling"}},
+    "ramp of the critic": {"ramp_follows": "critic", "ramp_steps": 20},
 }
 
 
 @pytest.mark.parametrize("name", CHOICES)
 def test_resuming_is_bit_exact(name: str, starts: dict[str, str], tmp_path: Path) -> None:
     whole, stage, again = (distill_stage(starts, **CHOICES[name]) for _ in range(3))
-    unbroken = whole.init("cpu")
-    expected = run(whole, unbroken, 8)
+    unbroken, short = whole.init("cpu"), whole.config.short_batch
+    expected = run(whole, unbroken, 8, short)
     state = stage.init("cpu")
-    run(stage, state, 4)
+    run(stage, state, 4, short)
     save_state(state, stage.spec, tmp_path)
     resumed = again.init("cpu")
     load_state(resumed, tmp_path)
-    assert run(again, resumed, 4) == expected[4:]
+    assert run(again, resumed, 4, short) == expected[4:]
     ours, theirs = tensors_of(resumed), tensors_of(unbroken)
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+def test_the_first_step_has_both_the_anchor_and_the_path(starts: dict[str, str]) -> None:
+    stage = distill_stage(starts, exit_shares=(1.0, 1.0, 1.0, 1.0), loss={"forward_kl_weight": 0.1})
+    state = stage.init("cpu")
+    for told in run(stage, state, 10):
+        first = told["exit_step"] == 0
+        assert ("forward_kl" in told, "anchor" in told, "reverse_kl" in told) == (first, first, not first)
+        if first:
+            own = 4 * (0.1 * told["forward_kl"] + 0.5 * told["anchor"])
+            assert told["loss"] == pytest.approx(own + told["flow_matching"])
+
+
+def test_the_teacher_looks_at_long_clips_in_half_of_the_last_steps(starts: dict[str, str]) -> None:
+    stage = distill_stage(starts, steps=400, data_forcing_steps=300)
+    forced = [stage._is_forced(step, Key(0, step, purpose="step")) for step in range(400)]
+    assert not any(forced[:100])
+    assert 110 < sum(forced[100:]) < 190
+
+
+def test_data_forcing_needs_the_captions_of_the_clips(starts: dict[str, str]) -> None:
+    settings = {"exit_shares": (0.0, 1.0, 1.0, 1.0), "rollout_pool": 9}
+    stage = distill_stage(starts, steps=8, data_forcing_steps=8, **settings)
+    state = stage.init("cpu")
+    run(stage, state, 8)
+    plain = distill_stage(starts, steps=8, **settings)
+    other = plain.init("cpu")
+    run(plain, other, 8)
+    forced = [stage._is_forced(step, Key(0, step, purpose="step")) for step in range(8)]
+    assert {True, False} == set(forced)
+    for follows, ours, theirs in zip(forced, state.pool, other.pool, strict=True):
+        assert (ours.captions == theirs.captions) == (not follows)
+
+
+def test_the_ramp_rises_only_while_the_critic_can_teach(starts: dict[str, str]) -> None:
+    def ramps(gaps: list[list[float]], follows: str = "critic") -> list[float]:
+        stage = distill_stage(starts, ramp_follows=follows, ramp_steps=4)
+        state = stage.init("cpu")
+        found = []
+        for last in gaps:
+            state.gaps = {"critic_gap_exit_1": [-0.1] * 3, "critic_gap_exit_3": last}
+            found += [told["ramp"] for told in run(stage, state, 1)]
+        return found
+
+    good, bad = [0.0, -0.01, 0.03], [0.0, 0.03, 0.03]
+    assert ramps([good] * 5) == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert ramps([good, bad, bad, good, good]) == [0.25, 0.25, 0.25, 0.5, 0.75]
+    assert ramps([[0.0, 0.9]] * 2) == [0.25, 0.5], "two measurements say nothing yet"
+    assert ramps([bad] * 4, "steps") == [0.25, 0.5, 0.75, 1.0]
 
 
 def gradients(

@@ -14,7 +14,9 @@ from models.sampling import Draw, few_step
 from pipelines.generation import few_step_times
 from pipelines.training.distill import DistillStage
 from pipelines.training.distillation.scoring import score_times
-from pipelines.training.monitors.critic_gap import critic_gap
+from pipelines.training.monitors.critic_gap import critic_gap, remember_gaps
+from pipelines.training.monitors.verdicts import worst_gap
+from pipelines.training.state import load_state, save_state
 from tests.models.builders import randomize
 from tests.pipelines.training.makers import CAPTIONS, DISTILL, recipe, trained_starts
 
@@ -60,7 +62,24 @@ def test_the_gap_of_the_last_exit_is_that_of_the_samplers_videos(starts: dict[st
             video, place = divmod(row, len(tiling))
             x0 = videos[video : video + 1, tiling[place].start : tiling[place].stop]
             noise = normal(x0.shape[1:], key.at(purpose="noise"), [row])
-            t, own = score_times(stage.recipe, key.at(purpose="t"), [row]), text.select(torch.tensor([video]))
+            t, own = (
+                score_times(stage.recipe, key.at(purpose="t"), [row], 0),
+                text.select(torch.tensor([video])),
+            )
             for sign, model in ((1, critic.told(torch.tensor([3]))), (-1, stage.teacher)):
                 expected += sign * float(flow_matching_loss(model, x0, noise, t, own)) / rows
     assert gaps["critic_gap_exit_3"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_state_keeps_the_newest_gaps_and_carries_them_over(starts: dict[str, str], tmp_path: Path) -> None:
+    """As many as the verdict asks for."""
+    stage = DistillStage(recipe(DISTILL, starts), CAPTIONS)
+    state, again = stage.init("cpu"), stage.init("cpu")
+    for value in (0.1, 0.2, 0.3, 0.4):
+        remember_gaps(state, {"critic_gap_exit_2": value, "critic_gap_exit_3": 0.01, "sharpness": 1.0})
+    assert state.gaps == {"critic_gap_exit_2": [0.2, 0.3, 0.4], "critic_gap_exit_3": [0.01] * 3}
+    assert worst_gap(state.gaps) == ("critic_gap_exit_2", pytest.approx(0.35))
+    state.ramped = 7
+    save_state(state, stage.spec, tmp_path)
+    load_state(again, tmp_path)
+    assert (again.gaps, again.ramped) == (state.gaps, 7)
