@@ -36,17 +36,21 @@ UnevenFrames: TypeAlias = Literal["refuse", "pad"]
 class AutoencoderConfig:
     """How pixels become latents (models/autoencoders/)."""
 
-    kind: Literal["pca", "wan"] = "pca"
-    """`pca`: a linear code fitted at ingest; `wan`: the Wan 2.1 video autoencoder from `pretrained`."""
+    kind: Literal["pca", "conv", "wan"] = "pca"
+    """`pca`: a linear code fitted at ingest; `conv`: a small convolutional network learned at ingest, for
+    footage; `wan`: the Wan 2.1 video autoencoder from `pretrained`."""
     patch_size: NonNegativeInt = 0
-    """Side in pixels of the square patch that a latent describes (`pca`); 0 is the whole frame."""
+    """Side in pixels of the square that a latent describes (`pca`, `conv`); 0 is the whole frame (`pca`)."""
     components: int | None = None
-    """Components per patch (`pca`). None keeps those before a gap of 20x in the spectrum after 95 % of
-    the variance, where the codec's noise begins; without such a gap, as many as explain 98 %."""
+    """Latent channels: components per patch (`pca`) or channels of the code (`conv`, which needs them). For
+    `pca`, None keeps those before a gap of 20x in the spectrum after 95 % of the variance, where the codec's
+    noise begins; without such a gap, as many as explain 98 %."""
     max_components: PositiveInt = 64
     """Largest number of components when `components` is None."""
     fit_frames: PositiveInt = 2500
     """Frames that the code is fitted on, drawn from both corpora."""
+    fit_steps: PositiveInt = 1500
+    """Steps of 16 frames that the network learns for (`conv`)."""
     pretrained: str | None = None
     """Folder of a pretrained autoencoder (`wan`)."""
     uneven_frames: UnevenFrames = "refuse"

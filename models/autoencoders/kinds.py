@@ -4,7 +4,7 @@ A new one is a class with `encode` and `decode` in a file of its own, its kind h
 """
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -83,11 +83,13 @@ class AutoencoderKind:
             raise ConfigError(
                 f"a patch of {patch} pixels does not tile frames of {shown}",
                 f"Make all heights and widths in data multiples of {max(patch, 1)}; "
-                "with autoencoder.kind=pca, or change autoencoder.patch_size",
+                "with autoencoder.kind=pca or conv, or change autoencoder.patch_size",
             )
 
-    def fit(self, frames: "NDArray[np.uint8]", height: int, width: int, folder: Path) -> None:
-        """Fit it on frames [N, H, W, 3] and write it into a local folder."""
+    def fit(
+        self, frames: "NDArray[np.uint8]", height: int, width: int, folder: Path
+    ) -> Iterator[tuple[int, int]]:
+        """Fit it on frames [N, H, W, 3] and write it into a local folder; gives steps done, of how many."""
         raise NotImplementedError
 
     def reference(self, windows: Iterable[tuple[int, int, int]]) -> dict[str, Any]:
@@ -117,16 +119,58 @@ class PcaKind(AutoencoderKind):
         super().__init__(config)
         self.channels, self.patch = config.components, config.patch_size
 
-    def fit(self, frames: "NDArray[np.uint8]", height: int, width: int, folder: Path) -> None:
+    def fit(
+        self, frames: "NDArray[np.uint8]", height: int, width: int, folder: Path
+    ) -> Iterator[tuple[int, int]]:
         from models.autoencoders.pca import PcaAutoencoder
 
         PcaAutoencoder.fit(frames, self.config, height, width).save(folder)
+        return iter(())
 
     @staticmethod
     def load(folder: Path, _device: "torch.device | str") -> Autoencoder:
         from models.autoencoders.pca import PcaAutoencoder
 
         return PcaAutoencoder.load(folder)
+
+
+class ConvKind(AutoencoderKind):
+    """A small convolutional network, learned on the corpus (models/autoencoders/conv.py)."""
+
+    temporal_factor, crop_safe, fitted, neural = 1, True, True, False
+    patches = (2, 4, 8, 16, 32)
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__(config)
+        self.channels, self.patch = config.components, config.patch_size
+
+    def check_settings(self) -> None:
+        if self.patch not in self.patches:
+            raise ConfigError(
+                f"autoencoder.patch_size is {self.patch}, but autoencoder.kind=conv halves the picture",
+                f"Set autoencoder.patch_size to 8, or another of {', '.join(map(str, self.patches))}",
+            )
+        if self.channels is None or self.channels < 1:
+            raise ConfigError(
+                f"autoencoder.components is {self.channels}, but autoencoder.kind=conv has to be told",
+                "Set autoencoder.components=8",
+            )
+
+    def fit(
+        self, frames: "NDArray[np.uint8]", height: int, width: int, folder: Path
+    ) -> Iterator[tuple[int, int]]:
+        from models.autoencoders.conv import ConvAutoencoder
+
+        model = ConvAutoencoder.untrained(frames, self.config, height, width)
+        for done in model.learn(frames, self.config.fit_steps):
+            yield done, self.config.fit_steps
+        model.save(folder)
+
+    @staticmethod
+    def load(folder: Path, _device: "torch.device | str") -> Autoencoder:
+        from models.autoencoders.conv import ConvAutoencoder
+
+        return ConvAutoencoder.load(folder)
 
 
 class WanKind(AutoencoderKind):
@@ -161,7 +205,7 @@ class WanKind(AutoencoderKind):
         return WanAutoencoder.load(fields["pretrained"], device, fields["uneven_frames"])
 
 
-KINDS: Mapping[str, type[AutoencoderKind]] = {"pca": PcaKind, "wan": WanKind}
+KINDS: Mapping[str, type[AutoencoderKind]] = {"pca": PcaKind, "conv": ConvKind, "wan": WanKind}
 
 
 def autoencoder_kind(config: AutoencoderConfig) -> AutoencoderKind:
@@ -169,7 +213,7 @@ def autoencoder_kind(config: AutoencoderConfig) -> AutoencoderKind:
 
 
 def load_autoencoder(folder: str | Path, device: "torch.device | str" = "cpu") -> Autoencoder:
-    """Load a dataset's autoencoder from a local folder; a linear code is quick and stays on the CPU.
+    """Load a dataset's autoencoder from a local folder; those fitted at ingest are quick and stay on the CPU.
 
     Raises:
         CheckpointError: the folder holds no autoencoder, or a damaged one.

@@ -48,7 +48,8 @@ def prepare_autoencoder(
         return
     frames = _sample(task, corpora, config.fit_frames, seed, progress)
     with temporary_folder() as local:
-        kind.fit(frames, task.data.height, task.data.width, local)
+        for done, steps in kind.fit(frames, task.data.height, task.data.width, local):
+            progress("autoencoder", done, steps)
         storage.put_folder(local, AUTOENCODER_FOLDER, last="config.json")
 
 

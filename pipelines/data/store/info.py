@@ -38,7 +38,10 @@ def dataset_version(data: DataConfig, autoencoder: AutoencoderConfig, seed: int)
     not count."""
     settings = {name: value for name, value in asdict(data).items() if name not in _NOT_IN_VERSION}
     settings = {name: value for name, value in settings.items() if value or name not in _IN_VERSION_IF_SET}
-    return hash_of([FORMAT, settings, asdict(autoencoder), seed])[:12]
+    code = asdict(autoencoder)
+    if autoencoder.kind != "conv":
+        del code["fit_steps"]
+    return hash_of([FORMAT, settings, code, seed])[:12]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,6 +31,9 @@ def test_other_settings_of_the_data_have_another_dataset(tmp_path):
     assert dataset() == dataset("data.limits.timeout_s=9", "data.short=a", "data.long=b", "teacher.steps=7")
     changed = {dataset("data.holdout=0.3"), dataset("autoencoder.components=2"), dataset("world.seed=5")}
     assert len(changed | {dataset()}) == 4
+    assert dataset("autoencoder.fit_steps=9") == dataset()
+    conv = ("autoencoder.kind=conv", "autoencoder.patch_size=8", "autoencoder.components=4")
+    assert dataset(*conv, "autoencoder.fit_steps=9") != dataset(*conv)
 
 
 def test_corpora_are_the_worlds_or_the_users(tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from models.autoencoders.conv import ConvAutoencoder
 from models.autoencoders.pca import PcaAutoencoder
 from models.config import AutoencoderConfig
 from models.errors import CheckpointError, ClusterError, ConfigError
@@ -102,6 +103,25 @@ def test_another_seed_samples_other_frames(
         codes.append(code.scale)
     assert torch.equal(codes[0], codes[1])
     assert not torch.equal(codes[0], codes[2])
+
+
+def test_a_network_is_learned_with_its_progress_shown_and_comes_out_the_same(
+    ray_local: None, corpora: tuple[Path, Path], tmp_path: Path
+) -> None:
+    torch.set_num_threads(1)
+    config = AutoencoderConfig(kind="conv", patch_size=8, components=3, fit_frames=24, fit_steps=3)
+    weights, shown = [], []
+    for name in ("first", "again"):
+        task = make_task(corpora, tmp_path / name)
+        prepare_autoencoder(task, videos(corpora), config, 0, lambda *step: shown.append(step))
+        code = dataset_autoencoder(task.out)
+        assert isinstance(code, ConvAutoencoder)
+        weights.append(code.state_dict())
+    assert [step for step in shown if step[0] == "autoencoder"] == 2 * [
+        ("autoencoder", i, 3) for i in (1, 2, 3)
+    ]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    prepare_autoencoder(task, videos(corpora), config, 0, pytest.fail)
 
 
 def test_a_sample_has_the_frames_that_were_asked_for(corpora: tuple[Path, Path], tmp_path: Path) -> None:
