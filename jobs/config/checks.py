@@ -56,6 +56,11 @@ def _world(config: RunConfig) -> None:
     data, world = config.data, config.world
     if not config.uses_world:
         return
+    if config.evaluation.subject:
+        problem = (
+            f"evaluation.subject={config.evaluation.subject} is for your own clips, not the built-in world"
+        )
+        raise ConfigError(problem, "Set evaluation.subject=null, or give data.short and data.long")
     if (data.height, data.width) != (world.size, world.size):
         raise ConfigError(
             f"frames are {data.height}x{data.width}, but the built-in world is {world.size}x{world.size}",

@@ -1,6 +1,7 @@
 """Settings of evaluation."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from models.config import NonNegativeInt, PositiveInt
 
@@ -31,3 +32,6 @@ class EvaluationConfig:
     """Videos with the withheld words left out of the caption, where training withholds words."""
     temporal_videos: int = 60
     """Videos per system whose temporal metrics (similarity over lags, drift) are taken from pixels."""
+    subject: Literal["dark_blob"] | None = None
+    """What every frame of your clips should show one of, so that it can be counted and followed: `dark_blob`,
+    an animal darker than the ground before a still camera (pipelines/evaluation/subject.py)."""

@@ -32,6 +32,7 @@ from pipelines.evaluation.measure import (
     cut,
 )
 from pipelines.evaluation.settings import EvaluationSettings, Group, System, VideoShape
+from pipelines.evaluation.subject import ground_of
 from pipelines.generation import generate_latents
 from pipelines.media.color import Frames
 from pipelines.media.video import store_mp4
@@ -134,7 +135,10 @@ class Generator:
         self._device = settings.start_worker()
         windows = settings.evaluation.windows_per_video
         autoencoder = dataset_autoencoder(settings.dataset, self._device)
-        self._measurer = Measurer(shape.window_frames, windows, shape.fps, settings.world, autoencoder)
+        ground = ground_of(settings.dataset, autoencoder) if settings.evaluation.subject else None
+        self._measurer = Measurer(
+            shape.window_frames, windows, shape.fps, settings.world, autoencoder, ground
+        )
         self._encoders: dict[TextConfig, TextEncoder] = {}
         self._loaded: tuple[str, Network] | None = None
 

@@ -18,12 +18,14 @@ from torch import Tensor
 from models.autoencoders.kinds import Autoencoder
 from models.autoencoders.pca import PcaAutoencoder
 from pipelines.evaluation.features.extractors import EXTRACTORS, shrink, window_pixels
+from pipelines.evaluation.subject import COLUMN, Floats, animals
 from pipelines.evaluation.temporal import METRICS, temporal_metrics
 from pipelines.world.config import WorldConfig
 from pipelines.world.measures import FactorReader, LatentReader
 
 Columns = dict[str, NDArray[Any]]
-"""`factors` [N, T, 13] (the built-in world), pixel features [N, W, d] by extractor, `temporal` [N, K]."""
+"""`factors` [N, T, 13] (the built-in world), pixel features [N, W, d] by extractor, `temporal` [N, K], and
+`subject` [N, F, 4] where an animal is looked for."""
 SECONDS = ("sampling", "decoding")
 """Columns of generated videos with the seconds that one took."""
 
@@ -121,6 +123,7 @@ class Measurer:
         fps: frames per second.
         world: whose factors are read back; None for other videos.
         autoencoder: decodes latents.
+        ground: luma [h, w] on which an animal is looked for (subject.py); None looks for none.
     """
 
     def __init__(
@@ -130,10 +133,11 @@ class Measurer:
         fps: float,
         world: WorldConfig | None,
         autoencoder: Autoencoder,
+        ground: Floats | None = None,
     ) -> None:
         self._window = (window_frames, windows)
         self._fps = fps
-        self._autoencoder = autoencoder
+        self._autoencoder, self._ground = autoencoder, ground
         self._read_pixels: Callable[[NDArray[np.uint8]], NDArray[np.float32]] | None = None
         self._read_latents: LatentReader | None = None
         if world is not None:
@@ -178,6 +182,8 @@ class Measurer:
                 if extractors:
                     cut = window_pixels(small, *self._window)
                     row |= {name: EXTRACTORS[name](cut).numpy() for name in extractors}
+                    if self._ground is not None:
+                        row[COLUMN] = animals(small, self._ground)
                 if index < temporal:
                     row["temporal"] = temporal_metrics(small, self._fps)
         columns = {name: np.stack([row[name] for row in rows]) for name in rows[0]}

@@ -24,6 +24,7 @@ from pipelines.evaluation.features.extractors import EXTRACTORS
 from pipelines.evaluation.generate import write_clip
 from pipelines.evaluation.measure import Columns, Measurements, Measurer, among_first, cut
 from pipelines.evaluation.settings import EvaluationSettings, VideoShape
+from pipelines.evaluation.subject import ground_of
 from pipelines.evaluation.temporal import METRICS
 from pipelines.media.video import through_mp4
 from pipelines.ray_map import Tasks, ray_map_all
@@ -92,6 +93,8 @@ class CorpusSpec:
     """Videos that are kept as MP4."""
     world: WorldConfig | None
     """Whose factors are read back; None for other videos."""
+    subject: str | None
+    """What is looked for in each frame (subject.py)."""
     dataset: str
     """Hash of the dataset."""
     use_gpu: bool
@@ -159,6 +162,7 @@ def corpus_spec(
         temporal=wanted.temporal_videos if long else 0,
         showcase=wanted.showcase if long else 0,
         world=settings.world,
+        subject=wanted.subject,
         dataset=read_info(settings.dataset).data_hash,
         use_gpu=settings.use_gpu,
     )
@@ -218,10 +222,12 @@ def measure_part(settings: EvaluationSettings, part: Part) -> Columns:
     if isinstance(spec, CorpusSpec):
         rows = [spec.rows[index] for index in indices]
         latents = ShardDataset(settings.dataset, spec.name, spec.split).read(rows).latents
-        measurer = Measurer(spec.clip.window_frames, spec.windows, spec.clip.fps, spec.world, autoencoder)
+        ground = ground_of(settings.dataset, autoencoder) if spec.subject else None
+        clip = spec.clip
+        measurer = Measurer(clip.window_frames, spec.windows, clip.fps, spec.world, autoencoder, ground)
         measured = measurer.measure(latents, tuple(EXTRACTORS), temporal=temporal, keep=showcase)
         for index, frames in zip(indices, measured.frames, strict=False):
-            write_clip(settings.references, "corpus_long", index, frames.numpy(), spec.clip.fps)
+            write_clip(settings.references, "corpus_long", index, frames.numpy(), clip.fps)
         return measured.columns
 
     world = spec.world

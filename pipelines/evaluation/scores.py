@@ -22,6 +22,7 @@ from pipelines.evaluation.features.extractors import (
 )
 from pipelines.evaluation.measure import Measurements, SystemMeasurements
 from pipelines.evaluation.over_time import Finding, TemporalReference
+from pipelines.evaluation.subject import COLUMN, subject_scores
 from pipelines.world.captions import parse
 from pipelines.world.measures import measure_all, same_colour, sharpness
 
@@ -201,9 +202,11 @@ class ClipScorer:
     def __init__(self, real: Mapping[str, Measurements]) -> None:
         self._long, self._short = PixelReference(real["long"], None), PixelReference(real["short"], None)
         self._temporal = TemporalReference(real["long"], None)
+        self._subject = real["short"].columns.get(COLUMN)
 
     def score(self, system: SystemMeasurements) -> Scores:
-        """Distances to LONG windows, and to SHORT as `<name>.short`; temporal metrics, diversity, cost."""
+        """Distances to LONG windows, and to SHORT as `<name>.short`; temporal metrics, diversity, cost; the
+        animal's scores where one is looked for."""
         distances = self._long.compare(system.seen)
         distances |= {
             f"{name}.short": distance for name, distance in self._short.compare(system.seen).items()
@@ -213,6 +216,8 @@ class ClipScorer:
         metrics: dict[str, Value] = {name: distance.value for name, distance in distances.items()}
         metrics["diversity"] = self._long.diversity(system.seen[0])
         findings = self._temporal.findings(system.seen[0])
+        if self._subject is not None:
+            metrics |= subject_scores(system.seen[0].columns[COLUMN], self._subject)
         return Scores(metrics | cost(system) | system.seen[0].temporal(), distances, findings)
 
 

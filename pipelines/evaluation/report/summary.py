@@ -51,6 +51,13 @@ CLIP_COLUMNS = {
     "diversity": "diversity",
     "s / video s": "seconds_per_video_second",
 }
+SUBJECT_COLUMNS = {
+    "one animal": "subject.one",
+    "none": "subject.none",
+    "jump": "subject.jump",
+    "edges": "subject.sharpness",
+}
+"""Further ones where an animal is looked for."""
 
 
 def is_world(evaluation: Evaluation) -> bool:
@@ -73,7 +80,8 @@ def summary_keys(evaluation: Evaluation) -> tuple[str, ...]:
 def columns(evaluation: Evaluation) -> dict[str, str]:
     """Headings of the table, with their metrics."""
     if not is_world(evaluation):
-        return CLIP_COLUMNS
+        has_subject = any("subject.one" in row.metrics for row in evaluation.rows.values())
+        return CLIP_COLUMNS | (SUBJECT_COLUMNS if has_subject else {})
     return WORLD_COLUMNS | (MINUTE_COLUMNS if has_withheld(evaluation) else {})
 
 
@@ -122,6 +130,11 @@ def remarks(evaluations: Sequence[Evaluation]) -> list[str]:
             "LONG is low-grade by design: distances are taken to its clean version. Taken to the low-grade "
             f"LONG itself, the window distance of MMM is {cell(far)} and that of long-SFT {cell(near)}: MMM "
             "is meant to be further, since it leaves LONG's softness behind.",
+        )
+    if (shown := cell(values(evaluations, "corpus_long", "subject.one_in_short"))) != "-":
+        found.append(
+            f"one animal: share of frames that show exactly one, of SHORT itself {shown}; jump: the way from "
+            "frame to frame that 95 % of all steps stay below; edges: their strength. Both are 1 for SHORT"
         )
     for metric in columns(first).values():
         distance = next(

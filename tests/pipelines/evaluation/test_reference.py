@@ -70,12 +70,21 @@ def corpus(name, settings, shown=()):
     [
         lambda s: dataclasses.replace(s, world=None),
         lambda s: dataclasses.replace(s, use_gpu=True),
+        lambda s: dataclasses.replace(s, evaluation=dataclasses.replace(s.evaluation, subject="dark_blob")),
         *(
             lambda s, n=name: dataclasses.replace(s, evaluation=dataclasses.replace(s.evaluation, **{n: 3}))
             for name in ("reference_videos", "windows_per_video", "temporal_videos", "showcase")
         ),
     ],
-    ids=["world", "use_gpu", "reference_videos", "windows_per_video", "temporal_videos", "showcase"],
+    ids=[
+        "world",
+        "use_gpu",
+        "subject",
+        "reference_videos",
+        "windows_per_video",
+        "temporal_videos",
+        "showcase",
+    ],
 )
 def test_a_kept_corpus_is_named_by_everything_that_decides_it(settings, change):
     own = corpus("long", settings)

@@ -153,6 +153,19 @@ def test_user_clips_get_pixel_rows_with_floors(clip_scores):
     assert "rule" not in real.metrics
 
 
+def test_an_animal_is_scored_where_one_is_looked_for(clip_scores):
+    def clips(seeds, animals):
+        table = np.array([(n, 5.0, float(i), 0.1) for i, n in enumerate(animals)], np.float32)
+        made = measured_clips(seeds)
+        return Measurements(made.captions, {**made.columns, "subject": table[None].repeat(len(seeds), 0)})
+
+    scorer = ClipScorer({"long": measured_clips(range(8)), "short": clips(range(100, 108), [1, 1, 1, 1])})
+    found = scorer.score(SystemMeasurements((clips(range(200, 204), [1, 1, 0, 2]),))).metrics
+    assert (found["subject.one"], found["subject.none"], found["subject.one_in_short"]) == (0.5, 0.25, 1)
+    plain = clip_scores.score(SystemMeasurements((measured_clips(range(200, 204)),))).metrics
+    assert not any(name.startswith("subject") for name in plain)
+
+
 def test_diversity_falls_when_videos_are_alike(clip_scores):
     varied = clip_scores.score(SystemMeasurements((measured_clips(range(300, 330)),))).metrics["diversity"]
     alike = clip_scores.score(SystemMeasurements((measured_clips([300] * 15 + [301] * 15),))).metrics[

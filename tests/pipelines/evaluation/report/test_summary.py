@@ -18,6 +18,7 @@ from pipelines.evaluation.report.summary import (
     CLIP_COLUMNS,
     MINUTE_COLUMNS,
     MINUTE_KEYS,
+    SUBJECT_COLUMNS,
     WORLD_COLUMNS,
     WORLD_KEYS,
     cell,
@@ -73,6 +74,15 @@ def test_columns_and_keys_follow_the_kind_of_evaluation(made, shown, keys):
     assert set(summary_keys(made)) == keys
     assert is_world(made) == ("ideal" in made.rows)
     assert has_withheld(made) == (set(MINUTE_KEYS) <= keys)
+
+
+def test_an_animal_has_columns_and_a_remark_where_one_is_looked_for():
+    names = [*CLIP_COLUMNS.values(), *SUBJECT_COLUMNS.values(), "subject.one_in_short"]
+    made = Evaluation(0, {"corpus_long": Scores(dict.fromkeys(names, 0.5))}, {}, (), (), 1.0)
+    assert columns(made) == CLIP_COLUMNS | SUBJECT_COLUMNS
+    [told] = [remark for remark in remarks([made]) if remark.startswith("one animal")]
+    assert "SHORT itself 0.5;" in told
+    assert not any(remark.startswith("one animal") for remark in remarks([clip_evaluation()]))
 
 
 def test_values_are_a_list_over_seeds_with_none_where_a_seed_lacks_the_system():
