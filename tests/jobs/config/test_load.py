@@ -28,7 +28,7 @@ def test_presets_load_and_survive_json_and_yaml(name):
 
 
 def test_the_presets_are_these():
-    assert PRESETS == ["ci", "clips", "minute", "tiny", "wan-1.3b", "wan-14b"]
+    assert PRESETS == ["ci", "clips", "minute", "mouse", "tiny", "wan-1.3b", "wan-14b"]
 
 
 def test_tiny_is_the_default_recipe():
