@@ -5,10 +5,14 @@ from jobs.config.shapes import shapes
 from jobs.config.systems import planned_systems
 from jobs.estimate.flops import Networks, parameters, stack_flops, tokens
 from jobs.estimate.memory import FLOAT
+from models.autoencoders.conv import BATCH, CROP
 from pipelines.generation import Method
 
 INGEST_FRAMES = 1100.0
 """Frames that a core decodes and encodes in a second by `pca` (benchmarks/results/ingest_cpu.json)."""
+
+LEARNED_PIXELS = 780_000.0
+"""Pixels that `conv` learns from in a second on a core (benchmarks/bench_autoencoders.py)."""
 
 STUDENT = {"dm": "distribution_matching", "fm": "flow_matching"}
 
@@ -45,6 +49,14 @@ def ingest_frames(config: RunConfig) -> int | None:
     if not config.uses_world:
         return None
     return world.short_clips * world.short_frames + world.long_clips * world.long_frames
+
+
+def fit_seconds(config: RunConfig) -> float | None:
+    """Seconds in which a core learns the autoencoder; None where it is not learned in steps."""
+    if config.autoencoder.kind != "conv":
+        return None
+    pixels = min(config.data.height, CROP) * min(config.data.width, CROP)
+    return config.autoencoder.fit_steps * BATCH * pixels / LEARNED_PIXELS
 
 
 def checkpoint_bytes(config: RunConfig, stage: str, parts: dict[str, int], built: Networks) -> int:

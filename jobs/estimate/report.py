@@ -12,6 +12,7 @@ from jobs.estimate.around import (
     INGEST_FRAMES,
     checkpoint_bytes,
     evaluation_cost,
+    fit_seconds,
     ingest_frames,
     sampling_flops,
 )
@@ -238,6 +239,9 @@ def _lines(config: RunConfig, described: Description, gpu: Gpu | None) -> Iterat
         yield f"ingest            about {INGEST_FRAMES:,.0f} frames a second on a core by pca"
     else:
         yield f"ingest            {frames:,} frames, about {frames / INGEST_FRAMES:,.0f} s on a core"
+    if (learned := fit_seconds(config)) is not None:
+        steps = config.autoencoder.fit_steps
+        yield f"autoencoder       {steps:,} steps at ingest, about {learned:,.0f} s on a core"
     yield f"a sample          {described.sample:.2g} FLOP, about {described.sample / speed:,.2g} s on {on}"
     yield f"evaluation        {videos:,} videos, {made:.2g} FLOP, about {made / speed:,.0f} s on {on}"
     yield f"training          about {described.seconds:,.0f} s in all; nothing was read or written"

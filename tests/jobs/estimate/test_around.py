@@ -6,7 +6,14 @@ from pathlib import Path
 import pytest
 
 from jobs.config import load as configs
-from jobs.estimate.around import checkpoint_bytes, evaluation_cost, ingest_frames, sampling_flops
+from jobs.estimate.around import (
+    LEARNED_PIXELS,
+    checkpoint_bytes,
+    evaluation_cost,
+    fit_seconds,
+    ingest_frames,
+    sampling_flops,
+)
 from jobs.estimate.flops import networks
 from jobs.estimate.memory import footprint
 from jobs.estimate.report import describe, plan, render
@@ -58,6 +65,16 @@ def test_evaluation_grows_with_its_videos_and_ingest_with_its_frames() -> None:
     assert evaluation_cost(half, built) == (videos // 2, pytest.approx(flops / 2))
     assert ingest_frames(config) == 3000 * 8 + 192 * 32
     assert ingest_frames(configs.load("clips", ["data.short=a", "data.long=b"])) is None
+
+
+def test_a_network_is_learned_from_as_many_pixels_as_it_sees() -> None:
+    mouse, tiny = configs.load("mouse"), configs.load("tiny")
+    assert fit_seconds(mouse) == pytest.approx(1500 * 16 * 48 * 64 / LEARNED_PIXELS)
+    large = configs.load("mouse", ["data.height=480", "data.width=640", "autoencoder.fit_steps=300"])
+    assert fit_seconds(large) == pytest.approx(300 * 16 * 64 * 64 / LEARNED_PIXELS), "crops of 64 pixels"
+    assert fit_seconds(tiny) is None
+    assert "autoencoder       1,500 steps at ingest, about 95 s" in render(mouse)
+    assert "at ingest" not in render(tiny)
 
 
 def test_the_dry_run_says_all_of_it() -> None:
