@@ -27,6 +27,8 @@ from jobs.config.paths import absolute_root, absolute_uri, is_remote, sqlite_uri
 from jobs.config.schema import RunConfig
 from jobs.unsent import Entry, Unsent
 from models.errors import ClusterError, ConfigError, SostenutoError
+from pipelines.data.store.info import read_info
+from pipelines.data.types import CORPORA
 from pipelines.storage import hash_of, one_line, temporary_file
 from pipelines.tracking import NullTracker, RunStatus, Tracker, TrackerFactory
 
@@ -112,8 +114,49 @@ class RunReference:
         return MlflowTracker(self.uri, self.run_id, self.unsent)
 
 
+@dataclass(frozen=True)
+class UsedDataset:
+    """What MLflow's column of datasets shows of a run."""
+
+    name: str
+    """The corpora's."""
+    digest: str
+    """What came out of ingest."""
+    source: str
+    """Folder or URI."""
+    profile: str
+    """Windows of each corpus, as JSON."""
+    context: str
+    """`training` or `evaluation`."""
+
+
+def used_dataset(config: RunConfig, folder: str, context: str) -> UsedDataset:
+    """The dataset in `folder`, used for training or for evaluation.
+
+    Raises:
+        DataError: there is no finished dataset.
+    """
+    info = read_info(folder)
+    profile = {corpus: info.corpus(corpus).windows for corpus in CORPORA}
+    return UsedDataset(corpora_name(config), info.data_hash[:36], folder, json.dumps(profile), context)
+
+
+def corpora_name(config: RunConfig) -> str:
+    """What people call the corpora: the names of their folders."""
+    if config.data.short is None or config.data.long is None:
+        return "built-in world"
+    return " + ".join(
+        absolute_root(root).rsplit("/", 1)[-1] for root in (config.data.short, config.data.long)
+    )
+
+
 def open_run(
-    config: RunConfig, name: str, *, parent: RunReference | None = None, tags: Mapping[str, str] | None = None
+    config: RunConfig,
+    name: str,
+    *,
+    parent: RunReference | None = None,
+    tags: Mapping[str, str] | None = None,
+    dataset: UsedDataset | None = None,
 ) -> RunReference | None:
     """Find or create the run `name` of this config, so that a repeated command continues it.
 
@@ -121,7 +164,8 @@ def open_run(
         config: `tracking` and `storage` say where; its name groups runs.
         name: the run's name within the group, such as `seed-0/distill`.
         parent: the run that this one is a child of.
-        tags: more tags beside the commit.
+        tags: more tags beside the commit and the corpora.
+        dataset: what it trains on or is compared with.
 
     Returns:
         The run, or None where `tracking.enabled` is false.
@@ -146,15 +190,28 @@ def open_run(
         runs = client.search_runs([experiment], query, max_results=1)
         if not runs:
             created = {"sostenuto.group": group, "mlflow.source.name": "sostenuto"} | key
+            created |= {"sostenuto.corpus": corpora_name(config)}
             created |= {"mlflow.source.git.commit": found} if (found := this_commit()) else {}
             runs = [client.create_run(experiment, run_name=f"{group}/{name}", tags=created)]
         run_id = str(runs[0].info.run_id)
         for tag, value in (tags or {}).items():
             client.set_tag(run_id, tag, value)
+        if dataset is not None:
+            client.log_inputs(run_id, [_dataset_input(dataset)])
         client.update_run(run_id, status="RUNNING")
     except _failures() as error:
         raise _unusable(uri, error) from error
     return RunReference(uri, run_id, f"{root}/{group}/unsent")
+
+
+def _dataset_input(used: UsedDataset) -> Any:
+    """MLflow's form of a dataset that a run uses."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    source = json.dumps({"uri": used.source})
+    kind = urlsplit(used.source).scheme or "local"
+    entity = Dataset(used.name, used.digest, kind, source, profile=used.profile)
+    return DatasetInput(entity, [InputTag("mlflow.data.context", used.context)])
 
 
 def _unusable(uri: str, error: BaseException) -> ClusterError:
@@ -200,18 +257,19 @@ def factory(reference: RunReference | None) -> TrackerFactory:
 
 
 @contextmanager
-def dataset_run(config: RunConfig) -> Iterator[Tracker]:
-    """The config's run `dataset`, which ingest and inspect share, for the length of a `with` block.
+def command_run(config: RunConfig, name: str) -> Iterator[tuple[RunReference | None, Tracker]]:
+    """A command's own run, ended as the command ends: the run, for its children, and its tracker.
 
     Raises:
         ConfigError, ClusterError: as `open_run`.
     """
-    tracker = factory(open_run(config, "dataset", tags={"sostenuto.config_hash": config_hash(config)}))()
+    reference = open_run(config, name, tags={"sostenuto.config_hash": config_hash(config)})
+    tracker = factory(reference)()
     tracker.params(flatten(config))
     try:
-        yield tracker
-    except BaseException:
-        tracker.close("FAILED")
+        yield reference, tracker
+    except BaseException as error:
+        tracker.close("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
     tracker.close()
 

@@ -5,13 +5,13 @@ import hashlib
 import json
 from collections.abc import Sequence
 
-from jobs.config.load import config_hash
-from jobs.config.paths import RunPaths, is_remote
+from jobs.config.paths import RunPaths
 from jobs.config.schema import RunConfig
 from jobs.config.systems import planned_systems
 from jobs.console import ConsoleProgress, print_line, print_table
 from jobs.ray_session import ray_session
-from jobs.tracking import RunReference, factory, open_run
+from jobs.system_runs import file_report, file_systems
+from jobs.tracking import RunReference, command_run
 from models.errors import CheckpointError
 from pipelines.data.store.info import read_info
 from pipelines.evaluation.reference import what_is_measured
@@ -21,8 +21,12 @@ from pipelines.evaluation.run import RESULT, Evaluation
 from pipelines.evaluation.run import evaluate as compare
 from pipelines.evaluation.settings import EvaluationSettings, System
 from pipelines.storage import Storage
+from pipelines.tracking import Tracker
 from pipelines.training.lineage import require_current
 from pipelines.training.recipes import finished_stage, stage_graph
+
+RUN = "evaluation"
+"""MLflow run whose children are the systems of every seed, whichever command evaluates them."""
 
 INPUTS = "inputs.json"
 """File beside the result: a hash of what it was made from."""
@@ -41,9 +45,15 @@ def evaluate(config: RunConfig, *, fresh: bool = False, allow_stale: bool = Fals
         DataError: the dataset is missing or damaged.
         ClusterError: Ray or MLflow cannot be used.
     """
-    with ray_session(config.cluster), ConsoleProgress() as progress:
-        result = evaluate_seed(config, config.seed, progress, fresh=fresh, allow_stale=allow_stale)
-    report = publish(config, [result])
+    with (
+        ray_session(config.cluster),
+        ConsoleProgress() as progress,
+        command_run(config, RUN) as (run, tracker),
+    ):
+        result = evaluate_seed(
+            config, config.seed, progress, parent=run, fresh=fresh, allow_stale=allow_stale
+        )
+        report = publish(config, [result], tracker)
     print_line(f"report: {report.html}")
     print_line(f"figures: {RunPaths.of(config).evaluation(config.seed)}/{RESULT}")
     return result
@@ -54,9 +64,9 @@ def evaluate_seed(
     seed: int,
     progress: ConsoleProgress,
     *,
+    parent: RunReference | None,
     fresh: bool = False,
     allow_stale: bool = False,
-    parent: RunReference | None = None,
 ) -> Evaluation:
     """One seed's evaluation on the running Ray; a result of the same networks and settings is reused.
 
@@ -64,9 +74,9 @@ def evaluate_seed(
         config: the run's settings.
         seed: seed of training and of the noise.
         progress: shows what is done.
+        parent: MLflow run whose children are the systems.
         fresh: evaluate again in any case.
         allow_stale: compare stages although the inputs of some have changed.
-        parent: MLflow run that this one is a child of.
 
     Raises:
         CheckpointError: nothing has been trained with this seed, or a stage is stale.
@@ -81,23 +91,14 @@ def evaluate_seed(
     reusable = not fresh and storage.exists(RESULT) and storage.exists(INPUTS)
     if reusable and storage.read_json(INPUTS) == inputs:
         return Evaluation.from_json(storage.read_json(RESULT))
-    tags = {
-        "sostenuto.config_hash": config_hash(config),
-        "sostenuto.data_hash": read_info(settings.dataset).data_hash,
-    }
-    tracker = factory(open_run(config, f"seed-{seed}/evaluation", parent=parent, tags=tags))()
-    try:
-        result = compare(systems, settings, folder, tracker, progress)
-    except BaseException:
-        tracker.close("FAILED")
-        raise
+    result = compare(systems, settings, folder, progress)
+    file_systems(config, result, systems, parent)
     storage.write_json(INPUTS, inputs)
-    tracker.close()
     return result
 
 
-def publish(config: RunConfig, results: Sequence[Evaluation]) -> Report:
-    """Print the table of one result per seed, write the report page, and file it with MLflow."""
+def publish(config: RunConfig, results: Sequence[Evaluation], tracker: Tracker) -> Report:
+    """Print the table of one result per seed, write the report page, and file both with MLflow."""
     paths = RunPaths.of(config)
     print_table(table(results, config.name))
     for remark in remarks(results):
@@ -105,11 +106,7 @@ def publish(config: RunConfig, results: Sequence[Evaluation]) -> Report:
     for system, findings in over_time(results).items():
         print_line(f"  {system}, over time: {findings}")
     report = write_report(results, paths.root, config.name, read_info(paths.dataset).long.fps)
-    if not is_remote(paths.root):
-        tracker = factory(open_run(config, "report"))()
-        for path in (report.html, *report.plots, *report.clips):
-            tracker.artifact(path, "report")
-        tracker.close()
+    file_report(tracker, results, report)
     return report
 
 

@@ -13,7 +13,7 @@ from jobs.config.schema import RunConfig
 from jobs.console import ConsoleProgress, print_line, print_table, tally_table, titled_table
 from jobs.estimate.report import render as describe
 from jobs.ray_session import ray_session
-from jobs.tracking import dataset_run
+from jobs.tracking import command_run
 from models.text.kinds import text_kind
 from pipelines.data.checks import check_ingest
 from pipelines.data.ingest.pipeline import ingest as run_ingest
@@ -90,7 +90,7 @@ def ingest(
     with (
         ConsoleProgress(to_stderr=as_json) as progress,
         ray_session(config.cluster),
-        dataset_run(config) as tracker,
+        command_run(config, "dataset") as (_, tracker),
     ):
         done = ingest_corpora(config, paths, progress, fresh=fresh)
         rates = {f"data/{name}": rate for name, rate in done.rates.items()} if done.windows else {}

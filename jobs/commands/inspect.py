@@ -5,7 +5,7 @@ import json
 from jobs.config.paths import RunPaths, absolute_root
 from jobs.config.schema import RunConfig
 from jobs.console import print_line, print_table, safe_text, tally_table, titled_table
-from jobs.tracking import dataset_run
+from jobs.tracking import command_run
 from models.errors import DataError
 from pipelines.data.report.page import (
     BUCKET_HEAD,
@@ -44,7 +44,7 @@ def inspect(
         seen = inspect_dataset(folder, looks, folder)
     else:
         read_info(paths.dataset)
-        with dataset_run(config) as tracker:
+        with command_run(config, "dataset") as (_, tracker):
             looks = absolute_root(out) if out else paths.inspection
             seen = inspect_dataset(paths.dataset, looks, config.name)
             tracker.tags({"sostenuto.data_hash": seen.summary.data_hash})

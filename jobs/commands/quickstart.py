@@ -12,16 +12,17 @@ from graphlib import TopologicalSorter
 
 import psutil
 
+from jobs.commands.evaluate import RUN as EVALUATION
 from jobs.commands.evaluate import evaluate_seed, publish, settings_of
 from jobs.commands.ingest import ingest_corpora, ingest_notes, require_inputs
 from jobs.commands.sample import sample
 from jobs.commands.train import run_stage
-from jobs.config.load import config_hash, flatten, to_dict
+from jobs.config.load import config_hash, to_dict
 from jobs.config.paths import RunPaths
 from jobs.config.schema import RunConfig
 from jobs.console import ConsoleProgress, print_line
 from jobs.ray_session import ray_session
-from jobs.tracking import factory, open_run, tracking_uri
+from jobs.tracking import command_run, tracking_uri
 from pipelines.data.ingest.lease import require_free
 from pipelines.evaluation.report.summary import write_summary
 from pipelines.evaluation.run import prepare
@@ -56,15 +57,16 @@ def quickstart(
     """
     began, paths = time.monotonic(), RunPaths.of(config)
     require_inputs(config, paths)
-    with peak_memory() as memory, ray_session(config.cluster):
-        parent = open_run(config, "quickstart", tags={"sostenuto.config_hash": config_hash(config)})
+    with (
+        peak_memory() as memory,
+        ray_session(config.cluster),
+        command_run(config, "quickstart") as (parent, _),
+    ):
         if fresh:
             require_free(Storage(paths.dataset))
             Storage(paths.root).delete("")
         with ConsoleProgress() as progress, progress_board(progress) as board:
             ingest_corpora(config, paths, progress)
-            tracker = factory(parent)()
-            tracker.params(flatten(config))
 
             def work(name: str) -> None:
                 if name == REFERENCES:
@@ -83,11 +85,12 @@ def quickstart(
 
             chosen = list(range(config.seed, config.seed + seeds))
             run_graph(work_graph(config, chosen), work, SLOTS)
-            results = [
-                evaluate_seed(config, seed, progress, parent=parent, allow_stale=allow_stale)
-                for seed in chosen
-            ]
-        report = publish(config, results)
+            with command_run(config, EVALUATION) as (run, tracker):
+                results = [
+                    evaluate_seed(config, seed, progress, parent=run, allow_stale=allow_stale)
+                    for seed in chosen
+                ]
+                report = publish(config, results, tracker)
         summary = write_summary(
             results,
             paths.root,
@@ -97,7 +100,6 @@ def quickstart(
             config=to_dict(config),
         )
         sample(config, checkpoint=None, count=SAMPLES, captions=None, head="dm", steps=None, out=None)
-        tracker.close()
     for note in ingest_notes(config, paths.dataset):
         print_line(note)
     clips = results[0].clips.get("mmm_4", ())

@@ -7,7 +7,7 @@ from jobs.console import ConsoleProgress, print_line, this_command
 from jobs.estimate.report import dry_run as estimate
 from jobs.estimate.report import plan
 from jobs.ray_session import ray_session
-from jobs.tracking import RunReference, factory, open_run, this_commit
+from jobs.tracking import RunReference, factory, open_run, this_commit, used_dataset
 from models.errors import TrainingDiverged
 from pipelines.data.store.caption_embeddings import embed_captions
 from pipelines.ray_map import Pool
@@ -63,7 +63,9 @@ def run_stage(
         captions = {text for source in caption_pool(recipe.stage, paths.dataset).values() for text in source}
         embed_captions(config.text, paths.dataset, captions, pool=Pool(1, 1, config.cluster.use_gpu))
     tags = {"sostenuto.config_hash": config_hash(config), "sostenuto.data_hash": begun.data_hash}
-    tracker = factory(open_run(config, f"seed-{seed}/{stage}", parent=parent, tags=tags))
+    tags |= {"sostenuto.seed": str(seed), "sostenuto.stage": stage}
+    used = used_dataset(config, paths.dataset, "training")
+    tracker = factory(open_run(config, f"seed-{seed}/{stage}", parent=parent, tags=tags, dataset=used))
     opened = tracker()
     opened.params(flatten(config))
     opened.tags(change_tags(begun))

@@ -19,7 +19,7 @@ from pipelines.evaluation.scores import ClipScorer, Scores, WorldScorer, notes
 from pipelines.evaluation.settings import EvaluationSettings, Group, System, video_shape
 from pipelines.generation import check
 from pipelines.storage import Storage
-from pipelines.tracking import Progress, Tracker, no_progress
+from pipelines.tracking import Progress, no_progress
 
 RESULT = "evaluation.json"
 """The file, below the folder of an evaluation, that says it is finished."""
@@ -67,7 +67,6 @@ def evaluate(
     systems: Sequence[System],
     settings: EvaluationSettings,
     out: str,
-    tracker: Tracker | None = None,
     progress: Progress = no_progress,
 ) -> Evaluation:
     """Compares systems with each other and with real videos; Ray must be running or startable.
@@ -79,7 +78,6 @@ def evaluate(
         systems: what to compare; names are rows of the table.
         settings: of the evaluation.
         out: folder of this seed's evaluation; a path or any fsspec URI.
-        tracker: gets every number as `eval/<system>/<metric>`.
         progress: shows what is done.
 
     Raises:
@@ -121,14 +119,6 @@ def evaluate(
         time.perf_counter() - start,
     )
     Storage(out).write_json(RESULT, result.to_json())
-    if tracker is not None:
-        values = {
-            f"eval/{name}/{metric}": float(value)
-            for name, scores in rows.items()
-            for metric, value in scores.metrics.items()
-            if isinstance(value, int | float)
-        }
-        tracker.metrics(0, values)
     return result
 
 

@@ -60,11 +60,31 @@ def test_every_stage_is_a_run_below_the_quickstart(folder: Path) -> None:
         runs = dict(store.execute("select name, status from runs").fetchall())
         logged = {key for (key,) in store.execute("select distinct key from metrics")}
         parameters = {key for (key,) in store.execute("select distinct key from params")}
-    stages = ("teacher", "sft", "mixed", "distill", "sft_longer", "mixed_longer", "evaluation")
-    assert {f"ci/seed-0/{stage}" for stage in stages} | {"ci/quickstart"} <= set(runs)
+    stages = ("teacher", "sft", "mixed", "distill", "sft_longer", "mixed_longer")
+    assert {f"ci/seed-0/{stage}" for stage in stages} | {"ci/quickstart", "ci/evaluation"} <= set(runs)
     assert set(runs.values()) == {"FINISHED"}
-    assert {"train/loss", "train/reverse_kl", "train/diversity", "eval/mmm_4/window_frechet"} <= logged
+    assert {"train/loss", "train/reverse_kl", "train/diversity"} <= logged
     assert {"loss.reverse_kl_weight", "distill.critic_learning_rate"} <= parameters
+
+
+def test_every_system_is_a_run_below_the_evaluation_with_the_same_metrics(folder: Path) -> None:
+    with sqlite3.connect(folder / "runs/mlflow.db") as store:
+        (parent,) = store.execute("select run_uuid from runs where name = 'ci/evaluation'").fetchone()
+        children = store.execute(
+            "select runs.name, metrics.key, metrics.value from runs join tags using (run_uuid) "
+            "join latest_metrics metrics using (run_uuid) "
+            "where tags.key = 'mlflow.parentRunId' and tags.value = ?",
+            (parent,),
+        ).fetchall()
+    found: dict[str, dict[str, float]] = {}
+    for name, metric, value in children:
+        found.setdefault(name, {})[metric] = value
+    assert set(found) == {f"ci/seed-0/{system}" for system in SYSTEMS}
+    summary = json.loads((folder / "runs/ci/summary.json").read_text())
+    for system in SYSTEMS:
+        own = found[f"ci/seed-0/{system}"]
+        assert own["eval/window_frechet"] == pytest.approx(summary[system]["window_frechet"][0])
+        assert own["eval/nfe"] == summary[system]["nfe"][0]
 
 
 def test_nothing_is_left_in_the_home_folder(folder: Path) -> None:

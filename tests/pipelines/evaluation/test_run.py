@@ -15,16 +15,7 @@ from pipelines.evaluation.report.summary import MINUTE_KEYS, WORLD_KEYS, cell, r
 from pipelines.evaluation.run import RESULT, Evaluation, evaluate
 from pipelines.evaluation.settings import System
 from pipelines.media.video import read_mp4
-from pipelines.tracking import NullTracker
 from pipelines.world.captions import COLOURS
-
-
-class Recorder(NullTracker):
-    def __init__(self):
-        self.values = {}
-
-    def metrics(self, step, values):
-        self.values |= values
 
 
 def systems_of(networks):
@@ -40,19 +31,14 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def tracker():
-    return Recorder()
-
-
-@pytest.fixture(scope="module")
 def phases():
     return []
 
 
 @pytest.fixture(scope="module")
-def result(ray_local, settings, networks, folder, tracker, phases):
+def result(ray_local, settings, networks, folder, phases):
     out = str(folder / "seed-0/evaluation")
-    return evaluate(systems_of(networks), settings, out, tracker, lambda *told: phases.append(told))
+    return evaluate(systems_of(networks), settings, out, lambda *told: phases.append(told))
 
 
 def test_every_system_and_the_real_videos_have_a_row(result):
@@ -81,12 +67,6 @@ def test_the_result_survives_json(result, folder):
     assert Evaluation.from_json(stored) == result
 
 
-def test_the_tracker_gets_every_number(result, tracker):
-    assert tracker.values["eval/mmm_4/window_frechet"] == result.rows["mmm_4"].metrics["window_frechet"]
-    assert tracker.values["eval/ideal/rule"] == 1
-    assert "eval/corpus_long/unseen_rule" not in tracker.values
-
-
 def test_progress_counts_to_the_whole(result, phases):
     for name in ("real videos", "videos"):
         _, done, whole = [told for told in phases if told[0] == name][-1]
@@ -98,9 +78,7 @@ def test_references_are_kept_and_more_actors_change_nothing(result, settings, ne
     more = dataclasses.replace(
         settings, evaluation=dataclasses.replace(settings.evaluation, max_actors=2, batch_size=5, showcase=2)
     )
-    again = evaluate(
-        systems_of(networks), more, str(folder / "again"), None, lambda *told: phases.append(told)
-    )
+    again = evaluate(systems_of(networks), more, str(folder / "again"), lambda *told: phases.append(told))
     assert not [told for told in phases if told[0] == "real videos"]
     for name, row in result.rows.items():
         for metric in set(WORLD_KEYS) - {"seconds_per_video_second"}:
