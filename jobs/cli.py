@@ -319,6 +319,35 @@ def evaluate(fresh: Fresh = False, allow_stale: AllowStale = False) -> None:
     """
 
 
+@command("seed", describes=False)
+def compare(
+    seeds: Annotated[int, typer.Option("--seeds", help="Seeds, from the config's on.", min=1)] = 3,
+    systems: Annotated[
+        str | None, typer.Option("--systems", help="Rows of the table, separated by commas; all if left out.")
+    ] = None,
+    fresh: Annotated[
+        bool,
+        typer.Option("--fresh", help="Make rows with settings of their own anew; the run's stages stay."),
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print rows, stages and cost; do nothing.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """The paper's table and ablations on one corpus, with intervals and a verdict on every claim.
+
+    Each row is a set of settings over the config's; stages that rows share, and those that quickstart has
+    finished, are trained once. It resumes where it stopped. Intervals come from a paired bootstrap over seeds
+    and videos; whatever MMM does not win is printed, too.
+
+    \b
+    Examples:
+      sostenuto compare --dry-run
+      sostenuto compare --seeds 1 --systems mmm_4,sft_50,dm_only
+      sostenuto compare --seeds 3 --json
+    """
+
+
 @command("seed")
 def sweep(fresh: Fresh = False, allow_stale: AllowStale = False) -> None:
     """Search over settings with Ray Tune; each trial is a real training run. It resumes where it stopped.

@@ -9,7 +9,9 @@ from typing import Any
 from jobs.config.load import config_hash, flatten
 from jobs.config.paths import RunPaths, is_remote
 from jobs.config.schema import RunConfig
-from jobs.tracking import RunReference, factory, open_run, used_dataset
+from jobs.registry import file_student, register_student
+from jobs.tracking import RunReference, factory, open_run
+from jobs.used_dataset import used_dataset
 from pipelines.data.store.info import read_info
 from pipelines.evaluation.report.page import Report
 from pipelines.evaluation.run import Evaluation
@@ -27,36 +29,49 @@ def file_systems(
     result: Evaluation,
     systems: Sequence[System],
     parent: RunReference | None,
+    names: Sequence[str],
     *,
-    stands_for: Mapping[str, str] | None = None,
+    prefix: str = "",
+    place: RunPaths | None = None,
+    stands_for: str = "",
 ) -> None:
-    """Files every row of one seed's table as a child run of the evaluation's.
+    """Files rows of one seed's table as child runs of the evaluation's.
 
     Args:
         config: of the run, or of the one system where systems differ in settings.
         result: the seed's table.
         systems: those of its rows that are no real videos.
         parent: the evaluation's run.
-        stands_for: what each system is, in words.
+        names: of the rows.
+        prefix: of the runs' names.
+        place: where the dataset is; None is the run's own place.
+        stands_for: what the system is, in words: a description, which MLflow's page shows above the run.
 
     Raises:
         ClusterError: MLflow does not answer.
     """
-    if parent is None:
+    if parent is None or not names:
         return
-    paths, by_name = RunPaths.of(config), {system.name: system for system in systems}
+    paths, by_name = place or RunPaths.of(config), {system.name: system for system in systems}
     used = used_dataset(config, paths.dataset, "evaluation")
     tags = {"sostenuto.config_hash": config_hash(config), "sostenuto.seed": str(result.seed)}
     tags |= {"sostenuto.data_hash": read_info(paths.dataset).data_hash}
-    for name, row in result.rows.items():
-        own = tags | {"sostenuto.system": name} | _described(name, stands_for or {})
-        reference = open_run(config, f"seed-{result.seed}/{name}", parent=parent, tags=own, dataset=used)
+    tags |= {"mlflow.note.content": stands_for} if stands_for else {}
+    for name in names:
+        row, own = result.rows[name], tags | {"sostenuto.system": name}
+        reference = open_run(
+            config, f"{prefix}seed-{result.seed}/{name}", parent=parent, tags=own, dataset=used
+        )
         with closing(factory(reference)()) as tracker:
             tracker.params(flatten(config) | {"seed": result.seed} | _system(by_name.get(name)))
             for step, values in points(row.metrics):
                 tracker.metrics(step, values)
             for path in result.clips.get(name, ()):
-                _file(tracker, path, "clips")
+                file_artifact(tracker, path, "clips")
+            if is_student := name in by_name and by_name[name].head == "dm":
+                file_student(tracker, by_name[name])
+        if is_student and reference is not None:
+            register_student(config, reference, by_name[name], row)
 
 
 def points(metrics: Mapping[str, Value]) -> Iterator[tuple[int, dict[str, float]]]:
@@ -73,7 +88,7 @@ def points(metrics: Mapping[str, Value]) -> Iterator[tuple[int, dict[str, float]
 def file_report(tracker: Tracker, results: Sequence[Evaluation], report: Report) -> None:
     """Files the page, plots, side-by-side videos and the table of all systems and seeds."""
     for path in (report.html, *report.plots, *report.clips):
-        _file(tracker, path, "report")
+        file_artifact(tracker, path, "report")
     names = list(
         dict.fromkeys(name for result in results for row in result.rows.values() for name in row.metrics)
     )
@@ -89,11 +104,6 @@ def file_report(tracker: Tracker, results: Sequence[Evaluation], report: Report)
     tracker.tags({"mlflow.loggedArtifacts": json.dumps([{"path": TABLE, "type": "table"}])})
 
 
-def _described(name: str, stands_for: Mapping[str, str]) -> dict[str, str]:
-    """A description, which MLflow's page shows above a run."""
-    return {"mlflow.note.content": stands_for[name]} if name in stands_for else {}
-
-
 def _system(system: System | None) -> dict[str, Any]:
     """How a system's videos are made; nothing for real ones."""
     if system is None:
@@ -102,7 +112,7 @@ def _system(system: System | None) -> dict[str, Any]:
     return {f"system.{name}": getattr(system, name) for name in how}
 
 
-def _file(tracker: Tracker, path: str, folder: str) -> None:
+def file_artifact(tracker: Tracker, path: str, folder: str) -> None:
     """A file of the run's storage, wherever that is, as an artifact."""
     if not is_remote(path):
         tracker.artifact(path, folder)

@@ -25,10 +25,10 @@ from urllib.parse import urlsplit
 from jobs.config.load import config_hash, flatten, override
 from jobs.config.paths import absolute_root, absolute_uri, is_remote, sqlite_uri
 from jobs.config.schema import RunConfig
+from jobs.machine import Machine
 from jobs.unsent import Entry, Unsent
+from jobs.used_dataset import UsedDataset, corpora_name
 from models.errors import ClusterError, ConfigError, SostenutoError
-from pipelines.data.store.info import read_info
-from pipelines.data.types import CORPORA
 from pipelines.storage import hash_of, one_line, temporary_file
 from pipelines.tracking import NullTracker, RunStatus, Tracker, TrackerFactory
 
@@ -60,7 +60,7 @@ _ENVIRONMENT = {
 }
 
 
-def _client(uri: str) -> Any:
+def client_of(uri: str) -> Any:
     """A quiet MlflowClient without telemetry."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -71,7 +71,7 @@ def _client(uri: str) -> Any:
     return MlflowClient(tracking_uri=uri)
 
 
-def _failures() -> tuple[type[BaseException], ...]:
+def failures() -> tuple[type[BaseException], ...]:
     """What a store that is away, full or refusing raises."""
     import requests
     from mlflow.exceptions import MlflowException
@@ -109,45 +109,11 @@ class RunReference:
     run_id: str
     unsent: str
     """Folder of what could not be sent (jobs/unsent.py)."""
+    machine: bool = False
+    """Also record what its process's machine does."""
 
     def __call__(self) -> "MlflowTracker":
-        return MlflowTracker(self.uri, self.run_id, self.unsent)
-
-
-@dataclass(frozen=True)
-class UsedDataset:
-    """What MLflow's column of datasets shows of a run."""
-
-    name: str
-    """The corpora's."""
-    digest: str
-    """What came out of ingest."""
-    source: str
-    """Folder or URI."""
-    profile: str
-    """Windows of each corpus, as JSON."""
-    context: str
-    """`training` or `evaluation`."""
-
-
-def used_dataset(config: RunConfig, folder: str, context: str) -> UsedDataset:
-    """The dataset in `folder`, used for training or for evaluation.
-
-    Raises:
-        DataError: there is no finished dataset.
-    """
-    info = read_info(folder)
-    profile = {corpus: info.corpus(corpus).windows for corpus in CORPORA}
-    return UsedDataset(corpora_name(config), info.data_hash[:36], folder, json.dumps(profile), context)
-
-
-def corpora_name(config: RunConfig) -> str:
-    """What people call the corpora: the names of their folders."""
-    if config.data.short is None or config.data.long is None:
-        return "built-in world"
-    return " + ".join(
-        absolute_root(root).rsplit("/", 1)[-1] for root in (config.data.short, config.data.long)
-    )
+        return MlflowTracker(self.uri, self.run_id, self.unsent, machine=self.machine)
 
 
 def open_run(
@@ -157,6 +123,7 @@ def open_run(
     parent: RunReference | None = None,
     tags: Mapping[str, str] | None = None,
     dataset: UsedDataset | None = None,
+    machine: bool = False,
 ) -> RunReference | None:
     """Find or create the run `name` of this config, so that a repeated command continues it.
 
@@ -166,6 +133,7 @@ def open_run(
         parent: the run that this one is a child of.
         tags: more tags beside the commit and the corpora.
         dataset: what it trains on or is compared with.
+        machine: also record processor, memory and GPUs while it is open.
 
     Returns:
         The run, or None where `tracking.enabled` is false.
@@ -180,7 +148,7 @@ def open_run(
     try:
         if uri.startswith("sqlite"):
             _make_folder(uri)
-        client = _client(uri)
+        client = client_of(uri)
         experiment = _experiment(client, uri, config)
         # the name itself may hold quotes, which no query can
         key = {"sostenuto.run": hash_of([group, name])[:16]}
@@ -199,9 +167,9 @@ def open_run(
         if dataset is not None:
             client.log_inputs(run_id, [_dataset_input(dataset)])
         client.update_run(run_id, status="RUNNING")
-    except _failures() as error:
+    except failures() as error:
         raise _unusable(uri, error) from error
-    return RunReference(uri, run_id, f"{root}/{group}/unsent")
+    return RunReference(uri, run_id, f"{root}/{group}/unsent", machine)
 
 
 def _dataset_input(used: UsedDataset) -> Any:
@@ -288,7 +256,7 @@ def this_commit() -> str:
 
 def close_children(reference: RunReference, status: RunStatus = "KILLED") -> int:
     """End the children that a run's stopped trials left open. Returns how many there were."""
-    client = _client(reference.uri)
+    client = client_of(reference.uri)
     experiment = client.get_run(reference.run_id).info.experiment_id
     query = _where({"tags.mlflow.parentRunId": reference.run_id, "attributes.status": "RUNNING"})
     children = client.search_runs([experiment], query, max_results=1000)
@@ -349,13 +317,13 @@ def resend_all(unsent: Unsent, uri: str | None) -> None:
     for kept in unsent.files():
         address = uri or kept.uri
         try:
-            client = _client(address)
+            client = client_of(address)
             with unsent.on_disk(kept) as entries:
                 for batch in batches(entries):
                     is_end = batch[0]["kind"] == "end"
                     if not is_end or client.get_run(kept.run_id).info.status == "RUNNING":
                         send(client, kept.run_id, batch)
-        except _failures() as error:
+        except failures() as error:
             raise _unusable(address, error) from error
         unsent.forget(kept)
 
@@ -367,8 +335,9 @@ class MlflowTracker:
     send goes to files (jobs/unsent.py).
     """
 
-    def __init__(self, uri: str, run_id: str, unsent: str) -> None:
+    def __init__(self, uri: str, run_id: str, unsent: str, *, machine: bool = False) -> None:
         self.uri, self.run_id, self._unsent = uri, run_id, unsent
+        self._machine = Machine() if machine else None
         self._changed = threading.Condition()
         self._waiting: list[Entry] = []
         self._sending: list[Entry] = []
@@ -388,13 +357,7 @@ class MlflowTracker:
         self._record(pieces)
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        now = _now_ms()
-        self._record(
-            [
-                {"kind": "metric", "name": name, "value": float(value), "time_ms": now, "step": step}
-                for name, value in values.items()
-            ]
-        )
+        self._record(_points(step, values))
 
     def artifact(self, path: str, folder: str = "") -> None:
         name = Path(path).name
@@ -446,7 +409,7 @@ class MlflowTracker:
         client = None
         while self._take():
             try:
-                client = client or _client(self.uri)
+                client = client or client_of(self.uri)
                 for batch in batches(list(self._sending)):
                     send(client, self.run_id, batch)
                     with self._changed:
@@ -465,6 +428,8 @@ class MlflowTracker:
             while True:
                 self._changed.wait_for(self._is_due, FLUSH_S)
                 self._taken = time.monotonic()
+                if self._machine is not None:
+                    self._waiting += _points(*self._machine.due())
                 if not self._sending:
                     self._sending, self._waiting = self._waiting, []
                 if self._sending or self._closing:
@@ -492,6 +457,12 @@ class MlflowTracker:
             _log.warning(
                 f"MLflow at {self.uri} takes nothing for now; what is recorded waits, work does not: {reason}"
             )
+
+
+def _points(step: int, values: Mapping[str, float]) -> list[Entry]:
+    """Metric values of now."""
+    kind, now = {"kind": "metric", "step": step}, _now_ms()
+    return [kind | {"name": name, "value": float(value), "time_ms": now} for name, value in values.items()]
 
 
 def _now_ms() -> int:

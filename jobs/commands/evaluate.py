@@ -1,9 +1,8 @@
 """`sostenuto evaluate`: every trained system of a seed against real videos, in one table."""
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Sequence
+from dataclasses import asdict
 
 from jobs.config.paths import RunPaths
 from jobs.config.schema import RunConfig
@@ -20,8 +19,8 @@ from pipelines.evaluation.report.summary import over_time, remarks, table
 from pipelines.evaluation.run import RESULT, Evaluation
 from pipelines.evaluation.run import evaluate as compare
 from pipelines.evaluation.settings import EvaluationSettings, System
-from pipelines.storage import Storage
-from pipelines.tracking import Tracker
+from pipelines.storage import Storage, hash_of
+from pipelines.tracking import Progress, Tracker
 from pipelines.training.lineage import require_current
 from pipelines.training.recipes import finished_stage, stage_graph
 
@@ -29,7 +28,7 @@ RUN = "evaluation"
 """MLflow run whose children are the systems of every seed, whichever command evaluates them."""
 
 INPUTS = "inputs.json"
-"""File beside the result: a hash of what it was made from."""
+"""File beside the result: by system, a hash of what its row was made from."""
 
 
 def evaluate(config: RunConfig, *, fresh: bool = False, allow_stale: bool = False) -> Evaluation:
@@ -81,20 +80,52 @@ def evaluate_seed(
     Raises:
         CheckpointError: nothing has been trained with this seed, or a stage is stale.
     """
-    folder = RunPaths.of(config).evaluation(seed)
+    paths = RunPaths.of(config)
     systems, settings = systems_of(config, seed), settings_of(config, seed)
-    inputs, storage = _inputs(systems, settings), Storage(folder)
     if not allow_stale:
-        root = RunPaths.of(config).seed(seed)
+        root = paths.seed(seed)
         compared = [stage for stage in stage_graph(config) if finished_stage(root, stage)]
         require_current(config, root, settings.dataset, compared)
-    reusable = not fresh and storage.exists(RESULT) and storage.exists(INPUTS)
-    if reusable and storage.read_json(INPUTS) == inputs:
-        return Evaluation.from_json(storage.read_json(RESULT))
-    result = compare(systems, settings, folder, progress)
-    file_systems(config, result, systems, parent)
-    storage.write_json(INPUTS, inputs)
+    result, made = evaluate_missing(systems, settings, paths.evaluation(seed), progress, fresh=fresh)
+    file_systems(config, result, systems, parent, made)
     return result
+
+
+def evaluate_missing(
+    systems: Sequence[System],
+    settings: EvaluationSettings,
+    folder: str,
+    progress: Progress,
+    *,
+    fresh: bool = False,
+) -> tuple[Evaluation, list[str]]:
+    """Evaluate the systems whose figures are not yet in `folder`, or are of other networks or settings.
+
+    Args:
+        systems: rows of the table, in order.
+        settings: of the evaluation.
+        folder: of the result and its videos; a path or any fsspec URI.
+        progress: shows what is done.
+        fresh: evaluate all.
+
+    Returns:
+        The whole table, and the names of the rows that are new.
+    """
+    storage, common = Storage(folder), hash_of([asdict(settings), what_is_measured()])[:16]
+    marks = {one.name: f"{common}-{hash_of(asdict(one))[:16]}" for one in systems}
+    then = storage.read_json(INPUTS) if storage.exists(INPUTS) and not fresh else {}
+    kept = Evaluation.from_json(storage.read_json(RESULT)) if then and storage.exists(RESULT) else None
+    rows = [] if kept is None else [name for name in kept.rows if then.get(name, common).startswith(common)]
+    missing = [one for one in systems if one.name not in rows or then.get(one.name) != marks[one.name]]
+    if kept is not None and not missing:
+        whole, made = kept, []
+    else:
+        new = compare(missing, settings, folder, progress)
+        whole, made = new if kept is None else kept.of(rows).joined(new, list(marks)), list(new.rows)
+        storage.write_json(RESULT, whole.to_json())
+        storage.write_json(INPUTS, then | marks)
+    asked = [*marks, *(name for name in whole.rows if name not in then | marks)]
+    return whole.of(asked), made
 
 
 def publish(config: RunConfig, results: Sequence[Evaluation], tracker: Tracker) -> Report:
@@ -142,15 +173,3 @@ def settings_of(config: RunConfig, seed: int) -> EvaluationSettings:
         text=config.text,
         use_gpu=config.cluster.use_gpu,
     )
-
-
-def _inputs(systems: Sequence[System], settings: EvaluationSettings) -> dict[str, str]:
-    """A hash of everything that decides the figures, and the checkpoints by name."""
-    parts = [
-        dataclasses.asdict(settings),
-        [dataclasses.asdict(system) for system in systems],
-        what_is_measured(),
-    ]
-    plain = json.dumps(parts, sort_keys=True)
-    digest = hashlib.sha256(plain.encode()).hexdigest()[:16]
-    return {"hash": digest} | {system.name: system.checkpoint for system in systems}

@@ -4,11 +4,12 @@ import os
 import shlex
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
+from typing import TypeVar
 
 import psutil
 
@@ -29,6 +30,8 @@ from pipelines.evaluation.run import prepare
 from pipelines.storage import Storage
 from pipelines.training.monitors.board import progress_board
 from pipelines.training.recipes import stage_graph
+
+K = TypeVar("K", bound=Hashable)
 
 SLOTS = min(2, len(os.sched_getaffinity(0)))
 """Stages that run side by side; one where there is one CPU."""
@@ -125,7 +128,7 @@ def work_graph(config: RunConfig, seeds: list[int]) -> dict[str, set[str]]:
     return graph
 
 
-def run_graph(graph: Mapping[str, set[str]], work: Callable[[str], None], slots: int) -> None:
+def run_graph(graph: Mapping[K, set[K]], work: Callable[[K], None], slots: int) -> None:
     """Call `work(name)` for every name once all that it waits for is done, at most `slots` at a time.
 
     Names that are ready together start in the graph's order; the first exception cancels the rest.
@@ -133,7 +136,7 @@ def run_graph(graph: Mapping[str, set[str]], work: Callable[[str], None], slots:
     sorter = TopologicalSorter(graph)
     sorter.prepare()
     pool = ThreadPoolExecutor(slots, thread_name_prefix="stage")
-    running: dict[Future[None], str] = {}
+    running: dict[Future[None], K] = {}
     order = list(graph)
     try:
         while sorter.is_active():

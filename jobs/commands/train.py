@@ -7,7 +7,8 @@ from jobs.console import ConsoleProgress, print_line, this_command
 from jobs.estimate.report import dry_run as estimate
 from jobs.estimate.report import plan
 from jobs.ray_session import ray_session
-from jobs.tracking import RunReference, factory, open_run, this_commit, used_dataset
+from jobs.tracking import RunReference, factory, open_run, this_commit
+from jobs.used_dataset import used_dataset
 from models.errors import TrainingDiverged
 from pipelines.data.store.caption_embeddings import embed_captions
 from pipelines.ray_map import Pool
@@ -27,6 +28,7 @@ def run_stage(
     progress: BoardProgress,
     parent: RunReference | None = None,
     *,
+    place: RunPaths | None = None,
     fresh: bool = False,
     resume_changed: bool = False,
     allow_stale: bool = False,
@@ -38,6 +40,7 @@ def run_stage(
         stage, seed: which.
         progress: shows it.
         parent: MLflow run that the stage's is a child of.
+        place: where it reads and writes, below the run's own folder; None is there.
         fresh: delete the stage first, once what it starts from is found to be in order.
         resume_changed, allow_stale: as in `begin_stage`.
 
@@ -45,7 +48,8 @@ def run_stage(
         CheckpointError: a stage before it has not finished, or what one was made from has changed.
         TrainingDiverged: with the commands that go on.
     """
-    paths = RunPaths.of(config)
+    run = RunPaths.of(config)
+    paths = place or run
     root = paths.seed(seed)
     recipe = make_recipe(config, stage, seed, root, paths.dataset, this_commit())
     if not allow_stale:
@@ -65,7 +69,8 @@ def run_stage(
     tags = {"sostenuto.config_hash": config_hash(config), "sostenuto.data_hash": begun.data_hash}
     tags |= {"sostenuto.seed": str(seed), "sostenuto.stage": stage}
     used = used_dataset(config, paths.dataset, "training")
-    tracker = factory(open_run(config, f"seed-{seed}/{stage}", parent=parent, tags=tags, dataset=used))
+    name = f"{root.removeprefix(f'{run.root}/')}/{stage}"
+    tracker = factory(open_run(config, name, parent=parent, tags=tags, dataset=used, machine=True))
     opened = tracker()
     opened.params(flatten(config))
     opened.tags(change_tags(begun))

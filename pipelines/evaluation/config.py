@@ -35,3 +35,6 @@ class EvaluationConfig:
     subject: Literal["dark_blob"] | None = None
     """What every frame of your clips should show one of, so that it can be counted and followed: `dark_blob`,
     an animal darker than the ground before a still camera (pipelines/evaluation/subject.py)."""
+    resamples: NonNegativeInt = 0
+    """How often every metric is taken again from videos drawn with replacement, for intervals: each time the
+    same videos of all systems, so that differences are paired (pipelines/evaluation/claims.py)."""

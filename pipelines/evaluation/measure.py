@@ -4,6 +4,7 @@ A video of 128 x 128 pixels is half a million numbers per second; what leaves a 
 frame), its window features (99 per window) and its temporal metrics.
 """
 
+import dataclasses
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from models.autoencoders.kinds import Autoencoder
 from models.autoencoders.pca import PcaAutoencoder
+from models.rng import Key
 from pipelines.evaluation.features.extractors import EXTRACTORS, shrink, window_pixels
 from pipelines.evaluation.subject import COLUMN, Floats, animals
 from pipelines.evaluation.temporal import METRICS, temporal_metrics
@@ -72,6 +74,11 @@ class Measurements:
             if not np.isnan(values).all()
         }
 
+    def take(self, videos: Sequence[int]) -> "Measurements":
+        """Some videos, in this order, which may be repeated."""
+        columns = {name: column[list(videos)] for name, column in self.columns.items()}
+        return Measurements(tuple(self.captions[video] for video in videos), columns, self.seconds)
+
     def to_bytes(self) -> bytes:
         """A safetensors file of captions and columns."""
         captions = np.frombuffer(json.dumps(self.captions).encode(), dtype=np.uint8)
@@ -100,6 +107,21 @@ class SystemMeasurements:
     """Network evaluations per video; 0 for real videos."""
     clip_seconds: float = 1.0
     """Length of a video."""
+
+    def resampled(self, key: Key) -> "SystemMeasurements":
+        """As many videos of each group, drawn with replacement: of all draws, and of all systems that have as
+        many videos, those of the same places, which share caption and noise."""
+
+        def draw(group: str, count: int) -> list[int]:
+            picked: list[int] = key.at(purpose=group).numpy().integers(count, size=count).tolist()
+            return picked
+
+        return dataclasses.replace(
+            self,
+            seen=[videos.take(draw("seen", len(videos.captions))) for videos in self.seen],
+            unseen=[videos.take(draw("unseen", len(videos.captions))) for videos in self.unseen],
+            withheld=self.withheld and self.withheld.take(draw("withheld", len(self.withheld.captions))),
+        )
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ import itertools
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from models.text.conditioning import withhold
@@ -15,9 +16,10 @@ from pipelines.evaluation.generate import clip_path, generate
 from pipelines.evaluation.measure import Measurements, SystemMeasurements
 from pipelines.evaluation.over_time import Finding
 from pipelines.evaluation.reference import measure_real, reference_specs
-from pipelines.evaluation.scores import ClipScorer, Scores, WorldScorer, notes
+from pipelines.evaluation.scores import ClipScorer, Scorer, Scores, WorldScorer, notes, with_resamples
 from pipelines.evaluation.settings import EvaluationSettings, Group, System, video_shape
 from pipelines.generation import check
+from pipelines.ray_map import Tasks, ray_map_all
 from pipelines.storage import Storage
 from pipelines.tracking import Progress, no_progress
 
@@ -42,6 +44,19 @@ class Evaluation:
     seconds: float
     """Wall-clock seconds."""
 
+    def of(self, names: Sequence[str]) -> "Evaluation":
+        """Some of its rows."""
+        rows, clips = {name: self.rows[name] for name in names}, {name: self.clips[name] for name in names}
+        return dataclasses.replace(self, rows=rows, clips=clips, notes=tuple(notes(rows)))
+
+    def joined(self, newer: "Evaluation", first: Sequence[str]) -> "Evaluation":
+        """Its rows and those of a newer one, which stand for its own of the same name; those of `first` come
+        first, in that order."""
+        rows, clips = {**self.rows, **newer.rows}, {**self.clips, **newer.clips}
+        order = [*(name for name in first if name in rows), *(name for name in rows if name not in first)]
+        whole = dataclasses.replace(newer, rows=rows, clips=clips, seconds=self.seconds + newer.seconds)
+        return whole.of(order)
+
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         return dataclasses.asdict(self)
@@ -54,6 +69,7 @@ class Evaluation:
                 row["metrics"],
                 {key: Distance(**distance) for key, distance in row["distances"].items()},
                 tuple(Finding.from_json(finding) for finding in row.get("findings", ())),
+                {key: tuple(numbers) for key, numbers in row.get("resampled", {}).items()},
             )
             for name, row in values["rows"].items()
         }
@@ -94,7 +110,7 @@ def evaluate(
     captions = _captions(settings, real)
     measured = generate(systems, captions, shape, settings, out, progress)
     measured["corpus_long"] = SystemMeasurements([real["long"]], clip_seconds=shape.seconds)
-    scorer: WorldScorer | ClipScorer
+    scorer: Scorer
     if settings.world is None:
         scorer = ClipScorer(real)
     else:
@@ -102,7 +118,7 @@ def evaluate(
         measured["ideal"] = SystemMeasurements(
             [real["ideal"]], [real["unseen_ideal"]], clip_seconds=shape.seconds
         )
-    rows = {name: scorer.score(videos) for name, videos in measured.items()}
+    rows = _scored(scorer, measured, settings, progress)
 
     shown = min(wanted.showcase, wanted.videos)
     made = {system.name for system in systems}
@@ -120,6 +136,26 @@ def evaluate(
     )
     Storage(out).write_json(RESULT, result.to_json())
     return result
+
+
+def _scored(
+    scorer: Scorer,
+    measured: Mapping[str, SystemMeasurements],
+    settings: EvaluationSettings,
+    progress: Progress,
+) -> dict[str, Scores]:
+    """The rows; many resamples are shared out over Ray's tasks."""
+    times = settings.evaluation.resamples
+    work = partial(with_resamples, scorer, times, settings.seed)
+    if not times:
+        return {name: work(videos) for name, videos in measured.items()}
+    rows = ray_map_all(
+        work,
+        list(measured.values()),
+        Tasks(settings.evaluation.max_actors),
+        lambda done: progress("intervals", done, len(measured)),
+    )
+    return dict(zip(measured, rows, strict=True))
 
 
 def prepare(settings: EvaluationSettings, progress: Progress = no_progress) -> None:

@@ -6,13 +6,14 @@ distance is reported with its n and its floor, and never compared with one of an
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from models.rng import Key
 from pipelines.distances import Distance, FactorFeatures, Moments, kernel_distance, standardise
 from pipelines.evaluation.features.extractors import (
     EXTRACTORS,
@@ -20,7 +21,7 @@ from pipelines.evaluation.features.extractors import (
     factor_videos,
     factor_windows,
 )
-from pipelines.evaluation.measure import Measurements, SystemMeasurements
+from pipelines.evaluation.measure import SECONDS, Measurements, SystemMeasurements
 from pipelines.evaluation.over_time import Finding, TemporalReference
 from pipelines.evaluation.subject import COLUMN, subject_scores
 from pipelines.world.captions import parse
@@ -47,6 +48,15 @@ class Scores:
     """Every distance with its n and floor."""
     findings: tuple[Finding, ...] = ()
     """Where the videos, over time, are unlike real ones."""
+    resampled: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    """Each number taken again from videos drawn with replacement, `evaluation.resamples` times."""
+
+
+class Scorer(Protocol):
+    """Gives the row of a system."""
+
+    def score(self, system: SystemMeasurements) -> Scores:
+        """All figures of one system."""
 
 
 class FactorReference:
@@ -221,13 +231,30 @@ class ClipScorer:
         return Scores(metrics | cost(system) | system.seen[0].temporal(), distances, findings)
 
 
+def with_resamples(scorer: Scorer, times: int, seed: int, system: SystemMeasurements) -> Scores:
+    """All figures of one system, with `resampled` ones."""
+    scores = scorer.score(system)
+    again = [
+        scorer.score(system.resampled(Key(seed, step=index, purpose="resample"))).metrics
+        for index in range(times)
+    ]
+    resampled = {}
+    for name in scores.metrics:
+        numbers = [number for metrics in again if isinstance(number := metrics.get(name), float)]
+        if numbers and len(numbers) == times:
+            resampled[name] = tuple(numbers)
+    return replace(scores, resampled=resampled)
+
+
 def cost(system: SystemMeasurements) -> dict[str, Value]:
     """Network evaluations, and seconds of sampling and of decoding per second of video."""
     seconds = system.seen[0].seconds
+    sampling, decoding = (seconds.get(part, 0.0) / system.clip_seconds for part in SECONDS)
     return {
         "nfe": float(system.nfe),
-        "seconds_per_video_second": seconds.get("sampling", 0.0) / system.clip_seconds,
-        "decoding_seconds_per_video_second": seconds.get("decoding", 0.0) / system.clip_seconds,
+        "seconds_per_video_second": sampling,
+        "decoding_seconds_per_video_second": decoding,
+        "total_seconds_per_video_second": sampling + decoding,
     }
 
 

@@ -65,6 +65,8 @@ _STUDENTS = frozenset(
 """Settings of `distill` that its warm-up, which leaves the student alone, does not read."""
 _FIXED = frozenset({"captions", "caption_source", "window_frames"})
 """Settings of a stage that decide shapes or data."""
+_UNREAD = {"teacher": frozenset({"model.heads"})}
+"""Settings that a stage records and does not read."""
 _FREE_TEXT = frozenset({"text.dropout", "text.withheld_words", "text.withhold_probability"})
 
 _log = logging.getLogger("sostenuto.training")
@@ -130,6 +132,27 @@ def deciding(recipe: Recipe) -> dict[str, Any]:
         values |= {f"{name}.{key}": value for key, value in inner.items() if key != "pretrained"}
     plain: dict[str, Any] = json.loads(json.dumps(values))
     return plain
+
+
+def made_alike(stage: str, one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether settings of two runs' stage, as `deciding` gives them, lead to the same weights."""
+    unread = _UNREAD.get(stage, frozenset())
+    return all(one.get(name) == other.get(name) for name in {**one, **other} if name not in unread)
+
+
+def take_over(recipe: Recipe, other: str) -> bool:
+    """Records a finished stage of another seed folder as this one's, if it was made from the same; its
+    checkpoints stay where they are. Returns whether it did."""
+    theirs, now = read_lineage(other, recipe.name), lineage_of(recipe)
+    if theirs is None or finished_stage(other, recipe.name) is None:
+        return False
+    same = (theirs.inputs, theirs.data_hash) == (now.inputs, now.data_hash)
+    if not same or not made_alike(recipe.name, theirs.settings, now.settings):
+        return False
+    source, target = Storage(other), Storage(recipe.root)
+    for file in (ROWS_FILE, LINEAGE_FILE, OUTCOME_FILE):
+        target.write_bytes(f"{recipe.name}/{file}", source.read_bytes(f"{recipe.name}/{file}"))
+    return True
 
 
 def group_of(stage: str) -> str:

@@ -150,6 +150,41 @@ def stages_behind(config: TrainingConfig, name: str) -> set[str]:
     return direct.union(*(stages_behind(config, stage) for stage in direct))
 
 
+def bare_recipe(config: TrainingConfig, name: str, seed: int) -> Recipe:
+    """What the settings alone say of a stage's recipe: no folders, no dataset, nothing that it starts from.
+
+    Raises:
+        ConfigError: the run has no such stage.
+    """
+    if name not in stage_starts(config):
+        raise ConfigError(f"this run has no stage {name}", "For a warm-up set warmup.steps above 0")
+    warmup = dataclasses.replace(config.distill, steps=config.warmup.steps, skip_steps=())
+    settings: StageConfig = warmup if name == "warmup" else getattr(config, BASELINES.get(name, name))
+    return Recipe(
+        name=name,
+        root="",
+        dataset="",
+        cluster=config.cluster,
+        settings=dataclasses.asdict(config),
+        seed=seed,
+        model=config.model,
+        text=config.text,
+        flow=config.flow,
+        loss=config.loss,
+        sampling=config.sampling,
+        stage=settings,
+        lora=config.lora if BASELINES.get(name, name) in config.lora.stages else LoraConfig(),
+        critic_only=name == "warmup",
+        start={},
+        inputs={},
+        code="",
+        lineage={},
+        short_shape=(0, 0, 0, 0),
+        long_shape=(0, 0, 0, 0),
+        crop_safe=True,
+    )
+
+
 def make_recipe(
     config: TrainingConfig, name: str, seed: int, root: str, dataset: str, code: str = ""
 ) -> Recipe:
@@ -163,10 +198,7 @@ def make_recipe(
         CheckpointError: a stage that it starts from has not finished.
         DataError: the dataset is missing or damaged, or `distill.captions` cannot be read.
     """
-    starts = stage_starts(config).get(name)
-    if starts is None:
-        raise ConfigError(f"this run has no stage {name}", "For a warm-up set warmup.steps above 0")
-    info = read_info(dataset)
+    bare, starts, info = bare_recipe(config, name, seed), stage_starts(config)[name], read_info(dataset)
     begun = {role: require_finished(root, stage, name).checkpoint for role, stage in starts.items()}
     loaded = {f"{starts[role]}/{LOADED[role]}": checkpoint for role, checkpoint in begun.items()}
     if name in BASELINES:
@@ -175,41 +207,26 @@ def make_recipe(
     pretrained = config.model.pretrained
     if name == "teacher" and pretrained is not None and Path(pretrained).is_dir():
         inputs[PRETRAINED] = pretrained_sha256(Path(pretrained))
-    settings = _stage_settings(config, name, root)
+    settings = _for_as_long(bare, root) if name in BASELINES else bare.stage
     if isinstance(settings, DistillConfig) and settings.captions is not None:
         inputs[CAPTIONS] = hash_of(read_captions(settings.captions))
-    return Recipe(
-        name=name,
+    return dataclasses.replace(
+        bare,
         root=root,
         dataset=dataset,
-        cluster=config.cluster,
-        settings=dataclasses.asdict(config),
-        seed=seed,
-        model=config.model,
-        text=config.text,
-        flow=config.flow,
-        loss=config.loss,
-        sampling=config.sampling,
         stage=settings,
-        lora=config.lora if BASELINES.get(name, name) in config.lora.stages else LoraConfig(),
-        critic_only=name == "warmup",
         start=begun,
         inputs=inputs,
         code=code,
-        lineage={},
         short_shape=info.short.latent_shape,
         long_shape=info.long.latent_shape,
         crop_safe=info.autoencoder["crop_safe"],
     )
 
 
-def _stage_settings(config: TrainingConfig, name: str, root: str) -> StageConfig:
-    if name == "warmup":
-        return dataclasses.replace(config.distill, steps=config.warmup.steps, skip_steps=())
-    settings: StageConfig = getattr(config, BASELINES.get(name, name))
-    if name not in BASELINES:
-        return settings
-    # As many steps as distillation's CPU-seconds allow at the pace of the stage that is continued.
+def _for_as_long(baseline: Recipe, root: str) -> StageConfig:
+    """As many steps as distillation's CPU-seconds allow at the pace of the stage that is continued."""
+    name, settings = baseline.name, baseline.stage
     base, distill = (require_finished(root, stage, name).summary for stage in (BASELINES[name], "distill"))
     pace = base["cpu_seconds"] / base["steps"]
     steps = max(1, round(distill["cpu_seconds"] / pace))

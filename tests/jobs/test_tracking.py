@@ -31,11 +31,11 @@ from tests.texts import file_names
 
 
 def run_of(reference):
-    return tracking._client(reference.uri).get_run(reference.run_id)
+    return tracking.client_of(reference.uri).get_run(reference.run_id)
 
 
 def history(reference, name):
-    points = tracking._client(reference.uri).get_metric_history(reference.run_id, name)
+    points = tracking.client_of(reference.uri).get_metric_history(reference.run_id, name)
     return [(point.step, point.value) for point in points]
 
 
@@ -214,13 +214,13 @@ def test_a_server_that_is_not_there_is_named(run_config, monkeypatch):
 def test_a_deleted_experiment_can_be_restored_as_the_error_says(run_config):
     reference = tracking.open_run(run_config, "x")
     experiment = run_of(reference).info.experiment_id
-    tracking._client(reference.uri).delete_experiment(experiment)
+    tracking.client_of(reference.uri).delete_experiment(experiment)
     with pytest.raises(ConfigError, match="was deleted") as caught:
         tracking.open_run(run_config, "x")
     variable, *words = shlex.split(caught.value.remedy.split("`")[1])
     assert variable == f"MLFLOW_TRACKING_URI={reference.uri}"
     assert words == ["mlflow", "experiments", "restore", "--experiment-id", experiment]
-    tracking._client(reference.uri).restore_experiment(experiment)
+    tracking.client_of(reference.uri).restore_experiment(experiment)
     assert tracking.open_run(run_config, "x") == reference
 
 
@@ -256,7 +256,7 @@ class Away:
 @pytest.fixture
 def server_goes(monkeypatch):
     """Calling it makes the server of trackers go away, or come back."""
-    real, there = tracking._client, [True]
+    real, there = tracking.client_of, [True]
 
     class Client:
         def __init__(self, uri):
@@ -265,7 +265,7 @@ def server_goes(monkeypatch):
         def __getattr__(self, name):
             return getattr(self.real if there[0] else Away(), name)
 
-    monkeypatch.setattr(tracking, "_client", Client)
+    monkeypatch.setattr(tracking, "client_of", Client)
     monkeypatch.setattr(tracking, "FLUSH_S", 0.02)
 
     def goes(away=True):
@@ -451,9 +451,9 @@ def test_a_real_server_takes_everything(server, run_config, root):
     run = run_of(child)
     assert len(history(child, "train/loss")) == 500
     assert run.data.params["loss.reverse_kl_weight"] == "1.0"
-    assert [file.path for file in tracking._client(server).list_artifacts(child.run_id, "previews")] == [
+    assert [file.path for file in tracking.client_of(server).list_artifacts(child.run_id, "previews")] == [
         "previews/clip.mp4"
     ]
     assert tracking.open_run(config, "sweep/0", parent=parent) == child
-    tracking._client(server).set_terminated(child.run_id)
+    tracking.client_of(server).set_terminated(child.run_id)
     assert tracking.close_children(parent) == 0

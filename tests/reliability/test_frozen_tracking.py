@@ -47,7 +47,7 @@ def test_a_frozen_server_slows_no_step_and_misses_no_value(
     address, group = server
     folder = copy_runs(prepared, tmp_path, "teacher")
     given = [word for text in (*SETTINGS, f"tracking.uri={address}") for word in ("--set", text)]
-    client = tracking._client(address)
+    client = tracking.client_of(address)
     until(lambda: client.get_experiment_by_name("template") is not None)
     process = start(folder, "train", "teacher", "--config", "ci", *given)
 
@@ -82,7 +82,7 @@ def until(is_so, seconds: float = 300) -> None:
         try:
             if is_so():
                 return
-        except tracking._failures():
+        except tracking.failures():
             pass
         assert time.monotonic() < deadline
         time.sleep(0.5)

@@ -6,6 +6,7 @@ import posixpath
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from pipelines.evaluation.claims import CLAIM_COLUMNS, Judged
 from pipelines.evaluation.report.plots import plots
 from pipelines.evaluation.report.summary import cell, columns, over_time, remarks, systems, values
 from pipelines.evaluation.run import Evaluation
@@ -32,7 +33,14 @@ class Report:
     """Side-by-side videos, one per caption."""
 
 
-def write_report(evaluations: Sequence[Evaluation], folder: str, title: str, fps: float) -> Report:
+def write_report(
+    evaluations: Sequence[Evaluation],
+    folder: str,
+    title: str,
+    fps: float,
+    claims: Sequence[Judged] = (),
+    not_won: Sequence[Judged] = (),
+) -> Report:
     """Write report.html below `folder`, with plots and side-by-side videos in `report/`.
 
     Args:
@@ -40,6 +48,7 @@ def write_report(evaluations: Sequence[Evaluation], folder: str, title: str, fps
         folder: a path or any fsspec URI.
         title: heading.
         fps: frames per second of the videos.
+        claims, not_won: what was judged, and every figure in which MMM does not clearly win.
     """
     storage, first = Storage(folder), evaluations[0]
     pictures = plots(evaluations)
@@ -61,6 +70,9 @@ def write_report(evaluations: Sequence[Evaluation], folder: str, title: str, fps
         ],
         remarks=remarks(evaluations),
         over_time=over_time(evaluations),
+        claim_head=CLAIM_COLUMNS,
+        claims=[judged.cells for judged in claims],
+        not_won=[judged.cells for judged in not_won],
         abreast=zip(abreast, first.captions, strict=True),
         pictures=pictures,
         clips={

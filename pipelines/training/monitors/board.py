@@ -39,9 +39,11 @@ class BoardProgress:
     """A `Progress` for every process of the cluster: it sends to a board and does not wait."""
 
     board: Any
+    prefix: str = ""
+    """Of the names of tasks, which tells those apart that several runs share."""
 
     def __call__(self, task: str, done: int, total: int, note: str = "", /) -> None:
-        self.board.update.remote(task, done, total, note)
+        self.board.update.remote(f"{self.prefix}{task}", done, total, note)
 
 
 class _ToBoard(logging.Handler):

@@ -10,6 +10,9 @@ from jobs.commands import evaluate
 from jobs.config import load as configs
 from jobs.config.paths import RunPaths
 from models.errors import CheckpointError
+from pipelines.evaluation.run import Evaluation
+from pipelines.evaluation.scores import Scores
+from pipelines.tracking import no_progress
 
 STAGES = ("teacher", "sft", "mixed", "distill", "sft_longer", "mixed_longer")
 KEYS = (
@@ -66,22 +69,58 @@ def test_seeds_are_apart(run_config):
     assert len(evaluate.systems_of(run_config, 1)) == 2
 
 
-def test_a_result_is_used_again_only_when_nothing_has_changed(run_config):
+def evaluated(names, seed=0):
+    rows = {name: Scores({"rule": 1.0}) for name in (*names, "corpus_long")}
+    return Evaluation(seed, rows, {name: (f"{name}.mp4",) for name in rows}, ("a bay",), (), 1.0)
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """Names of the systems of each evaluation that is made."""
+    calls = []
+
+    def made(systems, settings, folder, progress):
+        calls.append([system.name for system in systems])
+        return evaluated(calls[-1])
+
+    monkeypatch.setattr(evaluate, "compare", made)
+    return calls
+
+
+def test_only_rows_that_are_missing_or_changed_are_evaluated(run_config, tmp_path, asked):
+    finish(run_config, "sft", "distill")
+    systems, settings = evaluate.systems_of(run_config, 0), evaluate.settings_of(run_config, 0)
+    folder = str(tmp_path / "evaluation")
+
+    def rows(chosen, settings=settings, **more):
+        result, new = evaluate.evaluate_missing(chosen, settings, folder, no_progress, **more)
+        return list(result.rows), new
+
+    names = [system.name for system in systems]
+    assert rows(systems[1:3]) == ([*names[1:3], "corpus_long"], [*names[1:3], "corpus_long"])
+    assert rows(systems[1:3]) == ([*names[1:3], "corpus_long"], [])
+    assert rows(systems) == ([*names, "corpus_long"], [names[0], names[3], "corpus_long"])
+    assert rows(systems[:1]) == ([names[0], "corpus_long"], []), "what is not asked for is kept"
+    assert rows(systems)[1] == []
+    moved = [dataclasses.replace(systems[0], checkpoint="elsewhere"), *systems[1:]]
+    assert rows(moved)[1] == [names[0], "corpus_long"]
+    fewer = dataclasses.replace(settings, evaluation=dataclasses.replace(settings.evaluation, videos=3))
+    assert rows(moved, fewer)[1] == [*names, "corpus_long"]
+    assert rows(moved, fewer, fresh=True)[1] == [*names, "corpus_long"]
+    assert asked == [names[1:3], [names[0], names[3]], names[:1], names, names]
+    stored = json.loads((tmp_path / "evaluation" / evaluate.RESULT).read_text())
+    assert list(stored["rows"]) == [*names, "corpus_long"]
+
+
+def test_an_evaluation_that_was_stopped_while_it_was_stored_is_made_again(run_config, tmp_path, asked):
     finish(run_config, "sft")
     systems, settings = evaluate.systems_of(run_config, 0), evaluate.settings_of(run_config, 0)
-    same = evaluate._inputs(systems, settings)
-    assert same == evaluate._inputs(systems, settings)
-    fewer = dataclasses.replace(settings, evaluation=dataclasses.replace(settings.evaluation, videos=3))
-    moved = [dataclasses.replace(system, checkpoint="elsewhere") for system in systems]
-    assert (
-        len(
-            {
-                json.dumps(x)
-                for x in (same, evaluate._inputs(systems, fewer), evaluate._inputs(moved, settings))
-            }
-        )
-        == 3
-    )
+    folder = tmp_path / "evaluation"
+    evaluate.evaluate_missing(systems[:1], settings, str(folder), no_progress)
+    stored = evaluated([systems[1].name]).to_json()
+    (folder / evaluate.RESULT).write_text(json.dumps(stored))
+    result, _ = evaluate.evaluate_missing(systems, settings, str(folder), no_progress)
+    assert list(result.rows) == [system.name for system in systems] + ["corpus_long"]
 
 
 def test_the_world_is_known_only_where_it_is_used(run_config):

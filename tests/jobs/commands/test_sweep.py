@@ -248,10 +248,10 @@ def test_a_real_search_trains_measures_and_is_gone_on_with(finished_quickstart, 
 
 def check_runs(config):
     """Statuses of the children of the sweep's run."""
-    from jobs.tracking import _client, open_run
+    from jobs.tracking import client_of, open_run
 
     parent = open_run(config, "sweep")
-    client = _client(parent.uri)
+    client = client_of(parent.uri)
     experiment = client.get_run(parent.run_id).info.experiment_id
     found = client.search_runs([experiment], f"tags.mlflow.parentRunId = '{parent.run_id}'")
     for run in found:

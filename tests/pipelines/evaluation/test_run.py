@@ -10,6 +10,7 @@ from rich.console import Console
 
 from models.config import SamplingConfig, TextConfig
 from models.errors import CheckpointError, ConfigError
+from pipelines.evaluation.claims import Claim, judge
 from pipelines.evaluation.report.page import write_report
 from pipelines.evaluation.report.summary import MINUTE_KEYS, WORLD_KEYS, cell, remarks, table, write_summary
 from pipelines.evaluation.run import RESULT, Evaluation, evaluate
@@ -89,6 +90,26 @@ def test_references_are_kept_and_more_actors_change_nothing(result, settings, ne
             )
 
 
+def test_intervals_are_taken_from_the_same_videos_on_ray(ray_local, settings, networks, folder):
+    wanted = dataclasses.replace(settings.evaluation, resamples=3, draws=1)
+    made = evaluate(
+        systems_of(networks)[1:], dataclasses.replace(settings, evaluation=wanted), str(folder / "intervals")
+    )
+    row = made.rows["sft_50"]
+    assert len(set(row.resampled["window_frechet"])) == 3
+    assert Evaluation.from_json(json.loads(json.dumps(made.to_json()))) == made
+
+
+def test_rows_are_taken_and_joined_in_order(result):
+    part = result.of(["ideal", "mmm_4"])
+    assert list(part.rows) == list(part.clips) == ["ideal", "mmm_4"]
+    newer = dataclasses.replace(result.of(["sft_50", "ideal"]), seed=5)
+    whole = part.joined(newer, ["mmm_4", "sft_50", "other"])
+    assert list(whole.rows) == ["mmm_4", "sft_50", "ideal"]
+    assert (whole.seed, whole.seconds) == (5, 2 * result.seconds)
+    assert set(part.notes) <= set(whole.notes)
+
+
 def test_withheld_words_are_evaluated_where_training_withheld_them(ray_local, settings, networks, folder):
     few = dataclasses.replace(settings, text=TextConfig(withheld_words=COLOURS))
     made = evaluate(systems_of(networks)[:1], few, str(folder / "withheld"))
@@ -149,6 +170,17 @@ def test_report_holds_the_table_and_plays_the_videos(result, folder):
     assert frames.shape[2] == 4 * 64
     for path in report.plots:
         assert Path(path).read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_report_of_a_comparison_has_its_claims(result, folder):
+    claim = Claim("sharper <than> it", "mmm_4", "sft_50", "window_frechet", "less", 0.5)
+    judged = judge([claim], [result])
+    report = write_report([result], str(folder / "claims"), "Comparison", 8.0, judged, judged)
+    page = Path(report.html).read_text()
+    assert page.count("sharper &lt;than&gt; it") == 2
+    assert judged[0].gain.percent in page
+    assert "Where MMM does not clearly win" in page
+    assert "Claims" not in (folder / "report.html").read_text()
 
 
 def test_terminal_table_has_a_row_a_system(result):

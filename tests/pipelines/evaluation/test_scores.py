@@ -7,7 +7,15 @@ import torch
 from pipelines.distances import Distance, Moments, kernel_distance, standardise
 from pipelines.evaluation.features.extractors import EXTRACTORS
 from pipelines.evaluation.measure import Measurements, Measurer, SystemMeasurements
-from pipelines.evaluation.scores import KERNEL_ROWS, ClipScorer, PixelReference, WorldScorer, labels, notes
+from pipelines.evaluation.scores import (
+    KERNEL_ROWS,
+    ClipScorer,
+    PixelReference,
+    WorldScorer,
+    labels,
+    notes,
+    with_resamples,
+)
 from pipelines.evaluation.temporal import METRICS
 from pipelines.world.captions import caption
 from pipelines.world.config import WorldConfig
@@ -42,6 +50,29 @@ def scores():
     return WorldScorer(real, 8, 5)
 
 
+def test_figures_of_resampled_videos_are_paired_and_repeat(scores):
+    """The first system's videos are the second's with one more fault, so that every pair differs by it."""
+
+    def blurred(factors):
+        return factors * 0.5
+
+    systems = [
+        SystemMeasurements((videos(10, change=change),), (videos(11, 60, "unseen"),), clip_seconds=4.0)
+        for change in (None, blurred)
+    ]
+    plain, worse = (with_resamples(scores, 6, 3, system) for system in systems)
+    assert plain.metrics == scores.score(systems[0]).metrics
+    assert plain.resampled == with_resamples(scores, 6, 3, systems[0]).resampled
+    for name in ("window_frechet", "texture_error", "unseen_window_frechet", "fvd.st-stats"):
+        assert len(plain.resampled[name]) == len(worse.resampled[name]) == 6
+    assert "texture_error_by_eighth" not in plain.resampled
+    assert len(set(plain.resampled["window_frechet"])) == 6
+    assert plain.resampled["fvd.st-stats"] == worse.resampled["fvd.st-stats"], "the same videos of both"
+    differ = np.array(worse.resampled["window_frechet"]) - plain.resampled["window_frechet"]
+    assert differ.std() < 0.2 * differ.mean()
+    assert with_resamples(scores, 0, 3, systems[0]).resampled == {}
+
+
 def shuffled(factors):
     order = np.random.default_rng(0).permutation(factors.shape[1])
     return factors[:, order]
@@ -58,6 +89,7 @@ def test_clean_videos_reach_the_floor(scores):
         assert exact[name] == row.distances[name].value
     assert exact["seconds_per_video_second"] == pytest.approx(0.05)
     assert exact["decoding_seconds_per_video_second"] == pytest.approx(0.025)
+    assert exact["total_seconds_per_video_second"] == pytest.approx(0.075)
     assert exact["temporal_ssim.1s"] == pytest.approx(0.5)
     assert exact["temporal_distance.1s"] == row.distances["temporal_distance.1s"].value == 0
     assert row.findings == ()

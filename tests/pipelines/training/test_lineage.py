@@ -24,11 +24,20 @@ from pipelines.training.lineage import (
     is_fixed,
     latest_step,
     lineage_of,
+    made_alike,
     read_lineage,
     require_current,
     stale_stages,
+    take_over,
 )
-from pipelines.training.recipes import LINEAGE_FILE, Recipe, StageOutcome, make_recipe, stage_graph
+from pipelines.training.recipes import (
+    LINEAGE_FILE,
+    Recipe,
+    StageOutcome,
+    finished_stage,
+    make_recipe,
+    stage_graph,
+)
 from pipelines.training.stage import diverged
 from tests.pipelines.data.made import end, write_shards
 from tests.pipelines.training import makers
@@ -374,6 +383,33 @@ def test_a_divergence_names_its_windows_and_ways_to_go_on(
     assert told.changes == expected
     assert "step 5 (windows: long w1, w2; short s0, s1, s2, s3;" in told.problem
     assert f"{name}/diverged.json" in told.problem
+
+
+def test_a_stage_made_from_the_same_is_taken_over(run: Run, tmp_path: Path) -> None:
+    shared = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, heads="shared"))
+    root = f"{tmp_path}/elsewhere"
+
+    def recipe(stage: str, config: TrainingConfig = CONFIG) -> Recipe:
+        return make_recipe(config, stage, SEED, root, run.dataset)
+
+    run.finish("teacher")
+    run.finish("sft")
+    assert take_over(recipe("teacher", shared), run.root)
+    assert finished_stage(root, "teacher") == finished_stage(run.root, "teacher")
+    assert not take_over(recipe("sft", shared), run.root), "its student has one head"
+    assert take_over(recipe("sft"), run.root)
+    assert begin_stage(recipe("sft")) == finished_stage(run.root, "sft")
+    require_current(CONFIG, root, run.dataset, ["teacher", "sft"])
+    assert not take_over(recipe("distill"), run.root), "it has not finished there"
+    run.again("teacher", "others")
+    assert not take_over(recipe("sft"), run.root), "it was made from another teacher there"
+
+
+def test_settings_that_a_stage_does_not_read_may_differ() -> None:
+    heads = {"model.heads": "shared", "a": 1}
+    assert made_alike("teacher", heads, {"model.heads": "decoupled", "a": 1})
+    assert not made_alike("sft", heads, {"model.heads": "decoupled", "a": 1})
+    assert not made_alike("teacher", heads, {"model.heads": "shared"})
 
 
 def test_a_lineage_is_plain_json(run: Run) -> None:
