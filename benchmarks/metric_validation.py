@@ -328,9 +328,9 @@ def detection(table: Values, strengths: Sequence[float], *, one_sided: bool) -> 
     seen = [share is not None and share >= POWER for share in power]
     first = next((i for i in range(LEVELS) if all(seen[i:])), None)
     return {
-        "curve": curve,
-        "band": [float(q) for q in np.nanquantile(clean, [0.025, 0.975])],
-        "power": power,
+        "curve": [short(value) for value in curve],
+        "band": [short(q) for q in np.nanquantile(clean, [0.025, 0.975])],
+        "power": [short(share) for share in power],
         "interval": [wilson(share, table.shape[1]) if share is not None else None for share in power],
         "sees": strengths[first] if first is not None else None,
         "direction": "up" if up else "down",
@@ -338,11 +338,16 @@ def detection(table: Values, strengths: Sequence[float], *, one_sided: bool) -> 
     }
 
 
+def short(value: float | None) -> float | None:
+    """Four digits of it."""
+    return None if value is None else float(f"{value:.4g}")
+
+
 def wilson(share: float, count: int, z: float = 1.96) -> list[float]:
     """95 % interval of a share that was found in `count` samples."""
     middle = (share + z * z / (2 * count)) / (1 + z * z / count)
     half = z * np.sqrt(share * (1 - share) / count + z * z / (4 * count**2)) / (1 + z * z / count)
-    return [max(0.0, float(middle - half)), min(1.0, float(middle + half))]
+    return [round(max(0.0, float(middle - half)), 3), round(min(1.0, float(middle + half)), 3)]
 
 
 def findings(corpus: Corpus) -> dict[str, list[dict[str, int]]]:

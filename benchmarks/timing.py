@@ -71,7 +71,7 @@ def hardware(device: str) -> str:
 
 
 def write(path: Path, device: str, rows: Sequence[dict[str, Any]], **more: object) -> None:
-    """Rows and the machine they are of, as JSON."""
+    """Rows, one a line, and the machine they are of, as JSON."""
     about = {
         "date": dt.datetime.now(dt.UTC).date().isoformat(),
         "hardware": hardware(device),
@@ -80,4 +80,5 @@ def write(path: Path, device: str, rows: Sequence[dict[str, Any]], **more: objec
         **more,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({**about, "rows": list(rows)}, indent=1) + "\n")
+    lines = ",\n  ".join(json.dumps(row) for row in rows)
+    path.write_text(json.dumps(about, indent=1)[:-2] + f',\n "rows": [\n  {lines}\n ]\n}}\n')
