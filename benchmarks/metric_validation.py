@@ -34,9 +34,11 @@ from pipelines.data.decode.decoder import Decoder  # noqa: E402
 from pipelines.data.types import Rejected  # noqa: E402
 from pipelines.evaluation.features.extractors import EXTRACTORS  # noqa: E402
 from pipelines.evaluation.measure import Measurements, Measurer, SystemMeasurements, cut  # noqa: E402
+from pipelines.evaluation.reference import what_is_measured  # noqa: E402
 from pipelines.evaluation.scores import ClipScorer, Scores, WorldScorer  # noqa: E402
 from pipelines.media.color import Frames  # noqa: E402
 from pipelines.media.html import MUTED, blank_figure, png  # noqa: E402
+from pipelines.storage import hash_of  # noqa: E402
 from pipelines.world.config import WorldConfig  # noqa: E402
 from pipelines.world.factors import draw_long  # noqa: E402
 from pipelines.world.render import render  # noqa: E402
@@ -126,10 +128,13 @@ def taken(videos: Measurements, places: NDArray[np.int64]) -> SystemMeasurements
 
 
 class Keep:
-    """What is made once: a run that was stopped finds it in `folder`, if there is one."""
+    """What is made once: a run that was stopped finds it in `folder`, if there is one.
+
+    Below it a folder is named by all that measurements depend on beside the videos.
+    """
 
     def __init__(self, folder: Path | None) -> None:
-        self._folder = folder
+        self._folder = folder and folder / hash_of([what_is_measured(), SIDE, FPS, FRAMES, WINDOW, WINDOWS])
 
     def measurements(self, name: str, make: Callable[[], Measurements]) -> Measurements:
         kept = self._bytes(f"{name}.safetensors", lambda: make().to_bytes())
