@@ -10,6 +10,7 @@ scorers that `sostenuto evaluate` uses. One thread.
 """
 
 import argparse
+import io
 import json
 import sys
 import time
@@ -22,6 +23,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from timing import write
 from torch import Tensor
 
@@ -419,7 +421,9 @@ def picture(made: Sequence[Mapping[str, Any]], corpus: str) -> bytes:
         f"n = {SIZES[1]}",
         fontsize=11,
     )
-    return png(figure)
+    small, memory = Image.open(io.BytesIO(png(figure))).convert("RGB"), io.BytesIO()
+    small.quantize(64, dither=Image.Dither.NONE).save(memory, "PNG", optimize=True)
+    return memory.getvalue()
 
 
 def told(line: str) -> None:
@@ -461,7 +465,6 @@ def main() -> None:
             made,
             corpora=about,
             repeats=given.repeats,
-            cpu_seconds=time.process_time(),
             findings=findings_of,
         )
 
