@@ -406,7 +406,7 @@ def picture(made: Sequence[Mapping[str, Any]], corpus: str) -> bytes:
         sides = {row["damage"]: row[f"n{SIZES[1]}"] for row in own if row["metric"] == name}
         low, high = sides[damages[0]]["band"]
         values = [value for side in sides.values() for value in side["curve"] if value is not None]
-        scale = max((high - low) / 2, 1e-3 * (max(values) - min(values)), 1e-9)  # a band may have no width
+        scale = (high - low) / 2 or 1e-3 * (max(values) - min(values)) or 1.0  # a band may have no width
         for damage, style in zip(damages, styles, strict=True):
             curve = sides[damage]["curve"]
             heights = [np.nan if v is None else (v - (low + high) / 2) / scale for v in curve]
