@@ -190,7 +190,7 @@ def main() -> None:
         distill=dataclasses.replace(config.distill, critic_updates=given.updates),
         loss=dataclasses.replace(config.loss, guidance_scale=GUIDANCE, anchor_weight=0.0),
     )
-    made = rows(config, given.frames, given.steps)
+    made = rows(config, sorted(given.frames), given.steps)
     first, last = made[0], made[-1]
     linear = (last["ours_s"] / first["ours_s"]) / (last["frames"] / first["frames"])
     print(f"from T={first['frames']} to {last['frames']} the cost grows {linear:.2f} times as fast as T")

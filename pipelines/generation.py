@@ -19,6 +19,8 @@ from pipelines.checkpoints import Network, NetworkSpec
 
 Head = Literal["fm", "dm", "teacher"]
 Sampler = Literal["few_step", "ode", "windows"]
+ROUNDING = 1e-6
+"""Times that differ by less are the same one."""
 SAMPLERS: dict[Head, tuple[Sampler, ...]] = {
     "dm": ("few_step",),
     "fm": ("ode",),
@@ -97,7 +99,7 @@ def path_times(config: SamplingConfig, flow: FlowConfig, num_frames: int) -> lis
     """The ODE sampler's times from the few-step sampler's first to its second, or to 0, both included."""
     first, second = [*few_step_times(config, flow, num_frames), 0.0][:2]
     times = ode_times(config.ode_steps, shift_for(flow, num_frames)).tolist()
-    return [first, *(time for time in times if second < time < first), second]
+    return [first, *(time for time in times if second + ROUNDING < time < first), second]
 
 
 def generate_latents(
