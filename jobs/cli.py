@@ -35,6 +35,9 @@ Seed = Annotated[
 ]
 Short = Annotated[str | None, typer.Option("--short", help="Folder of the SHORT corpus.", metavar="DIR")]
 Long = Annotated[str | None, typer.Option("--long", help="Folder of the LONG corpus.", metavar="DIR")]
+Fvd = Annotated[bool | None, typer.Option("--fvd", help="Also compare on I3D: FVD and its kin.")]
+Few = Annotated[bool | None, typer.Option("--few", help="Give FVD of fewer than 1600 windows, too.")]
+I3d = Annotated[str | None, typer.Option("--i3d", help="Weights of I3D, if elsewhere.", metavar="FILE")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 ResumeChanged = Annotated[
     bool,
@@ -54,7 +57,14 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and what t
 Stage = Literal["teacher", "sft", "mixed", "warmup", "distill", "sft_longer", "mixed_longer"]
 Head = Annotated[Literal["dm", "fm"], typer.Option(help="dm: few steps; fm: many.")]
 
-SETTINGS = {"seed": ("seed", Seed), "short": ("data.short", Short), "long": ("data.long", Long)}
+SETTINGS = {
+    "seed": ("seed", Seed),
+    "short": ("data.short", Short),
+    "long": ("data.long", Long),
+    "fvd": ("evaluation.fvd", Fvd),
+    "few": ("evaluation.few", Few),
+    "i3d": ("evaluation.i3d", I3d),
+}
 """Options that set a setting: its dotted name, and the option."""
 
 
@@ -308,15 +318,35 @@ def export(
     """
 
 
-@command("seed")
-def evaluate(fresh: Fresh = False, allow_stale: AllowStale = False) -> None:
+@command("seed", "fvd", "few", "i3d")
+def evaluate(
+    videos: Annotated[list[str] | None, typer.Option(help="May be repeated.", metavar="[NAME=]DIR")] = None,
+    reference: Annotated[str | None, typer.Option(help="Real videos.", metavar="DIR")] = None,
+    control: Annotated[str | None, typer.Option(help="Other real videos.", metavar="DIR")] = None,
+    checkpoint: Annotated[list[str] | None, typer.Option(help="As --videos.", metavar="[NAME=]DIR")] = None,
+    as_json: AsJson = False,
+    fresh: Fresh = False,
+    allow_stale: AllowStale = False,
+) -> None:
     """Generate with every trained system and compare them; a table, JSON, plots, MLflow.
+
+    With --videos and --reference, compare folders of any systems' videos instead, without a run; --control
+    has the real videos for the floor, else half of --reference. With --checkpoint, compare those networks.
+    --fvd adds FVD and its kin, once `sostenuto fetch i3d` has run.
 
     \b
     Examples:
       sostenuto evaluate
       sostenuto evaluate --seed 1 --set evaluation.videos=100
+      sostenuto evaluate --checkpoint runs/run/seed-0/distill/step-001000 --json
+      sostenuto evaluate --videos ours=DIR --videos theirs=DIR --reference DIR --fvd
     """
+    if bool(reference) != bool(videos):
+        raise typer.BadParameter("they go together", param_hint="--videos, --reference")
+    if control is not None and reference is None:
+        raise typer.BadParameter("it needs --reference", param_hint="--control")
+    if videos and checkpoint:
+        raise typer.BadParameter("give one of them", param_hint="--videos, --checkpoint")
 
 
 @command("seed", describes=False)
@@ -424,13 +454,8 @@ def doctor() -> None:
 @app.command()
 def fetch(
     what: Annotated[Literal["i3d"], typer.Argument(help="i3d: the network of FVD, 47 MB.")],
-    i3d: Annotated[
-        str | None,
-        typer.Option("--i3d", help="Take its archive or checkpoint from disk instead.", metavar="FILE"),
-    ] = None,
-    to: Annotated[
-        str | None, typer.Option(help="Folder or URI; the user's cache folder if left out.", metavar="DIR")
-    ] = None,
+    i3d: Annotated[str | None, typer.Option(help="Take its archive from disk.", metavar="FILE")] = None,
+    to: Annotated[str | None, typer.Option(help="Folder; else the user's cache.", metavar="DIR")] = None,
     debug: Debug = False,
 ) -> None:
     """Download what a command needs and is not part of this project, and check it by its sha256.

@@ -121,6 +121,12 @@ class Distance:
     """Numbers per feature vector."""
     extractor: str
     """Identity of the features."""
+    infinite: float | None = None
+    """The value that more and more vectors would lead to; None where it is not known."""
+    low: float | None = None
+    """Lower end of a 95 % interval of the value at this n."""
+    high: float | None = None
+    """Upper end."""
 
     @property
     def too_few(self) -> bool:

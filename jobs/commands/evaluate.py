@@ -1,24 +1,28 @@
-"""`sostenuto evaluate`: every trained system of a seed against real videos, in one table."""
+"""`sostenuto evaluate`: trained systems, checkpoints or folders of videos against real ones, in a table."""
 
 import dataclasses
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 from jobs.config.paths import RunPaths
 from jobs.config.schema import RunConfig
 from jobs.config.systems import planned_systems
-from jobs.console import ConsoleProgress, print_line, print_table
+from jobs.console import ConsoleProgress, print_line, print_table, warn
 from jobs.ray_session import ray_session
 from jobs.system_runs import file_report, file_systems
 from jobs.tracking import RunReference, command_run
-from models.errors import CheckpointError
+from models.errors import CheckpointError, ConfigError
+from pipelines.checkpoints import read_spec
 from pipelines.data.store.info import read_info
+from pipelines.evaluation.features.i3d_file import load_weights, user_cache
+from pipelines.evaluation.folders import FolderSettings
 from pipelines.evaluation.reference import what_is_measured
 from pipelines.evaluation.report.page import Report, write_report
 from pipelines.evaluation.report.summary import over_time, remarks, table
-from pipelines.evaluation.run import RESULT, Evaluation
+from pipelines.evaluation.run import RESULT, Evaluation, evaluate_folders, open_folders
 from pipelines.evaluation.run import evaluate as compare
-from pipelines.evaluation.settings import EvaluationSettings, System
+from pipelines.evaluation.settings import EvaluationSettings, LogitPlan, System, video_shape
 from pipelines.storage import Storage, hash_of
 from pipelines.tracking import Progress, Tracker
 from pipelines.training.lineage import require_current
@@ -30,32 +34,150 @@ RUN = "evaluation"
 INPUTS = "inputs.json"
 """File beside the result: by system, a hash of what its row was made from."""
 
+REAL_ROWS = ("real", "corpus_long", "ideal")
+"""Rows of real videos."""
+WINDOW_SECONDS = 2.0
+"""Of one core, for I3D on one window of 16 frames."""
 
-def evaluate(config: RunConfig, *, fresh: bool = False, allow_stale: bool = False) -> Evaluation:
+
+def evaluate(
+    config: RunConfig,
+    *,
+    fresh: bool = False,
+    allow_stale: bool = False,
+    videos: Sequence[str] | None = None,
+    reference: str | None = None,
+    control: str | None = None,
+    checkpoint: Sequence[str] | None = None,
+    as_json: bool = False,
+) -> Evaluation:
     """Evaluate the config's seed, or reuse its result; print the table and write the report.
 
     Args:
         config: the run's settings.
         fresh: evaluate again even if nothing has changed.
         allow_stale: compare stages although the inputs of some have changed.
+        videos: folders to compare with `reference`, as DIR or NAME=DIR; nothing of the run is read then.
+        reference: folder of real videos.
+        control: folder of other real videos, for the floor; None takes half of the reference.
+        checkpoint: networks in place of the run's own, as DIR or NAME=DIR.
+        as_json: print the result as one JSON object and nothing else.
 
     Raises:
         CheckpointError: nothing has been trained with this seed, or a stage is stale.
-        DataError: the dataset is missing or damaged.
+        DataError: the dataset or a folder is missing or damaged.
+        ConfigError: two folders or checkpoints of one name.
         ClusterError: Ray or MLflow cannot be used.
     """
-    with (
-        ray_session(config.cluster),
-        ConsoleProgress() as progress,
-        command_run(config, RUN) as (run, tracker),
-    ):
-        result = evaluate_seed(
-            config, config.seed, progress, parent=run, fresh=fresh, allow_stale=allow_stale
-        )
-        report = publish(config, [result], tracker)
+    if config.evaluation.fvd:
+        load_weights(config.evaluation.i3d)  # missing ones are told before anything is made
+    report = None
+    with ray_session(config.cluster), ConsoleProgress(to_stderr=as_json) as progress:
+        if videos and reference:
+            result = evaluate_videos(config, named(videos), reference, control, progress)
+        elif checkpoint:
+            result = evaluate_checkpoints(config, named(checkpoint), progress)
+        else:
+            with command_run(config, RUN) as (run, tracker):
+                result = evaluate_seed(
+                    config, config.seed, progress, parent=run, fresh=fresh, allow_stale=allow_stale
+                )
+                report = None if as_json else publish(config, [result], tracker)
+    if as_json:
+        print_line(json.dumps(result.to_json()))
+        return result
+    if report is None:
+        show([result], config.name)
+        return result
     print_line(f"report: {report.html}")
     print_line(f"figures: {RunPaths.of(config).evaluation(config.seed)}/{RESULT}")
     return result
+
+
+def evaluate_videos(
+    config: RunConfig,
+    videos: Mapping[str, str],
+    reference: str,
+    control: str | None,
+    progress: ConsoleProgress,
+) -> Evaluation:
+    """Compare folders of videos with real ones, at `data.fps` or the reference's rate, on the running Ray.
+
+    Raises:
+        DataError: a folder holds no video that can be read, or too few.
+    """
+    folders = open_folders(videos, reference, control, config.data.fps, folder_settings(config), progress)
+    tell_cost(config, folders.unseen_windows)
+    return evaluate_folders(folders, progress)
+
+
+def folder_settings(config: RunConfig) -> FolderSettings:
+    return FolderSettings(
+        evaluation=config.evaluation,
+        limits=config.data.limits,
+        links=config.data.links,
+        cache=str(user_cache()),
+        use_gpu=config.cluster.use_gpu,
+    )
+
+
+def tell_cost(config: RunConfig, windows: int) -> None:
+    """Say how long I3D takes for so many windows, before it begins."""
+    if windows:
+        workers = config.evaluation.max_actors
+        minutes = f"about {windows * WINDOW_SECONDS / workers / 60:.0f} minutes of {workers} cores"
+        warn(f"I3D sees {windows} windows: {'a GPU is used' if config.cluster.use_gpu else minutes}")
+
+
+def evaluate_checkpoints(
+    config: RunConfig, checkpoints: Mapping[str, str], progress: ConsoleProgress
+) -> Evaluation:
+    """Compare networks by their folders with the run's real videos, on the running Ray.
+
+    A distilled student is sampled by its few steps, another by its FM head, a teacher window by window.
+
+    Raises:
+        CheckpointError: a network cannot be read.
+    """
+    systems = []
+    for name, folder in checkpoints.items():
+        spec = read_spec(folder)
+        if spec.role == "teacher":
+            systems.append(System(name, folder, "teacher", "windows", config.sampling.rollout_steps))
+        elif spec.distilled:
+            few = len(spec.sampling.steps)
+            systems.append(System(name, folder, "dm", "few_step", few, config.evaluation.draws))
+        else:
+            systems.append(System(name, folder, "fm", "ode", config.sampling.ode_steps))
+    settings = settings_of(config, config.seed)
+    out = f"{RunPaths.of(config).evaluation(config.seed)}/checkpoints"
+    tell_cost(config, windows_of(settings, systems))
+    return evaluate_missing(systems, settings, out, progress)[0]
+
+
+def windows_of(settings: EvaluationSettings, systems: Sequence[System]) -> int:
+    """Windows that I3D sees at most: of the systems, of the real videos and of the corpus."""
+    plan = LogitPlan.of(settings.evaluation, video_shape(settings).frames)
+    return (
+        plan.rule.count * plan.videos * (len(systems) + (2 if settings.world is None else 3)) if plan else 0
+    )
+
+
+def named(places: Sequence[str]) -> dict[str, str]:
+    """Folders by the names of their rows: NAME=DIR, or DIR, whose last part is the name.
+
+    Raises:
+        ConfigError: two have one name, or one has that of real videos.
+    """
+    found: dict[str, str] = {}
+    for place in places:
+        name, mark, folder = place.partition("=")
+        if not mark or "/" in name:
+            name, folder = place.rstrip("/").rpartition("/")[2], place
+        if name in found or name in REAL_ROWS:
+            raise ConfigError(f"{place}: another row of the table is called {name!r}", "Name it: NAME=DIR")
+        found[name] = folder
+    return found
 
 
 def evaluate_seed(
@@ -86,6 +208,7 @@ def evaluate_seed(
         root = paths.seed(seed)
         compared = [stage for stage in stage_graph(config) if finished_stage(root, stage)]
         require_current(config, root, settings.dataset, compared)
+    tell_cost(config, windows_of(settings, systems))
     result, made = evaluate_missing(systems, settings, paths.evaluation(seed), progress, fresh=fresh)
     file_systems(config, result, systems, parent, made)
     return result
@@ -131,14 +254,19 @@ def evaluate_missing(
 def publish(config: RunConfig, results: Sequence[Evaluation], tracker: Tracker) -> Report:
     """Print the table of one result per seed, write the report page, and file both with MLflow."""
     paths = RunPaths.of(config)
-    print_table(table(results, config.name))
+    show(results, config.name)
+    report = write_report(results, paths.root, config.name, read_info(paths.dataset).long.fps)
+    file_report(tracker, results, report)
+    return report
+
+
+def show(results: Sequence[Evaluation], title: str) -> None:
+    """Print the table of one result per seed, and what must be read with it."""
+    print_table(table(results, title))
     for remark in remarks(results):
         print_line(f"  {remark}")
     for system, findings in over_time(results).items():
         print_line(f"  {system}, over time: {findings}")
-    report = write_report(results, paths.root, config.name, read_info(paths.dataset).long.fps)
-    file_report(tracker, results, report)
-    return report
 
 
 def systems_of(config: RunConfig, seed: int) -> list[System]:

@@ -31,7 +31,7 @@ def fetch_i3d(*, i3d: str | None = None, to: str | None = None) -> str:
 
     Args:
         i3d: the archive, or the checkpoint in it, on this machine's disk; None downloads it.
-        to: folder or URI; None is the user's cache folder.
+        to: folder; None is the user's cache folder.
 
     Returns:
         Path of the safetensors file.

@@ -61,8 +61,9 @@ def absolute_uri(uri: str) -> str:
 
 
 def resolved(config: RunConfig, *, runs: bool = True) -> RunConfig:
-    """The config for processes in any folder: `storage.root`, `data.links`, `distill.captions` and MLflow's
-    address, which is $MLFLOW_TRACKING_URI where `tracking.uri` is not set, are absolute.
+    """The config for processes in any folder: `storage.root`, `data.links`, `distill.captions`,
+    `evaluation.i3d` and MLflow's address, which is $MLFLOW_TRACKING_URI where `tracking.uri` is not set, are
+    absolute.
 
     Args:
         config: as it was given in this process's working directory.
@@ -83,12 +84,13 @@ def resolved(config: RunConfig, *, runs: bool = True) -> RunConfig:
         if address != uri:
             problem = f"MLflow's address {uri!r} is relative, and a job's working directory is temporary"
             raise ConfigError(problem, "Set it to a server: --set tracking.uri=http://mlflow:5000")
-    links, captions = config.data.links, config.distill.captions
+    links, captions, i3d = config.data.links, config.distill.captions, config.evaluation.i3d
     return dataclasses.replace(
         config,
         storage=dataclasses.replace(config.storage, root=absolute_root(root)),
         data=dataclasses.replace(config.data, links=links and absolute_root(links)),
         distill=dataclasses.replace(config.distill, captions=captions and absolute_root(captions)),
+        evaluation=dataclasses.replace(config.evaluation, i3d=i3d and absolute_root(i3d)),
         tracking=dataclasses.replace(config.tracking, uri=address),
     )
 

@@ -30,6 +30,15 @@ class EvaluationConfig:
     """Videos of the textures that LONG never shows, per system and draw; at most `videos`."""
     withheld_videos: int = 100
     """Videos with the withheld words left out of the caption, where training withholds words."""
+    fvd: bool = False
+    """Also compare on I3D: fvd, kvd, mmd_jedi, inception_score (pipelines/evaluation/fvd.py). `sostenuto
+    fetch i3d` brings its weights. A window of 16 frames costs a core a second or more."""
+    fvd_videos: PositiveInt = 64
+    """Videos per system, of its first draw, and real ones that I3D sees."""
+    few: bool = False
+    """Give fvd also under four windows per dimension (1600), where it is mostly bias."""
+    i3d: str | None = None
+    """File of I3D's weights, on every node; None is that in the user's cache folder."""
     temporal_videos: int = 60
     """Videos per system whose temporal metrics (similarity over lags, drift) are taken from pixels."""
     subject: Literal["dark_blob"] | None = None

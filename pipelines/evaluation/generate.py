@@ -31,7 +31,14 @@ from pipelines.evaluation.measure import (
     among_first,
     cut,
 )
-from pipelines.evaluation.settings import EvaluationSettings, Group, System, VideoShape
+from pipelines.evaluation.settings import (
+    EvaluationSettings,
+    Group,
+    LogitPlan,
+    System,
+    VideoShape,
+    i3d_features,
+)
 from pipelines.evaluation.subject import ground_of
 from pipelines.generation import generate_latents
 from pipelines.media.color import Frames
@@ -136,8 +143,16 @@ class Generator:
         windows = settings.evaluation.windows_per_video
         autoencoder = dataset_autoencoder(settings.dataset, self._device)
         ground = ground_of(settings.dataset, autoencoder) if settings.evaluation.subject else None
+        plan = LogitPlan.of(settings.evaluation, shape.frames, use_gpu=settings.use_gpu)
+        self._logit_videos = plan.videos if plan else 0
         self._measurer = Measurer(
-            shape.window_frames, windows, shape.fps, settings.world, autoencoder, ground
+            shape.window_frames,
+            windows,
+            shape.fps,
+            settings.world,
+            autoencoder,
+            ground,
+            i3d_features(plan, self._device) if plan else None,
         )
         self._encoders: dict[TextConfig, TextEncoder] = {}
         self._loaded: tuple[str, Network] | None = None
@@ -145,17 +160,21 @@ class Generator:
     def __call__(self, batch: VideoBatch) -> Columns:
         """One row per video.
 
-        Pixels are judged on captions of LONG: by all extractors in the first draw, then by the headline's.
+        Pixels are judged on captions of LONG: in the first draw by all extractors, and by I3D where it is
+        wanted; then by the headline's.
         """
         latents, sampling_seconds = self._sample(batch)
         extractors: tuple[str, ...] = ()
-        temporal = showcase = 0
+        temporal = showcase = logits = 0
         if batch.group == "seen":
             extractors = tuple(EXTRACTORS)[: None if batch.draw == 0 else 1]
             if batch.draw == 0:
                 temporal = among_first(self._settings.evaluation.temporal_videos, batch.indices)
                 showcase = among_first(self._settings.evaluation.showcase, batch.indices)
-        measured = self._measurer.measure(latents.cpu(), extractors, temporal=temporal, keep=showcase)
+                logits = among_first(self._logit_videos, batch.indices)
+        measured = self._measurer.measure(
+            latents.cpu(), extractors, temporal=temporal, keep=showcase, logits=logits
+        )
         for index, frames in enumerate(measured.frames, batch.start):
             write_clip(self._out, batch.system.name, index, frames.numpy(), self._shape.fps)
         rows = len(latents)

@@ -20,6 +20,7 @@ from models.autoencoders.kinds import Autoencoder
 from models.autoencoders.pca import PcaAutoencoder
 from models.rng import Key
 from pipelines.evaluation.features.extractors import EXTRACTORS, shrink, window_pixels
+from pipelines.evaluation.features.i3d import I3DFeatures
 from pipelines.evaluation.subject import COLUMN, Floats, animals
 from pipelines.evaluation.temporal import METRICS, temporal_metrics
 from pipelines.world.config import WorldConfig
@@ -27,7 +28,7 @@ from pipelines.world.measures import FactorReader, LatentReader
 
 Columns = dict[str, NDArray[Any]]
 """`factors` [N, T, 13] (the built-in world), pixel features [N, W, d] by extractor, `temporal` [N, K], and
-`subject` [N, F, 4] where an animal is looked for."""
+`subject` [N, F, 4] where an animal is looked for, and where I3D is wanted its logits `i3d` [N, V, 400]."""
 SECONDS = ("sampling", "decoding")
 """Columns of generated videos with the seconds that one took."""
 
@@ -146,6 +147,7 @@ class Measurer:
         world: whose factors are read back; None for other videos.
         autoencoder: decodes latents.
         ground: luma [h, w] on which an animal is looked for (subject.py); None looks for none.
+        i3d: the network of FVD, where it is wanted.
     """
 
     def __init__(
@@ -156,10 +158,11 @@ class Measurer:
         world: WorldConfig | None,
         autoencoder: Autoencoder,
         ground: Floats | None = None,
+        i3d: I3DFeatures | None = None,
     ) -> None:
         self._window = (window_frames, windows)
         self._fps = fps
-        self._autoencoder, self._ground = autoencoder, ground
+        self._autoencoder, self._ground, self._i3d = autoencoder, ground, i3d
         self._read_pixels: Callable[[NDArray[np.uint8]], NDArray[np.float32]] | None = None
         self._read_latents: LatentReader | None = None
         if world is not None:
@@ -170,7 +173,7 @@ class Measurer:
                 self._read_pixels = reader.factors
 
     def measure(
-        self, latents: Tensor, extractors: Sequence[str], *, temporal: int, keep: int = 0
+        self, latents: Tensor, extractors: Sequence[str], *, temporal: int, keep: int = 0, logits: int = 0
     ) -> MeasuredBatch:
         """Measures generated or coded videos.
 
@@ -180,6 +183,7 @@ class Measurer:
                 gives the factors.
             temporal: how many videos, from the first, get temporal metrics.
             keep: how many videos, from the first, are returned as frames if they are decoded.
+            logits: how many videos, from the first, I3D sees.
         """
         _, windows = self._window
         rows, kept, decoded, spent = [], [], 0, 0.0
@@ -189,8 +193,10 @@ class Measurer:
                 for name, extractor in EXTRACTORS.items()
             }
             row["temporal"] = np.full(len(METRICS), np.nan, dtype=np.float32)
+            if self._i3d is not None:
+                row["i3d"] = np.full(self._i3d.shape, np.nan, dtype=np.float32)
             rows.append(row)
-            if not (extractors or index < temporal or self._read_pixels):
+            if not (extractors or index < max(temporal, logits) or self._read_pixels):
                 continue
             start = time.process_time()
             frames = self._autoencoder.decode(video[None])[0].cpu()
@@ -199,6 +205,8 @@ class Measurer:
                 kept.append(frames)
             if self._read_pixels:
                 row["factors"] = self._read_pixels(frames.numpy())
+            if self._i3d is not None and index < logits:
+                row["i3d"] = self._i3d(frames)
             if extractors or index < temporal:
                 small = shrink(frames)
                 if extractors:

@@ -23,7 +23,7 @@ from pipelines.data.types import Split
 from pipelines.evaluation.features.extractors import EXTRACTORS
 from pipelines.evaluation.generate import write_clip
 from pipelines.evaluation.measure import Columns, Measurements, Measurer, among_first, cut
-from pipelines.evaluation.settings import EvaluationSettings, VideoShape
+from pipelines.evaluation.settings import EvaluationSettings, LogitPlan, VideoShape, i3d_features
 from pipelines.evaluation.subject import ground_of
 from pipelines.evaluation.temporal import METRICS
 from pipelines.media.video import through_mp4
@@ -65,6 +65,9 @@ class CleanSpec:
     dataset: str
     """Hash of the dataset whose autoencoder they go through."""
 
+    logits: LogitPlan | None = None
+    """What I3D sees of them."""
+
     @property
     def captions(self) -> list[str]:
         """One per video."""
@@ -99,6 +102,8 @@ class CorpusSpec:
     """Hash of the dataset."""
     use_gpu: bool
     """Whether they are decoded on a GPU, in bfloat16."""
+    logits: LogitPlan | None = None
+    """What I3D sees of them."""
 
 
 Spec: TypeAlias = CleanSpec | CorpusSpec
@@ -114,6 +119,7 @@ def reference_specs(settings: EvaluationSettings, shape: VideoShape) -> list[Spe
     if settings.world is None:
         return [corpus_spec("short", settings, shape), corpus_spec("long", settings, shape)]
     unseen = min(wanted.videos, wanted.unseen_videos)
+    logits = LogitPlan.of(wanted, shape.frames, use_gpu=settings.use_gpu)
     counts: dict[CleanName, int] = {
         "clean": wanted.reference_videos,
         "ideal": wanted.videos,
@@ -132,6 +138,7 @@ def reference_specs(settings: EvaluationSettings, shape: VideoShape) -> list[Spe
             temporal=wanted.temporal_videos,
             showcase=wanted.showcase if name == "ideal" else 0,
             dataset=read_info(settings.dataset).data_hash,
+            logits=None if name.startswith("unseen") else logits,
         )
     shown = specs["ideal"].captions[: wanted.showcase]
     return [*specs.values(), corpus_spec("long", settings, shape, shown)]
@@ -152,6 +159,9 @@ def corpus_spec(
     chosen = [*first, *(row for row in captions if row not in set(first))]
     chosen = chosen[: settings.evaluation.reference_videos]
     wanted, long = settings.evaluation, name == "long"
+    logits = LogitPlan.of(wanted, shape.frames, use_gpu=settings.use_gpu) if long else None
+    if logits and settings.world is None:  # half of them are the reference, half its control
+        logits = dataclasses.replace(logits, videos=2 * logits.videos)
     return CorpusSpec(
         name=name,
         split="holdout" if rows is held_out else "train",
@@ -164,6 +174,7 @@ def corpus_spec(
         world=settings.world,
         subject=wanted.subject,
         dataset=read_info(settings.dataset).data_hash,
+        logits=logits,
         use_gpu=settings.use_gpu,
     )
 
@@ -175,7 +186,11 @@ def what_is_measured() -> list[Any]:
 
 def kept_file(spec: Spec) -> str:
     """Name of the file that keeps a set's measurements: a hash of all that decides them."""
-    decides = [dataclasses.asdict(spec), what_is_measured()]
+    plain = dataclasses.asdict(spec)
+    logits = plain.pop("logits")
+    if logits:
+        del logits["file"]
+    decides = [plain, what_is_measured(), *([logits] if logits else [])]
     digest = hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:16]
     return f"{spec.name}-{digest}.safetensors"
 
@@ -217,15 +232,18 @@ def measure_real(
 def measure_part(settings: EvaluationSettings, part: Part) -> Columns:
     """The work of one task; one row per video. Writes the showcase videos beside the references."""
     spec, indices = part
-    autoencoder = dataset_autoencoder(settings.dataset, settings.start_worker())
+    device = settings.start_worker()
+    autoencoder = dataset_autoencoder(settings.dataset, device)
     temporal, showcase = among_first(spec.temporal, indices), among_first(spec.showcase, indices)
+    seen = among_first(spec.logits.videos, indices) if spec.logits else 0
+    i3d = i3d_features(spec.logits, device) if spec.logits else None
     if isinstance(spec, CorpusSpec):
         rows = [spec.rows[index] for index in indices]
         latents = ShardDataset(settings.dataset, spec.name, spec.split).read(rows).latents
         ground = ground_of(settings.dataset, autoencoder) if spec.subject else None
         clip = spec.clip
-        measurer = Measurer(clip.window_frames, spec.windows, clip.fps, spec.world, autoencoder, ground)
-        measured = measurer.measure(latents, tuple(EXTRACTORS), temporal=temporal, keep=showcase)
+        measurer = Measurer(clip.window_frames, spec.windows, clip.fps, spec.world, autoencoder, ground, i3d)
+        measured = measurer.measure(latents, tuple(EXTRACTORS), temporal=temporal, keep=showcase, logits=seen)
         for index, frames in zip(indices, measured.frames, strict=False):
             write_clip(settings.references, "corpus_long", index, frames.numpy(), clip.fps)
         return measured.columns
@@ -239,5 +257,5 @@ def measure_part(settings: EvaluationSettings, part: Part) -> Columns:
         if index < spec.showcase:
             write_clip(settings.references, spec.name, index, pixels, world.fps)
         coded.append(autoencoder.encode(torch.from_numpy(pixels)[None]))
-    measurer = Measurer(spec.window_frames, spec.windows, world.fps, world, autoencoder)
-    return measurer.measure(torch.cat(coded), tuple(EXTRACTORS), temporal=temporal).columns
+    measurer = Measurer(spec.window_frames, spec.windows, world.fps, world, autoencoder, i3d=i3d)
+    return measurer.measure(torch.cat(coded), tuple(EXTRACTORS), temporal=temporal, logits=seen).columns

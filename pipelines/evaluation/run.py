@@ -12,12 +12,38 @@ from models.text.conditioning import withhold
 from pipelines.checkpoints import read_spec
 from pipelines.data.store.dataset import ShardDataset
 from pipelines.distances import Distance
+from pipelines.evaluation.folders import (
+    Folder,
+    FolderSettings,
+    Plan,
+    folder_notes,
+    measure_folder,
+    open_folder,
+    plan_for,
+    windows_to_see,
+)
+from pipelines.evaluation.fvd import LogitReference
 from pipelines.evaluation.generate import clip_path, generate
 from pipelines.evaluation.measure import Measurements, SystemMeasurements
 from pipelines.evaluation.over_time import Finding
 from pipelines.evaluation.reference import measure_real, reference_specs
-from pipelines.evaluation.scores import ClipScorer, Scorer, Scores, WorldScorer, notes, with_resamples
-from pipelines.evaluation.settings import EvaluationSettings, Group, System, video_shape
+from pipelines.evaluation.scores import (
+    ClipScorer,
+    FolderScorer,
+    Scorer,
+    Scores,
+    WorldScorer,
+    notes,
+    with_resamples,
+)
+from pipelines.evaluation.settings import (
+    EvaluationSettings,
+    Group,
+    LogitPlan,
+    System,
+    VideoShape,
+    video_shape,
+)
 from pipelines.generation import check
 from pipelines.ray_map import Tasks, ray_map_all
 from pipelines.storage import Storage
@@ -112,9 +138,11 @@ def evaluate(
     measured["corpus_long"] = SystemMeasurements([real["long"]], clip_seconds=shape.seconds)
     scorer: Scorer
     if settings.world is None:
-        scorer = ClipScorer(real)
+        logits = _logits(settings, shape, real["long"], None)
+        scorer = ClipScorer(real, logits)
     else:
-        scorer = WorldScorer(real, shape.window_frames, wanted.windows_per_video)
+        logits = _logits(settings, shape, real["clean"], real["ideal"])
+        scorer = WorldScorer(real, shape.window_frames, wanted.windows_per_video, logits)
         measured["ideal"] = SystemMeasurements(
             [real["ideal"]], [real["unseen_ideal"]], clip_seconds=shape.seconds
         )
@@ -158,9 +186,116 @@ def _scored(
     return dict(zip(measured, rows, strict=True))
 
 
+@dataclass(frozen=True)
+class OpenFolders:
+    """Folders of videos that are going to be compared."""
+
+    systems: tuple[Folder, ...]
+    reference: Folder
+    control: Folder | None
+    plan: Plan
+
+    @property
+    def every(self) -> tuple[Folder, ...]:
+        """All of them."""
+        return (*self.systems, self.reference, *([self.control] if self.control else []))
+
+    @property
+    def unseen_windows(self) -> int:
+        """Windows that I3D has to see."""
+        return sum(windows_to_see(folder, self._plan_of(folder)) for folder in self.every)
+
+    def _plan_of(self, folder: Folder) -> Plan:
+        """Twice as many videos of a reference that gives its control, too."""
+        logits = self.plan.logits
+        if logits is None or self.control is not None or folder is not self.reference:
+            return self.plan
+        return dataclasses.replace(self.plan, logits=dataclasses.replace(logits, videos=2 * logits.videos))
+
+    def measure(self, folder: Folder, progress: Progress) -> tuple[Folder, Measurements]:
+        """What is left of a folder, and its measurements."""
+        return measure_folder(folder, self._plan_of(folder), progress)
+
+
+def open_folders(
+    systems: Mapping[str, str],
+    reference: str,
+    control: str | None,
+    fps: float | None,
+    settings: FolderSettings,
+    progress: Progress = no_progress,
+) -> OpenFolders:
+    """List and open the videos of folders.
+
+    Args:
+        systems: location of each by the name of its row.
+        reference: location of real videos.
+        control: of other real videos; None takes every second one of the reference.
+        fps: frame rate that all are resampled to; None is the reference's.
+
+    Raises:
+        DataError: a folder holds no video that opens.
+    """
+    opened = [open_folder(name, place, settings, progress) for name, place in systems.items()]
+    real = open_folder("reference", reference, settings, progress)
+    other = open_folder("control", control, settings, progress) if control else None
+    plan = plan_for([*opened, real, *([other] if other else [])], fps or real.fps)
+    return OpenFolders(tuple(opened), real, other, plan)
+
+
+def evaluate_folders(folders: OpenFolders, progress: Progress = no_progress) -> Evaluation:
+    """Compares folders of videos with real ones; Ray must be running or startable.
+
+    The row `real` is the control's.
+
+    Raises:
+        DataError: too few videos are left of a folder.
+    """
+    start = time.perf_counter()
+    systems = [folders.measure(folder, progress) for folder in folders.systems]
+    reference, real = folders.measure(folders.reference, progress)
+    told = [*(folder for folder, _ in systems), reference]
+    if folders.control is None:
+        count = len(real.captions)
+        real, control = real.take(range(0, count, 2)), real.take(range(1, count, 2))
+    else:
+        left, control = folders.measure(folders.control, progress)
+        told.append(left)
+    plan, logits = folders.plan, None
+    if plan.logits is not None:
+        logits = LogitReference(
+            real.columns["i3d"],
+            control.columns["i3d"],
+            identity=plan.logits.identity,
+            suffix=plan.logits.rule.suffix,
+            few=folders.reference.settings.evaluation.few,
+        )
+    scorer = FolderScorer(real, control, logits)
+    rows = {folder.name: scorer.score(videos) for folder, videos in systems}
+    rows["real"] = scorer.score(control)
+    said = (*notes(rows), *folder_notes(told, plan, len(control.captions)))
+    return Evaluation(0, rows, {}, (), said, time.perf_counter() - start)
+
+
 def prepare(settings: EvaluationSettings, progress: Progress = no_progress) -> None:
     """Measures the real videos that systems will be compared with, so that `evaluate` finds them ready."""
     measure_real(reference_specs(settings, video_shape(settings)), settings, progress)
+
+
+def _logits(
+    settings: EvaluationSettings, shape: VideoShape, real: Measurements, control: Measurements | None
+) -> LogitReference | None:
+    """Real videos as I3D sees them, where it is wanted."""
+    plan = LogitPlan.of(settings.evaluation, shape.frames, use_gpu=settings.use_gpu)
+    if plan is None:
+        return None
+    return LogitReference(
+        real.columns["i3d"],
+        control.columns["i3d"] if control else None,
+        identity=plan.identity,
+        suffix=plan.rule.suffix,
+        few=settings.evaluation.few,
+    )
 
 
 def _captions(settings: EvaluationSettings, real: Mapping[str, Measurements]) -> dict[Group, Sequence[str]]:

@@ -21,6 +21,7 @@ from pipelines.evaluation.features.extractors import (
     factor_videos,
     factor_windows,
 )
+from pipelines.evaluation.fvd import LogitReference, refusals
 from pipelines.evaluation.measure import SECONDS, Measurements, SystemMeasurements
 from pipelines.evaluation.over_time import Finding, TemporalReference
 from pipelines.evaluation.subject import COLUMN, subject_scores
@@ -158,9 +159,17 @@ class WorldScorer:
         real: real videos: `clean` and `unseen` LONG, `ideal` and `unseen_ideal` for their floors, and `long`,
             the low-grade corpus.
         window_frames, windows: frames per window and windows per video.
+        logits: real videos as I3D sees them, where it is wanted.
     """
 
-    def __init__(self, real: Mapping[str, Measurements], window_frames: int, windows: int) -> None:
+    def __init__(
+        self,
+        real: Mapping[str, Measurements],
+        window_frames: int,
+        windows: int,
+        logits: LogitReference | None = None,
+    ) -> None:
+        self._logits = logits
         clean, ideal = real["clean"], real["ideal"]
         cut = partial(factor_windows, length=window_frames, count=windows)
         self._seen = {
@@ -190,9 +199,10 @@ class WorldScorer:
             metrics |= {f"unseen_{name}": exact[name] for name in ("rule", "texture_error")}
         if system.withheld is not None:
             metrics["same_colour_withheld"] = float(same_colour(system.withheld.factors).mean())
+        distances, curves = with_logits(self._logits, system, distances)
         metrics |= {name: distance.value for name, distance in distances.items()}
         findings = self._temporal.findings(system.seen[0])
-        return Scores(metrics | cost(system) | system.seen[0].temporal(), distances, findings)
+        return Scores(metrics | curves | cost(system) | system.seen[0].temporal(), distances, findings)
 
     def _exact(self, draws: Sequence[Measurements]) -> dict[str, Value]:
         measures = [measure_all(draw.factors, labels(draw.captions)) for draw in draws]
@@ -207,9 +217,11 @@ class ClipScorer:
 
     Args:
         real: the corpora: `long` videos and `short` clips.
+        logits: LONG as I3D sees it, where it is wanted.
     """
 
-    def __init__(self, real: Mapping[str, Measurements]) -> None:
+    def __init__(self, real: Mapping[str, Measurements], logits: LogitReference | None = None) -> None:
+        self._logits = logits
         self._long, self._short = PixelReference(real["long"], None), PixelReference(real["short"], None)
         self._temporal = TemporalReference(real["long"], None)
         self._subject = real["short"].columns.get(COLUMN)
@@ -223,12 +235,57 @@ class ClipScorer:
         }
         distances["pixel_window_frechet"] = distances[HEADLINE]
         distances |= self._temporal.compare(system.seen[0])
+        distances, curves = with_logits(self._logits, system, distances)
         metrics: dict[str, Value] = {name: distance.value for name, distance in distances.items()}
         metrics["diversity"] = self._long.diversity(system.seen[0])
         findings = self._temporal.findings(system.seen[0])
         if self._subject is not None:
             metrics |= subject_scores(system.seen[0].columns[COLUMN], self._subject)
-        return Scores(metrics | cost(system) | system.seen[0].temporal(), distances, findings)
+        return Scores(metrics | curves | cost(system) | system.seen[0].temporal(), distances, findings)
+
+
+class FolderScorer:
+    """Rows of videos of any origin against real ones.
+
+    Args:
+        reference: real videos.
+        control: other real videos, for the floor.
+        logits: both as I3D sees them, where it is wanted.
+    """
+
+    def __init__(self, reference: Measurements, control: Measurements, logits: LogitReference | None) -> None:
+        self._reference, self._control, self._logits = reference, control, logits
+
+    def score(self, videos: Measurements) -> Scores:
+        """Distances, diversity and temporal metrics; of the first videos, where the control has fewer."""
+        count = min(len(videos.captions), len(self._control.captions))
+        own = videos.take(range(count))
+        pixels = PixelReference(self._reference, self._control.take(range(count)))
+        temporal = TemporalReference(self._reference, self._control)
+        distances = pixels.compare([own]) | temporal.compare(own)
+        distances, curves = with_logits(self._logits, SystemMeasurements([own]), distances)
+        metrics: dict[str, Value] = {name: distance.value for name, distance in distances.items()}
+        metrics["diversity"] = pixels.diversity(own)
+        return Scores(metrics | curves | own.temporal(), distances, temporal.findings(own))
+
+
+def with_logits(
+    logits: LogitReference | None, system: SystemMeasurements, distances: Mapping[str, Distance]
+) -> tuple[dict[str, Distance], dict[str, Value]]:
+    """Distances, with those on I3D's logits of the first draw where I3D is wanted; and more metrics of those.
+
+    These are `<name>.floor`, `.low`, `.high`, `.infinite`, and curves by position.
+    """
+    if logits is None:
+        return dict(distances), {}
+    videos = system.seen[0].columns["i3d"]
+    found = logits.compare(videos)
+    beside: dict[str, Value] = {
+        f"{name}.{part}": getattr(distance, part)
+        for name, distance in found.items()
+        for part in ("floor", "low", "high", "infinite")
+    }
+    return {**distances, **found}, {**beside, **logits.by_position(videos)}
 
 
 def with_resamples(scorer: Scorer, times: int, seed: int, system: SystemMeasurements) -> Scores:
@@ -272,11 +329,12 @@ def notes(rows: Mapping[str, Scores]) -> list[str]:
         for name, distance in row.distances.items()
         if distance.too_few and name.startswith(("fvd", "window", "video", "story", "unseen"))
     }
-    return [
+    found = [
         f"{name} compares {n} with {reference} vectors of {dim} numbers: under {4 * dim} on a side "
         "it is mostly bias. Read kvd instead, or evaluate more videos."
         for name, n, reference, dim in sorted(few)
     ]
+    return found + refusals({name: row.distances for name, row in rows.items()})
 
 
 def _thinned(table: Table) -> Table:

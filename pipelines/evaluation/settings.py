@@ -1,6 +1,7 @@
 """What an evaluation compares: the systems, the shape of their videos, and where everything is."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -11,6 +12,8 @@ from models.errors import ConfigError
 from models.windows import even_spans
 from pipelines.data.store.info import read_info
 from pipelines.evaluation.config import EvaluationConfig
+from pipelines.evaluation.features.i3d import I3DFeatures, WindowRule, identity
+from pipelines.evaluation.features.i3d_file import load_weights
 from pipelines.generation import Head, Method, Sampler
 from pipelines.world.config import WorldConfig
 
@@ -71,6 +74,39 @@ class EvaluationSettings:
         if not self.use_gpu:
             torch.set_num_threads(1)
         return compute_device(self.use_gpu)
+
+
+@dataclass(frozen=True)
+class LogitPlan:
+    """What I3D sees of a set of videos."""
+
+    videos: int
+    """The first so many."""
+    rule: WindowRule
+    """Their windows."""
+    identity: str
+    """Of the logits."""
+    file: str | None
+    """Weights; None is the user's cache folder."""
+
+    @classmethod
+    def of(cls, evaluation: EvaluationConfig, frames: int, *, use_gpu: bool = False) -> "LogitPlan | None":
+        """For videos of so many frames; None where FVD is not wanted."""
+        if not evaluation.fvd:
+            return None
+        rule = WindowRule.of(frames, evaluation.windows_per_video)
+        kind = "cuda" if use_gpu else "cpu"
+        return cls(evaluation.fvd_videos, rule, identity(kind), evaluation.i3d)
+
+
+@lru_cache(maxsize=1)
+def i3d_features(plan: LogitPlan, device: torch.device) -> I3DFeatures:
+    """The network on a device, kept in this process.
+
+    Raises:
+        CheckpointError: its weights are not there.
+    """
+    return I3DFeatures(load_weights(plan.file), plan.rule, device)
 
 
 @dataclass(frozen=True)

@@ -158,23 +158,27 @@ class I3DFeatures:
 
     Args:
         weights: by name, from `i3d_file.load_weights`.
+        rule: which frames are windows.
         device: where the network computes.
     """
 
     name = "i3d"
     dim = CLASSES
 
-    def __init__(self, weights: Mapping[str, NDArray[np.float32]], device: torch.device) -> None:
-        self._device = device
+    def __init__(
+        self, weights: Mapping[str, NDArray[np.float32]], rule: WindowRule, device: torch.device
+    ) -> None:
+        self._device, self._rule = device, rule
+        self.shape = (rule.count, self.dim)
         self._network = I3D().eval().requires_grad_(False)
         copy_into(self._network, {name: torch.from_numpy(value) for name, value in weights.items()}, "I3D")
         self._network.to(device)
 
     @torch.inference_mode()
-    def __call__(self, frames: Tensor, rule: WindowRule) -> NDArray[np.float32]:
-        """Logits [rule.count, 400] of one video uint8 [F, H, W, 3], F >= rule.shown."""
+    def __call__(self, frames: Tensor) -> NDArray[np.float32]:
+        """Logits [windows, 400] of one video uint8 [F, H, W, 3], F >= rule.shown."""
         logits = []
-        for numbers in rule.windows(len(frames)):
+        for numbers in self._rule.windows(len(frames)):
             window = pictures(frames[torch.from_numpy(numbers)].to(self._device))[None]
             with half_precision(self._device, self._device.type == "cuda"):
                 logits.append(self._network(window)[0].float().cpu().numpy())

@@ -1,5 +1,6 @@
 """The table of one or more seeds, for the terminal and as summary.json for machines."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -58,6 +59,8 @@ SUBJECT_COLUMNS = {
     "edges": "subject.sharpness",
 }
 """Further ones where an animal is looked for."""
+LOGIT_COLUMNS = {"FVD": "fvd", "KVD": "kvd", "JEDi MMD": "mmd_jedi", "IS": "inception_score"}
+"""Figures on I3D's logits, whose names may end in `.held8`."""
 
 
 def is_world(evaluation: Evaluation) -> bool:
@@ -79,10 +82,20 @@ def summary_keys(evaluation: Evaluation) -> tuple[str, ...]:
 
 def columns(evaluation: Evaluation) -> dict[str, str]:
     """Headings of the table, with their metrics."""
+    known = {
+        name for row in evaluation.rows.values() for name, value in row.metrics.items() if value is not None
+    }
+    logits = {
+        f"{heading}{name.removeprefix(figure)}": name
+        for heading, figure in LOGIT_COLUMNS.items()
+        for name in sorted(known)
+        if re.fullmatch(rf"{figure}(\.held\d+)?", name)
+    }
     if not is_world(evaluation):
         has_subject = any("subject.one" in row.metrics for row in evaluation.rows.values())
-        return CLIP_COLUMNS | (SUBJECT_COLUMNS if has_subject else {})
-    return WORLD_COLUMNS | (MINUTE_COLUMNS if has_withheld(evaluation) else {})
+        shown = CLIP_COLUMNS | (SUBJECT_COLUMNS if has_subject else {})
+        return {heading: name for heading, name in shown.items() if name in known} | logits
+    return WORLD_COLUMNS | (MINUTE_COLUMNS if has_withheld(evaluation) else {}) | logits
 
 
 def values(evaluations: Sequence[Evaluation], system: str, metric: str) -> list[Value]:
@@ -136,16 +149,22 @@ def remarks(evaluations: Sequence[Evaluation]) -> list[str]:
             f"one animal: share of frames that show exactly one, of SHORT itself {shown}; jump: the way from "
             "frame to frame that 95 % of all steps stay below; edges: their strength. Both are 1 for SHORT"
         )
+    on_logits: dict[str, list[str]] = {}
     for metric in columns(first).values():
-        distance = next(
-            (row.distances[metric] for row in first.rows.values() if metric in row.distances), None
-        )
-        if distance is not None:
-            found.append(
-                f"{metric}: {distance.extractor}, n {distance.n} against {distance.reference}, "
-                f"floor {distance.floor:.3g}"
+        distances = {
+            name: row.distances[metric] for name, row in first.rows.items() if metric in row.distances
+        }
+        for system, distance in distances.items():
+            sizes = f"n {distance.n} against {distance.reference}"
+            if distance.low is None:
+                found.append(f"{metric}: {distance.extractor}, {sizes}, floor {distance.floor:.3g}")
+                break
+            told = on_logits.setdefault(f"{system} on {distance.extractor}, {sizes}", [])
+            told.append(
+                f"{metric} {distance.value:.4g} (95 % {distance.low:.4g} to {distance.high:.4g}, "
+                f"floor {distance.floor:.4g}, at infinite n {distance.infinite:.4g})"
             )
-    return found
+    return found + [f"{system}: {'; '.join(told)}" for system, told in on_logits.items()]
 
 
 def over_time(evaluations: Sequence[Evaluation]) -> dict[str, str]:

@@ -9,7 +9,7 @@ import pytest
 from jobs.commands import evaluate
 from jobs.config import load as configs
 from jobs.config.paths import RunPaths
-from models.errors import CheckpointError
+from models.errors import CheckpointError, ConfigError
 from pipelines.evaluation.run import Evaluation
 from pipelines.evaluation.scores import Scores
 from pipelines.tracking import no_progress
@@ -129,3 +129,22 @@ def test_the_world_is_known_only_where_it_is_used(run_config):
     assert evaluate.settings_of(configs.load("clips"), 0).world is None
     minute = evaluate.settings_of(configs.load("minute"), 0)
     assert minute.text == configs.load("minute").text
+
+
+def test_rows_are_named_by_their_folders_or_as_asked():
+    assert evaluate.named(["a/ours", "b/theirs/", "other=/x=y/z"]) == {
+        "ours": "a/ours",
+        "theirs": "b/theirs/",
+        "other": "/x=y/z",
+    }
+    assert evaluate.named(["s3://bucket/a=b/clips"]) == {"clips": "s3://bucket/a=b/clips"}
+    for places in (["a/ours", "b/ours"], ["real"], ["real=a"]):
+        with pytest.raises(ConfigError, match="NAME=DIR"):
+            evaluate.named(places)
+
+
+def test_without_the_weights_nothing_is_begun(run_config, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    config = configs.with_values(run_config, {"evaluation.fvd": True})
+    with pytest.raises(CheckpointError, match="sostenuto fetch i3d"):
+        evaluate.evaluate(config)

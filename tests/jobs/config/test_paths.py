@@ -107,6 +107,7 @@ def test_addresses_are_those_of_the_folder_where_the_command_was_typed(tmp_path,
     assert resolved(configs.load("ci")).tracking.uri is None
     assert resolved(configs.load("ci")).data.links is None
     assert resolved(configs.load("ci", ["data.links=blobs"])).data.links == f"{tmp_path}/blobs"
+    assert resolved(configs.load("ci", ["evaluation.i3d=w"])).evaluation.i3d == f"{tmp_path}/w"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///a.db")
     assert resolved(configs.load("ci")).tracking.uri == f"sqlite:///{tmp_path}/a.db"
     named = configs.load("ci", ["tracking.uri=sqlite:///b.db"])

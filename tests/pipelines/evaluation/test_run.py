@@ -5,11 +5,14 @@ import io
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 
 from models.config import SamplingConfig, TextConfig
 from models.errors import CheckpointError, ConfigError
+from pipelines.evaluation import generate as generating
+from pipelines.evaluation import reference as references
 from pipelines.evaluation.claims import Claim, judge
 from pipelines.evaluation.report.page import write_report
 from pipelines.evaluation.report.summary import MINUTE_KEYS, WORLD_KEYS, cell, remarks, table, write_summary
@@ -72,6 +75,42 @@ def test_progress_counts_to_the_whole(result, phases):
     for name in ("real videos", "videos"):
         _, done, whole = [told for told in phases if told[0] == name][-1]
         assert done == whole > 0
+
+
+class Seen:
+    """In place of I3D: noise around the mean colour of each window."""
+
+    dim = 400
+
+    def __init__(self, rule):
+        self.rule, self.shape = rule, (rule.count, 400)
+
+    def __call__(self, frames):
+        windows = [frames.numpy()[numbers] / 255.0 for numbers in self.rule.windows(len(frames))]
+        return np.array([np.resize(w.mean((0, 1, 2)), 400) + w.std() for w in windows], dtype=np.float32)
+
+
+def test_i3d_sees_systems_and_real_videos_where_it_is_wanted(
+    result, settings, networks, folder, monkeypatch, tmp_path
+):
+    """In this process, since workers would look for its weights."""
+    for module in (generating, references):
+        monkeypatch.setattr(module, "i3d_features", lambda plan, device: Seen(plan.rule))
+        monkeypatch.setattr(module, "ray_map_all", lambda work, items, *_: [work(item) for item in items])
+    generating._generator.cache_clear()
+    wanted = dataclasses.replace(settings.evaluation, fvd=True, fvd_videos=5, few=True, draws=1)
+    seeing = dataclasses.replace(settings, evaluation=wanted, references=str(tmp_path))
+    made = evaluate(systems_of(networks)[:1], seeing, str(folder / "i3d"))
+    generating._generator.cache_clear()
+    for row in made.rows.values():
+        for name in ("fvd", "kvd", "mmd_jedi", "inception_score"):
+            found = row.distances[name]
+            assert (found.n, found.reference) == (10, 10)
+            assert found.floor == made.rows["ideal"].metrics[name]
+            assert row.metrics[f"{name}.floor"] == found.floor
+        assert len(row.metrics["kvd_by_position"]) == 2
+    assert made.rows["mmm_4"].metrics["fvd"] > made.rows["ideal"].metrics["fvd"]
+    assert Evaluation.from_json(json.loads(json.dumps(made.to_json()))).rows.keys() == made.rows.keys()
 
 
 def test_references_are_kept_and_more_actors_change_nothing(result, settings, networks, folder, phases):

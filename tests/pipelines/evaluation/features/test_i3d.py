@@ -265,7 +265,10 @@ def test_pictures_are_the_centre_square_without_aliasing():
 def test_features_of_a_video_are_the_logits_of_its_windows(monkeypatch):
     weights = converted(flat(tree(3)))
     monkeypatch.setattr("pipelines.evaluation.features.i3d.I3D", lambda: I3D(STEM, FEW, CLASSES))
-    features = I3DFeatures(weights, torch.device("cpu"))
+
+    def features(frames, rule):
+        return I3DFeatures(weights, rule, torch.device("cpu"))(frames)
+
     frames = torch.randint(
         0, 255, (40, 48, 48, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
     )
