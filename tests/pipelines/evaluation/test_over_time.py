@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ import torch
 from scipy.stats import nhypergeom
 
 from benchmarks.damage import PIXELS
+from pipelines.data.config import LimitsConfig
+from pipelines.data.decode.decoder import Decoder
 from pipelines.evaluation.features.extractors import shrink
 from pipelines.evaluation.measure import Measurements
 from pipelines.evaluation.over_time import WORDS, Finding, TemporalReference, sentence
@@ -160,3 +163,29 @@ def test_damaged_copies_are_told_by_name(real, name):
     strength, words = DAMAGED[name]
     broken = [PIXELS[name](video, strength, name, i) for i, video in enumerate(videos)]
     assert f"{words} in 20 of 20 videos" in sentence(reference.findings(measured(broken)), 20, 48)
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not CLIPS, reason="not run: SOSTENUTO_TEST_CLIPS does not name a folder of real clips")
+def test_copies_of_real_clips_are_told_and_held_out_halves_are_not():
+    first, second = [], []
+    with Decoder(LimitsConfig()) as decoder:
+        for name in ("long/mouse_78s.mp4", "long/talk_125s_256.mp4", "short/pool.mp4", "short/chimp.mp4"):
+            frames = np.concatenate(list(decoder.open(Path(CLIPS) / name, [(64, 64)], 8.0).frames))
+            pieces = [frames[i : i + 32] for i in range(0, len(frames) - 31, 32)][:20]
+            first += pieces[::2]
+            second += pieces[1::2]
+    reference = TemporalReference(measured(first), None)
+    assert reference.findings(measured(second)) == ()
+    strong = {"frozen": 0.5, "looped": 0.5, "blurred": 4.0, "brightening": 0.4, "jittered": 2.0}
+    sides = {
+        "frozen": ("drift.log_motion", "low"),
+        "looped": ("self_repeat", "high"),
+        "blurred": ("pixel_sharpness", "low"),
+        "brightening": ("drift.luma", "high"),
+        "jittered": ("unsteadiness", "high"),
+    }
+    for name, strength in strong.items():
+        broken = [PIXELS[name](video, strength, name, i) for i, video in enumerate(second)]
+        found = reference.findings(measured(broken))
+        assert sides[name] in {(finding.metric, finding.side) for finding in found}, name
