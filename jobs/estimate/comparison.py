@@ -13,10 +13,10 @@ from pipelines.evaluation.settings import System
 from pipelines.training.recipes import BASELINES
 
 START_S = 12.0
-"""CPU-seconds of a Ray Train run beside its steps (measured)."""
+"""CPU-seconds of a Ray Train run beside its steps (assumed)."""
 
 VIDEO_S = 0.02
-"""CPU-seconds to decode, measure and score a video (measured, 32 frames of 128 x 128)."""
+"""CPU-seconds to decode, measure and score a video of 32 frames of 128 x 128 (assumed)."""
 
 
 @dataclass(frozen=True)
