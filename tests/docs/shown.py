@@ -40,6 +40,7 @@ KINDS = {
     "kubernetes": (("kubectl",), ("docker", "build"), ("docker", "push")),
     "server": (("mlflow", "ui"), ("mlflow", "server")),
     "make": (("make",),),
+    "benchmark": (("python",),),
     "chmod": (("chmod",),),
     "export": (("export",),),
 }

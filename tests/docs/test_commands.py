@@ -98,6 +98,13 @@ def test_make_knows_its_target(shown):
     assert ".venv/bin/" in done.stdout
 
 
+@of_kind("benchmark")
+def test_a_benchmark_knows_its_options(shown, home):
+    script, *words = shown.words[1:]
+    told = run([sys.executable, script, "--help"], REPOSITORY, home).stdout
+    assert all(word in told for word in words if word.startswith("--"))
+
+
 @of_kind("local")
 def test_a_command_runs_on_this_machine(shown, folder, own_folder, home, head, places):
     words = rewritten(shown.words, places)
