@@ -18,7 +18,7 @@ from models.errors import CheckpointError
 
 FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 """Number formats that weights may have on disk, by safetensors' names."""
-CONFIG_FILE = "config.json"
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "weights.safetensors"
 PICKLES = frozenset({".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"})
 NAMED = 3
 """Names that an error lists before it counts the rest."""
@@ -31,6 +31,14 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
         if tensor.untyped_storage().nbytes() != tensor.nbytes:
             plain[name] = tensor.clone()
     save_file(plain, path)
+
+
+def save_folder(config: Mapping[str, Any], tensors: Mapping[str, Tensor], folder: str | Path) -> None:
+    """Write config.json and weights.safetensors into a local folder, creating it."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_tensors(tensors, folder / WEIGHTS_FILE)
+    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=1) + "\n")
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:

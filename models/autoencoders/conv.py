@@ -7,7 +7,6 @@ leave no trace, and near codes are near pictures.
 """
 
 import itertools
-import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,9 +21,8 @@ from models.autoencoders.kinds import ConvKind
 from models.config import AutoencoderConfig
 from models.errors import CheckpointError, ConfigError, DataError, TrainingDiverged
 from models.rng import Key
-from models.weights import CONFIG_FILE, copy_into, load_tensors, read_config, save_tensors
+from models.weights import WEIGHTS_FILE, copy_into, load_tensors, read_config, save_folder
 
-WEIGHTS_FILE = "weights.safetensors"
 WIDTHS = (12, 24, 32, 48, 64, 96)
 """Channels of the layers at full size, at half, at a quarter, ..."""
 NOISE = 0.2
@@ -233,8 +231,6 @@ class ConvAutoencoder(nn.Module):
 
     def save(self, folder: str | Path) -> None:
         """Write config.json and weights.safetensors into a local folder, creating it."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         config = {
             "kind": "conv",
             "channels": self.channels,
@@ -243,8 +239,7 @@ class ConvAutoencoder(nn.Module):
             "width": self.background.shape[2],
             "reconstruction_error": self.reconstruction_error,
         }
-        save_tensors(self.state_dict(), folder / WEIGHTS_FILE)
-        (folder / CONFIG_FILE).write_text(json.dumps(config, indent=1) + "\n")
+        save_folder(config, self.state_dict(), folder)
 
     @classmethod
     def load(cls, folder: str | Path) -> "ConvAutoencoder":

@@ -1,6 +1,5 @@
 """A linear autoencoder: principal components of whole frames or of patches, fitted on the corpus."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -13,9 +12,8 @@ from torch import Tensor
 from models.autoencoders.kinds import PcaKind
 from models.config import AutoencoderConfig
 from models.errors import CheckpointError, ConfigError, DataError
-from models.weights import CONFIG_FILE, load_tensors, read_config, save_tensors
+from models.weights import WEIGHTS_FILE, load_tensors, read_config, save_folder
 
-WEIGHTS_FILE = "weights.safetensors"
 CLEAR_GAP = 20.0
 """Ratio of neighbouring eigenvalues at which the picture ends and the noise begins."""
 GAP_EXPLAINS = 0.95
@@ -156,8 +154,6 @@ class PcaAutoencoder:
 
     def save(self, folder: str | Path) -> None:
         """Write config.json and weights.safetensors into a local folder, creating it."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         config = {
             "kind": "pca",
             **asdict(self._layout),
@@ -165,9 +161,7 @@ class PcaAutoencoder:
             "reconstruction_error": self.reconstruction_error,
             "eigenvalues": self.eigenvalues,
         }
-        tensors = {"mean": self.mean, "basis": self.basis, "scale": self.scale}
-        save_tensors(tensors, folder / WEIGHTS_FILE)
-        (folder / CONFIG_FILE).write_text(json.dumps(config, indent=1) + "\n")
+        save_folder(config, {"mean": self.mean, "basis": self.basis, "scale": self.scale}, folder)
 
     @classmethod
     def load(cls, folder: str | Path) -> "PcaAutoencoder":

@@ -1,6 +1,5 @@
 """The linear code is exact on linear data, chooses its own size, and survives the disk bit for bit."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ from models.autoencoders.kinds import load_autoencoder
 from models.autoencoders.pca import PcaAutoencoder
 from models.config import AutoencoderConfig
 from models.errors import CheckpointError, ConfigError, DataError
+from tests.models.autoencoders.damage import assert_damage_is_refused
 
 
 def low_rank(count: int, rank: int, height: int, width: int, noise: float = 0.0) -> NDArray[np.uint8]:
@@ -220,13 +220,4 @@ def test_damaged_folders_are_refused(fitted: PcaAutoencoder, tmp_path: Path) -> 
     with pytest.raises(CheckpointError, match="no readable"):
         load_autoencoder(tmp_path)
     fitted.save(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
-    for change in ({"kind": "other"}, {"patch_height": 3}, {"height": None}):
-        (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
-        with pytest.raises(CheckpointError):
-            load_autoencoder(tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    weights = tmp_path / "weights.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-8])
-    with pytest.raises(CheckpointError):
-        load_autoencoder(tmp_path)
+    assert_damage_is_refused(tmp_path, [{"kind": "other"}, {"patch_height": 3}, {"height": None}])
