@@ -71,12 +71,13 @@ class LogitReference:
                 f"Give it {2 * LEAST} or more, and set evaluation.fvd_videos to {LEAST} or more",
             )
         self._identity, self._suffix, self._few = identity, suffix, few
-        self._floors: dict[int, dict[str, Distance]] = {}
+        self._floors: dict[tuple[int, int], dict[str, Distance]] = {}
 
-    def compare(self, videos: Table) -> dict[str, Distance]:
+    def compare(self, videos: Table, splits: int = SPLITS) -> dict[str, Distance]:
         """Every figure by its name: of videos [M, W, d], or of the control if they are the reference itself.
 
-        More videos than the control has are left out, so that value and floor have one n.
+        More videos than the control has are left out, so that value and floor have one n. With no
+        `splits` the interval and the value at infinite n are the figure itself.
         """
         own = self._control if videos is self._whole else _measured(videos)
         own = own[: len(self._control)]
@@ -84,10 +85,11 @@ class LogitReference:
             raise DataError(
                 f"I3D saw {len(own)} videos of a system, too few for an interval", f"Give it {LEAST} or more"
             )
-        floors = self._floors.get(len(own))
+        kind, real = (len(own), splits), self._control[: len(own)]
+        floors = self._floors.get(kind)
         if floors is None:
-            floors = self._floors[len(own)] = self._figures(self._control[: len(own)])
-        found = floors if np.array_equal(own, self._control[: len(own)]) else self._figures(own)
+            floors = self._floors[kind] = self._figures(real, splits)
+        found = floors if np.array_equal(own, real) else self._figures(own, splits)
         return {name: replace(distance, floor=floors[name].value) for name, distance in found.items()}
 
     def by_position(self, videos: Table) -> dict[str, list[float]]:
@@ -103,11 +105,11 @@ class LogitReference:
     def _may_have_frechet(self, *sizes: int) -> bool:
         return self._few or min(sizes) >= 4 * self._reference.shape[-1]
 
-    def _figures(self, videos: Table) -> dict[str, Distance]:
+    def _figures(self, videos: Table, splits: int) -> dict[str, Distance]:
         """All figures of videos [M, W, d], without floors."""
         dim = videos.shape[-1]
         x, y = videos.reshape(-1, dim), self._reference.reshape(-1, dim)
-        halves_x, halves_y = _halves(videos, seed=0), _halves(self._reference, seed=1)
+        halves_x, halves_y = _halves(videos, splits, seed=0), _halves(self._reference, splits, seed=1)
         found = {
             "kvd": _estimate(_kernel(_cubic, x, y, halves_x, halves_y), biased=False),
             "mmd_jedi": _estimate(100.0 * _kernel(_square, x, y, halves_x, halves_y), biased=False),
@@ -158,12 +160,12 @@ def _measured(videos: Table) -> Floats:
     return table[~np.isnan(table[:, 0, 0])]
 
 
-def _halves(table: Table, seed: int) -> NDArray[np.bool_]:
-    """Which windows of [M, W, d] count, [M * W, 1 + 2 * SPLITS]: all, then halves of the videos and rests."""
+def _halves(table: Table, splits: int, seed: int) -> NDArray[np.bool_]:
+    """Which windows of [M, W, d] count, [M * W, 1 + 2 * splits]: all, then halves of the videos and rests."""
     videos, windows = table.shape[:2]
     random = np.random.RandomState(seed)
     columns = [np.ones(videos, dtype=bool)]
-    for _ in range(SPLITS):
+    for _ in range(splits):
         half = np.zeros(videos, dtype=bool)
         half[random.permutation(videos)[: videos // 2]] = True
         columns += [half, ~half]
@@ -173,6 +175,8 @@ def _halves(table: Table, seed: int) -> NDArray[np.bool_]:
 def _estimate(values: Any, *, biased: bool) -> tuple[float, float, float, float]:
     """Value, its value at infinite n, and the ends of its interval, from the whole and the halves."""
     value, halves = float(values[0]), np.asarray(values[1:])
+    if not len(halves):
+        return value, value, value, value
     ends = np.quantile(halves - halves.mean(), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     infinite = 2.0 * value - float(halves.mean()) if biased else value
     return value, infinite, value + float(ends[0]), value + float(ends[1])

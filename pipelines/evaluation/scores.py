@@ -21,7 +21,7 @@ from pipelines.evaluation.features.extractors import (
     factor_videos,
     factor_windows,
 )
-from pipelines.evaluation.fvd import LogitReference, refusals
+from pipelines.evaluation.fvd import SPLITS, LogitReference, refusals
 from pipelines.evaluation.measure import SECONDS, Measurements, SystemMeasurements
 from pipelines.evaluation.over_time import Finding, TemporalReference
 from pipelines.evaluation.subject import COLUMN, subject_scores
@@ -56,8 +56,8 @@ class Scores:
 class Scorer(Protocol):
     """Gives the row of a system."""
 
-    def score(self, system: SystemMeasurements) -> Scores:
-        """All figures of one system."""
+    def score(self, system: SystemMeasurements, splits: int = SPLITS) -> Scores:
+        """All figures of one system; those on I3D's logits have intervals from so many splits."""
 
 
 class FactorReference:
@@ -183,7 +183,7 @@ class WorldScorer:
         self._temporal = TemporalReference(clean, ideal)
         self._sharpness = float(sharpness(clean.factors).mean())
 
-    def score(self, system: SystemMeasurements) -> Scores:
+    def score(self, system: SystemMeasurements, splits: int = SPLITS) -> Scores:
         """All figures of one system."""
         distances = {name: reference.compare(system.seen) for name, reference in self._seen.items()}
         distances |= self._pixels.compare(system.seen) | self._temporal.compare(system.seen[0])
@@ -199,7 +199,7 @@ class WorldScorer:
             metrics |= {f"unseen_{name}": exact[name] for name in ("rule", "texture_error")}
         if system.withheld is not None:
             metrics["same_colour_withheld"] = float(same_colour(system.withheld.factors).mean())
-        distances, curves = with_logits(self._logits, system, distances)
+        distances, curves = with_logits(self._logits, system, distances, splits)
         metrics |= {name: distance.value for name, distance in distances.items()}
         findings = self._temporal.findings(system.seen[0])
         return Scores(metrics | curves | cost(system) | system.seen[0].temporal(), distances, findings)
@@ -226,7 +226,7 @@ class ClipScorer:
         self._temporal = TemporalReference(real["long"], None)
         self._subject = real["short"].columns.get(COLUMN)
 
-    def score(self, system: SystemMeasurements) -> Scores:
+    def score(self, system: SystemMeasurements, splits: int = SPLITS) -> Scores:
         """Distances to LONG windows, and to SHORT as `<name>.short`; temporal metrics, diversity, cost; the
         animal's scores where one is looked for."""
         distances = self._long.compare(system.seen)
@@ -235,7 +235,7 @@ class ClipScorer:
         }
         distances["pixel_window_frechet"] = distances[HEADLINE]
         distances |= self._temporal.compare(system.seen[0])
-        distances, curves = with_logits(self._logits, system, distances)
+        distances, curves = with_logits(self._logits, system, distances, splits)
         metrics: dict[str, Value] = {name: distance.value for name, distance in distances.items()}
         metrics["diversity"] = self._long.diversity(system.seen[0])
         findings = self._temporal.findings(system.seen[0])
@@ -270,7 +270,10 @@ class FolderScorer:
 
 
 def with_logits(
-    logits: LogitReference | None, system: SystemMeasurements, distances: Mapping[str, Distance]
+    logits: LogitReference | None,
+    system: SystemMeasurements,
+    distances: Mapping[str, Distance],
+    splits: int = SPLITS,
 ) -> tuple[dict[str, Distance], dict[str, Value]]:
     """Distances, with those on I3D's logits of the first draw where I3D is wanted; and more metrics of those.
 
@@ -279,7 +282,9 @@ def with_logits(
     if logits is None:
         return dict(distances), {}
     videos = system.seen[0].columns["i3d"]
-    found = logits.compare(videos)
+    found = logits.compare(videos, splits)
+    if not splits:
+        return {**distances, **found}, {}
     beside: dict[str, Value] = {
         f"{name}.{part}": getattr(distance, part)
         for name, distance in found.items()
@@ -292,7 +297,7 @@ def with_resamples(scorer: Scorer, times: int, seed: int, system: SystemMeasurem
     """All figures of one system, with `resampled` ones."""
     scores = scorer.score(system)
     again = [
-        scorer.score(system.resampled(Key(seed, step=index, purpose="resample"))).metrics
+        scorer.score(system.resampled(Key(seed, step=index, purpose="resample")), splits=0).metrics
         for index in range(times)
     ]
     resampled = {}

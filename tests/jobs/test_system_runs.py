@@ -159,8 +159,11 @@ def test_a_description_says_what_a_system_stands_for(world, root):
     assert run.data.tags["mlflow.note.content"] == "both losses"
 
 
-def test_nothing_is_asked_of_mlflow_where_tracking_is_off(world, tmp_path):
+def test_nothing_is_asked_of_mlflow_where_tracking_is_off(world, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(system_runs, "open_run", lambda *given, **named: asked.append(given))
     system_runs.file_systems(world, result_of(0, tmp_path), [], None, ["ideal"])
+    assert not asked
 
 
 def test_the_table_is_one_that_mlflow_shows(world, root):

@@ -104,7 +104,7 @@ class Run:
         return found
 
 
-def compare(name: str, starts: dict[str, str], folder: Path, workers: Workers) -> None:
+def assert_stops_change_nothing(name: str, starts: dict[str, str], folder: Path, workers: Workers) -> None:
     (folder / "whole").mkdir(exist_ok=True)
     (folder / "broken").mkdir(exist_ok=True)
     whole, broken = (Run(name, starts, folder / kind, workers) for kind in ("whole", "broken"))
@@ -134,7 +134,7 @@ def starts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.mark.parametrize("name", STAGES)
 def test_five_stops_inside_steps_change_nothing(name: str, starts: dict[str, str], tmp_path: Path) -> None:
-    compare(name, starts, tmp_path, ALONE)
+    assert_stops_change_nothing(name, starts, tmp_path, ALONE)
 
 
 def _work(rank: int, starts: dict[str, str], out: str) -> None:
@@ -143,7 +143,7 @@ def _work(rank: int, starts: dict[str, str], out: str) -> None:
     for name in STAGES:
         folder = Path(out, f"{name}-{rank}")
         folder.mkdir()
-        compare(name, starts, folder, Workers(rank, 2))
+        assert_stops_change_nothing(name, starts, folder, Workers(rank, 2))
     Path(out, f"{rank}.json").write_text(json.dumps("done"))
     distributed.barrier()
     distributed.destroy_process_group()

@@ -67,13 +67,24 @@ def test_inception_score_counts_the_classes(logits, score):
 
 
 def test_halves_keep_the_windows_of_a_video_together_and_leave_a_rest():
-    chosen = _halves(np.zeros((7, 3, 2)), 0)
+    chosen = _halves(np.zeros((7, 3, 2)), 50, 0)
     assert chosen[:, 0].all()
     by_video = chosen.reshape(7, 3, -1)
     assert (by_video == by_video[:, :1]).all()
     np.testing.assert_array_equal(chosen[:, 1::2], ~chosen[:, 2::2])
     assert set(by_video[:, 0, 1:].sum(axis=0)) == {3, 4}
     assert len({tuple(column) for column in chosen.T}) > 50
+
+
+def test_without_splits_figures_are_the_same_and_have_no_interval():
+    real, control, own = (videos(seed, 12, shift=shift) for seed, shift in enumerate((0.0, 0.0, 1.0)))
+    scored = reference(real, control)
+    whole, bare = scored.compare(own), scored.compare(own, splits=0)
+    for name, distance in bare.items():
+        assert distance.value == pytest.approx(whole[name].value, rel=1e-9)
+        assert distance.floor == pytest.approx(whole[name].floor, rel=1e-9)
+        assert distance.low == distance.high == distance.infinite == distance.value
+        assert whole[name].low < whole[name].high
 
 
 def test_intervals_hold_the_truth_as_often_as_they_say():

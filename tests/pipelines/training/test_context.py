@@ -25,7 +25,7 @@ CASES: dict[str, dict[str, Any]] = {
     "many tokens a frame": {"pattern": "WGWG", "window": 1, "frames": 6, "side": 4},
     "a time for each frame": {"pattern": "WGWG", "window": 2, "frames": 10, "per_frame": True},
     "checkpointed": {"pattern": "WGWG", "window": 2, "frames": 10, "checkpointed": True},
-    "as a few as processes": {"pattern": "WGWG", "window": 1, "frames": 4},
+    "a frame for each process": {"pattern": "WGWG", "window": 1, "frames": 4},
 }
 DTYPES = {"float32": (torch.float32, 2e-6), "float64": (torch.float64, 1e-13)}
 
