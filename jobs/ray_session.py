@@ -103,8 +103,11 @@ def ray_session(cluster: ClusterConfig, *, dashboard: bool = False, debug: bool 
 def _start(cluster: ClusterConfig, folder: Path | None, *, dashboard: bool, debug: bool) -> None:
     """Join the cluster of RAY_ADDRESS, or start a private Ray that keeps its files in `folder`."""
     import ray
+    from ray._private import auto_init_hook
     from ray._private import worker as ray_worker
 
+    # a thread that outlives the session, such as another stage's after an error, starts no Ray of its own
+    auto_init_hook.enable_auto_connect = False
     if not debug:
         # Ray prints what befalls workers and nodes in paragraphs, whatever `log_to_driver` says
         ray_worker.print_to_stdstream = Sentences()

@@ -165,21 +165,26 @@ def open_run(
         for tag, value in (tags or {}).items():
             client.set_tag(run_id, tag, value)
         if dataset is not None:
-            client.log_inputs(run_id, [_dataset_input(dataset)])
+            _log_dataset(client, run_id, dataset)
         client.update_run(run_id, status="RUNNING")
     except failures() as error:
         raise _unusable(uri, error) from error
     return RunReference(uri, run_id, f"{root}/{group}/unsent", machine)
 
 
-def _dataset_input(used: UsedDataset) -> Any:
-    """MLflow's form of a dataset that a run uses."""
+def _log_dataset(client: Any, run_id: str, used: UsedDataset) -> None:
+    """Put a dataset among a run's. Of two runs that bring a new one at the same moment MLflow refuses the
+    second, which then finds the other's."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     source = json.dumps({"uri": used.source})
     kind = urlsplit(used.source).scheme or "local"
     entity = Dataset(used.name, used.digest, kind, source, profile=used.profile)
-    return DatasetInput(entity, [InputTag("mlflow.data.context", used.context)])
+    given = [DatasetInput(entity, [InputTag("mlflow.data.context", used.context)])]
+    try:
+        client.log_inputs(run_id, given)
+    except failures():
+        client.log_inputs(run_id, given)
 
 
 def _unusable(uri: str, error: BaseException) -> ClusterError:
