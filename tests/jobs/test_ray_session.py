@@ -72,6 +72,10 @@ for _ in range(2):
     with ray_session(ClusterConfig()):
         print(*ray.get(look.remote()), ray.cluster_resources()["CPU"], ray.get_runtime_context().gcs_address)
 print(sorted(os.listdir(os.environ["HOME"])), sorted(os.listdir(tempfile.gettempdir())))
+try:
+    look.remote()
+except Exception as error:
+    print(type(error).__name__, ray.is_initialized())
 """
 
 
@@ -87,10 +91,11 @@ def test_a_private_ray_asks_for_a_token_and_leaves_nothing(own):
     command = [sys.executable, "-c", PRIVATE]
     done = subprocess.run(command, cwd=ROOT, env=own, capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stderr
-    first, second, left = done.stdout.splitlines()
+    first, second, left, late = done.stdout.splitlines()
     assert first.split()[:2] == second.split()[:2] == ["token", "1"]
     assert float(first.split()[2]) >= 4
     assert left == "[] []"
+    assert late.split()[-1] == "False", "a call after the end starts another Ray"
     assert done.stderr == ""
     assert not processes_with(own["TMPDIR"])
 

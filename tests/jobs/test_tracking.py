@@ -8,9 +8,11 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
@@ -24,6 +26,7 @@ from jobs.config import load as configs
 from jobs.config import schema
 from jobs.config.paths import resolved
 from jobs.unsent import tell_unsent, unsent_of
+from jobs.used_dataset import UsedDataset
 from models.errors import ClusterError, ConfigError
 from pipelines.tracking import NullTracker
 from tests.command import free_port, sent
@@ -72,6 +75,24 @@ def test_runs_of_other_names_and_groups_are_other_runs(run_config, root):
         for name in ("seed-0", "seed-1")
     }
     assert len(ids) == 4
+
+
+def test_runs_that_bring_a_new_dataset_at_once_all_have_it(run_config):
+    together = threading.Barrier(4)
+
+    def open_at_once(number, name):
+        together.wait()
+        return tracking.open_run(
+            run_config,
+            f"seed-{number}/teacher",
+            dataset=UsedDataset(name, "0123456789abcdef", "/data", '{"long": 12}', "training"),
+        )
+
+    with ThreadPoolExecutor(4) as pool:
+        for name in ("one", "two", "three", "four"):
+            runs = list(pool.map(open_at_once, range(4), [name] * 4))
+            for run in runs:
+                assert name in [given.dataset.name for given in run_of(run).inputs.dataset_inputs]
 
 
 def test_params_are_the_dotted_names_and_long_ones_are_split(run_config):
