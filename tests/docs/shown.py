@@ -180,6 +180,7 @@ def _with_preset(words: Sequence[str]) -> list[str]:
 LONG = (
     "sostenuto quickstart",
     "sostenuto sweep",
+    "sostenuto compare --config tiny --seeds 1",
     "sostenuto ingest --config clips --short /mnt/short --long /mnt/long --set storage.root=/mnt/runs",
     "sostenuto train teacher --config clips --set storage.root=/mnt/runs",
     "sostenuto submit world --config ci --set storage.root=/tmp/sostenuto-runs",
@@ -193,8 +194,8 @@ LONG = (
         "--set tracking.uri=http://mlflow.internal:5000"
     ),
 )
-"""Commands that another test runs too: finished_quickstart, test_sweep.py, or the same command with other
-options."""
+"""Commands that another test runs too: finished_quickstart, test_sweep.py, test_compare.py, or the same
+command with other options."""
 
 
 def of_kind(*kinds: str) -> pytest.MarkDecorator:
