@@ -1,7 +1,7 @@
 """Parquet with page checksums: small tables read and written whole, and what a damaged file is called.
 
-Nothing here starts pyarrow's own threads, as its dataset and query engines do: they may crash a process that
-ends.
+Nothing here starts pyarrow's own threads, as reading ahead and its dataset and query engines do: one that
+lets go of a Python file while the interpreter ends aborts the process.
 """
 
 import hashlib
@@ -52,7 +52,7 @@ def open_parquet(source: bytes | IO[bytes] | pa.NativeFile) -> pq.ParquetFile:
         pa.ArrowException, OSError: it is damaged; also when reading.
     """
     handle = io.BytesIO(source) if isinstance(source, bytes) else source
-    return pq.ParquetFile(handle, page_checksum_verification=True)
+    return pq.ParquetFile(handle, page_checksum_verification=True, pre_buffer=False)
 
 
 @contextmanager

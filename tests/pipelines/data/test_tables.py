@@ -3,6 +3,8 @@
 import errno
 import io
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,6 +13,7 @@ import pytest
 from models.errors import ClusterError, DataError
 from pipelines.data.tables import open_parquet, parquet_errors, to_parquet
 from pipelines.storage import Storage
+from tests.command import REPOSITORY
 
 STALE = OSError(errno.ESTALE, os.strerror(errno.ESTALE))
 
@@ -59,3 +62,22 @@ def test_a_cut_file_is_damaged(tmp_path: Path) -> None:
     data = to_parquet(pa.table({"a": list(range(1000))}))
     with pytest.raises(DataError, match="damaged"), parquet_errors(Storage(tmp_path), "a.parquet"):
         open_parquet(io.BytesIO(data[:-5]))
+
+
+READS = """
+import os, sys
+from pipelines.data.tables import read_table
+from pipelines.storage import Storage
+
+before = os.listdir("/proc/self/task")
+print(read_table(Storage(sys.argv[1]), "a.parquet").num_rows)
+print(len(os.listdir("/proc/self/task")) - len(before))
+"""
+
+
+def test_reading_starts_no_thread(tmp_path: Path) -> None:
+    """A thread of pyarrow's that holds a Python file aborts a process that ends."""
+    (tmp_path / "a.parquet").write_bytes(to_parquet(pa.table({"a": list(range(1000))})))
+    command = [sys.executable, "-c", READS, str(tmp_path)]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.split() == ["1000", "0"]
