@@ -12,6 +12,19 @@ from typing import Annotated, Any, Literal
 import typer
 
 from jobs.console import exit_on_error
+from jobs.options import (
+    SETTINGS,
+    AllowStale,
+    AsJson,
+    Config,
+    Debug,
+    DryRun,
+    Fresh,
+    Head,
+    Overrides,
+    ResumeChanged,
+    Stage,
+)
 
 app = typer.Typer(
     name="sostenuto",
@@ -22,50 +35,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
-
-Config = Annotated[
-    str,
-    typer.Option("--config", help="A preset (tiny, minute, clips, wan-1.3b, wan-14b, ci) or a YAML file."),
-]
-Overrides = Annotated[
-    list[str] | None, typer.Option("--set", help="dotted.name=value; may be repeated.", metavar="NAME=VALUE")
-]
-Seed = Annotated[
-    int | None, typer.Option("--seed", help="Seed of training and sampling; the config's if left out.")
-]
-Short = Annotated[str | None, typer.Option("--short", help="Folder of the SHORT corpus.", metavar="DIR")]
-Long = Annotated[str | None, typer.Option("--long", help="Folder of the LONG corpus.", metavar="DIR")]
-Fvd = Annotated[bool | None, typer.Option("--fvd", help="Also compare on I3D: FVD and its kin.")]
-Few = Annotated[bool | None, typer.Option("--few", help="Give FVD of fewer than 1600 windows, too.")]
-I3d = Annotated[str | None, typer.Option("--i3d", help="Weights of I3D, if elsewhere.", metavar="FILE")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
-ResumeChanged = Annotated[
-    bool,
-    typer.Option(
-        "--resume-changed",
-        help="Go on with rates, weights, batches, steps and the like that have changed; it is recorded.",
-    ),
-]
-AllowStale = Annotated[
-    bool,
-    typer.Option("--allow-stale", help="Use stages although what they were made from has changed since."),
-]
-Fresh = Annotated[bool, typer.Option("--fresh", help="Start over instead of resuming.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print settings, sizes and cost; do nothing.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and what the libraries log.")]
-
-Stage = Literal["teacher", "sft", "mixed", "warmup", "distill", "sft_longer", "mixed_longer"]
-Head = Annotated[Literal["dm", "fm"], typer.Option(help="dm: few steps; fm: many.")]
-
-SETTINGS = {
-    "seed": ("seed", Seed),
-    "short": ("data.short", Short),
-    "long": ("data.long", Long),
-    "fvd": ("evaluation.fvd", Fvd),
-    "few": ("evaluation.few", Few),
-    "i3d": ("evaluation.i3d", I3d),
-}
-"""Options that set a setting: its dotted name, and the option."""
 
 
 def main() -> None:
@@ -287,8 +256,27 @@ def sample(
         str | None, typer.Option(help="Times of --head dm, falling from 1; the checkpoint's if left out.")
     ] = None,
     out: Annotated[str | None, typer.Option(help="Folder; the run's samples/ if left out.")] = None,
+    seconds: Annotated[
+        float | None, typer.Option(help="Of a video; what is made at once if left out.", min=0.0)
+    ] = None,
+    extend: Annotated[
+        str | None,
+        typer.Option(help="A video to go on from; --seconds count from its start.", metavar="FILE"),
+    ] = None,
+    image: Annotated[str | None, typer.Option(help="A picture to begin with.", metavar="FILE")] = None,
+    loop: Annotated[bool, typer.Option("--loop", help="The last frame is followed by the first.")] = False,
+    timeline: Annotated[
+        str | None, typer.Option(help="Captions with their times; or a YAML file.", metavar="TEXT|FILE")
+    ] = None,
+    negative: Annotated[
+        str | None, typer.Option(help="Caption to lead away from, with --head fm and guidance.")
+    ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Sample videos from a trained student: MP4, GIF and a contact sheet.
+
+    A video longer than those of training is made piece by piece, each going on from the last; its MP4 plays
+    while it grows. A video or picture of yours is resampled, resized and cropped as the dataset is.
 
     \b
     Examples:
@@ -296,6 +284,11 @@ def sample(
       sostenuto sample --head fm --steps 50
       sostenuto sample --times 1,0.7,0.4
       sostenuto sample --caption "a bay at dusk, streaked sky, amber sun, slow waves rolling in" --out clips
+      sostenuto sample --seconds 60
+      sostenuto sample --extend clip.mp4 --seconds 20 --caption "a bay at dusk, amber sun"
+      sostenuto sample --image first.png
+      sostenuto sample --loop --count 2
+      sostenuto sample --timeline "0s: a bay, amber sun; 2s: a bay, teal sun" --json
     """
 
 

@@ -13,7 +13,7 @@ from models.device import half_precision
 from models.errors import ConfigError
 from models.flow import VelocityModel, ode_times, shift, shift_for
 from models.rng import Key
-from models.sampling import Draw, few_step, ode, roll_out_by_windows
+from models.sampling import Draw, directed, few_step, guided, ode, ring_turns, roll_out_by_windows
 from models.text.conditioning import Conditioning
 from pipelines.checkpoints import Network, NetworkSpec
 
@@ -82,6 +82,19 @@ def check(spec: NetworkSpec, method: Method) -> None:
         raise ConfigError(f"the {method.head} head is not sampled by {method.sampler!r}", f"Choose {suited}")
 
 
+def check_direction(method: Method) -> None:
+    """Refuses to go on from frames, to close a ring or to change captions where a sampler cannot.
+
+    Raises:
+        ConfigError: it goes window by window.
+    """
+    if method.sampler == "windows":
+        raise ConfigError(
+            "a video made window by window cannot go on from frames, close a loop or change its caption",
+            "Take a student's dm or fm head",
+        )
+
+
 def velocity(network: Network, head: Head) -> VelocityModel:
     """The velocity of one head of a network."""
     if isinstance(network.model, Student):
@@ -112,6 +125,9 @@ def generate_latents(
     *,
     sampling: SamplingConfig,
     flow: FlowConfig,
+    known: Tensor | None = None,
+    ring: bool = False,
+    later: Sequence[tuple[int, Conditioning]] = (),
 ) -> Tensor:
     """Latents [len(samples), *shape] on the network's device: computed in bfloat16 on a GPU, else in float32.
 
@@ -121,15 +137,33 @@ def generate_latents(
         conditioning: one caption per sample, on any device.
         key, samples: name the noise; a row depends on its own, and on its caption, alone.
         sampling, flow: times, guidance and shift.
+        known: clean first frames [len(samples), K, C, h, w], which the videos go on from.
+        ring: the last frame is followed by the first.
+        later: captions [len(samples)] that hold from a frame on, in order.
+
+    Raises:
+        ConfigError: `known`, `ring` or `later` for the sampler that goes window by window.
     """
+    if known is not None or ring or later:
+        check_direction(method)
     device = next(network.model.parameters()).device
-    draw = Draw(shape, conditioning.to(device), key, samples)
-    model, scale = velocity(network, method.head), sampling.guidance_scale
+    model = velocity(network, method.head)
+    if method.sampler != "few_step":
+        model = guided(model, sampling.guidance_scale)
+    if later:
+        model = directed(model, [(first, own.to(device)) for first, own in ((0, conditioning), *later)])
+    draw = Draw(
+        shape,
+        conditioning.to(device),
+        key,
+        samples,
+        None if known is None else known.to(device),
+        ring_turns(shape[0], method.steps) if ring else (),
+    )
     with half_precision(device, enabled=device.type == "cuda"):
         if method.sampler == "few_step":
             return few_step(model, few_step_times(sampling, flow, shape[0]), draw)
         if method.sampler == "ode":
-            return ode(model, method.steps, shift_for(flow, shape[0]), draw, scale)
+            return ode(model, method.steps, shift_for(flow, shape[0]), draw)
         window = network.spec.shape[0]
-        amount = shift_for(flow, window)
-        return roll_out_by_windows(model, window, window // 2, method.steps, amount, draw, scale)
+        return roll_out_by_windows(model, window, window // 2, method.steps, shift_for(flow, window), draw)

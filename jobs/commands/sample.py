@@ -4,27 +4,32 @@ import dataclasses
 import itertools
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from jobs.commands.runs import checkpoint_of
 from jobs.config.checks import check_times
 from jobs.config.paths import RunPaths
 from jobs.config.schema import RunConfig
 from jobs.console import ConsoleProgress, print_line
+from jobs.timeline import read_timeline
 from models.config import SamplingConfig
 from models.device import compute_device
 from models.errors import ConfigError
 from models.rng import Key
 from models.text.kinds import text_kind
-from pipelines.checkpoints import Network, NetworkSpec, load_network, read_spec
+from pipelines.checkpoints import NetworkSpec, load_network, read_spec
+from pipelines.creation import Cue, Maker, Request, read_start
 from pipelines.data.store.caption_embeddings import embed_captions, text_encoder
 from pipelines.data.store.dataset import ShardDataset
 from pipelines.data.store.info import dataset_autoencoder, read_info
-from pipelines.generation import Head, Method, check, generate_latents
+from pipelines.generation import Head, Method, check
+from pipelines.media.color import Frames
 from pipelines.media.contact_sheet import contact_sheet, evenly, video_strip
-from pipelines.media.video import write_gif, write_mp4
+from pipelines.media.video import StreamedMp4, write_gif
 from pipelines.storage import Storage, temporary_folder
 
 SHEET_COLUMNS = 9
@@ -41,6 +46,13 @@ def sample(
     steps: int | None,
     out: str | None,
     times: str | None = None,
+    seconds: float | None = None,
+    extend: str | None = None,
+    image: str | None = None,
+    loop: bool = False,
+    timeline: str | None = None,
+    negative: str | None = None,
+    as_json: bool = False,
 ) -> list[str]:
     """Write `count` videos with their captions, on this machine's GPU if `cluster.use_gpu`.
 
@@ -53,12 +65,20 @@ def sample(
         steps: Euler steps; None is the config's.
         out: folder; None is the run's samples/.
         times: of the few-step sampler in place of the checkpoint's own, as in 1,0.5.
+        seconds: of a video, with what it begins with; None is what the network makes at once.
+        extend, image: file of a video or a picture that all videos begin with.
+        loop: the last frame is followed by the first.
+        timeline: captions with their times, or a YAML file of them (jobs/timeline.py).
+        negative: caption that guidance leads away from.
+        as_json: print one JSON object on standard output and nothing else there.
 
     Returns:
         Paths of the MP4 files.
 
     Raises:
-        ConfigError: steps or times that do not suit the sampler, a head that is absent or untrained, no GPU.
+        ConfigError: steps or times that do not suit the sampler, a head that is absent or untrained, no GPU,
+            or a combination that makes no sense.
+        DataError: a file to begin with that cannot be read.
         CheckpointError: there is no finished student.
     """
     paths = RunPaths.of(config)
@@ -67,20 +87,64 @@ def sample(
     spec, device = read_spec(folder), compute_device(config.cluster.use_gpu)
     method, sampling = _method(config, spec, head, steps, times)
     check(spec, method)
+    text = dataclasses.replace(
+        spec.text, negative_caption=spec.text.negative_caption if negative is None else negative
+    )
+    if negative is not None and (method.sampler == "few_step" or sampling.guidance_scale == 1):
+        raise ConfigError(
+            "--negative leads away by guidance, and this sampler is not guided",
+            "Take --head fm with --set sampling.guidance_scale=3",
+        )
+    cues: tuple[Cue, ...] = ()
+    if timeline is not None:
+        if captions:
+            raise ConfigError("--timeline and --caption both say what is shown", "Give one of them")
+        first, *later = read_timeline(timeline)
+        captions, cues = [first.caption], tuple(later)
+    if extend and image:
+        raise ConfigError("--extend and --image both say what the videos begin with", "Give one of them")
+    begin = extend or image
+    size = info.height, info.width
+    begins = read_start(begin, config.data.limits, size, info.long.fps) if begin else None
     texts = list(captions or ())
     if not texts:
         different = sorted(set(ShardDataset(paths.dataset, "long").captions))
         texts = [different[place] for place in evenly(len(different), min(count, len(different)))]
     chosen = list(itertools.islice(itertools.cycle(texts), count))
-    target = Storage(out or paths.samples)
-    with ConsoleProgress() as progress:
-        embed_captions(spec.text, paths.dataset, chosen, device=device.type)
-        made = _videos(config, load_network(folder, device), method, sampling, paths.dataset, chosen)
-        written = _write(target, made, chosen, info.long.fps, progress)
-    if note := text_kind(spec.text).cut_note(captions or ()):
-        print_line(note)
-    print_line(f"{count} videos, a contact sheet and metadata.jsonl in {target}")
-    return written
+    with ConsoleProgress(to_stderr=as_json) as progress:
+        embed_captions(text, paths.dataset, [*chosen, *(cue.caption for cue in cues)], device=device.type)
+        maker = Maker(
+            load_network(folder, device),
+            method,
+            dataset_autoencoder(paths.dataset, device),
+            text_encoder(text, paths.dataset),
+            sampling,
+            info.long.fps,
+        )
+        request = Request(frames=_frames(maker, seconds, begins), begins=begins, loops=loop, cues=cues)
+        maker.check(request)
+        target = Storage(out or paths.samples)
+        written = _write(target, maker, request, chosen, config, progress)
+    if as_json:
+        print_line(json.dumps({"folder": str(target), "videos": written}, ensure_ascii=False))
+    else:
+        if note := text_kind(spec.text).cut_note(captions or ()):
+            print_line(note)
+        print_line(f"{count} videos, a contact sheet and metadata.jsonl in {target}")
+    return [f"{target}/{one['file_name']}" for one in written]
+
+
+def _frames(maker: Maker, seconds: float | None, begins: Frames | None) -> int:
+    """Frames of a clip: as many as wanted, or what one piece makes after those it begins with."""
+    if seconds is not None:
+        return max(1, round(seconds * maker.fps))
+    if begins is None:
+        return maker.trained_frames
+    return (
+        len(begins)
+        + maker.trained_frames
+        - maker.pixels(min(maker.latents(len(begins)), maker.network.spec.shape[0] // 2))
+    )
 
 
 def _method(
@@ -112,56 +176,72 @@ def _method(
     return Method("dm", "few_step", len(chosen)), dataclasses.replace(config.sampling, steps=chosen)
 
 
-def _videos(
-    config: RunConfig,
-    network: Network,
-    method: Method,
-    sampling: SamplingConfig,
-    dataset: str,
-    captions: Sequence[str],
-) -> Iterator[NDArray[np.uint8]]:
-    """Frames [F, H, W, 3] of each video, generated batch by batch on the network's device."""
-    device = next(network.model.parameters()).device
-    encoder, autoencoder = text_encoder(network.spec.text, dataset), dataset_autoencoder(dataset, device)
-    batch, key = config.evaluation.batch_size, Key(config.seed, purpose="sample")
-    for start in range(0, len(captions), batch):
-        samples = range(start, min(start + batch, len(captions)))
-        latents = generate_latents(
-            network,
-            method,
-            network.spec.shape,
-            encoder.encode(captions[samples.start : samples.stop]),
-            key,
-            samples,
-            sampling=sampling,
-            flow=network.spec.flow,
-        )
-        for video in latents.cpu():
-            yield autoencoder.decode(video[None])[0].numpy()
-
-
 def _write(
     target: Storage,
-    videos: Iterator[NDArray[np.uint8]],
+    maker: Maker,
+    request: Request,
     captions: Sequence[str],
-    fps: float,
+    config: RunConfig,
     progress: ConsoleProgress,
-) -> list[str]:
-    """MP4 and GIF of each video, metadata.jsonl, and a contact sheet of the first."""
-    strips, lines, written = [], [], []
+) -> list[dict[str, Any]]:
+    """An MP4 of each video, which can be played while it grows, metadata.jsonl, whose lines are given, and of
+    the first a contact sheet and, where one piece makes them, GIFs."""
+    key, rows = Key(config.seed, purpose="sample"), list[dict[str, Any]]()
+    shown, strips = set(evenly(request.frames, SHEET_COLUMNS)), []
+    with _folder_of(target) as folder:
+        for samples in _batches(len(captions), config.evaluation.batch_size):
+            own = captions[samples.start : samples.stop]
+            files = [StreamedMp4(folder / f"{index:05d}.mp4", maker.fps) for index in samples]
+            pictures = [list[Frames]() for _ in samples]
+            done = 0
+            for piece in maker.create(request, own, key, samples):
+                for file, frames, kept in zip(files, piece, pictures, strict=True):
+                    file.add(frames)
+                    whole = request.frames <= maker.trained_frames
+                    kept += [frame for place, frame in enumerate(frames, done) if whole or place in shown]
+                done += piece.shape[1]
+                progress(
+                    "sample",
+                    samples.start * request.frames + done * len(samples),
+                    len(captions) * request.frames,
+                )
+            for index, file, caption, kept in zip(samples, files, own, pictures, strict=True):
+                file.finish()
+                if index < SHEET_ROWS:
+                    if request.frames <= maker.trained_frames:
+                        write_gif(folder / f"{index:05d}.gif", kept, maker.fps)
+                    strips.append(video_strip(np.stack(kept), caption, SHEET_COLUMNS))
+                rows.append(
+                    {
+                        "file_name": f"{index:05d}.mp4",
+                        "caption": caption,
+                        "seed": config.seed,
+                        "sample": index,
+                    }
+                )
+        title = f"The first {len(strips)} of {len(captions)} samples"
+        contact_sheet(title, strips).save(folder / "sheet.png")
+        if request.cues:
+            rows = [row | {"timeline": [dataclasses.asdict(cue) for cue in request.cues]} for row in rows]
+        (folder / "metadata.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    return rows
+
+
+def _batches(count: int, size: int) -> Iterator[range]:
+    """Samples that are made at once."""
+    for start in range(0, count, size):
+        yield range(start, min(start + size, count))
+
+
+@contextmanager
+def _folder_of(target: Storage) -> Iterator[Path]:
+    """A folder to write to: the target itself, where it is on this machine."""
+    if target.is_local:
+        with target.errors_about(""):
+            folder = Path(target.local())
+            folder.mkdir(parents=True, exist_ok=True)
+            yield folder
+        return
     with temporary_folder() as folder:
-        for index, (frames, caption) in enumerate(zip(videos, captions, strict=True)):
-            stem = f"{index:05d}"
-            write_mp4(folder / f"{stem}.mp4", iter(frames), fps)
-            if index < SHEET_ROWS:
-                write_gif(folder / f"{stem}.gif", iter(frames), fps)
-                strips.append(video_strip(frames, caption, SHEET_COLUMNS))
-            lines.append(json.dumps({"file_name": f"{stem}.mp4", "caption": caption}))
-            written.append(f"{target}/{stem}.mp4")
-            progress("sample", index + 1, len(captions))
-        contact_sheet(f"The first {len(strips)} of {len(captions)} samples", strips).save(
-            folder / "sheet.png"
-        )
-        (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n")
+        yield folder
         target.put_folder(folder, "")
-    return written

@@ -9,9 +9,10 @@ import io
 import itertools
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from fractions import Fraction
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import av
 import numpy as np
@@ -34,56 +35,95 @@ BT601, LIMITED_RANGE = 6, 1
 """H.264's codes for the colour space and for luma of 16 ... 235."""
 
 
-def encode(
-    target: str | BinaryIO,
-    frames: Iterable[Frames],
-    fps: float,
-    *,
-    crf: int = 18,
-    gop: int = 16,
-    preset: str = "veryfast",
-    faststart: bool = True,
-) -> None:
-    """Write frames as an H.264 MP4; equal frames give equal bytes.
+class Encoder:
+    """An H.264 MP4 that frames are added to; equal frames give equal bytes. Close it.
 
     Args:
-        target: path, or a seekable file object (then without faststart).
+        target: path, or a seekable file object (then without `faststart`).
+        fps: frames per second.
         crf: quality of libx264; smaller is better and larger.
         gop: frames from one key frame to the next.
         faststart: put the index in front, so that a browser plays while it loads.
+        streamed: in place of one index write one with each group of frames, and every frame at once, so that
+            what is there plays while the rest is made.
+    """
+
+    def __init__(
+        self,
+        target: str | BinaryIO,
+        fps: float,
+        *,
+        crf: int = 18,
+        gop: int = 16,
+        preset: str = "veryfast",
+        faststart: bool = True,
+        streamed: bool = False,
+    ) -> None:
+        flags = {"movflags": "+faststart"} if faststart else {}
+        if streamed:
+            flags = {"movflags": "+frag_keyframe+empty_moov+default_base_moof", "flush_packets": "1"}
+        self._container = av.open(target, "w", format="mp4", options={"fflags": "+bitexact"} | flags)
+        stream = self._container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
+        stream.options = {"crf": str(crf), "preset": preset, "g": str(gop), "threads": "1"} | REPEATABLE
+        stream.options |= {"tune": "zerolatency"} if streamed else {}
+        stream.pix_fmt = "yuv420p"
+        context = stream.codec_context
+        context.colorspace = context.color_primaries = context.color_trc = BT601
+        context.color_range = LIMITED_RANGE
+        self._stream, self._convert = stream, VideoReformatter()
+        self._size: tuple[int, ...] = ()
+
+    def add(self, frames: Iterable[Frames]) -> None:
+        """Write frames [H, W, 3] after those before.
+
+        Raises:
+            DataError: frames of different shapes.
+            ConfigError: height or width is odd.
+        """
+        for frame in frames:
+            if not self._size:
+                height, width = frame.shape[:2]
+                if height % 2 or width % 2:
+                    raise ConfigError(
+                        f"frames of {height} x {width} pixels cannot be written as yuv420p", "Use even sides"
+                    )
+                self._stream.height, self._stream.width = height, width
+                self._size = height, width, 3
+            if frame.shape != self._size or frame.dtype != np.uint8:
+                odd = f"a frame of shape {frame.shape} and type {frame.dtype}"
+                raise DataError(
+                    f"{odd} in a video of {self._size[0]} x {self._size[1]} pixels",
+                    "Give uint8 RGB frames of one shape",
+                )
+            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+            shown = self._convert.reformat(picture, format="yuv420p", interpolation=ACCURATE)
+            self._container.mux(self._stream.encode(shown))
+
+    def finish(self) -> None:
+        """Write what is held back, and the index.
+
+        Raises:
+            DataError: no frames.
+        """
+        if not self._size:
+            raise DataError("a video of no frames cannot be written", "Give at least one frame")
+        self._container.mux(self._stream.encode())
+
+    def close(self) -> None:
+        """Let go of the target."""
+        self._container.close()
+
+
+def encode(target: str | BinaryIO, frames: Iterable[Frames], fps: float, **options: Any) -> None:
+    """Write frames [H, W, 3] as an H.264 MP4, with the options of `Encoder`.
 
     Raises:
         DataError: no frames, or frames of different shapes.
         ConfigError: height or width is odd.
     """
-    frames = iter(frames)
-    first = next(frames, None)
-    if first is None:
-        raise DataError("a video of no frames cannot be written", "Give at least one frame")
-    height, width = first.shape[:2]
-    if height % 2 or width % 2:
-        raise ConfigError(
-            f"frames of {height} x {width} pixels cannot be written as yuv420p", "Use even sides"
-        )
-    options = {"fflags": "+bitexact"} | ({"movflags": "+faststart"} if faststart else {})
-    with av.open(target, "w", format="mp4", options=options) as container:
-        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
-        stream.options = {"crf": str(crf), "preset": preset, "g": str(gop), "threads": "1"} | REPEATABLE
-        stream.pix_fmt = "yuv420p"
-        stream.height, stream.width = height, width
-        context = stream.codec_context
-        context.colorspace = context.color_primaries = context.color_trc = BT601
-        context.color_range = LIMITED_RANGE
-        convert = VideoReformatter()
-        for frame in itertools.chain([first], frames):
-            if frame.shape != (height, width, 3) or frame.dtype != np.uint8:
-                odd = f"a frame of shape {frame.shape} and type {frame.dtype}"
-                raise DataError(
-                    f"{odd} in a video of {height} x {width} pixels", "Give uint8 RGB frames of one shape"
-                )
-            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
-            container.mux(stream.encode(convert.reformat(picture, format="yuv420p", interpolation=ACCURATE)))
-        container.mux(stream.encode())
+    with closing(Encoder(target, fps, **options)) as encoder:
+        encoder.add(frames)
+        encoder.finish()
 
 
 def decode(source: str | BinaryIO) -> Iterator[Frames]:
@@ -115,6 +155,42 @@ def write_mp4(path: str | Path, frames: Iterable[Frames], fps: float, crf: int =
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+class StreamedMp4:
+    """A browser-playable MP4 whose beginning plays while its end is still being made. Finish it.
+
+    At the end it is written anew with one index in front, frames as they are, and put in the place of the
+    first, as players like it best.
+    """
+
+    def __init__(self, path: str | Path, fps: float) -> None:
+        self._path = Path(path)
+        self._encoder = Encoder(str(self._path), fps, gop=max(1, round(fps)), streamed=True)
+
+    def add(self, frames: Iterable[Frames]) -> None:
+        """Write frames [H, W, 3], which can be played from now on; raises as `Encoder.add`."""
+        self._encoder.add(frames)
+
+    def finish(self) -> None:
+        """Raises as `Encoder.finish`."""
+        with closing(self._encoder):
+            self._encoder.finish()
+        aside = self._path.with_name(f".{self._path.name}.part")
+        options = {"fflags": "+bitexact", "movflags": "+faststart"}
+        try:
+            with (
+                av.open(str(self._path)) as made,
+                av.open(str(aside), "w", format="mp4", options=options) as whole,
+            ):
+                stream = whole.add_stream_from_template(made.streams.video[0])
+                for packet in made.demux(video=0):
+                    if packet.dts is not None:
+                        packet.stream = stream
+                        whole.mux(packet)
+            os.replace(aside, self._path)
+        finally:
+            aside.unlink(missing_ok=True)
 
 
 def read_mp4(path: str | Path) -> Frames:

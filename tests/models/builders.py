@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from models.config import ModelConfig
+from models.flow import over_frames
 from models.text.conditioning import Conditioning
 
 TINY = ModelConfig(num_heads=2, head_dim=12, ffn_dim=32, freq_dim=16, patch_size=(1, 1, 1), window=8)
@@ -46,7 +47,29 @@ class GaussianVelocity:
 
     def __call__(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
         self.calls += 1
-        time = t.view(-1, *([1] * (x_t.ndim - 1))).to(x_t)
+        time = over_frames(t, x_t)
         variance = (1 - time) ** 2 * self.std**2 + time**2
         centred = x_t - (1 - time) * self.mean
         return (time - (1 - time) * self.std**2) / variance * centred - self.mean
+
+
+class JointGaussianVelocity:
+    """The exact velocity for clips [B, T, ...] whose frames are jointly normal, with a time for each frame.
+
+    With A = diag(1 - t) and S = A C A + diag(t^2), E[x0 | x_t] = C A S^-1 x_t and
+    E[eps | x_t] = diag(t) S^-1 x_t.
+
+    Args:
+        covariance: C [T, T], of zero mean.
+    """
+
+    def __init__(self, covariance: Tensor) -> None:
+        self.covariance = covariance
+
+    def __call__(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+        times = (t if t.ndim == 2 else t[:, None].expand(-1, x_t.shape[1])).double()
+        a = torch.diag_embed(1 - times)
+        s = a @ self.covariance @ a + torch.diag_embed(times.square())
+        inner = torch.linalg.solve(s, x_t.flatten(2).double())
+        v = torch.diag_embed(times) @ inner - self.covariance @ a @ inner
+        return v.view(x_t.shape).to(x_t)

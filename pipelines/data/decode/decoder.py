@@ -62,7 +62,15 @@ class Decoder:
         """Of the worker process; None without one."""
         return self._worker.pid if self._worker else None
 
-    def open(self, path: str | Path, sizes: Sequence[Size], fps: float | None = None, picks: int = 0) -> Clip:
+    def open(
+        self,
+        path: str | Path,
+        sizes: Sequence[Size],
+        fps: float | None = None,
+        picks: int = 0,
+        *,
+        still: bool = False,
+    ) -> Clip:
         """Start reading a video.
 
         Args:
@@ -70,6 +78,7 @@ class Decoder:
                 is nearest the video's is taken.
             fps: resample by timestamps to this frame rate; None keeps every frame.
             picks: read only so many frames, spread over the first PICK_HORIZON; 0 reads all.
+            still: it is a still picture, a clip of one frame.
 
         Raises:
             Rejected: the video cannot be read.
@@ -80,7 +89,13 @@ class Decoder:
         worker = self._worker or self._start()
         self._reading = True
         self._videos += 1
-        wanted = {"sizes": list(sizes), "fps": fps, "picks": picks, "horizon": PICK_HORIZON}
+        wanted = {
+            "sizes": list(sizes),
+            "fps": fps,
+            "picks": picks,
+            "horizon": PICK_HORIZON,
+            "still": still,
+        }
         self._send(worker, {"path": os.path.abspath(path), **wanted})
         while (message := self._receive()[0])["kind"] == protocol.BUSY:
             continue

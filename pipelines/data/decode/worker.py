@@ -18,6 +18,7 @@ import numpy as np
 from pipelines.data.config import LimitsConfig
 from pipelines.data.decode import protocol
 from pipelines.data.decode.readers import Opened, open_video
+from pipelines.data.decode.still import open_still
 from pipelines.data.decode.transforms import Timed, nearest, pick, resample, resize
 from pipelines.data.types import Rejected
 
@@ -59,9 +60,12 @@ def _end_with_parent(parent: int) -> None:
 def _serve(request: dict[str, Any], limits: LimitsConfig, answers: BinaryIO) -> None:
     """Answer one request: a probe, chunks of frames, an end; or a reject in place of the rest."""
     try:
-        opened = open_video(request["path"], limits)
-        protocol.send(answers, {"kind": protocol.PROBE, **asdict(opened.probe)})
-        _send_frames(opened, request, limits, answers)
+        if request["still"]:
+            _send_still(request, limits, answers)
+        else:
+            opened = open_video(request["path"], limits)
+            protocol.send(answers, {"kind": protocol.PROBE, **asdict(opened.probe)})
+            _send_frames(opened, request, limits, answers)
         protocol.send(answers, {"kind": protocol.END})
     except Rejected as rejected:
         _reject(answers, rejected.reject.stage, rejected.reject.reason)
@@ -73,6 +77,14 @@ def _serve(request: dict[str, Any], limits: LimitsConfig, answers: BinaryIO) -> 
 
 def _reject(answers: BinaryIO, stage: str, reason: str) -> None:
     protocol.send(answers, {"kind": protocol.REJECT, "stage": stage, "reason": reason})
+
+
+def _send_still(request: dict[str, Any], limits: LimitsConfig, answers: BinaryIO) -> None:
+    probe, frame = open_still(request["path"], limits)
+    protocol.send(answers, {"kind": protocol.PROBE, **asdict(probe)})
+    size = nearest(probe.height, probe.width, request["sizes"])
+    pixels = np.ascontiguousarray(resize(frame, *size))
+    protocol.send(answers, {"kind": protocol.FRAMES, "takes": []}, pixels.data.cast("B"))
 
 
 def _send_frames(opened: Opened, request: dict[str, Any], limits: LimitsConfig, answers: BinaryIO) -> None:

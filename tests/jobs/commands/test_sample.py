@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,8 +14,9 @@ from jobs.commands import sample as command
 from jobs.config import load as configs
 from models.config import FlowConfig, ModelConfig, SamplingConfig, TextConfig
 from models.errors import ConfigError
+from pipelines import creation
 from pipelines.checkpoints import Network, NetworkSpec, save_network
-from pipelines.media.video import read_mp4
+from pipelines.media.video import read_mp4, write_mp4
 from pipelines.storage import Storage
 from tests.models.builders import randomize
 
@@ -27,6 +29,8 @@ SPEC = NetworkSpec("student", MODEL, TextConfig(dim=16), 3, (9, 3, 1, 1), distil
 class Frames:
     """Stands for an autoencoder; says where latents are when they come."""
 
+    temporal_factor, crop_safe = 1, True
+
     def __init__(self):
         self.given = []
 
@@ -34,6 +38,9 @@ class Frames:
         self.given.append((latents.device.type, latents.dtype, len(latents)))
         frames = torch.arange(latents.shape[1] * 3, dtype=torch.uint8).reshape(1, -1, 1, 1, 3)
         return frames.expand(1, -1, 32, 32, 3)
+
+    def encode(self, frames):
+        return frames[:, :, :1, :1].permute(0, 1, 4, 2, 3).float()
 
 
 def student(spec=SPEC):
@@ -59,7 +66,11 @@ def told(monkeypatch):
         steps.append(("network", str(device)))
         return student()
 
-    monkeypatch.setattr(command, "read_info", lambda folder: SimpleNamespace(long=SimpleNamespace(fps=8.0)))
+    monkeypatch.setattr(
+        command,
+        "read_info",
+        lambda folder: SimpleNamespace(long=SimpleNamespace(fps=8.0), height=32, width=32),
+    )
     monkeypatch.setattr(command, "dataset_autoencoder", autoencoder)
     monkeypatch.setattr(command, "embed_captions", embed)
     monkeypatch.setattr(command, "load_network", load)
@@ -89,6 +100,47 @@ def test_videos_sheet_and_captions_are_written(tmp_path, folder, told):
     assert (tmp_path / "out" / "sheet.png").exists()
 
 
+def test_a_longer_video_goes_on_from_its_own_frames(tmp_path, folder, told):
+    (path,) = run(tmp_path, folder, use_gpu=False, count=1, seconds=3.0)
+    assert len(read_mp4(path)) == 24
+    assert path.replace(".mp4", ".gif") not in {str(one) for one in (tmp_path / "out").iterdir()}
+
+
+def test_a_timeline_is_told_in_the_metadata(tmp_path, folder, told, capsys):
+    options = {"count": 2, "captions": None, "timeline": "0s: a sun; 0.5s: a moon", "as_json": True}
+    run(tmp_path, folder, use_gpu=False, **options)
+    told_of = json.loads(capsys.readouterr().out)
+    lines = [json.loads(line) for line in (tmp_path / "out" / "metadata.jsonl").read_text().splitlines()]
+    assert told_of == {"folder": str(tmp_path / "out"), "videos": lines}
+    assert [line["sample"] for line in lines] == [0, 1]
+    assert lines[0]["timeline"] == [{"second": 0.5, "caption": "a moon"}]
+
+
+def test_a_video_of_ones_own_comes_first(tmp_path, folder, told):
+    given = np.full((5, 32, 32, 3), 90, np.uint8)
+    write_mp4(tmp_path / "own.mp4", given, 8.0)
+    (path,) = run(tmp_path, folder, use_gpu=False, count=1, extend=str(tmp_path / "own.mp4"))
+    frames = read_mp4(path)
+    assert len(frames) == 5 + 9 - 4, "what one piece makes after the four frames that it knows"
+    np.testing.assert_allclose(frames[:5], read_mp4(tmp_path / "own.mp4"), atol=4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"negative": "blur"}, "this sampler is not guided"),
+        ({"negative": "blur", "head": "fm"}, "this sampler is not guided"),
+        ({"timeline": "0s: a sun"}, "--timeline and --caption both say what is shown"),
+        ({"extend": "a.mp4", "image": "b.png"}, "both say what the videos begin with"),
+        ({"loop": True, "seconds": 9.0}, "a loop is made in one piece"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(tmp_path, folder, told, changes, said):
+    with pytest.raises(ConfigError, match=said):
+        run(tmp_path, folder, use_gpu=False, **changes)
+    assert not (tmp_path / "out").exists()
+
+
 def test_text_network_and_autoencoder_work_on_the_gpu(tmp_path, folder, told, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     frames = told.pop(0)
@@ -97,18 +149,6 @@ def test_text_network_and_autoencoder_work_on_the_gpu(tmp_path, folder, told, mo
         "the text encoder is gone before the network comes"
     )
     assert frames.given == [("cpu", torch.float32, 1)] * 3
-
-
-def test_the_autoencoder_is_where_the_network_is(tmp_path, told, monkeypatch):
-    class Far(torch.nn.Module):
-        def parameters(self, recurse=True):
-            yield SimpleNamespace(device=torch.device("cuda"))
-
-    monkeypatch.setattr(command, "generate_latents", lambda *_, **__: torch.zeros(1, 9, 3, 1, 1))
-    config = configs.load("ci", [f"storage.root={tmp_path}"])
-    far = Network(Far(), SPEC)
-    list(command._videos(config, far, *command._method(config, SPEC, "dm", None, None), "nowhere", ["a"]))
-    assert ("autoencoder", "cuda") in told
 
 
 def test_without_a_gpu_nothing_is_begun(tmp_path, folder, told, monkeypatch):
@@ -133,7 +173,7 @@ def test_a_head_that_was_not_trained_is_refused_before_work_begins(tmp_path, tol
 def test_the_checkpoints_own_times_and_shift_are_obeyed(tmp_path, folder, told, monkeypatch, capsys):
     given = []
 
-    def generate(*_, sampling, flow):
+    def generate(*_, sampling, flow, **__):
         given.append((sampling.steps, flow))
         return torch.zeros(1, 9, 3, 1, 1)
 
@@ -143,7 +183,7 @@ def test_the_checkpoints_own_times_and_shift_are_obeyed(tmp_path, folder, told, 
     shutil.rmtree(folder)
     Path(folder).mkdir()
     save_network(student(own).model, own, Path(folder))
-    monkeypatch.setattr(command, "generate_latents", generate)
+    monkeypatch.setattr(creation, "generate_latents", generate)
     monkeypatch.setattr(command, "load_network", lambda *_: student(own))
     run(tmp_path, folder, use_gpu=False, count=1)
     assert given.pop() == ((1.0, 0.9, 0.1), FlowConfig(timestep_shift=7.0))
