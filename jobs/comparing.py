@@ -201,10 +201,9 @@ def budget(config: RunConfig, row: Row, seed: int) -> Budget:
 
 
 def samples_per_step(config: RunConfig, stage: str) -> int:
-    """Windows, clips and rollouts of a step that the student or the teacher learns from."""
+    """Windows, clips and rollouts of a step that the student or the teacher learns from, not its judges."""
     settings = bare_recipe(config, stage, config.seed).stage
-    count = settings.short_batch
     if not isinstance(settings, DistillConfig):
-        return count + settings.long_batch
+        return settings.short_batch + settings.long_batch
     mean = settings.long_batch if config.loss.flow_matching_weight else 0
-    return count + mean + settings.rollout_batch
+    return mean + settings.rollout_batch

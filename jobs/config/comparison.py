@@ -9,6 +9,7 @@ from jobs.config.load import flatten, with_values
 from jobs.config.paths import RunPaths
 from jobs.config.schema import RunConfig
 from jobs.config.systems import planned_systems
+from models.autoencoders.kinds import autoencoder_kind
 from models.errors import ConfigError
 from pipelines.evaluation.settings import System
 
@@ -22,11 +23,13 @@ _DATA = ("world", "data", "autoencoder")
 """Groups of settings that decide the dataset."""
 
 
-@dataclass(frozen=True)
-class Of:
-    """The preset's value of another setting."""
+def _long_batch(config: RunConfig) -> int:
+    return config.distill.long_batch
 
-    name: str
+
+def _first_latent(config: RunConfig) -> str:
+    """How an adversary must be shown the first latents of windows: one that is masked would tell them."""
+    return "masked" if autoencoder_kind(config.autoencoder).crop_safe else "reencoded"
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class Row:
     stands_for: str
     """What it is, in words."""
     overrides: Mapping[str, Any] = field(default_factory=dict)
-    """Values by dotted name, or `Of` other settings, that it has in place of the preset's."""
+    """Values by dotted name, or functions from the preset to them, that it has in place of the preset's."""
     like: str = HERO
     """The system of `evaluate` that it is sampled like, and whose stage it is made by."""
 
@@ -50,10 +53,8 @@ class Row:
     def settings(self, config: RunConfig) -> dict[str, Any]:
         """What it has in place of the run's own settings."""
         run = flatten(config)
-        return {
-            name: run[value.name] if isinstance(value, Of) else value
-            for name, value in self.overrides.items()
-        }
+        own = {name: value(config) if callable(value) else value for name, value in self.overrides.items()}
+        return {name: value for name, value in own.items() if value != run[name]}
 
     def config(self, config: RunConfig) -> RunConfig:
         """The run's settings with its own."""
@@ -115,17 +116,40 @@ ROWS = (
     Row(
         "noised_real",
         "the DM head is given noised LONG clips, not its own videos",
-        {"distill.rollout": "noised_real", "distill.rollout_batch": Of("distill.long_batch")},
+        {"distill.rollout": "noised_real", "distill.rollout_batch": _long_batch},
     ),
     Row("no_anchor", "no anchor at t = 1, as in the paper", {"loss.anchor_weight": 0.0}),
     Row("long_captions", "rollouts have captions of LONG only", {"distill.caption_source": "long"}),
+    Row(
+        "forward_kl",
+        "plus a forward KL on the first step, as HiAR",
+        {"loss.forward_kl_weight": 0.1},
+    ),
+    Row(
+        "adversarial",
+        "plus an adversarial term against windows of SHORT",
+        {
+            "loss.adversarial_weight": 0.01,
+            "distill.short_batch": lambda config: config.distill.critic_batch,
+            "distill.first_latent": _first_latent,
+        },
+    ),
+    Row(
+        "data_forcing",
+        "the teacher judges LONG clips in every other step of the last half",
+        {
+            "distill.data_forcing_steps": lambda config: config.distill.steps // 2,
+            "distill.rollout_batch": _long_batch,
+        },
+    ),
+    Row("falling_times", "scored times fall: layout first, detail last", {"loss.score_time": "falling"}),
     Row(
         "clean_long",
         "LONG is clean, not low-grade: what mean seeking would do with perfect data",
         {"world.long_texture": 1.0, "world.long_harmonic": 1.0, "world.long_noise": 0.0},
     ),
 )
-"""The table: the paper's systems first, then MMM with one part changed."""
+"""The table: the paper's systems first, then MMM with one part changed, then with one beyond the paper's."""
 
 
 def chosen_rows(config: RunConfig, names: Sequence[str]) -> tuple[Row, ...]:

@@ -139,6 +139,10 @@ CLAIMS = (
     Claim(
         "10 times faster, decoding counted", "mmm_4", "sft_50", "total_seconds_per_video_second", "less", 0.9
     ),
+    Claim("a forward KL helps", "forward_kl", "mmm_4", "window_frechet", "less"),
+    Claim("an adversary helps", "adversarial", "mmm_4", "window_frechet", "less"),
+    Claim("data forcing helps", "data_forcing", "mmm_4", "window_frechet", "less"),
+    Claim("falling times help", "falling_times", "mmm_4", "window_frechet", "less"),
 )
 """The paper's claims and ours, on any corpus."""
 

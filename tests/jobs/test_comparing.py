@@ -11,6 +11,7 @@ from jobs.config.comparison import HERO, ROWS, Row, chosen_rows
 from jobs.config.paths import RunPaths
 from jobs.config.systems import planned_systems
 from models.errors import ConfigError
+from pipelines.evaluation.claims import CLAIMS
 from pipelines.storage import Storage
 
 
@@ -22,14 +23,16 @@ def of(row, *stages, seed=0):
     return {Work(row, stage, seed) for stage in stages}
 
 
-@pytest.mark.parametrize("preset", ["tiny", "ci", "minute"])
+@pytest.mark.parametrize("preset", ["tiny", "ci", "minute", "mouse", "clips", "wan-1.3b"])
 def test_every_row_is_a_run_that_can_be(preset):
     config = configs.load(preset)
     for row in chosen_rows(config, ()):
         stage, system = row.planned(config)
         assert system.name == row.name
         assert stage in ("distill", "sft", "mixed", "teacher", "sft_longer", "mixed_longer")
-        assert row.config(config) != config or not row.overrides, "an override changes something"
+        assert preset == "wan-1.3b" or row.settings(config) or not row.overrides, (
+            "an override changes something"
+        )
 
 
 def test_rows_without_overrides_are_the_systems_of_evaluate(run_config):
@@ -37,6 +40,33 @@ def test_rows_without_overrides_are_the_systems_of_evaluate(run_config):
     assert plain == [system.name for _, system in planned_systems(run_config)]
     assert len({row.name for row in ROWS}) == len(ROWS)
     assert HERO in plain
+
+
+BEYOND = {
+    "forward_kl": {"loss.forward_kl_weight": 0.1},
+    "adversarial": {"loss.adversarial_weight": 0.01, "distill.short_batch": 128},
+    "data_forcing": {"distill.data_forcing_steps": 105},
+    "falling_times": {"loss.score_time": "falling"},
+}
+
+
+@pytest.mark.parametrize("name", BEYOND)
+def test_what_goes_beyond_the_paper_is_one_setting_and_what_that_needs(name):
+    config = configs.load("tiny")
+    (row,) = chosen_rows(config, [name])
+    assert row.settings(config) == BEYOND[name]
+    assert shared(config, name) == {"teacher", "sft"}
+    assert [claim.metric for claim in CLAIMS if (claim.system, claim.against) == (name, HERO)] == [
+        "window_frechet"
+    ]
+
+
+def test_settings_follow_the_preset():
+    wan, minute = configs.load("wan-1.3b"), configs.load("minute")
+    (judged,) = chosen_rows(wan, ["adversarial"])
+    assert judged.settings(wan)["distill.first_latent"] == "reencoded", "its code is causal"
+    (forced,) = chosen_rows(minute, ["data_forcing"])
+    assert forced.settings(minute) == {"distill.data_forcing_steps": 60, "distill.rollout_batch": 8}
 
 
 def test_an_unknown_row_is_refused_with_those_there_are(run_config):
@@ -126,6 +156,9 @@ def test_a_budget_adds_up_what_the_weights_come_from(run_config):
     assert spent.cpu_seconds == 7.0
     assert spent.gradient_samples == 3 * 4 + 4 * 2 + 5 * (2 + 5)
     assert comparing.budget(config, mixed, 0).cpu_seconds == 9.0
+    (judged,) = chosen_rows(config, ["adversarial"])
+    same = comparing.samples_per_step(judged.config(config), "distill")
+    assert same == 2 + 5, "an adversary's windows teach the student nothing"
     alone = dataclasses.replace(hero, overrides={"loss.flow_matching_weight": 0.0})
     assert comparing.samples_per_step(alone.config(config), "distill") == 5, "no clip of LONG is learnt from"
 
