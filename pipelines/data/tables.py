@@ -16,9 +16,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from models.errors import DataError
+from pipelines.data.types import REMEDY
 from pipelines.storage import Storage, one_line
 
-REMEDY = "Delete the dataset and ingest again"
 _ARROW = {str: pa.string(), int: pa.int64(), float: pa.float64(), bytes: pa.binary()}
 
 

@@ -10,9 +10,11 @@ CORPORA: tuple[CorpusName, ...] = ("short", "long")
 SAME_BYTES = "the same bytes as "
 """Start of the reason of a video that is there twice; the path of the other follows."""
 
-
 NOT_A_VIDEO = "not a video: "
 """Start of the reason of a file that is named as videos are and is none."""
+
+REMEDY = "Delete the dataset and ingest again"
+"""For a dataset with a damaged file."""
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from models.errors import DataError
 from pipelines.data.ingest.worker import Task
 from pipelines.data.source.manifest import Source
+from pipelines.data.store.files import ShardFile
 from pipelines.data.store.index import build_index, write_index
 from pipelines.data.store.info import (
     MANIFEST_FILE,
@@ -22,7 +23,7 @@ from pipelines.data.store.info import (
     dataset_autoencoder,
     write_sealed,
 )
-from pipelines.data.store.ledger import Ledger, ShardFile, Status, merge_moments, read_ledgers
+from pipelines.data.store.ledger import Ledger, Status, merge_moments, read_ledgers
 from pipelines.data.store.shards import open_shard
 from pipelines.data.tables import table_of, write_table
 from pipelines.data.types import CORPORA, NOT_A_VIDEO, SAME_BYTES

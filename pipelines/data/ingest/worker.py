@@ -21,8 +21,9 @@ from pipelines.data.curate.quality import video_refusal
 from pipelines.data.decode.decoder import Clip, Decoder
 from pipelines.data.ingest.windowing import Latents, Video, encoded_windows
 from pipelines.data.source.manifest import Source, local_copy
+from pipelines.data.store.files import ShardFile
 from pipelines.data.store.info import dataset_autoencoder
-from pipelines.data.store.ledger import Moments, ShardFile, Status, Window, merge_moments, write_ledger
+from pipelines.data.store.ledger import Moments, Status, Window, merge_moments, write_ledger
 from pipelines.data.store.shards import ShardWriter
 from pipelines.data.types import Reject, Rejected
 from pipelines.media.color import Frames

@@ -13,9 +13,8 @@ from models.autoencoders.kinds import Autoencoder, load_autoencoder
 from models.config import AutoencoderConfig
 from models.errors import DataError
 from pipelines.data.config import DataConfig
-from pipelines.data.store.ledger import ShardFile, plain_values, tuples
-from pipelines.data.tables import REMEDY
-from pipelines.data.types import CORPORA
+from pipelines.data.store.files import ShardFile, plain_values, tuples
+from pipelines.data.types import CORPORA, REMEDY
 from pipelines.storage import Storage, hash_of
 
 FORMAT = 2

@@ -8,11 +8,12 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pyarrow as pa
 
 from models.errors import DataError
+from pipelines.data.store.files import ShardFile, plain_values, tuples
 from pipelines.data.tables import open_parquet, table_of, to_parquet
 from pipelines.storage import Storage, one_line
 
@@ -86,18 +87,6 @@ class Status:
     """What the corpus' metadata says of it beside the caption, as JSON; empty in a ledger."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class ShardFile:
-    """A file of the dataset and what it must be."""
-
-    file: str
-    rows: int
-    num_bytes: int
-    sha256: str
-    pixels: tuple[int, ...] = ()
-    """Frames, height and width of its windows, where a dataset may hold several; else empty."""
-
-
 class Moments(NamedTuple):
     """Sums over every latent of some windows, per channel."""
 
@@ -123,18 +112,6 @@ def merge_moments(one: Moments | None, two: Moments | None) -> Moments | None:
     total = [a + b for a, b in zip(one.total, two.total, strict=True)]
     squares = [a + b for a, b in zip(one.squares, two.squares, strict=True)]
     return Moments(one.positions + two.positions, total, squares)
-
-
-def plain_values(record: Any) -> dict[str, Any]:
-    """A dataclass for JSON; empty tuples in it, and in those that it holds, are left out."""
-    return asdict(record, dict_factory=lambda fields: {name: value for name, value in fields if value != ()})
-
-
-def tuples(value: Any) -> Any:
-    """What JSON gives back, with tuples in place of its lists."""
-    if isinstance(value, dict):
-        return {name: tuples(part) for name, part in value.items()}
-    return tuple(map(tuples, value)) if isinstance(value, (list, tuple)) else value
 
 
 def write_ledger(

@@ -17,8 +17,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from models.errors import DataError
-from pipelines.data.store.ledger import ShardFile, Window
-from pipelines.data.tables import REMEDY, open_parquet, parquet_errors
+from pipelines.data.store.files import ShardFile
+from pipelines.data.store.ledger import Window
+from pipelines.data.tables import open_parquet, parquet_errors
+from pipelines.data.types import REMEDY
 from pipelines.storage import Pending, Storage, file_sha256
 
 ROW_GROUP_BYTES = 4 << 20

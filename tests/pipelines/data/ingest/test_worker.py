@@ -24,7 +24,8 @@ from pipelines.data.ingest import worker as module
 from pipelines.data.ingest.pipeline import group_by_bytes
 from pipelines.data.ingest.worker import ClipsAhead, Group, Task, shard_name, write_group
 from pipelines.data.source.manifest import Source, list_corpus
-from pipelines.data.store.ledger import ShardFile, Status, read_ledgers
+from pipelines.data.store.files import ShardFile
+from pipelines.data.store.ledger import Status, read_ledgers
 from pipelines.data.types import Rejected
 from pipelines.storage import Storage
 from tests.pipelines.data.corpora import DATA, RANK, SIZE

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from models.errors import DataError
+from pipelines.data.store.files import ShardFile
 from pipelines.data.store.ledger import (
     Moments,
-    ShardFile,
     Status,
     Window,
     merge_moments,

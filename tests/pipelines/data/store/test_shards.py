@@ -10,7 +10,8 @@ import pytest
 
 from models.errors import DataError
 from pipelines.data.store import shards
-from pipelines.data.store.ledger import ShardFile, Window, plain_values, tuples
+from pipelines.data.store.files import ShardFile, plain_values, tuples
+from pipelines.data.store.ledger import Window
 from pipelines.data.store.shards import ShardWriter, open_shard
 from pipelines.storage import Storage
 
