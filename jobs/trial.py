@@ -18,6 +18,7 @@ from jobs.config.schema import RunConfig
 from jobs.ray_session import quiet
 from jobs.tracking import RunReference, factory, open_run
 from models.errors import ConfigError
+from pipelines.evaluation.kept import forget
 from pipelines.evaluation.run import evaluate
 from pipelines.evaluation.settings import EvaluationSettings, System
 from pipelines.storage import Storage
@@ -132,6 +133,7 @@ def _measure(
         if Storage(checkpoint).exists("config.json"):
             raise
         return None
+    forget(out)
     values = result.rows[SYSTEM].metrics
     return {name: float(value) for name, value in values.items() if isinstance(value, float | int)}
 

@@ -126,6 +126,11 @@ def checkpoint_file(folder: str | Path, name: str) -> Iterator[Path]:
         yield local / name
 
 
+def manifest_sha256(folder: str | Path) -> str:
+    """What tells the content of a checkpoint folder from that of any other."""
+    return Storage(folder).sha256(MANIFEST_FILE)
+
+
 def read_spec(folder: str | Path) -> NetworkSpec:
     """The network described in a checkpoint folder of local or remote storage.
 

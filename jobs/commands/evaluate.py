@@ -17,6 +17,7 @@ from pipelines.checkpoints import read_spec
 from pipelines.data.store.info import read_info
 from pipelines.evaluation.features.i3d_file import load_weights, user_cache
 from pipelines.evaluation.folders import FolderSettings
+from pipelines.evaluation.kept import forget
 from pipelines.evaluation.reference import what_is_measured
 from pipelines.evaluation.report.page import Report, write_report
 from pipelines.evaluation.report.summary import over_time, remarks, table
@@ -224,6 +225,8 @@ def evaluate_missing(
 ) -> tuple[Evaluation, list[str]]:
     """Evaluate the systems whose figures are not yet in `folder`, or are of other networks or settings.
 
+    What one that was stopped has measured is not measured again.
+
     Args:
         systems: rows of the table, in order.
         settings: of the evaluation.
@@ -236,6 +239,8 @@ def evaluate_missing(
     """
     storage, common = Storage(folder), hash_of([asdict(settings), what_is_measured()])[:16]
     marks = {one.name: f"{common}-{hash_of(asdict(one))[:16]}" for one in systems}
+    if fresh:
+        forget(folder)
     then = storage.read_json(INPUTS) if storage.exists(INPUTS) and not fresh else {}
     kept = Evaluation.from_json(storage.read_json(RESULT)) if then and storage.exists(RESULT) else None
     rows = [] if kept is None else [name for name in kept.rows if then.get(name, common).startswith(common)]
@@ -247,6 +252,7 @@ def evaluate_missing(
         whole, made = new if kept is None else kept.of(rows).joined(new, list(marks)), list(new.rows)
         storage.write_json(RESULT, whole.to_json())
         storage.write_json(INPUTS, then | marks)
+        forget(folder)
     asked = [*marks, *(name for name in whole.rows if name not in then | marks)]
     return whole.of(asked), made
 

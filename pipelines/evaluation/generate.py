@@ -1,9 +1,9 @@
 """Videos of the systems, made and measured by a pool of Ray actors.
 
 Work is cut into batches of one system, draw and group of captions. An actor holds one network, samples a
-batch, measures it, writes the showcase videos and returns the measurements; no pixels travel. The noise of a
-video is named by (seed, group, draw, index), so how work is cut and dealt out changes nothing, and all
-systems start from the same noise.
+batch, measures it, writes the showcase videos, and keeps (kept.py) and returns the measurements; no pixels
+travel. The noise of a video is named by (seed, group, draw, index), so how work is cut and dealt out changes
+nothing, and all systems start from the same noise.
 """
 
 import dataclasses
@@ -14,6 +14,7 @@ from functools import lru_cache, partial
 
 import numpy as np
 import torch
+from safetensors.numpy import load, save
 from torch import Tensor
 
 from models.config import TextConfig
@@ -23,6 +24,7 @@ from pipelines.checkpoints import Network, load_network
 from pipelines.data.store.caption_embeddings import embed_captions, text_encoder
 from pipelines.data.store.info import dataset_autoencoder
 from pipelines.evaluation.features.extractors import EXTRACTORS
+from pipelines.evaluation.kept import once
 from pipelines.evaluation.measure import (
     Columns,
     Measurements,
@@ -44,7 +46,7 @@ from pipelines.generation import generate_latents
 from pipelines.media.color import Frames
 from pipelines.media.video import store_mp4
 from pipelines.ray_map import Pool, ray_map_all
-from pipelines.storage import Storage
+from pipelines.storage import Storage, hash_of
 from pipelines.tracking import Progress
 
 CLIPS = "clips"
@@ -62,6 +64,14 @@ class VideoBatch:
     """Index of the first video."""
     captions: tuple[str, ...]
     """One per video."""
+    decides: str = ""
+    """Hash of all else that its measurements depend on: network, settings, what is measured."""
+
+    @property
+    def kept(self) -> str:
+        """Name of the file that keeps its measurements."""
+        parts = [self.decides, self.group, self.draw, self.start, self.captions]
+        return f"{self.system.name}-{hash_of(parts)[:32]}.safetensors"
 
     @property
     def indices(self) -> range:
@@ -73,7 +83,7 @@ class VideoBatch:
 
 
 def generate(
-    systems: Sequence[System],
+    systems: Mapping[System, str],
     captions: Mapping[Group, Sequence[str]],
     shape: VideoShape,
     settings: EvaluationSettings,
@@ -82,11 +92,20 @@ def generate(
 ) -> dict[str, SystemMeasurements]:
     """Makes and measures all videos of all systems; by name of the system.
 
-    Writes the showcase below `out`. The slowest batches go first, so that the actors finish together.
+    Writes the showcase below `out`. Batches whose measurements are kept there are not made again. The slowest
+    go first, so that the actors finish together.
+
+    Args:
+        systems: what to sample, each with a hash of all that decides its measurements beside the captions.
+        captions: of the videos, by group.
+        shape: of the videos.
+        settings: of the evaluation.
+        out: folder of the evaluation.
+        progress: shows what is done.
     """
     wanted, scale = settings.evaluation, settings.sampling.guidance_scale
     batches = [
-        VideoBatch(system, group, draw, part.start, tuple(texts[part.start : part.stop]))
+        VideoBatch(system, group, draw, part.start, tuple(texts[part.start : part.stop]), systems[system])
         for system in sorted(systems, key=lambda system: -shape.evaluations(system, scale))
         for group, texts in captions.items()
         for draw in range(1 if group == "withheld" else system.draws)
@@ -119,7 +138,11 @@ def generate(
 
 
 def _generate(shape: VideoShape, settings: EvaluationSettings, out: str, batch: VideoBatch) -> Columns:
-    return _generator(shape, settings, out)(batch)
+    def make() -> bytes:
+        columns = _generator(shape, settings, out)(batch)
+        return bytes(save({name: np.ascontiguousarray(column) for name, column in columns.items()}))
+
+    return dict(load(once(out, batch.kept, make)))
 
 
 @lru_cache(maxsize=1)

@@ -2,16 +2,17 @@
 
 import dataclasses
 import itertools
+import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from models.text.conditioning import withhold
-from pipelines.checkpoints import read_spec
+from pipelines.checkpoints import manifest_sha256, read_spec
 from pipelines.data.store.dataset import ShardDataset
-from pipelines.distances import Distance
+from pipelines.data.store.info import read_info
 from pipelines.evaluation.folders import (
     Folder,
     FolderSettings,
@@ -24,9 +25,9 @@ from pipelines.evaluation.folders import (
 )
 from pipelines.evaluation.fvd import LogitReference
 from pipelines.evaluation.generate import clip_path, generate
+from pipelines.evaluation.kept import once
 from pipelines.evaluation.measure import Measurements, SystemMeasurements
-from pipelines.evaluation.over_time import Finding
-from pipelines.evaluation.reference import measure_real, reference_specs
+from pipelines.evaluation.reference import measure_real, reference_specs, what_is_measured
 from pipelines.evaluation.scores import (
     ClipScorer,
     FolderScorer,
@@ -46,7 +47,7 @@ from pipelines.evaluation.settings import (
 )
 from pipelines.generation import check
 from pipelines.ray_map import Tasks, ray_map_all
-from pipelines.storage import Storage
+from pipelines.storage import hash_of
 from pipelines.tracking import Progress, no_progress
 
 RESULT = "evaluation.json"
@@ -85,20 +86,12 @@ class Evaluation:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
-        return dataclasses.asdict(self)
+        return asdict(self)
 
     @staticmethod
     def from_json(values: Mapping[str, Any]) -> "Evaluation":
         """The inverse of `to_json`."""
-        rows = {
-            name: Scores(
-                row["metrics"],
-                {key: Distance(**distance) for key, distance in row["distances"].items()},
-                tuple(Finding.from_json(finding) for finding in row.get("findings", ())),
-                {key: tuple(numbers) for key, numbers in row.get("resampled", {}).items()},
-            )
-            for name, row in values["rows"].items()
-        }
+        rows = {name: Scores.from_json(row) for name, row in values["rows"].items()}
         clips = {name: tuple(paths) for name, paths in values["clips"].items()}
         return Evaluation(
             values["seed"], rows, clips, tuple(values["captions"]), tuple(values["notes"]), values["seconds"]
@@ -113,8 +106,9 @@ def evaluate(
 ) -> Evaluation:
     """Compares systems with each other and with real videos; Ray must be running or startable.
 
-    Writes `clips/<system>/<index>.mp4` and `evaluation.json` below `out`, and the measured references below
-    `settings.references`.
+    Writes `clips/<system>/<index>.mp4` below `out`, and the measured references below `settings.references`.
+    What is measured of systems is kept below `out`, so that a call after one that was stopped goes on from
+    there, until `forget` is called, when the result is stored.
 
     Args:
         systems: what to compare; names are rows of the table.
@@ -131,10 +125,12 @@ def evaluate(
     for system in systems:
         check(read_spec(system.checkpoint), system.method)
     shape = video_shape(settings)
+    common = [asdict(settings), what_is_measured(), read_info(settings.dataset).data_hash]
+    decides = {one: hash_of([common, asdict(one), manifest_sha256(one.checkpoint)]) for one in systems}
 
     real = measure_real(reference_specs(settings, shape), settings, progress)
     captions = _captions(settings, real)
-    measured = generate(systems, captions, shape, settings, out, progress)
+    measured = generate(decides, captions, shape, settings, out, progress)
     measured["corpus_long"] = SystemMeasurements([real["long"]], clip_seconds=shape.seconds)
     scorer: Scorer
     if settings.world is None:
@@ -146,15 +142,16 @@ def evaluate(
         measured["ideal"] = SystemMeasurements(
             [real["ideal"]], [real["unseen_ideal"]], clip_seconds=shape.seconds
         )
-    rows = _scored(scorer, measured, settings, progress)
+    made = {system.name: mark for system, mark in decides.items()}
+    marks = {name: made.get(name, hash_of(common)) for name in measured}
+    rows = _scored(scorer, measured, marks, settings, out, progress)
 
     shown = min(wanted.showcase, wanted.videos)
-    made = {system.name for system in systems}
     clips = {
         name: tuple(clip_path(out if name in made else settings.references, name, i) for i in range(shown))
         for name in rows
     }
-    result = Evaluation(
+    return Evaluation(
         settings.seed,
         rows,
         clips,
@@ -162,28 +159,42 @@ def evaluate(
         tuple(notes(rows)),
         time.perf_counter() - start,
     )
-    Storage(out).write_json(RESULT, result.to_json())
-    return result
+
+
+class _Row(NamedTuple):
+    """What a task scores."""
+
+    kept: str
+    """Name of the file that keeps the scores."""
+    videos: SystemMeasurements
 
 
 def _scored(
     scorer: Scorer,
     measured: Mapping[str, SystemMeasurements],
+    marks: Mapping[str, str],
     settings: EvaluationSettings,
+    out: str,
     progress: Progress,
 ) -> dict[str, Scores]:
-    """The rows; many resamples are shared out over Ray's tasks."""
-    times = settings.evaluation.resamples
-    work = partial(with_resamples, scorer, times, settings.seed)
+    """The rows; many resamples, which take long, are shared out over Ray's tasks, and kept."""
+    times, seed = settings.evaluation.resamples, settings.seed
     if not times:
-        return {name: work(videos) for name, videos in measured.items()}
-    rows = ray_map_all(
-        work,
-        list(measured.values()),
+        return {name: with_resamples(scorer, 0, seed, videos) for name, videos in measured.items()}
+    found = ray_map_all(
+        partial(_resampled, scorer, times, seed, out),
+        [_Row(f"{name}-{marks[name][:32]}.json", videos) for name, videos in measured.items()],
         Tasks(settings.evaluation.max_actors),
         lambda done: progress("intervals", done, len(measured)),
     )
-    return dict(zip(measured, rows, strict=True))
+    return dict(zip(measured, found, strict=True))
+
+
+def _resampled(scorer: Scorer, times: int, seed: int, out: str, row: _Row) -> Scores:
+    def make() -> bytes:
+        return json.dumps(asdict(with_resamples(scorer, times, seed, row.videos))).encode()
+
+    return Scores.from_json(json.loads(once(out, row.kept, make)))
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,16 @@ class Scores:
     resampled: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     """Each number taken again from videos drawn with replacement, `evaluation.resamples` times."""
 
+    @staticmethod
+    def from_json(row: Mapping[str, Any]) -> "Scores":
+        """From plain values, as `dataclasses.asdict` gives them."""
+        return Scores(
+            row["metrics"],
+            {name: Distance(**distance) for name, distance in row["distances"].items()},
+            tuple(Finding.from_json(finding) for finding in row.get("findings", ())),
+            {name: tuple(numbers) for name, numbers in row.get("resampled", {}).items()},
+        )
+
 
 class Scorer(Protocol):
     """Gives the row of a system."""

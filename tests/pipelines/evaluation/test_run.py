@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,14 @@ from rich.console import Console
 
 from models.config import SamplingConfig, TextConfig
 from models.errors import CheckpointError, ConfigError
+from pipelines.checkpoints import MANIFEST_FILE
 from pipelines.evaluation import generate as generating
 from pipelines.evaluation import reference as references
 from pipelines.evaluation.claims import Claim, judge
+from pipelines.evaluation.kept import MEASURED, forget
 from pipelines.evaluation.report.page import write_report
 from pipelines.evaluation.report.summary import MINUTE_KEYS, WORLD_KEYS, cell, remarks, table, write_summary
-from pipelines.evaluation.run import RESULT, Evaluation, evaluate
+from pipelines.evaluation.run import Evaluation, evaluate
 from pipelines.evaluation.settings import System
 from pipelines.media.video import read_mp4
 from pipelines.world.captions import COLOURS
@@ -66,9 +69,67 @@ def test_every_showcase_video_is_there(result):
         assert [read_mp4(path).shape for path in paths] == [(32, 64, 64, 3)] * 2
 
 
-def test_the_result_survives_json(result, folder):
-    stored = json.loads((folder / "seed-0/evaluation" / RESULT).read_text())
+def test_the_result_survives_json(result):
+    stored = json.loads(json.dumps(result.to_json()))
     assert Evaluation.from_json(stored) == result
+
+
+def figures(made):
+    """All numbers of an evaluation but times."""
+    return {
+        name: (
+            {key: value for key, value in row.metrics.items() if "seconds" not in key},
+            row.distances,
+            row.findings,
+            {key: value for key, value in row.resampled.items() if "seconds" not in key},
+        )
+        for name, row in made.rows.items()
+    }
+
+
+def test_what_a_stopped_evaluation_has_measured_is_not_measured_again(
+    ray_local, settings, networks, tmp_path
+):
+    """The second system cannot be read; when it can, the first one's weights are gone and not missed."""
+    for name in ("first", "second"):
+        shutil.copytree(networks["student"], tmp_path / name)
+    first = System("first", str(tmp_path / "first"), "fm", "ode", 5)
+    second = System("second", str(tmp_path / "second"), "dm", "few_step", 4)
+    counted = dataclasses.replace(
+        settings, evaluation=dataclasses.replace(settings.evaluation, draws=1, resamples=2)
+    )
+    whole = evaluate([first, second], counted, str(tmp_path / "whole"))
+    weights = {name: tmp_path / name / "student.average.safetensors" for name in ("first", "second")}
+    held = weights["second"].read_bytes()
+    weights["second"].write_bytes(b"")
+    out = str(tmp_path / "stopped")
+    with pytest.raises(CheckpointError, match="damaged"):
+        evaluate([first, second], counted, out)
+    kept = list((tmp_path / "stopped" / MEASURED).iterdir())
+    assert {path.name.split("-")[0] for path in kept} == {"first"}
+    weights["second"].write_bytes(held)
+    weights["first"].write_bytes(b"")
+    assert figures(evaluate([first, second], counted, out)) == figures(whole)
+    assert {path.name.split("-")[0] for path in (tmp_path / "stopped" / MEASURED).glob("*.json")} == {
+        "first",
+        "second",
+        "corpus_long",
+        "ideal",
+    }
+    weights["second"].write_bytes(b"")
+    assert figures(evaluate([first, second], counted, out)) == figures(whole), "nothing is left to do"
+    for other in (
+        dataclasses.replace(counted, seed=1),
+        dataclasses.replace(counted, evaluation=dataclasses.replace(counted.evaluation, temporal_videos=3)),
+    ):
+        with pytest.raises(CheckpointError, match="damaged"):
+            evaluate([first], other, out)
+    with (tmp_path / "first" / MANIFEST_FILE).open("a") as manifest:
+        manifest.write("\n")
+    with pytest.raises(CheckpointError, match="damaged"):
+        evaluate([first], counted, out)
+    forget(out)
+    assert not (tmp_path / "stopped" / MEASURED).exists()
 
 
 def test_progress_counts_to_the_whole(result, phases):
