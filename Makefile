@@ -31,11 +31,8 @@ check: .venv/.installed-dev  ## format, lint, types, import direction, spelling
 	@$(BIN)/python -m pytest tests/test_imports.py
 	@$(BIN)/codespell
 
-gpu:  ## on a machine with a GPU, its own Python, torch and triton: tests of kernels and steps, both benches into OUT
-	@$(PYTHON) -m pytest -m gpu -n 8 -p no:benchmark -o filterwarnings=default \
-		tests/kernels tests/pipelines/training/test_half_precision.py
-	@$(PYTHON) benchmarks/bench_window_attention.py --json $(OUT)/window_attention_gpu.json
-	@$(PYTHON) benchmarks/bench_reverse_kl.py --json $(OUT)/reverse_kl_gpu.json
+gpu:  ## on a machine with a GPU, its own Python, torch, triton and pytest: tests of kernels and steps, then benches, into OUT
+	@$(PYTHON) benchmarks/gpu.py --out $(OUT)
 
 format: .venv/.installed-dev  ## rewrite in the house's format
 	@$(BIN)/ruff format .

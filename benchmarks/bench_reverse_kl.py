@@ -4,8 +4,8 @@
 
 Latents are [1, frames, 16, 60, 104]: 21 frames are five seconds, 240 a minute. On a CPU: milliseconds of CPU
 time (one thread, best of the repeats), float32. On a GPU: medians of Triton's do_bench with a cold cache,
-bfloat16 and float32, with GB/s of what has to be moved and its share of a copy's rate in the same run. Only
-ratios of one run mean something.
+bfloat16 and float32; the first ratio is that of its GB/s, of what has to be moved, to a copy's in the same
+run. Only ratios of one run mean something.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timing import hardware, milliseconds, peak_bytes, write
+from timing import did_not_run, hardware, milliseconds, peak_bytes, with_bar, write
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -34,6 +34,10 @@ GUIDANCE = 5.0
 OPTIONS: dict[str, Any] = {"guidance_scale": GUIDANCE, "normalizer": "window"}
 MOVED = 9
 """Tensors that the kernels read and write: five read to sum, three read to divide, one written."""
+BARS = {"eager": 4.0, "torch.compile": 1.0, "copy": 0.6}
+"""Least ratios for a minute of bfloat16 on a GPU; a copy moves as many bytes."""
+MINUTE = 240
+"""Latent frames."""
 Inputs = tuple[Tensor, ...]
 Rows = Iterator[dict[str, Any]]
 
@@ -105,8 +109,8 @@ def compiled(function: Callable[..., object], device: str) -> Callable[..., obje
     return torch.compile(function, fullgraph=True, dynamic=False)
 
 
-def bench_score(frames: int, device: str, dtype: torch.dtype, repeats: int) -> Rows:
-    """The score of one length and type against its baselines."""
+def bench_score(frames: int, device: str, dtype: torch.dtype, repeats: int, copied: float | None) -> Rows:
+    """The score of one length and type against a copy's GB/s, where that is known, and its baselines."""
     inputs = inputs_of(frames, device, dtype)
     found = reverse_kl_score(*inputs, **OPTIONS).score.double()
     exact = reference.ScoreInputs(*[x.double() for x in inputs])
@@ -121,34 +125,40 @@ def bench_score(frames: int, device: str, dtype: torch.dtype, repeats: int) -> R
     }
 
     ours = partial(reverse_kl_score, *inputs, **OPTIONS)
+    case = f"score T={frames} {str(dtype).removeprefix('torch.')}"
+    if copied is not None:
+        spent = milliseconds(ours, device, repeats)
+        rate = MOVED * inputs[0].nbytes / spent / 1e6
+        yield {
+            "case": case,
+            "baseline": "copy",
+            "ratio": rate / copied,
+            "milliseconds": spent,
+            "gb_per_s": rate,
+        }
     for name, baseline in baselines.items():
         if baseline is not None:
-            row = compare(frames, device, dtype, repeats, ours, partial(baseline, *inputs))
-            yield {**row, "baseline": name, "relative_error": error}
+            try:
+                row = compare(inputs[0].numel(), device, repeats, ours, partial(baseline, *inputs))
+            except RuntimeError as failed:
+                yield did_not_run(case, name, failed)
+            else:
+                yield {"case": case, "baseline": name, **row, "relative_error": error}
 
 
 def compare(
-    frames: int,
-    device: str,
-    dtype: torch.dtype,
-    repeats: int,
-    ours: Callable[[], object],
-    theirs: Callable[[], object],
+    elements: int, device: str, repeats: int, ours: Callable[[], object], theirs: Callable[[], object]
 ) -> dict[str, Any]:
     """Times of both and their ratio, above 1 where ours is faster."""
     times = [milliseconds(run, device, repeats) for run in (ours, theirs)]
-    elements = frames * INNER[0] * INNER[1] * INNER[2]
-    kind = str(dtype).removeprefix("torch.")
     row: dict[str, Any] = {
-        "case": f"score T={frames} {kind}",
         "elements": elements,
         "ratio": times[1] / times[0],
         "milliseconds": times[0],
         "baseline_milliseconds": times[1],
     }
     if device != "cpu":
-        row["gb_per_s"] = MOVED * elements * dtype.itemsize / times[0] / 1e6
-        row["peak_bytes"], row["baseline_peak_bytes"] = peak_bytes(ours), peak_bytes(theirs)
+        row |= {"peak_bytes": peak_bytes(ours), "baseline_peak_bytes": peak_bytes(theirs)}
     return row
 
 
@@ -168,24 +178,27 @@ def main() -> None:
     print(
         f"{hardware(device)}, torch {torch.__version__}" + ("" if rate is None else f", copy {rate:.0f} GB/s")
     )
-    print(f"{'case':>28} {'baseline':>26} {'ms':>9} {'theirs':>9} {'faster':>7}   GB/s, share of a copy's")
+    print(f"{'case':>28} {'baseline':>26} {'ms':>9} {'theirs':>9} {'faster':>7}")
     rows = []
     for dtype in (torch.float32,) if on_cpu else (torch.bfloat16, torch.float32):
-        for frames in given.frames or ((21,) if on_cpu else (21, 240)):
-            for row in bench_score(frames, device, dtype, given.repeats):
-                if rate is not None:
-                    row["copy_share"] = row["gb_per_s"] / rate
-                rows.append(row)
-                print(line(row), flush=True)
+        for frames in given.frames or ((21,) if on_cpu else (21, MINUTE)):
+            bars = BARS if (device, dtype, frames) == ("cuda", torch.bfloat16, MINUTE) else {}
+            for row in bench_score(frames, device, dtype, given.repeats, rate):
+                rows.append(with_bar(row, bars.get(row["baseline"])) if "ratio" in row else row)
+                print(line(rows[-1]), flush=True)
                 if given.json:
                     write(given.json, device, rows, copy_gb_per_s=rate)
 
 
 def line(row: dict[str, Any]) -> str:
     """A row as it is printed."""
-    moved = f"   {row['gb_per_s']:.0f}, {row['copy_share']:.2f}" if "gb_per_s" in row else ""
-    times = f"{row['milliseconds']:9.3f} {row['baseline_milliseconds']:9.3f} {row['ratio']:7.2f}"
-    return f"{row['case']:>28} {row['baseline']:>26} {times}{moved}"
+    head = f"{row['case']:>28} {row['baseline']:>26}"
+    if "error" in row:
+        return f"{head} does not run: {row['error']}"
+    theirs = f"{row['baseline_milliseconds']:9.3f}" if "baseline_milliseconds" in row else " " * 9
+    moved = f"   {row['gb_per_s']:.0f} GB/s" if "gb_per_s" in row else ""
+    bar = "" if row.get("met", True) else f"   below {row['bar']:.2f}"
+    return f"{head} {row['milliseconds']:9.3f} {theirs} {row['ratio']:7.2f}{moved}{bar}"
 
 
 if __name__ == "__main__":

@@ -5,22 +5,22 @@
 On a CPU: one thread, float32, milliseconds of CPU time, best of the repeats, against torch's
 scaled_dot_product_attention with the window as a boolean mask (the same sum) and without one (another sum),
 and the memory of a long clip. On a GPU: bfloat16, medians of Triton's do_bench with a cold cache, useful
-TFLOP/s, its share of a plain matrix product's rate in the same run, against each backend of dense attention,
-compiled FlexAttention with the same mask, and dense attention over overlapping strided views. Only ratios of
+TFLOP/s against a plain matrix product's in the same run; then against compiled FlexAttention with the same
+mask, dense attention over overlapping strided views, and last each backend of dense attention. Only ratios of
 one run mean something.
 """
 
 import argparse
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from attention_peers import Attention, Case, backend, flex, strided_views
-from timing import hardware, milliseconds, peak_bytes, resident_growth_bytes, write
+from timing import did_not_run, hardware, milliseconds, peak_bytes, resident_growth_bytes, with_bar, write
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -42,8 +42,22 @@ ON_CPU = [
     *(Case(1, 4, frames, 16, 64, 4) for frames in (16, 64, 128, 256)),
     Case(1, 4, 128, 64, 64, 4),
 ]
-ON_GPU = [Case(1, 12, 240, 1560, 128, 10), Case(1, 12, 240, 1560, 128, 4), Case(1, 12, 21, 1560, 128, 4)]
-"""480 x 832 video in Wan 2.1's 1.3B shape: a minute and five seconds."""
+ON_GPU = [
+    Case(1, 12, 21, 1560, 128, 4),
+    PRESETS[0],
+    Case(1, 12, 240, 1560, 128, 10),
+    Case(1, 12, 240, 1560, 128, 4),
+]
+"""480 x 832 video in Wan 2.1's 1.3B shape, five seconds and a minute; a small preset's heads of 24."""
+BARS = {
+    ("matrix product", "forward"): 0.40,
+    ("matrix product", "backward"): 0.25,
+    ("flex", "forward"): 1.0,
+    ("flex", "forward+backward"): 1.0,
+    ("strided views", "forward"): 0.5,
+    ("strided views", "forward+backward"): 0.5,
+}
+"""Least ratios for video of Wan's shape; of dense attention half of the ideal, that of the pairs seen."""
 MEMORY = Case(1, 4, 256, 64, 64, 4)
 DENSE = ("CUDNN_ATTENTION", "FLASH_ATTENTION", "EFFICIENT_ATTENTION")
 """Backends of dense attention."""
@@ -74,38 +88,52 @@ def passes(attention: Attention, inputs: list[Tensor]) -> dict[str, Callable[[],
     }
 
 
+class Own(NamedTuple):
+    """What the windowed attention takes, by pass."""
+
+    milliseconds: dict[str, float]
+    peak_bytes: dict[str, int]
+    """On a GPU."""
+
+
+def measure(case: Case, inputs: list[Tensor], device: str, repeats: int) -> Own:
+    """Times and memory of the windowed attention."""
+    runs = passes(ours_of(case), inputs)
+    times = {name: milliseconds(run, device, repeats) for name, run in runs.items()}
+    return Own(times, {} if device == "cpu" else {name: peak_bytes(run) for name, run in runs.items()})
+
+
 def compare(
-    case: Case, ours: Attention, peers: dict[str, Attention], device: str, dtype: torch.dtype, repeats: int
+    case: Case,
+    inputs: list[Tensor],
+    own: Own,
+    peers: dict[str, Attention],
+    device: str,
+    repeats: int,
 ) -> Iterator[dict[str, Any]]:
     """A row a pass and peer: times of both and their ratio, above 1 where the windowed one is faster."""
-    inputs = inputs_of(case, device, dtype)
-    own = {name: milliseconds(run, device, repeats) for name, run in passes(ours, inputs).items()}
-    own_bytes = {}
-    if device != "cpu":
-        own_bytes = {name: peak_bytes(run) for name, run in passes(ours, inputs).items()}
     for baseline, peer in peers.items():
         for name, run in passes(peer, inputs).items():
             try:
                 theirs = milliseconds(run, device, repeats)
+                more = {} if device == "cpu" else {"baseline_peak_bytes": peak_bytes(run)}
             except (RuntimeError, NotImplementedError) as error:
-                print(f"{case.name} {name}: {baseline} does not run ({' '.join(str(error).split())[:80]})")
-                continue
-            row = {
-                "case": f"{case.name} {name}",
-                "baseline": baseline,
-                "ratio": theirs / own[name],
-                "milliseconds": own[name],
-                "baseline_milliseconds": theirs,
-                "ideal": 1 / case.share,
-            }
-            if device != "cpu":
-                flops = case.flops * (1 if name == "forward" else 3.5)
-                row |= {"tflop_per_s": flops / own[name] / 1e9, "peak_bytes": own_bytes[name]}
-                row["baseline_peak_bytes"] = peak_bytes(run)
-                if name != "forward":
-                    alone = own[name] - own["forward"]
-                    row["backward_tflop_per_s"] = 2.5 * case.flops / alone / 1e9
-            yield row
+                yield did_not_run(f"{case.name} {name}", baseline, error)
+            else:
+                yield row_of(case, name, baseline, own, theirs) | more
+
+
+def row_of(case: Case, name: str, baseline: str, own: Own, theirs: float) -> dict[str, Any]:
+    """A row from both times."""
+    row = {
+        "case": f"{case.name} {name}",
+        "baseline": baseline,
+        "ratio": theirs / own.milliseconds[name],
+        "milliseconds": own.milliseconds[name],
+        "baseline_milliseconds": theirs,
+        "ideal": 1 / case.share,
+    }
+    return row | ({"peak_bytes": own.peak_bytes[name]} if own.peak_bytes else {})
 
 
 def ours_of(case: Case) -> Attention:
@@ -119,7 +147,8 @@ def cpu_rows(repeats: int) -> Iterator[dict[str, Any]]:
     for case in ON_CPU:
         masked = partial(F.scaled_dot_product_attention, attn_mask=frame_mask(case))
         peers = {"masked dense": masked, "dense, unmasked": F.scaled_dot_product_attention}
-        for row in compare(case, ours_of(case), peers, "cpu", torch.float32, repeats):
+        inputs = inputs_of(case, "cpu", torch.float32)
+        for row in compare(case, inputs, measure(case, inputs, "cpu", repeats), peers, "cpu", repeats):
             rows.append(row | {"form": plan(case.frames, case.per_frame, case.window, torch.float32).form})
             yield rows[-1]
     yield growth(rows)
@@ -159,29 +188,79 @@ def memory_of(name: str) -> int:
     return resident_growth_bytes(passes(attention, inputs)["forward+backward"])
 
 
-def gpu_rows(repeats: int) -> Iterator[dict[str, Any]]:
-    """Every GPU case against all peers, with shares of the matrix product's rate; dense once a length."""
-    side = 8192
-    a, b = (torch.randn(side, side, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    rate = 2 * side**3 / milliseconds(lambda: a @ b, "cuda", repeats) / 1e9
-    print(f"matrix product {side}^3: {rate:.0f} TFLOP/s")
-    dense: dict[tuple[int, str, str], float] = {}
-    for case in ON_GPU:
+def gpu_rows(cases: Sequence[Case], device: str, repeats: int) -> Iterator[dict[str, Any]]:
+    """Ours in every case against a plain matrix product, then against its peers, dense ones last."""
+    product = product_rate(device, repeats)
+    print(f"matrix product: {product:.0f} TFLOP/s")
+    own: dict[Case, Own] = {}
+    for case in cases:
+        try:
+            own[case] = measure(case, inputs_of(case, device, torch.bfloat16), device, repeats)
+        except (RuntimeError, ValueError) as error:
+            yield did_not_run(case.name, "matrix product", error)
+            continue
+        yield from product_rows(case, own[case], product)
+    for case in own:
         torch.compiler.reset()
-        peers = {"flex": flex(case, "cuda"), "strided views": strided_views(case)}
-        known = {(name, which): ms for (frames, name, which), ms in dense.items() if frames == case.frames}
-        if not known:
-            peers |= {f"dense {name.lower()}": backend(name) for name in DENSE}
-        for row in compare(case, ours_of(case), peers, "cuda", torch.bfloat16, repeats):
-            which = row["case"].rpartition(" ")[2]
-            if row["baseline"].startswith("dense"):
-                dense[case.frames, row["baseline"], which] = row["baseline_milliseconds"]
-            yield row | {"gemm_share": row["tflop_per_s"] / rate}
-            yield from (
-                {**row, "baseline": name, "baseline_milliseconds": ms, "ratio": ms / row["milliseconds"]}
-                for (name, dense_pass), ms in known.items()
-                if row["baseline"] == "flex" and dense_pass == which
-            )
+        inputs = inputs_of(case, device, torch.bfloat16)
+        peers = {"flex": flex(case, device), "strided views": strided_views(case)}
+        yield from (judged(case, row) for row in compare(case, inputs, own[case], peers, device, repeats))
+    for frames in sorted({case.frames for case in own if is_video(case)}):
+        alike = [case for case in own if is_video(case) and case.frames == frames]
+        yield from dense_rows(alike, own, device, repeats)
+
+
+def product_rate(device: str, repeats: int, side: int = 8192) -> float:
+    """TFLOP/s of a bfloat16 product of two square matrices."""
+    a, b = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
+    return 2 * side**3 / milliseconds(lambda: a @ b, device, repeats) / 1e9
+
+
+def product_rows(case: Case, own: Own, product: float) -> Iterator[dict[str, Any]]:
+    """Useful TFLOP/s of each pass; the ratio is that to the matrix product's."""
+    times = dict(own.milliseconds)
+    times["backward"] = times["forward+backward"] - times["forward"]
+    for name, factor in (("forward", 1.0), ("backward", 2.5), ("forward+backward", 3.5)):
+        rate = factor * case.flops / times[name] / 1e9
+        row = {
+            "case": f"{case.name} {name}",
+            "baseline": "matrix product",
+            "ratio": rate / product,
+            "milliseconds": times[name],
+            "tflop_per_s": rate,
+            "baseline_tflop_per_s": product,
+        }
+        yield judged(case, row | ({"peak_bytes": own.peak_bytes[name]} if name in own.peak_bytes else {}))
+
+
+def dense_rows(
+    cases: Sequence[Case], own: dict[Case, Own], device: str, repeats: int
+) -> Iterator[dict[str, Any]]:
+    """The forward pass of each dense backend, which all windows of one length have in common."""
+    inputs = inputs_of(cases[0], device, torch.bfloat16)
+    for name in DENSE:
+        baseline, run = f"dense {name.lower()}", partial(backend(name), *inputs[:3])
+        try:
+            theirs = milliseconds(run, device, repeats)
+        except (RuntimeError, NotImplementedError) as error:
+            yield did_not_run(f"{cases[0].name} forward", baseline, error)
+        else:
+            for case in cases:
+                yield judged(case, row_of(case, "forward", baseline, own[case], theirs))
+
+
+def is_video(case: Case) -> bool:
+    """Of Wan's shape, for which there are bars."""
+    return case.per_frame > 1
+
+
+def judged(case: Case, row: dict[str, Any]) -> dict[str, Any]:
+    """A row with its bar."""
+    if "ratio" not in row or not is_video(case):
+        return row
+    if row["baseline"].startswith("dense"):
+        return with_bar(row, 0.5 * row["ideal"])
+    return with_bar(row, BARS.get((row["baseline"], row["case"].rpartition(" ")[2])))
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
@@ -219,40 +298,45 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
 def line(row: dict[str, Any]) -> str:
     """A row as it is printed."""
     head = f"{row['case']:>54} {row['baseline']:>18}"
+    if "error" in row:
+        return f"{head} does not run: {row['error']}"
     if "milliseconds" not in row:
         sizes = [row[name] / 2**20 for name in ("peak_bytes", "baseline_peak_bytes") if name in row]
         return f"{head} {row['ratio']:.2f}  " + " against ".join(f"{size:.0f} MiB" for size in sizes)
-    times = f"{row['milliseconds']:9.2f} {row['baseline_milliseconds']:9.2f} {row['ratio']:7.2f}"
-    more = f"   {row['tflop_per_s']:.0f} TFLOP/s, {row['gemm_share']:.2f}" if "gemm_share" in row else ""
-    return f"{head} {times}{more}"
+    theirs = f"{row['baseline_milliseconds']:9.2f}" if "baseline_milliseconds" in row else " " * 9
+    rate = f"   {row['tflop_per_s']:.0f} TFLOP/s" if "tflop_per_s" in row else ""
+    bar = "" if row.get("met", True) else f"   below {row['bar']:.2f}"
+    return f"{head} {row['milliseconds']:9.2f} {theirs} {row['ratio']:7.2f}{rate}{bar}"
 
 
-def main() -> None:
-    """Measure, print and write."""
+def main() -> int:
+    """Measure, print and write; 1 if ours failed in a case."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--json", type=Path, help="write the rows here too")
-    parser.add_argument("--plot", type=Path, help="draw the CPU's cost against length here")
+    parser.add_argument("--plot", type=Path, help="draw the CPU's cost against length here (CPU only)")
     parser.add_argument("--memory", help=argparse.SUPPRESS)
     given = parser.parse_args()
     torch.set_num_threads(1)
     if given.memory:
         print(memory_of(given.memory))
-        return
+        return 0
     print(f"{hardware(given.device)}, torch {torch.__version__}")
     print(f"{'case':>54} {'baseline':>18} {'ms':>9} {'theirs':>9} {'faster':>7}")
     rows: list[dict[str, Any]] = []
-    for row in cpu_rows(given.repeats) if given.device == "cpu" else gpu_rows(given.repeats):
+    on_cpu = given.device == "cpu"
+    for row in cpu_rows(given.repeats) if on_cpu else gpu_rows(ON_GPU, given.device, given.repeats):
         rows.append(row)
         print(line(row), flush=True)
         if given.json:
             write(given.json, given.device, rows)
     if given.plot:
         plot(rows, given.plot)
+    return int(any("error" in row and row["baseline"] == "matrix product" for row in rows))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

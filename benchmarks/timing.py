@@ -2,6 +2,7 @@
 
 import datetime as dt
 import json
+import os
 import platform
 import time
 from collections.abc import Callable, Sequence
@@ -70,8 +71,18 @@ def hardware(device: str) -> str:
     return processor() if device == "cpu" else torch.cuda.get_device_name(device)
 
 
+def with_bar(row: dict[str, Any], bar: float | None) -> dict[str, Any]:
+    """A row with the least ratio that it should have, and whether it has it; None is no bar."""
+    return row if bar is None else row | {"bar": bar, "met": row["ratio"] >= bar}
+
+
+def did_not_run(case: str, baseline: str, error: Exception) -> dict[str, Any]:
+    """The row of a measurement that failed."""
+    return {"case": case, "baseline": baseline, "error": " ".join(str(error).split())[:200]}
+
+
 def write(path: Path, device: str, rows: Sequence[dict[str, Any]], **more: object) -> None:
-    """Rows, one a line, and the machine they are of, as JSON."""
+    """Rows, one a line, and the machine they are of, as JSON; a reader finds the old file or the new one."""
     about = {
         "date": dt.datetime.now(dt.UTC).date().isoformat(),
         "hardware": hardware(device),
@@ -81,4 +92,6 @@ def write(path: Path, device: str, rows: Sequence[dict[str, Any]], **more: objec
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = ",\n  ".join(json.dumps(row) for row in rows)
-    path.write_text(json.dumps(about, indent=1)[:-2] + f',\n "rows": [\n  {lines}\n ]\n}}\n')
+    aside = path.with_name(f".{path.name}")
+    aside.write_text(json.dumps(about, indent=1)[:-2] + f',\n "rows": [\n  {lines}\n ]\n}}\n')
+    os.replace(aside, path)

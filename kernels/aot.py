@@ -39,6 +39,7 @@ ATTENTION = [
     ("bf16", attention.FEW_TOKENS, 64, ""),
     ("bf16", attention.FEW_TOKENS, 128, ""),
     ("bf16", 4096, 24, ""),
+    ("bf16", 4096, 24, "loose"),
     ("bf16", 4096, 64, ""),
     ("bf16", 4096, 96, ""),
     ("bf16", 4096, 128, ""),
@@ -46,7 +47,7 @@ ATTENTION = [
     ("bf16", 4096, 128, "part"),
 ]
 """Shipped configurations of windowed attention: dtype, tokens, head dimension, and the kind: frames on a
-ring, or the queries of some."""
+ring, the queries of some, or strides that are no multiples of 16, as those of heads of 24 in [B, N, H, D]."""
 _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
@@ -57,7 +58,7 @@ class Configuration:
     name: str
     kernel: Any
     types: dict[str, str]
-    """Of arguments; int32 where none is named. Pointers and `stride_*` are multiples of 16."""
+    """Of arguments; int32 where none is named. Pointers are multiples of 16."""
     constants: dict[str, Any]
     options: dict[str, int]
     """num_warps and num_stages."""
@@ -67,6 +68,8 @@ class Configuration:
     """Global loads of 128 bits."""
     everywhere: bool = False
     """Compiled for the other targets too."""
+    aligned: bool = True
+    """`stride_*` are multiples of 16, too."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,8 @@ def configurations() -> Iterator[Configuration]:
                 },
                 {"num_warps": tile.warps, "num_stages": tile.stages},
                 tensor_cores=dtype != "fp32",
-                everywhere=dtype == "bf16" and not kind and head_dim in (24, 128),
+                everywhere=dtype == "bf16" and kind in ("", "loose") and head_dim in (24, 128),
+                aligned=kind != "loose",
             )
     for dtype, torch_dtype in DTYPES.items():
         tile = attention.tiles_for(4096, 128, torch_dtype, interpreted=False).query_gradients
@@ -158,7 +162,7 @@ def compile_for(target: str, configuration: Configuration) -> Compiled:
     aligned = {
         (i,): [["tt.divisibility", 16]]
         for i, (name, kind) in enumerate(signature.items())
-        if kind.startswith("*") or name.startswith("stride_")
+        if kind.startswith("*") or (configuration.aligned and name.startswith("stride_"))
     }
     source = ASTSource(configuration.kernel, signature, configuration.constants, aligned)
     options = {"enable_fp_fusion": True, **configuration.options}

@@ -61,6 +61,9 @@ def test_the_command_says_which_path_runs(tmp_path):
         ("reverse_kl_score_kernel_bf16_guided", "sm_90"),
         ("forward_bf16_128_many", "sm_80"),
         ("key_gradients_bf16_24_many", "gfx942"),
+        ("forward_bf16_24_many_loose", "sm_90"),
+        ("query_gradients_bf16_24_many_loose", "sm_80"),
+        ("key_gradients_bf16_24_many_loose", "gfx942"),
     ],
 )
 def test_a_kernel_of_each_kind_is_as_it_has_to_be(name, target):
