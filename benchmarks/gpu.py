@@ -77,10 +77,10 @@ def parts(out: Path, processes: int) -> list[Part]:
         for number in range(processes)
     ]
     return [
-        Part("tests", shares, 150),
+        Part("tests", shares, 110),
         bench("bench_reverse_kl.py", "reverse_kl_gpu", 75),
-        bench("bench_wide_step.py", "wide_step_gpu", 105),
-        bench("bench_window_attention.py", "window_attention_gpu", 150),
+        bench("bench_wide_step.py", "wide_step_gpu", 95),
+        bench("bench_window_attention.py", "window_attention_gpu", 200),
     ]
 
 
