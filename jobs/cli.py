@@ -3,98 +3,30 @@
 Heavy modules are imported when a command runs, so that `--help` is quick.
 """
 
-import importlib
 import os
-from collections.abc import Callable
-from inspect import Parameter, Signature, getdoc, signature
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from jobs.console import exit_on_error
 from jobs.options import (
-    SETTINGS,
     AllowStale,
     AsJson,
-    Config,
     Debug,
     DryRun,
     Fresh,
     Head,
-    Overrides,
     ResumeChanged,
     Stage,
+    command,
 )
-
-app = typer.Typer(
-    name="sostenuto",
-    help="Train few-step generators of long, coherent video.",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
-)
+from jobs.options import app as app
 
 
 def main() -> None:
     """Entry point of `sostenuto` and of `python -m jobs`."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     app(prog_name="sostenuto")
-
-
-def command(*settings: str, describes: bool = True) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Declare the command that the function of the same name in jobs/commands/NAME.py runs.
-
-    It takes the options of the decorated function, whose docstring is its help and whose body checks their
-    combination, and `--config` and `--set`, which become the first argument, and `--debug`.
-
-    Args:
-        settings: names in SETTINGS to offer as options.
-        describes: whether `--dry-run` prints the config and what it costs, and runs nothing.
-    """
-
-    def declare(check: Callable[..., None]) -> Callable[..., None]:
-        def run(config: str, overrides: list[str] | None, debug: bool, **options: Any) -> None:
-            given = {SETTINGS[name][0]: options.pop(name) for name in settings}
-            only_describe = describes and options.pop("dry_run")
-            check(**options)
-            with exit_on_error(debug=debug):
-                from jobs.config.load import load
-                from jobs.config.paths import resolved
-
-                chosen = {name: value for name, value in given.items() if value is not None}
-                loaded = resolved(load(config, overrides or [], chosen), runs=not only_describe)
-                if only_describe:
-                    from jobs.estimate.report import dry_run
-
-                    dry_run(loaded)
-                    return
-                os.environ["SOSTENUTO_DEBUG"] = "1" if debug else "0"
-                module = importlib.import_module(f"jobs.commands.{check.__name__}")
-                try:
-                    getattr(module, check.__name__)(loaded, **options)
-                finally:
-                    from jobs.unsent import tell_unsent
-
-                    tell_unsent(loaded)
-
-        shared: dict[str, tuple[Any, Any]] = {"config": (Config, "tiny"), "overrides": (Overrides, None)}
-        shared |= {name: (SETTINGS[name][1], None) for name in settings}
-        shared |= {name: (own.annotation, own.default) for name, own in signature(check).parameters.items()}
-        shared |= {"dry_run": (DryRun, False)} if describes else {}
-        shared |= {"debug": (Debug, False)}
-        run.__signature__ = Signature(  # type: ignore[attr-defined]
-            [
-                Parameter(name, Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
-                for name, (annotation, default) in shared.items()
-            ]
-        )
-        run.__annotations__ = {}
-        app.command(check.__name__, help=getdoc(check))(run)
-        return check
-
-    return declare
 
 
 @command("short", "long")
@@ -248,9 +180,12 @@ def sample(
     captions: Annotated[
         list[str] | None, typer.Option("--caption", help="May be repeated; LONG's if left out.")
     ] = None,
-    head: Head = "dm",
+    head: Annotated[
+        Literal["dm", "fm", "teacher"],
+        typer.Option(help="dm: few steps; fm: many; teacher: window by window."),
+    ] = "dm",
     steps: Annotated[
-        int | None, typer.Option(help="Steps of --head fm; the config's if left out.", min=1)
+        int | None, typer.Option(help="Steps of --head fm or teacher; the config's if left out.", min=1)
     ] = None,
     times: Annotated[
         str | None, typer.Option(help="Times of --head dm, falling from 1; the checkpoint's if left out.")
@@ -282,6 +217,7 @@ def sample(
     Examples:
       sostenuto sample --count 8
       sostenuto sample --head fm --steps 50
+      sostenuto sample --head teacher --seconds 4
       sostenuto sample --times 1,0.7,0.4
       sostenuto sample --caption "a bay at dusk, streaked sky, amber sun, slow waves rolling in" --out clips
       sostenuto sample --seconds 60
@@ -289,6 +225,27 @@ def sample(
       sostenuto sample --image first.png
       sostenuto sample --loop --count 2
       sostenuto sample --timeline "0s: a bay, amber sun; 2s: a bay, teal sun" --json
+    """
+
+
+@command("seed", describes=False)
+def serve(
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; others than this machine's ask for a token.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port; 0 is any free one.", min=0, max=65535)] = 8008,
+) -> None:
+    """Open a page that makes clips with the run's trained systems, and an API, until Ctrl-C.
+
+    Captions over time, a grid of seeds, systems side by side, going on from your video or from a result,
+    loops. Requests wait in a queue; what was made is kept in the run's folder and is there again after a
+    restart. For another host than 127.0.0.1 the token is that of $SOSTENUTO_TOKEN, or a new one is printed.
+
+    \b
+    Examples:
+      sostenuto serve
+      sostenuto serve --config minute --port 9000 --set serve.longest_seconds=300
+      sostenuto serve --host 0.0.0.0 --set serve.max_replicas=4
     """
 
 

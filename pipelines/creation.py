@@ -215,17 +215,27 @@ class Maker:
 
 
 def read_start(path: str | Path, limits: LimitsConfig, size: tuple[int, int], fps: float) -> Frames:
-    """Somebody's clip or picture as a dataset would have it: decoded behind a fence, resampled by its times,
-    resized and centre-cropped to [height, width].
+    """Somebody's clip or picture, as `stream_start` gives it, whole.
 
     Raises:
         DataError: it cannot be read.
     """
+    return np.concatenate(list(stream_start(path, limits, size, fps)))
+
+
+def stream_start(
+    path: str | Path, limits: LimitsConfig, size: tuple[int, int], fps: float
+) -> Iterator[Frames]:
+    """Somebody's clip or picture as a dataset would have it, [n, H, W, 3] at a time: decoded behind a fence,
+    resampled by its times, resized and centre-cropped to [height, width].
+
+    Raises:
+        DataError: it cannot be read; perhaps after some frames.
+    """
     still = Path(path).suffix.lower() in (".png", ".jpg", ".jpeg", ".webp")
     try:
         with Decoder(limits) as decoder:
-            opened = decoder.open(path, [size], None if still else fps, still=still)
-            return np.concatenate(list(opened.frames))
+            yield from decoder.open(path, [size], None if still else fps, still=still).frames
     except Rejected as rejected:
         raise DataError(
             f"{path} cannot be gone on from: {rejected.reject.reason}",

@@ -11,22 +11,21 @@ from typing import Any
 import numpy as np
 
 from jobs.commands.runs import checkpoint_of
-from jobs.config.checks import check_times
 from jobs.config.paths import RunPaths
 from jobs.config.schema import RunConfig
+from jobs.config.systems import method_of, read_times
 from jobs.console import ConsoleProgress, print_line
 from jobs.timeline import read_timeline
-from models.config import SamplingConfig
 from models.device import compute_device
 from models.errors import ConfigError
 from models.rng import Key
 from models.text.kinds import text_kind
-from pipelines.checkpoints import NetworkSpec, load_network, read_spec
+from pipelines.checkpoints import load_network, read_spec
 from pipelines.creation import Cue, Maker, Request, read_start
 from pipelines.data.store.caption_embeddings import embed_captions, text_encoder
 from pipelines.data.store.dataset import ShardDataset
 from pipelines.data.store.info import dataset_autoencoder, read_info
-from pipelines.generation import Head, Method, check
+from pipelines.generation import Head, check
 from pipelines.media.color import Frames
 from pipelines.media.contact_sheet import contact_sheet, evenly, video_strip
 from pipelines.media.video import StreamedMp4, write_gif
@@ -58,11 +57,12 @@ def sample(
 
     Args:
         config: the run's settings.
-        checkpoint: folder of a network; None is the run's distilled student.
+        checkpoint: folder of a network; None is the run's distilled student, or its teacher.
         count: number of videos.
         captions: taken in turn; None takes different ones of LONG.
-        head: `dm` takes the few steps that the checkpoint was distilled for, `fm` Euler steps.
-        steps: Euler steps; None is the config's.
+        head: `dm` takes the few steps that the checkpoint was distilled for, `fm` Euler steps; `teacher` goes
+            window by window.
+        steps: Euler steps, of the teacher for one window; None is the config's.
         out: folder; None is the run's samples/.
         times: of the few-step sampler in place of the checkpoint's own, as in 1,0.5.
         seconds: of a video, with what it begins with; None is what the network makes at once.
@@ -82,11 +82,19 @@ def sample(
         CheckpointError: there is no finished student.
     """
     paths = RunPaths.of(config)
-    folder = checkpoint or checkpoint_of(config, "distill", "sample")
+    folder = checkpoint or checkpoint_of(config, "teacher" if head == "teacher" else "distill", "sample")
     info = read_info(paths.dataset)
     spec, device = read_spec(folder), compute_device(config.cluster.use_gpu)
-    method, sampling = _method(config, spec, head, steps, times)
+    given = None if times is None else read_times(times)
+    method, sampling = method_of(config, spec, head, steps, given)
     check(spec, method)
+    own = spec.sampling.steps
+    if given:
+        print_line(f"sampled at the times {list(given)}, not at those of its distillation, {list(own)}")
+    elif head == "dm" and own != config.sampling.steps:
+        print_line(
+            f"sampled at the checkpoint's times {list(own)}, not at sampling.steps: --times has others"
+        )
     text = dataclasses.replace(
         spec.text, negative_caption=spec.text.negative_caption if negative is None else negative
     )
@@ -145,35 +153,6 @@ def _frames(maker: Maker, seconds: float | None, begins: Frames | None) -> int:
         + maker.trained_frames
         - maker.pixels(min(maker.latents(len(begins)), maker.network.spec.shape[0] // 2))
     )
-
-
-def _method(
-    config: RunConfig, spec: NetworkSpec, head: Head, steps: int | None, times: str | None
-) -> tuple[Method, SamplingConfig]:
-    """The sampler, and its settings: few-step times are the checkpoint's own, where `times` has no others."""
-    if head == "fm":
-        if times is not None:
-            raise ConfigError("the FM head was given times of the few-step sampler", "Give --steps instead")
-        return Method("fm", "ode", steps or config.sampling.ode_steps), config.sampling
-    own = spec.sampling.steps
-    if steps is not None:
-        raise ConfigError(
-            f"the few-step sampler was asked for {steps} steps but has the times {list(own)}",
-            f"Leave --steps out, give other times by --times {','.join(map(str, own))}, or take --head fm",
-        )
-    chosen = own
-    if times is not None:
-        try:
-            chosen = tuple(float(part) for part in times.split(","))
-        except ValueError as error:
-            raise ConfigError(f"--times {times!r} cannot be read", "Write --times 1,0.75,0.5,0.25") from error
-        check_times(chosen, "--times")
-        print_line(f"sampled at the times {list(chosen)}, not at those of its distillation, {list(own)}")
-    elif own != config.sampling.steps:
-        print_line(
-            f"sampled at the checkpoint's times {list(own)}, not at sampling.steps: --times has others"
-        )
-    return Method("dm", "few_step", len(chosen)), dataclasses.replace(config.sampling, steps=chosen)
 
 
 def _write(

@@ -34,6 +34,7 @@ def validate(config: RunConfig) -> None:
         _times,
         _machines,
         _sweep,
+        _serve,
     )
     for check in checks:
         check(config)
@@ -334,3 +335,12 @@ def _sweep(config: RunConfig) -> None:
             raise ConfigError(problem, "Write {low: 0.1, high: 1.0, log: true}, or a list of choices")
     if config.sweep.reduction_factor < 2:
         raise ConfigError(f"sweep.reduction_factor is {config.sweep.reduction_factor}", "Set it to 2 or more")
+
+
+def _serve(config: RunConfig) -> None:
+    least, most = config.serve.min_replicas, config.serve.max_replicas
+    if least > most:
+        raise ConfigError(
+            f"serve.min_replicas {least} is more than serve.max_replicas {most}",
+            f"Set serve.max_replicas={least} or more",
+        )

@@ -25,7 +25,7 @@ from models.errors import ConfigError
 
 PRESETS = Path(__file__).parents[1] / "configs"
 
-_NOT_HASHED = frozenset({"name", "storage", "tracking", "cluster", "sweep"})
+_NOT_HASHED = frozenset({"name", "storage", "tracking", "cluster", "sweep", "serve"})
 
 
 class _Loader(yaml.SafeLoader):
@@ -187,7 +187,8 @@ def flatten(config: RunConfig) -> dict[str, Any]:
 
 
 def config_hash(config: RunConfig) -> str:
-    """Sixteen hex digits over what decides the numbers: not name, storage, tracking, cluster or sweep."""
+    """Sixteen hex digits over what decides the numbers: not name, storage, tracking, cluster, sweep
+    or serve."""
     tree = {name: value for name, value in to_dict(config).items() if name not in _NOT_HASHED}
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -62,8 +62,8 @@ def absolute_uri(uri: str) -> str:
 
 def resolved(config: RunConfig, *, runs: bool = True) -> RunConfig:
     """The config for processes in any folder: `storage.root`, `data.links`, `distill.captions`,
-    `evaluation.i3d` and MLflow's address, which is $MLFLOW_TRACKING_URI where `tracking.uri` is not set, are
-    absolute.
+    `evaluation.i3d`, `serve.folder` and MLflow's address, which is $MLFLOW_TRACKING_URI where `tracking.uri`
+    is not set, are absolute.
 
     Args:
         config: as it was given in this process's working directory.
@@ -85,12 +85,14 @@ def resolved(config: RunConfig, *, runs: bool = True) -> RunConfig:
             problem = f"MLflow's address {uri!r} is relative, and a job's working directory is temporary"
             raise ConfigError(problem, "Set it to a server: --set tracking.uri=http://mlflow:5000")
     links, captions, i3d = config.data.links, config.distill.captions, config.evaluation.i3d
+    folder = config.serve.folder
     return dataclasses.replace(
         config,
         storage=dataclasses.replace(config.storage, root=absolute_root(root)),
         data=dataclasses.replace(config.data, links=links and absolute_root(links)),
         distill=dataclasses.replace(config.distill, captions=captions and absolute_root(captions)),
         evaluation=dataclasses.replace(config.evaluation, i3d=i3d and absolute_root(i3d)),
+        serve=dataclasses.replace(config.serve, folder=folder and absolute_root(folder)),
         tracking=dataclasses.replace(config.tracking, uri=address),
     )
 
@@ -108,6 +110,8 @@ class RunPaths:
     inspection: str
     samples: str
     sweeps: str
+    serve: str
+    """What the page has made."""
 
     @classmethod
     def of(cls, config: RunConfig) -> "RunPaths":
@@ -120,6 +124,7 @@ class RunPaths:
             inspection=f"{root}/inspection",
             samples=f"{root}/samples",
             sweeps=f"{root}/{config.sweep.folder}",
+            serve=config.serve.folder or f"{root}/serve",
         )
 
     def corpora(self, config: RunConfig) -> tuple[str, str]:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import ConfigDict
 
-from models.config import AutoencoderConfig, PositiveInt
+from models.config import AutoencoderConfig, NonNegativeInt, PositiveFloat, PositiveInt
 from pipelines.data.config import DataConfig
 from pipelines.evaluation.config import EvaluationConfig
 from pipelines.training.config import TrainingConfig
@@ -80,6 +80,32 @@ class SweepConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ServeConfig:
+    """The page and its replicas (jobs/serve/): what it takes at most, and what it may use."""
+
+    folder: str | None = None
+    """Where results, uploads and their index lie, on a disk that every replica mounts; None is serve/ in the
+    run's folder."""
+    longest_seconds: PositiveFloat = 60.0
+    """Longest clip, with what it goes on from."""
+    upload_bytes: PositiveInt = 256 << 20
+    """Largest file to go on from; a larger one is cut off while it comes."""
+    upload_pixels: PositiveInt = 4096 * 2304
+    """Largest frame of such a file."""
+    queue_length: PositiveInt = 100
+    """Requests that may wait; more are refused."""
+    prompt_length: PositiveInt = 1000
+    """Characters of a caption."""
+    min_replicas: NonNegativeInt = 1
+    """Replicas that are always there; 0 frees the machine while nothing is wanted."""
+    max_replicas: PositiveInt = 1
+    """Most replicas; Ray Serve adds them while requests wait. Each takes a CPU, or a GPU with
+    `cluster.use_gpu`."""
+    networks: PositiveInt = 3
+    """Networks that a replica holds; another one takes the place of the one used longest ago."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunConfig(TrainingConfig):
     """Every setting of a run. Its dotted name is its only name: in YAML, `--set`, Ray Tune and MLflow."""
 
@@ -94,6 +120,7 @@ class RunConfig(TrainingConfig):
     sweep: SweepConfig = field(default_factory=SweepConfig)
     storage: StorageConfig = StorageConfig()
     tracking: TrackingConfig = TrackingConfig()
+    serve: ServeConfig = ServeConfig()
 
     @property
     def uses_world(self) -> bool:

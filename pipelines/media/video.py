@@ -176,21 +176,32 @@ class StreamedMp4:
         """Raises as `Encoder.finish`."""
         with closing(self._encoder):
             self._encoder.finish()
-        aside = self._path.with_name(f".{self._path.name}.part")
-        options = {"fflags": "+bitexact", "movflags": "+faststart"}
-        try:
-            with (
-                av.open(str(self._path)) as made,
-                av.open(str(aside), "w", format="mp4", options=options) as whole,
-            ):
-                stream = whole.add_stream_from_template(made.streams.video[0])
-                for packet in made.demux(video=0):
-                    if packet.dts is not None:
-                        packet.stream = stream
-                        whole.mux(packet)
-            os.replace(aside, self._path)
-        finally:
-            aside.unlink(missing_ok=True)
+        copy_mp4(self._path, self._path)
+
+
+def copy_mp4(source: str | Path, target: str | Path, frames: int | None = None) -> None:
+    """Write an MP4 of ours anew, its frames as they are and its index in front; aside, then in place.
+
+    Args:
+        source: as `Encoder` writes them.
+        target: may be the source.
+        frames: the first so many; None is all.
+    """
+    aside = Path(target).with_name(f".{Path(target).name}.part")
+    options = {"fflags": "+bitexact", "movflags": "+faststart"}
+    try:
+        with (
+            av.open(str(source)) as made,
+            av.open(str(aside), "w", format="mp4", options=options) as whole,
+        ):
+            stream = whole.add_stream_from_template(made.streams.video[0])
+            packets = (packet for packet in made.demux(video=0) if packet.dts is not None)
+            for packet in itertools.islice(packets, frames):
+                packet.stream = stream
+                whole.mux(packet)
+        os.replace(aside, target)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def read_mp4(path: str | Path) -> Frames:

@@ -33,6 +33,7 @@ KINDS = {
     "local": (("sostenuto",),),
     "registry": (("sostenuto", "fetch"),),
     "head": (("sostenuto", "submit"), ("ray", "job", "submit")),
+    "page": (("sostenuto", "serve"), ("sostenuto", "submit", "--no-wait", "serve")),
     "job": (("ray", "job", "logs"), ("ray", "job", "stop")),
     "start": (("ray", "start", "--head", "--block"),),
     "token": (("ray", "get-auth-token"),),

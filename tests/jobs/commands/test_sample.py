@@ -199,7 +199,7 @@ def test_the_checkpoints_own_times_and_shift_are_obeyed(tmp_path, folder, told, 
         ({"times": "1,x"}, "cannot be read"),
         ({"times": "0.5,0.9"}, "do not fall"),
         ({"steps": 3}, "asked for 3 steps"),
-        ({"head": "fm", "times": "1,0.5"}, "the FM head"),
+        ({"head": "fm", "times": "1,0.5"}, "the fm head"),
     ],
 )
 def test_times_that_do_not_suit_are_refused_with_a_remedy(tmp_path, folder, told, changes, told_of):
