@@ -5,7 +5,7 @@ import logging
 
 from jobs.config.schema import RunConfig
 from jobs.tracking import RunReference, client_of, failures
-from pipelines.checkpoints import MANIFEST_FILE, NETWORK_FILE
+from pipelines.checkpoints import MANIFEST_FILE, NETWORK_FILE, parts_of
 from pipelines.evaluation.scores import Scores
 from pipelines.evaluation.settings import System
 from pipelines.storage import Storage, hash_of, one_line
@@ -24,8 +24,10 @@ def model_name(config: RunConfig) -> str:
 
 def file_student(tracker: Tracker, system: System) -> None:
     """Files a student's network with its system's run, as a folder that `sostenuto sample` takes."""
-    with Storage(system.checkpoint).on_disk(only=(MANIFEST_FILE, NETWORK_FILE, LOADED["student"])) as local:
-        for name in (MANIFEST_FILE, NETWORK_FILE, LOADED["student"]):
+    storage = Storage(system.checkpoint)
+    names = MANIFEST_FILE, NETWORK_FILE, *parts_of(LOADED["student"], storage.read_json(MANIFEST_FILE))
+    with storage.on_disk(only=names) as local:
+        for name in names:
             tracker.artifact(str(local / name), _folder(system))
 
 

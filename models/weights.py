@@ -6,8 +6,9 @@ Folders of pretrained networks are as diffusers and transformers write them: con
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import accumulate
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,17 +21,28 @@ FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 """Number formats that weights may have on disk, by safetensors' names."""
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "weights.safetensors"
 PICKLES = frozenset({".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"})
+ROWS = "rows"
+"""Where a file's metadata says which rows of whole tensors it holds."""
 NAMED = 3
 """Names that an error lists before it counts the rest."""
 
 
-def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write tensors to one safetensors file. Only those that are part of a larger storage are copied."""
+def save_tensors(
+    tensors: Mapping[str, Tensor], path: Path, rows: Mapping[str, Sequence[int]] | None = None
+) -> None:
+    """Write tensors to one safetensors file. Only those that are part of a larger storage are copied.
+
+    Args:
+        tensors: by name.
+        path: the file.
+        rows: of those that are some rows of a tensor whose others lie in other files: the first of them, and
+            how many the whole tensor has.
+    """
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     for name, tensor in plain.items():
         if tensor.untyped_storage().nbytes() != tensor.nbytes:
             plain[name] = tensor.clone()
-    save_file(plain, path)
+    save_file(plain, path, {ROWS: json.dumps(rows)} if rows else None)
 
 
 def save_folder(config: Mapping[str, Any], tensors: Mapping[str, Tensor], folder: str | Path) -> None:
@@ -66,6 +78,21 @@ def copy_into(module: nn.Module, tensors: Mapping[str, Tensor], origin: str) -> 
         parameter.copy_(tensors[name])
 
 
+class _Part(NamedTuple):
+    """A tensor in a file, or some of its rows."""
+
+    path: Path
+    file: Any
+    first: int = 0
+    """Its first row in the whole tensor."""
+    rows: int | None = None
+    """Of the whole tensor; None if the file has it all."""
+
+    def slice(self, name: str) -> Any:
+        """What the file has, unread."""
+        return self.file.get_slice(name)
+
+
 class TensorFiles:
     """Safetensors files, each opened once; a context.
 
@@ -73,15 +100,15 @@ class TensorFiles:
     the parameters that it fills.
 
     Args:
-        paths: the files; each name may occur in one of them only.
+        paths: the files; a name may occur in several only if they have rows of its tensor, each row once.
 
     Raises:
-        CheckpointError: a file is missing or damaged, or two hold the same name.
+        CheckpointError: a file is missing or damaged, two hold the same name, or none has some rows of it.
     """
 
     def __init__(self, paths: Iterable[Path]) -> None:
         self._paths = list(paths)
-        self._of: dict[str, tuple[Path, Any]] = {}
+        self._of: dict[str, list[_Part]] = {}
         with ExitStack() as stack:
             for path in self._paths:
                 try:
@@ -90,12 +117,11 @@ class TensorFiles:
                     raise CheckpointError(
                         f"{path} cannot be read: {error}", "Restore the file: copy it again, or make it again"
                     ) from error
+                rows = json.loads((file.metadata() or {}).get(ROWS, "{}"))
                 for name in file.offset_keys():
-                    if name in self._of:
-                        raise CheckpointError(
-                            f"{path} and {self._of[name][0]} both hold {name}", "Remove one of them"
-                        )
-                    self._of[name] = (path, file)
+                    self._of.setdefault(name, []).append(_Part(path, file, *rows.get(name, ())))
+            for name, parts in self._of.items():
+                _require_once(name, parts)
             self._stack = stack.pop_all()
 
     def __enter__(self) -> Self:
@@ -108,12 +134,45 @@ class TensorFiles:
         """Names of all tensors, in the order in which they lie in the files."""
         return list(self._of)
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of a whole tensor."""
+        part = self._of[name][0]
+        shape = tuple(part.slice(name).get_shape())
+        return shape if part.rows is None else (part.rows, *shape[1:])
+
     def tensor(self, name: str) -> Tensor:
         """Read one tensor into memory of its own."""
-        tensor: Tensor = self._of[name][1].get_tensor(name)
-        return tensor
+        read: list[Tensor] = [part.file.get_tensor(name) for part in self._of[name]]
+        return read[0] if len(read) == 1 else torch.cat(read)
 
     @torch.no_grad()
+    def read(self, name: str, target: Tensor) -> None:
+        """Fill a tensor, or the rows that this process has of one, converted to its number format."""
+        own, start = held(target)
+        for part in self._of[name]:
+            if part.rows is None and own is target:
+                own.copy_(part.file.get_tensor(name))
+                continue
+            there = part.slice(name)
+            first = max(start, part.first)
+            stop = min(start + len(own), part.first + there.get_shape()[0])
+            if first < stop:
+                own[first - start : stop - start].copy_(there[first - part.first : stop - part.first])
+
+    def fill(self, wanted: Mapping[str, Tensor], origin: str) -> None:
+        """Fill tensors, one at a time, by `read`.
+
+        Args:
+            wanted: by their names in the files.
+            origin: names the files in errors.
+
+        Raises:
+            CheckpointError: names or shapes differ.
+        """
+        _require_fit(wanted, {name: self.shape(name) for name in self._of}, origin)
+        for name in self.names():
+            self.read(name, wanted[name])
+
     def copy_into(
         self, module: nn.Module, names: Mapping[str, str] | None = None, origin: str | None = None
     ) -> None:
@@ -129,19 +188,29 @@ class TensorFiles:
         """
         own = module.state_dict()
         names = names or {name: name for name in own}
-        shapes = {}
-        for name, (path, file) in self._of.items():
-            part = file.get_slice(name)
-            if part.get_dtype() not in FLOATS:
+        for name, (part, *_) in self._of.items():
+            if (found := part.slice(name).get_dtype()) not in FLOATS:
                 raise CheckpointError(
-                    f"{path}: {name} is {part.get_dtype()}, not floating point",
+                    f"{part.path}: {name} is {found}, not floating point",
                     f"Use weights in {', '.join(sorted(FLOATS))}: quantised ones cannot be trained",
                 )
-            shapes[name] = part.get_shape()
         wanted = {name: own[ours] for name, ours in names.items()}
-        _require_fit(wanted, shapes, origin or str(self._paths[0]))
-        for name in self.names():
-            wanted[name].copy_(self.tensor(name))
+        self.fill(wanted, origin or str(self._paths[0]))
+
+
+def _require_once(name: str, parts: list[_Part]) -> None:
+    """One file has a tensor, or several have its rows."""
+    if len(parts) > 1 and any(part.rows is None for part in parts):
+        raise CheckpointError(f"{parts[1].path} and {parts[0].path} both hold {name}", "Remove one of them")
+    if parts[0].rows is None:
+        return
+    parts.sort(key=lambda part: part.first)
+    starts = [0, *accumulate(part.slice(name).get_shape()[0] for part in parts)]
+    if [*(part.first for part in parts), parts[0].rows] != starts:
+        raise CheckpointError(
+            f"{parts[0].path} and the files beside it do not have every row of {name} once",
+            "Copy them again, all those of one checkpoint",
+        )
 
 
 def _require_fit(wanted: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]], origin: str) -> None:
@@ -215,6 +284,21 @@ def weight_files(folder: Path, name: str) -> list[Path]:
     )
 
 
+def held(tensor: Tensor) -> tuple[Tensor, int]:
+    """What this process has of a tensor, and the first row of that: all of it, or some rows of one that is
+    shared out over processes (a DTensor)."""
+    if not hasattr(tensor, "to_local"):
+        return tensor, 0
+    ranks = [
+        (tensor.device_mesh.get_local_rank(axis), tensor.device_mesh.size(axis))  # type: ignore[attr-defined]
+        for axis, placement in enumerate(tensor.placements)  # type: ignore[attr-defined]
+        if placement.is_shard(0)
+    ]
+    rank, size = ranks[0] if ranks else (0, 1)
+    rows = tensor.shape[0]
+    return tensor.to_local(), min(rank * -(-rows // size), rows)
+
+
 class Ema:
     """Averaged weights; the decay rises as (1 + k)/(10 + k) up to `decay`, so that early steps fade quickly.
 
@@ -239,17 +323,28 @@ class Ema:
         """average <- d average + (1 - d) weights."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        moved = {name: p.detach() for name, p in module.named_parameters() if name in self.trained}
-        torch._foreach_lerp_([self.tensors[name] for name in moved], list(moved.values()), 1 - decay)
+        averages, weights = self._pairs(module)
+        torch._foreach_lerp_(averages, weights, 1 - decay)
 
     @contextmanager
     def standing_in(self, module: nn.Module) -> Iterator[None]:
-        """Lets `module` compute with the average for the length of a `with` block; nothing is copied."""
-        own = {name: parameter.data for name, parameter in module.named_parameters()}
+        """Lets `module` compute with the average for the length of a `with` block: they change places, a
+        tensor at a time."""
+        pairs = [*zip(*self._pairs(module), strict=True)]
+        _swap(pairs)
         try:
-            for name, parameter in module.named_parameters():
-                parameter.data = self.tensors[name]
             yield
         finally:
-            for name, parameter in module.named_parameters():
-                parameter.data = own[name]
+            _swap(pairs)
+
+    def _pairs(self, module: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+        """What this process has of the averages, and of the weights."""
+        moved = {name: p.detach() for name, p in module.named_parameters() if name in self.trained}
+        return [held(self.tensors[name])[0] for name in moved], [held(p)[0] for p in moved.values()]
+
+
+def _swap(pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
+    for one, other in pairs:
+        kept = one.clone()
+        one.copy_(other)
+        other.copy_(kept)

@@ -3,7 +3,8 @@
 import dataclasses
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,14 +82,49 @@ class Network:
     spec: NetworkSpec
 
 
-def seal(folder: Path) -> None:
-    """Flushes a folder's files to disk, then writes their manifest: without one a folder is no checkpoint."""
+def part_name(file: str, number: int, count: int) -> str:
+    """The file in which the `number`-th of `count` workers has its part of a file's tensors."""
+    path = Path(file)
+    return f"{path.stem}-{number + 1:05}-of-{count:05}{path.suffix}"
+
+
+def parts_of(file: str, names: Collection[str]) -> list[str]:
+    """Those of a checkpoint's files that hold a file's tensors: itself, or every worker's part; none where it
+    is not there, or a part is missing."""
+    if file in names:
+        return [file]
+    path = Path(file)
+    first = re.compile(rf"{re.escape(path.stem)}-00001-of-(\d{{5}}){re.escape(path.suffix)}")
+    for found in filter(None, map(first.fullmatch, names)):
+        parts = [part_name(file, number, int(found[1])) for number in range(int(found[1]))]
+        return parts if set(parts) <= set(names) else []
+    return []
+
+
+def seal(folder: Path, manifest: str = MANIFEST_FILE) -> None:
+    """Flushes a folder's files to disk, then writes their manifest: without one a folder is no checkpoint.
+
+    Args:
+        folder: on this machine's disk.
+        manifest: its name; a worker that has a part of a checkpoint's files gives its part another.
+    """
     sums = {}
     for path in sorted(folder.iterdir()):
         with path.open("rb") as stream:
             os.fsync(stream.fileno())
         sums[path.name] = file_sha256(path)
-    (folder / MANIFEST_FILE).write_text(json.dumps(sums, indent=1))
+    (folder / manifest).write_text(json.dumps(sums, indent=1))
+
+
+def seal_parts(stage: Storage, name: str, count: int) -> None:
+    """Writes the manifest of a checkpoint to which `count` workers have brought their parts and manifests."""
+    manifests = [f"{name}/{part_name(MANIFEST_FILE, number, count)}" for number in range(count)]
+    sums: dict[str, str] = {}
+    for manifest in manifests:
+        sums |= stage.read_json(manifest)
+    stage.write_json(f"{name}/{MANIFEST_FILE}", sums)
+    for manifest in manifests:
+        stage.delete(manifest)
 
 
 def check_seal(folder: Path, names: Sequence[str] | None = None, place: str | None = None) -> None:
@@ -103,27 +139,42 @@ def check_seal(folder: Path, names: Sequence[str] | None = None, place: str | No
         CheckpointError: no manifest, a missing file, or one that has changed.
     """
     place = place or str(folder)
-    try:
-        sums = json.loads((folder / MANIFEST_FILE).read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{place} is not a whole checkpoint: {error}", "use an earlier one") from error
+    sums = _sums(folder, place)
     for name in sums if names is None else names:
         path = folder / name
         if not path.is_file() or file_sha256(path) != sums.get(name):
             raise CheckpointError(f"{place}/{name} is missing or damaged", "use an earlier checkpoint")
 
 
+def _sums(folder: Path, place: str) -> dict[str, str]:
+    """A checkpoint's manifest."""
+    try:
+        return dict(json.loads((folder / MANIFEST_FILE).read_text()))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{place} is not a whole checkpoint: {error}", "use an earlier one") from error
+
+
 @contextmanager
-def checkpoint_file(folder: str | Path, name: str) -> Iterator[Path]:
-    """One file of a checkpoint in local or remote storage, on this machine's disk, equal to the manifest.
+def checkpoint_files(folder: str | Path, name: str) -> Iterator[list[Path]]:
+    """One file of a checkpoint in local or remote storage, or its parts, on this machine's disk, equal to the
+    manifest.
 
     Raises:
         CheckpointError: no manifest, a missing file, or one that has changed.
     """
     storage = Storage(folder)
-    with storage.on_disk(only=(MANIFEST_FILE, name)) as local:
-        check_seal(local, (name,), str(storage))
-        yield local / name
+    with storage.on_disk(only=(MANIFEST_FILE,)) as local:
+        names = parts_of(name, _sums(local, str(storage))) or [name]
+    with storage.on_disk(only=(MANIFEST_FILE, *names)) as local:
+        check_seal(local, names, str(storage))
+        yield [local / one for one in names]
+
+
+@contextmanager
+def checkpoint_file(folder: str | Path, name: str) -> Iterator[Path]:
+    """As `checkpoint_files`, a file that has no parts."""
+    with checkpoint_files(folder, name) as (path,):
+        yield path
 
 
 def manifest_sha256(folder: str | Path) -> str:
@@ -154,8 +205,8 @@ def load_network(folder: str | Path, device: torch.device | str = "cpu") -> Netw
         CheckpointError: the folder is not a whole checkpoint.
     """
     spec = read_spec(folder)
-    with checkpoint_file(folder, f"{spec.role}.average.safetensors") as path:
-        model = _read(spec, path, device)
+    with checkpoint_files(folder, f"{spec.role}.average.safetensors") as paths:
+        model = _read(spec, paths, device)
     return Network(model.eval().requires_grad_(False), spec)
 
 
@@ -166,17 +217,17 @@ def critic_weights(folder: str | Path) -> dict[str, Tensor]:
         CheckpointError: the folder is not a whole checkpoint.
     """
     spec = dataclasses.replace(read_spec(folder), role="critic")
-    with checkpoint_file(folder, "critic.safetensors") as path:
-        return _read(spec, path).state_dict()
+    with checkpoint_files(folder, "critic.safetensors") as paths:
+        return _read(spec, paths).state_dict()
 
 
-def _read(spec: NetworkSpec, path: Path, device: torch.device | str = "cpu") -> DiT | Student:
-    """A network from its file, with its adapters merged."""
+def _read(spec: NetworkSpec, paths: Sequence[Path], device: torch.device | str = "cpu") -> DiT | Student:
+    """A network from its files, with its adapters merged."""
     model = spec.build("meta")
     if spec.lora.rank:
         add_adapters(model, spec.lora)
     model.to_empty(device=device)
-    with TensorFiles([path]) as files:
+    with TensorFiles(paths) as files:
         files.copy_into(model)
     if spec.lora.rank:
         merge_adapters(model)

@@ -277,6 +277,18 @@ class Storage:
                 shutil.rmtree(aside, ignore_errors=True)
                 os.close(owner)
 
+    def put_files(self, local: str | Path, path: str) -> None:
+        """Copy the files of a local folder into a folder here, beside others; each appears whole."""
+        for file in sorted(Path(local).iterdir()):
+            pending = self.pending(f"{path}/{file.name}")
+            try:
+                with self.errors_about(path):
+                    shutil.copyfile(file, pending.path)
+                pending.commit()
+            except ClusterError:
+                pending.abort()
+                raise
+
     def get_folder(self, path: str, local: str | Path, only: Sequence[str] | None = None) -> None:
         """Copy a folder from here into a local folder, which is made: all of it, or `only` some names."""
         with self.errors_about(path):

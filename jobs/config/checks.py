@@ -1,6 +1,7 @@
 """Combinations of settings that cannot work, refused before anything is read, written or allocated."""
 
 import itertools
+import math
 from collections.abc import Sequence
 
 from jobs.config.schema import STAGES, RunConfig, settings
@@ -257,6 +258,12 @@ def _batches(config: RunConfig) -> None:
                     f"{stage}.{batch} {size} leaves some of {workers} {who} without a row",
                     f"Set {stage}.{batch}={workers}, or fewer cluster.num_workers",
                 )
+            if config.cluster.shard != "none" and size % workers:
+                raise ConfigError(
+                    f"{stage}.{batch} {size} is no multiple of {workers}: with cluster.shard="
+                    f"{config.cluster.shard} all workers go through a network equally often",
+                    f"Set {stage}.{batch}={-(-size // workers) * workers}, or cluster.shard=none",
+                )
 
 
 def check_times(times: Sequence[float], name: str) -> None:
@@ -308,6 +315,14 @@ def _machines(config: RunConfig) -> None:
     if alike > frames:
         problem = f"cluster.context_parallel {alike} workers share clips of {frames} latent frames"
         raise ConfigError(problem, f"Set cluster.context_parallel={frames}, or less")
+    if cluster.shard != "none" and least < most:
+        problem = f"cluster.shard={cluster.shard} shares weights out over workers whose number changes"
+        raise ConfigError(problem, f"Set cluster.num_workers={most}, or cluster.shard=none")
+    if cluster.shard == "hybrid" and most % cluster.shard_group:
+        raise ConfigError(
+            f"{most} workers are no groups of cluster.shard_group {cluster.shard_group}",
+            f"Set cluster.shard_group={math.gcd(most, cluster.shard_group)}, or cluster.shard=full",
+        )
     if cluster.logical_cpus is not None and cluster.logical_cpus <= most:
         raise ConfigError(
             f"cluster.logical_cpus {cluster.logical_cpus} leaves no CPU beside {most} workers",

@@ -4,7 +4,7 @@ from jobs.config.schema import RunConfig
 from jobs.config.shapes import shapes
 from jobs.config.systems import planned_systems
 from jobs.estimate.flops import Networks, parameters, stack_flops, tokens
-from jobs.estimate.memory import FLOAT
+from jobs.estimate.memory import FLOAT, state
 from models.autoencoders.conv import BATCH, CROP
 from pipelines.generation import Method
 
@@ -59,8 +59,9 @@ def fit_seconds(config: RunConfig) -> float | None:
     return config.autoencoder.fit_steps * BATCH * pixels / LEARNED_PIXELS
 
 
-def checkpoint_bytes(config: RunConfig, stage: str, parts: dict[str, int], built: Networks) -> int:
-    """Weights, averages, moments and rollouts of a checkpoint, from the parts of `memory.footprint`."""
+def checkpoint_bytes(config: RunConfig, stage: str, built: Networks) -> int:
+    """Weights, averages, moments and rollouts of a checkpoint."""
+    parts = state(config, stage, built)
     network = built.teacher if stage == "teacher" else built.student
     sizes, distill = shapes(config), config.distill
     kept = ("weights", "moments", "critic", "critic_moments")

@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
+from jobs.config.checks import validate
 from jobs.config.schema import STAGES, RunConfig
 from jobs.config.shapes import scored_windows, shapes
 from jobs.estimate.flops import networks
@@ -88,13 +89,11 @@ def require_fit(config: RunConfig, stages: Mapping[str, Mapping[str, int]], on: 
     larger = smallest(needed)
     or_larger = f", or take {larger.name}" if larger else ""
     chosen: list[str] = []
-    remedy = (
-        f"No fewer LONG frames, adapters or workers make it fit{or_larger}; weights are not sharded over GPUs"
-    )
+    remedy = f"No fewer LONG frames, adapters, workers or parts of the weights make it fit{or_larger}"
     for setting, changed in _remedies(config, stage, on):
         chosen.append(setting)
         if _bytes(changed, stage) <= on.usable:
-            remedy = f"Set {' '.join(chosen)}{or_larger}; weights are not sharded over GPUs"
+            remedy = f"Set {' '.join(chosen)}{or_larger}"
             break
     raise ConfigError(
         f"{stage} needs {_gib(needed)} per worker, {_gib(parts[largest])} of it {largest.replace('_', ' ')}, "
@@ -126,11 +125,25 @@ def _remedies(config: RunConfig, stage: str, on: Gpu) -> Iterator[tuple[str, Run
             cluster=replace(config.cluster, num_workers=config.cluster.most_workers, context_parallel=alike),
         )
         yield f"cluster.context_parallel={alike}", config
+    workers = config.cluster.most_workers
+    sharded = replace(config, cluster=replace(config.cluster, num_workers=workers, shard="full"))
+    if config.cluster.shard == "none" and workers > 1 and _allowed(sharded):
+        config = sharded
+        yield "cluster.shard=full", config
     if not config.lora.rank and stage in config.lora.stages:
         config = replace(config, lora=replace(config.lora, rank=RANK))
         yield f"lora.rank={RANK}", config
     if stage != "teacher":
         yield from _fewer_frames(config, stage, on)
+
+
+def _allowed(config: RunConfig) -> bool:
+    """Whether a combination of settings is one that a run may have."""
+    try:
+        validate(config)
+    except ConfigError:
+        return False
+    return True
 
 
 def _fewer_frames(config: RunConfig, stage: str, on: Gpu) -> Iterator[tuple[str, RunConfig]]:

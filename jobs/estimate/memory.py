@@ -1,9 +1,10 @@
 """Memory of one worker during a step of a stage, by what it holds.
 
-Weights, gradients, moments and averages are float32 on every device. On a GPU the passes run in bfloat16
-autocast, and autograd keeps a bfloat16 copy of the weights of linear layers for the length of a pass. No
-weights are sharded: every worker holds all of them. Of activations it holds those of its frames where workers
-share clips, and every block's unless activation checkpointing keeps their inputs alone.
+Weights, gradients, moments and averages are float32 on every device; a worker holds all of them, or its part
+where they are sharded, and what a block that computes has gathered. On a GPU the passes run in bfloat16
+autocast, and autograd keeps a bfloat16 copy of the weights of linear layers for the length of a pass, or of
+one block's computation where its activations are computed again. Of activations a worker holds those of its
+frames where workers share clips, and every block's unless activation checkpointing keeps their inputs alone.
 """
 
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import NamedTuple
 from jobs.config.schema import RunConfig
 from jobs.config.shapes import scored_windows, shapes
 from jobs.estimate.flops import SCORED, Networks, Tokens, parameters, tokens, trained
+from models.ddt import Student
 from pipelines.training.batches import HELD_OUT_WINDOWS
 from pipelines.training.collectives import MESSAGE
 from pipelines.training.config import StageConfig
@@ -88,14 +90,12 @@ def footprint(config: RunConfig, stage: str, built: Networks, *, half: bool) -> 
         half: whether the passes run in bfloat16.
     """
     number = HALF if half else FLOAT
-    parts = _weights(config, stage, built)
+    parts = {name: -(-size // shared_by(config)) for name, size in state(config, stage, built).items()}
     # beside a GPU it lies in main memory
     parts["checkpoint_copy"] = 0 if half else sum(parts[name] for name in SAVED if name in parts)
-    parts["bfloat16_weights"] = (
-        HALF * parameters(built.teacher if stage == "teacher" else built.student) if half else 0
-    )
-    message = min(parts["gradients"], 2 * FLOAT * MESSAGE)
-    parts["gradient_exchange"] = message if config.cluster.most_workers > 1 else 0
+    parts |= _gathered(config, stage, built, half=half)
+    if not parts["gathered_weights"] and config.cluster.most_workers > 1:
+        parts["gradient_exchange"] = min(parts["gradients"], 2 * FLOAT * MESSAGE)
 
     passes, sizes, distill = _passes(config, stage), shapes(config), config.distill
     parts["activations"] = max(
@@ -138,8 +138,31 @@ def footprint(config: RunConfig, stage: str, built: Networks, *, half: bool) -> 
     return parts
 
 
-def _weights(config: RunConfig, stage: str, built: Networks) -> dict[str, int]:
-    """Networks, gradients, moments and averages.
+def _gathered(config: RunConfig, stage: str, built: Networks, *, half: bool) -> dict[str, int]:
+    """What is whole in every worker for as long as a block computes: the weights of the block and of the next
+    one, its gradients twice (they are added up from a copy), and what lies outside the blocks."""
+    network = built.teacher if stage == "teacher" else built.student
+    stacks = [network.encoder, *(network.heads.values() if isinstance(network, Student) else [network.head])]
+    blocks = [block for stack in stacks for block in stack.blocks]  # type: ignore[attr-defined]
+    block, around = max(map(parameters, blocks)), parameters(network) - sum(map(parameters, blocks))
+    moving = max(map(trained, blocks)), trained(network) - sum(map(trained, blocks))
+    sharded = shared_by(config) > 1
+    computed_again = config.cluster.activation_checkpointing
+    return {
+        "bfloat16_weights": HALF * (block + around if computed_again else parameters(network)) if half else 0,
+        "gathered_weights": FLOAT * (2 * block + around) if sharded else 0,
+        "gradient_exchange": FLOAT * 2 * sum(moving) if sharded else 0,
+    }
+
+
+def shared_by(config: RunConfig) -> int:
+    """Workers that have a part of the weights each."""
+    cluster = config.cluster
+    return {"none": 1, "full": cluster.most_workers, "hybrid": cluster.shard_group}[cluster.shard]
+
+
+def state(config: RunConfig, stage: str, built: Networks) -> dict[str, int]:
+    """Bytes of networks, gradients, moments and averages, over all workers that have parts of them.
 
     Student and critic have gradients one after the other; the warm-up never steps the student.
     """

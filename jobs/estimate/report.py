@@ -121,7 +121,7 @@ def stage_cost(config: RunConfig, stage: str, *, use_gpu: bool) -> StageCost:
         parts=parts,
         trained=sum(trained(network) for network in own.get(stage, (built.student,))),
         seconds=steps * sum(by_phase.values()) / speed,
-        checkpoint=checkpoint_bytes(config, stage, parts, built),
+        checkpoint=checkpoint_bytes(config, stage, built),
     )
 
 

@@ -107,13 +107,15 @@ def fixed_batch(
     recipe: Recipe, corpus: CorpusName, split: Split, count: int, workers: Workers, device: torch.device
 ) -> Batch | None:
     """This worker's part of up to `count` windows of a corpus, of its main bucket, the same at every call;
-    None where the split has none."""
+    None where the split has none. Where workers shard weights their parts are equal: some have windows again,
+    numbered beyond the batch."""
     rows = ShardDataset(recipe.dataset, corpus, split)
     chosen = rows.main[:count]
     if not chosen:
         return None
-    samples = range(len(chosen))[workers.rank :: workers.size]
-    read = rows.read([chosen[sample] for sample in samples])
+    numbers = len(chosen) if workers.shards is None else workers.even(len(chosen))
+    samples = range(numbers)[workers.rank :: workers.size]
+    read = rows.read([chosen[sample % len(chosen)] for sample in samples])
     return Batch(read.latents.to(device), read.captions, samples, len(chosen))
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, distributed, nn
 from models.context import share_frames
 from pipelines.data.store.batch_plan import share
 from pipelines.training.context import Exchanges, FrameGroup
+from pipelines.training.sharding import Shards, is_sharded
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -27,12 +28,14 @@ class Workers:
         context: its place among those that have the same samples and share the frames of their clips; None
             where nobody does.
         exchanges: counts them.
+        shards: its place among those that have parts of the weights; None where everybody has all.
     """
 
     rank: int = 0
     size: int = 1
     context: FrameGroup | None = None
     exchanges: Exchanges = field(default_factory=Exchanges, compare=False)
+    shards: Shards | None = None
 
     @property
     def alike(self) -> int:
@@ -71,16 +74,32 @@ class Workers:
             share_frames(model, self.context)
         return model
 
+    def sharding(self, model: Model) -> Model:
+        """The network, built and started, of whose weights this worker has its part alone from now on."""
+        if self.shards is not None:
+            self.shards.shard(model)
+        return model
+
+    def building(self, device: torch.device | str) -> torch.device | str:
+        """Where a network is whole before `sharding`, which brings this worker's part to its device."""
+        return device if self.shards is None else "cpu"
+
+    def even(self, batch: int) -> int:
+        """The least multiple of those that share batches that is no less than `batch`: workers that gather
+        weights go through networks equally often."""
+        return -(-batch // self.size) * self.size
+
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Replaces gradients by their sum over the workers, about `MESSAGE` elements at a time.
 
         Each worker's losses are its samples' part of the mean over the global batch, and its gradients its
-        frames' part of theirs. So the sum is the gradient of that mean, however both are shared.
+        frames' part of theirs. So the sum is the gradient of that mean, however both are shared. Those of
+        sharded weights have been summed in the backward pass.
         """
         if self.count == 1:
             return
         held: list[Tensor] = []
-        for gradient in (p.grad for p in parameters if p.grad is not None):
+        for gradient in (p.grad for p in parameters if p.grad is not None and not is_sharded(p)):
             held.append(gradient)
             if sum(g.numel() for g in held) >= MESSAGE:
                 self._sum(held)

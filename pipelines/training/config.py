@@ -199,6 +199,12 @@ class ClusterConfig:
     context_parallel: PositiveInt = 1
     """Neighbouring workers that share the frames of each of a student's clips: one holds a part of the
     activations and takes a part of the time. Groups of so many share the batches. Losses stay the same."""
+    shard: Literal["none", "full", "hybrid"] = "none"
+    """Who has the weights, gradients, moments and averages: `none`, every worker all of them; `full`, all
+    workers a part each; `hybrid`, each group of `shard_group` workers all of them, a worker of it a part.
+    A block's weights are gathered while it computes."""
+    shard_group: PositiveInt = 8
+    """Neighbouring workers, those of a machine, that have a part of the weights each with `shard: hybrid`."""
     resize_seconds: PositiveFloat = 60.0
     """How often an elastic group looks for room for more workers; it starts again with them from the last
     checkpoint."""

@@ -35,6 +35,7 @@ from pipelines.training.distillation.scoring import score_times
 from pipelines.training.monitors.phases import Phases
 from pipelines.training.monitors.verdicts import CANNOT_TEACH, worst_gap
 from pipelines.training.recipes import Recipe
+from pipelines.training.sharding import whole
 from pipelines.training.stage import (
     Batch,
     Batches,
@@ -92,28 +93,31 @@ class DistillStage:
 
     def init(self, device: torch.device | str) -> TrainState:
         """DM head <- FM head, critic <- teacher, and the frozen teacher and long-SFT network."""
-        recipe, start = self.recipe, self.recipe.start
-        teacher, student = load_network(start["teacher"], device).model, self.spec.build(device)
+        recipe, start, workers = self.recipe, self.recipe.start, self.workers
+        at = workers.building(device)
+        teacher, critic = load_network(start["teacher"], at).model, recipe.network("critic").build(at)
         assert isinstance(teacher, DiT)
+        assert isinstance(critic, DiT)
+        critic.start_from(teacher)
+        if "critic" in start:
+            copy_into(critic, critic_weights(start["critic"]), start["critic"])
+        adapt(critic, recipe, "critic")
+        workers.sharding(critic)
+        self.teacher = workers.sharding(teacher)
+        student = self.spec.build(at)
         assert isinstance(student, Student)
-        self.teacher = teacher
         start_student(student, start)
         student.copy_flow_matching_head()
         if (self.anchored or recipe.loss.forward_kl_weight) and not recipe.critic_only:
             frozen = copy.deepcopy(student).eval().requires_grad_(False)
             if frozen.config.heads == "decoupled":
                 del frozen.heads["distribution_matching"]
-            self.reference = self.workers.sharing_frames(frozen).flow_matching
-        critic = recipe.network("critic").build(device)
-        assert isinstance(critic, DiT)
-        critic.start_from(teacher)
-        if "critic" in start:
-            copy_into(critic, critic_weights(start["critic"]), start["critic"])
+            self.reference = workers.sharding(workers.sharing_frames(frozen)).flow_matching
         adapt(student, recipe, "student")
-        adapt(critic, recipe, "critic")
         if recipe.critic_only:
             student.requires_grad_(False)
-        modules: dict[str, nn.Module] = {"student": self.workers.sharing_frames(student), "critic": critic}
+        workers.sharding(workers.sharing_frames(student))
+        modules: dict[str, nn.Module] = {"student": student, "critic": critic}
         if recipe.loss.adversarial_weight and not recipe.critic_only:
             width = recipe.model.num_heads * recipe.model.head_dim
             modules["adversary"] = Adversary(width, Key(recipe.seed, purpose="adversary")).to(device)
@@ -270,7 +274,8 @@ class DistillStage:
 
     def _between(self, mean_seeking: Tensor, mode_seeking: Tensor) -> dict[str, float]:
         """Cosine of the two gradients of the encoder's last block, where neither is 0, and |FM| / |DM|."""
-        fm, dm = self.workers.total(torch.stack([mean_seeking, mode_seeking])).double()
+        both = torch.stack([mean_seeking, mode_seeking])
+        fm, dm = (both if self.workers.shards is not None else self.workers.total(both)).double()
         fm_size, dm_size = float(fm.norm()), float(dm.norm())
         if not fm_size or not dm_size:
             return {}
@@ -342,7 +347,8 @@ class DistillStage:
 
 
 def last_gradient(student: Student) -> Tensor:
-    """This worker's gradient of the encoder's last block, all its trained weights in a row."""
+    """The gradient of the encoder's last block, all its trained weights in a row; of sharded weights that of
+    all workers, else this worker's."""
     return torch.cat(
-        [p.grad.flatten() for p in student.encoder.blocks[-1].parameters() if p.grad is not None]
+        [whole(p.grad).flatten() for p in student.encoder.blocks[-1].parameters() if p.grad is not None]
     )

@@ -34,6 +34,7 @@ from pipelines.training.monitors.phases import Phases, Plan
 from pipelines.training.monitors.preview import preview
 from pipelines.training.monitors.watch import Watch
 from pipelines.training.recipes import Recipe
+from pipelines.training.sharding import Shards
 from pipelines.training.stage import Batch, Stage
 from pipelines.training.state import load_state
 from pipelines.training.supervised import SupervisedStage
@@ -57,6 +58,8 @@ def train_worker(given: dict[str, Any]) -> dict[str, float] | SostenutoError:
     recipe: Recipe = given["recipe"]
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(not recipe.cluster.use_gpu)
+    if recipe.cluster.use_gpu:
+        torch.cuda.set_device(ray.train.torch.get_device())
     context = ray.train.get_context()
     workers = placed(recipe, context.get_world_rank(), context.get_world_size())
     with relayed_warnings(given["progress"]), Pulse(given["guard"], workers) as pulse:
@@ -79,18 +82,19 @@ def train_worker(given: dict[str, Any]) -> dict[str, float] | SostenutoError:
 
 def placed(recipe: Recipe, rank: int, size: int) -> Workers:
     """A worker's place: neighbours share the frames of a student's clips, `cluster.context_parallel` at a
-    time."""
-    alike = recipe.cluster.context_parallel if recipe.start else 1
-    if alike == 1:
-        return Workers(rank, size)
-    mesh = init_device_mesh(
-        "cuda" if recipe.cluster.use_gpu else "cpu",
-        (size // alike, alike),
-        mesh_dim_names=("data", "context"),
-    )
-    exchanges = Exchanges()
-    group = FrameGroup(rank % alike, alike, mesh.get_group("context"), exchanges)
-    return Workers(rank // alike, size // alike, group, exchanges)
+    time, and weights, all workers or `cluster.shard_group` at a time."""
+    cluster, exchanges = recipe.cluster, Exchanges()
+    kind = "cuda" if cluster.use_gpu else "cpu"
+    alike = cluster.context_parallel if recipe.start else 1
+    context, shards = None, None
+    if alike > 1:
+        mesh = init_device_mesh(kind, (size // alike, alike), mesh_dim_names=("data", "context"))
+        context = FrameGroup(rank % alike, alike, mesh.get_group("context"), exchanges)
+    if cluster.shard != "none":
+        group = size if cluster.shard == "full" else cluster.shard_group
+        mesh = init_device_mesh(kind, (size // group, group), mesh_dim_names=("copies", "shards"))
+        shards = Shards(mesh if cluster.shard == "hybrid" else mesh["shards"], exchanges)
+    return Workers(rank // alike, size // alike, context, exchanges, shards)
 
 
 def make_stage(

@@ -9,7 +9,7 @@ from typing import Any
 from models.config import FlowConfig, LoraConfig, LossConfig, ModelConfig, SamplingConfig, TextConfig
 from models.errors import CheckpointError, ConfigError, DataError, SostenutoError
 from models.wan import transformer_files
-from pipelines.checkpoints import MANIFEST_FILE, NetworkSpec, Role
+from pipelines.checkpoints import MANIFEST_FILE, NetworkSpec, Role, parts_of
 from pipelines.data.store.info import read_info
 from pipelines.storage import Storage, hash_of, one_line
 from pipelines.training.config import ClusterConfig, DistillConfig, StageConfig, TrainingConfig
@@ -236,16 +236,17 @@ def _for_as_long(baseline: Recipe, root: str) -> StageConfig:
 
 def checkpoint_sha256(checkpoint: str, file: str) -> str:
     """sha256 of a file of a checkpoint, as its manifest has it: the same weights are the same input, wherever
-    they lie and whatever else their checkpoint holds.
+    they lie and whatever else their checkpoint holds. Of one in parts: of their sums.
 
     Raises:
         CheckpointError: the checkpoint is not there, or has no such file.
     """
     storage = Storage(checkpoint)
     sums = storage.read_json(MANIFEST_FILE) if storage.exists(MANIFEST_FILE) else {}
-    if file not in sums:
+    parts = [str(sums[name]) for name in parts_of(file, sums)]
+    if not parts:
         raise CheckpointError(f"{checkpoint} has no {file}", "Train its stage again with --fresh")
-    return str(sums[file])
+    return parts[0] if len(parts) == 1 else hash_of(parts)
 
 
 def pretrained_sha256(folder: Path) -> str:

@@ -25,6 +25,7 @@ from pipelines.training.collectives import Workers
 from pipelines.training.config import StageConfig
 from pipelines.training.monitors.phases import Phases
 from pipelines.training.recipes import Recipe
+from pipelines.training.sharding import whole
 from pipelines.training.state import TrainState
 
 
@@ -171,7 +172,7 @@ def apply_update(state: TrainState, role: str, config: StageConfig, rate: float,
     module, optimizer = state.modules[role], state.optimizers[role]
     parameters = [p for p in module.parameters() if p.grad is not None]
     workers.sum_gradients(parameters)
-    norm = nn.utils.clip_grad_norm_(parameters, config.clip_norm)
+    norm = whole(nn.utils.clip_grad_norm_(parameters, config.clip_norm))
     if not bool(torch.isfinite(norm)):
         raise diverged(f"the gradient of the {role}", state.step, role)
     for group in optimizer.param_groups:

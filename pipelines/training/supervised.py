@@ -48,7 +48,7 @@ class SupervisedStage:
     def init(self, device: torch.device | str) -> TrainState:
         """A fresh teacher, or a student that starts as the teacher or as an earlier student."""
         recipe, role = self.recipe, self.spec.role
-        model = self.spec.build(device)
+        model = self.spec.build(self.workers.building(device))
         if isinstance(model, DiT):
             initialize(model, Key(recipe.seed, purpose="init"))
         else:
@@ -56,6 +56,7 @@ class SupervisedStage:
             adapt(model, recipe, role)
             freeze_unused_head(model)
             self.workers.sharing_frames(model)
+        self.workers.sharding(model)
         optimizer = adamw(trained(model), recipe.stage)
         return TrainState({role: model}, {role: optimizer}, {role: Ema(model, recipe.stage.ema_decay)})
 
@@ -144,7 +145,8 @@ def held_out_loss(
 
     Args:
         velocity: what is judged.
-        batch: this worker's windows, which may be none; no more of them go through at once than in a step.
+        batch: this worker's windows, which may be none; those that are numbered beyond the whole batch come
+            last and do not count. No more of them go through at once than in a step.
         recipe, captions: as in training.
         workers: who have the other windows.
         repeats: how often each window is judged.
@@ -154,6 +156,9 @@ def held_out_loss(
         for i in range(repeats):
             key = Key(recipe.seed, i, purpose="held-out")
             for part in batch.parts(recipe.stage.at_once(workers.size)):
+                counting = sum(sample < batch.total for sample in part.samples)
                 squares = supervised_squares(velocity, part, recipe, captions, key)
-                total += squares.flatten(1).mean(dim=1).mean() * (len(part.latents) / (repeats * batch.total))
+                if counting:
+                    mean = squares[:counting].flatten(1).mean(dim=1).mean()
+                    total += mean * (counting / (repeats * batch.total))
     return float(workers.sum([total])[0])

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from models.errors import CheckpointError
-from models.weights import Ema, copy_into, load_tensors, save_tensors
+from models.weights import Ema, TensorFiles, copy_into, load_tensors, save_tensors
 
 
 def test_the_average_follows_the_ramped_decay() -> None:
@@ -69,3 +69,49 @@ def test_a_damaged_file_is_refused(tmp_path: Path, content: bytes) -> None:
         load_tensors(path)
     with pytest.raises(CheckpointError, match="cannot be read"):
         load_tensors(tmp_path / "missing.safetensors")
+
+
+def parts(folder: Path, *files: dict[str, tuple[Tensor, tuple[int, int] | None]]) -> list[Path]:
+    """Files of tensors, of which some are rows: the first one, and how many there are in all."""
+    for number, tensors in enumerate(files):
+        plain = {name: tensor for name, (tensor, _) in tensors.items()}
+        rows = {name: rows for name, (_, rows) in tensors.items() if rows is not None}
+        save_tensors(plain, folder / f"{number}.safetensors", rows)
+    return [folder / f"{number}.safetensors" for number in range(len(files))]
+
+
+def test_rows_in_several_files_are_one_tensor(tmp_path: Path) -> None:
+    weight, bias, step = torch.randn(5, 3), torch.randn(5), torch.tensor(7.0)
+    paths = parts(
+        tmp_path,
+        {"weight": (weight[:2], (0, 5)), "bias": (bias, None), "step": (step, None)},
+        {"weight": (weight[2:4], (2, 5))},
+        {"weight": (weight[4:], (4, 5))},
+    )
+    layer = nn.Linear(3, 5)
+    with TensorFiles(reversed(paths)) as files:
+        assert files.shape("weight") == (5, 3)
+        assert torch.equal(files.tensor("weight"), weight)
+        assert torch.equal(files.tensor("step"), step)
+        files.fill({**layer.state_dict(), "step": (own := torch.zeros(()))}, "here")
+    assert torch.equal(layer.weight, weight)
+    assert torch.equal(layer.bias, bias)
+    assert own == step
+
+
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        ((torch.zeros(2, 3), (3, 5)), "every row"),
+        ((torch.zeros(2, 3), (1, 5)), "every row"),
+        ((torch.zeros(4, 3), (2, 5)), "every row"),
+        ((torch.zeros(5, 3), None), "both hold"),
+    ],
+    ids=["missing", "twice", "too many", "whole"],
+)
+def test_rows_that_do_not_make_a_tensor_are_refused(
+    second: tuple[Tensor, tuple[int, int] | None], message: str, tmp_path: Path
+) -> None:
+    paths = parts(tmp_path, {"weight": (torch.zeros(2, 3), (0, 5))}, {"weight": second})
+    with pytest.raises(CheckpointError, match=message):
+        TensorFiles(paths)

@@ -9,12 +9,17 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from models.errors import CheckpointError
 from pipelines.checkpoints import (
+    MANIFEST_FILE,
     NETWORK_FILE,
     NetworkSpec,
+    check_seal,
     critic_weights,
     load_network,
+    part_name,
+    parts_of,
     read_spec,
     seal,
+    seal_parts,
 )
 from pipelines.storage import Storage
 from pipelines.training.distill import DistillStage
@@ -133,3 +138,37 @@ def test_only_distillation_says_that_the_dm_head_is_trained(starts: dict[str, st
     assert NetworkSpec.from_json(plain) == spec
     del plain["distilled"]
     assert not NetworkSpec.from_json(plain).distilled
+
+
+@pytest.mark.parametrize(
+    ("names", "found"),
+    [
+        (["a.safetensors", "a-00001-of-00001.safetensors"], ["a.safetensors"]),
+        (
+            ["a-00002-of-00002.safetensors", "a-00001-of-00002.safetensors"],
+            ["a-00001-of-00002.safetensors", "a-00002-of-00002.safetensors"],
+        ),
+        (["a-00001-of-00002.safetensors"], []),
+        (["a-00002-of-00002.safetensors"], []),
+        (["a.average-00001-of-00001.safetensors", "b.safetensors"], []),
+    ],
+)
+def test_a_file_is_itself_or_all_of_its_parts(names: list[str], found: list[str]) -> None:
+    assert parts_of("a.safetensors", names) == found
+
+
+def test_the_manifests_of_parts_become_one(tmp_path: Path) -> None:
+    for number, name in enumerate(("first", "second")):
+        made = tmp_path / name
+        made.mkdir()
+        (made / f"{name}.txt").write_text(name)
+        seal(made, part_name(MANIFEST_FILE, number, 2))
+        Storage(tmp_path).put_files(made, "both")
+    with pytest.raises(CheckpointError, match="not a whole checkpoint"):
+        check_seal(tmp_path / "both")
+    seal_parts(Storage(tmp_path), "both", 2)
+    assert Storage(tmp_path).list("both") == ["first.txt", MANIFEST_FILE, "second.txt"]
+    check_seal(tmp_path / "both")
+    (tmp_path / "both" / "second.txt").write_text("other")
+    with pytest.raises(CheckpointError, match="damaged"):
+        check_seal(tmp_path / "both")

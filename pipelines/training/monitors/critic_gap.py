@@ -6,7 +6,7 @@ import torch
 
 from models.ddt import Student
 from models.dit import DiT
-from models.losses import flow_matching_loss
+from models.losses import flow_matching_errors
 from models.rng import Key, normal
 from models.sampling import Draw, exits
 from pipelines.generation import few_step_times
@@ -43,11 +43,13 @@ def critic_gap(stage: DistillStage, state: TrainState, captions: Sequence[str]) 
     count = min(config.windows_per_video or len(tiling), len(tiling))
     chosen = [tiling[i * len(tiling) // count] for i in range(count)]
     gaps = torch.zeros(len(times), device=device)
-    for samples in parts(stage.workers.share(total), config.micro_batch):
+    # a worker without a video of its own makes one that does not count
+    for samples in parts(stage.workers.share(stage.workers.even(total)), config.micro_batch):
+        counting = sum(sample < total for sample in samples)
         rows = [sample * count + k for sample in samples for k in range(count)]
         noise = normal((length, *size), key.at(purpose="noise"), rows, device)
         t = score_times(recipe, key.at(purpose="t"), rows, state.step).to(device)
-        conditioning = stage.captions.encode([captions[sample] for sample in samples], device)
+        conditioning = stage.captions.encode([captions[sample % total] for sample in samples], device)
         folded = conditioning.repeat(count)
         counted = None
         if not recipe.crop_safe:
@@ -57,9 +59,11 @@ def critic_gap(stage: DistillStage, state: TrainState, captions: Sequence[str]) 
             x0 = stage.rollouts.windows(video, [window.start for window in chosen])
             told = critic.told(torch.full((len(rows),), number, device=device))
             fake, real = (
-                flow_matching_loss(model, x0, noise, t, folded, counted) for model in (told, stage.teacher)
+                flow_matching_errors(model, x0, noise, t, folded, counted)[: counting * count].mean()
+                for model in (told, stage.teacher)
             )
-            gaps[number] += (fake - real) * (len(samples) / total)
+            if counting:
+                gaps[number] += (fake - real) * (counting / total)
     first = 1 if stage.anchored else 0
     sums = stage.workers.sum(list(gaps)).tolist()
     return {f"{GAP}{number}": gap for number, gap in enumerate(sums) if number >= first}

@@ -60,7 +60,7 @@ class Watch:
             method = Method("dm", "few_step", len(recipe.sampling.steps))
         else:
             method = Method("fm", "ode", EULER_STEPS)
-        total = max(VIDEOS, workers.size)  # a worker without a video of its own makes one that is not used
+        total = workers.even(VIDEOS)  # a worker without a video of its own makes one that is not used
         own = torch.tensor(workers.share(total)) % VIDEOS
         with state.averages[spec.role].standing_in(model):
             made = [

@@ -62,7 +62,9 @@ class Keeper:
     ) -> None:
         self._recipe, self._workers, self._device = recipe, workers, device
         self._pulse, self._tracker = pulse, tracker
-        self._saver = Saver(recipe, spec, step) if workers.place == 0 else None
+        shards, self._leads = workers.shards, workers.place == 0
+        writes = self._leads if shards is None else shards.first_group
+        self._saver = Saver(recipe, spec, step, shards) if writes else None
         self._begun, self._writing = step, False
         self._asked = 0.0
         self._leaving, self._scored = False, not isinstance(recipe.stage, DistillConfig)
@@ -97,15 +99,18 @@ class Keeper:
         return self.settle() or ClusterError(place, "Give the command again: it goes on from there")
 
     def _agree(self, step: int) -> Wishes:
-        save, report, ask = False, False, False
+        save, busy, ask = False, False, False
         if self._saver is not None:
-            report, ask = self._saver.ready, time.monotonic() - self._asked >= NOTICE_S
+            busy = self._writing and not self._saver.ready
+        if self._saver is not None and self._leads:
+            ask = time.monotonic() - self._asked >= NOTICE_S
             # while a machine is being taken away, every step is saved for which the disk has time
-            save = self._saver.due(step) or (self._leaving and (report or not self._writing))
+            save = self._saver.due(step) or (self._leaving and not busy)
             self._asked = time.monotonic() if ask else self._asked
-        own = [save, report, self._pulse.stop, ask]
+        own = [save, busy, self._pulse.stop, ask]
         with self._pulse.step(step):
-            return Wishes(*map(bool, self._workers.largest([*map(int, own)], self._device)))
+            save, busy, stop, ask = map(bool, self._workers.largest([*map(int, own)], self._device))
+        return Wishes(save, self._writing and not busy, stop, ask)
 
     def save(self, state: TrainState, figures: Mapping[str, float]) -> StorageRefused | None:
         """Begins a checkpoint of this step, unless there is one; why the one before could not be written."""
@@ -124,21 +129,22 @@ class Keeper:
         why that failed, on every worker."""
         if not self._writing:
             return None
-        self._writing, metrics, checkpoint, refused = False, {}, None, None
+        self._writing, metrics, checkpoint, written, refused = False, {}, None, None, None
         if self._saver is not None:
             try:
                 written = self._saver.finish()
             except StorageRefused as error:
                 refused = error
-            else:
-                self._tell(written)
-                metrics, storage = written.metrics, ray.train.get_context().get_storage()
-                path = storage.build_checkpoint_path_from_name(written.name)
-                checkpoint = Checkpoint(path, storage.storage_filesystem)
         if any(self._workers.largest([refused is not None], self._device)):
-            return refused or StorageRefused("a checkpoint was not written", "Rank 0 says why")
+            return refused or StorageRefused("a checkpoint was not written", "Another worker says why")
+        if self._saver is not None and self._leads and written is not None:
+            self._saver.seal(written)
+            self._tell(written)
+            metrics, storage = written.metrics, ray.train.get_context().get_storage()
+            path = storage.build_checkpoint_path_from_name(written.name)
+            checkpoint = Checkpoint(path, storage.storage_filesystem)
         ray.train.report(metrics, checkpoint, checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD)
-        if self._saver is not None:
+        if self._saver is not None and self._leads:
             self._saver.forget_old()
         return None
 

@@ -5,7 +5,10 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from torch import distributed
 from torch.autograd.graph import saved_tensors_hooks
+from torch.distributed.device_mesh import init_device_mesh
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from jobs.config import load as configs
 from jobs.config.schema import RunConfig
@@ -21,7 +24,9 @@ from models.rng import Key
 from models.text.conditioning import Conditioning
 from pipelines.data.store.batch_plan import share
 from pipelines.training.config import ClusterConfig, WarmupConfig
+from pipelines.training.context import Exchanges
 from pipelines.training.distill import DistillStage
+from pipelines.training.sharding import Shards
 from pipelines.training.supervised import SupervisedStage
 from tests.jobs.estimate.test_flops import run_config
 from tests.pipelines.training import makers
@@ -237,6 +242,45 @@ def test_adapters_take_less_memory_and_fewer_operations():
     assert adapted.trained < full.trained
     assert adapted.bytes < full.bytes
     assert sum(adapted.phases.values()) < sum(full.phases.values())
+
+
+@pytest.fixture
+def eight():
+    """A worker among eight, of which the others are made up."""
+    distributed.init_process_group("fake", store=FakeStore(), rank=3, world_size=8)
+    yield init_device_mesh("cpu", (8,), mesh_dim_names=("shards",))
+    distributed.destroy_process_group()
+
+
+def test_a_worker_has_the_part_of_the_weights_told(eight):
+    """Of every network of distillation, at full size, on torch's meta device."""
+    config = configs.load("wan-1.3b", ["cluster.shard=full", "loss.anchor_weight=0.1"])
+    told = cost("cluster.shard=full", "loss.anchor_weight=0.1").parts
+    shape = config.model, 16, config.text.dim
+    with torch.device("meta"):
+        built = {"weights": Student(*shape), "teacher": DiT(*shape), "critic": DiT(*shape, exits=4)}
+        built["anchor"] = Student(*shape)
+    del built["anchor"].heads["distribution_matching"]
+    for part, network in built.items():
+        Shards(eight, Exchanges()).shard(network)
+        assert told[part] == pytest.approx(sum(p.to_local().nbytes for p in network.parameters()), rel=0.01)
+
+
+def test_parts_of_the_weights_are_those_of_the_workers_that_share_them():
+    whole, parts = cost(*SIXTEEN), cost(*SIXTEEN, "cluster.shard=full")
+    groups = cost(*SIXTEEN, "cluster.shard=hybrid", "cluster.shard_group=4")
+    for part in ("weights", "gradients", "moments", "average", "teacher", "critic", "critic_moments"):
+        assert whole.parts[part] == pytest.approx(16 * parts.parts[part], rel=1e-6)
+        assert whole.parts[part] == pytest.approx(4 * groups.parts[part], rel=1e-6)
+    assert parts.bytes < groups.bytes < whole.bytes
+    assert parts.checkpoint == whole.checkpoint
+
+
+SIXTEEN = [
+    "cluster.num_workers=16",
+    *(f"{batch}=16" for batch in ("teacher.short_batch", "sft.long_batch", "mixed.long_batch")),
+    *(f"distill.{batch}=16" for batch in ("long_batch", "rollout_batch", "critic_batch")),
+]
 
 
 def test_workers_share_samples_and_not_weights():

@@ -2,9 +2,11 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from models.ddt import Student
 from models.dit import DiT
@@ -12,6 +14,7 @@ from models.losses import flow_matching_loss
 from models.rng import Key, normal
 from models.sampling import Draw, few_step
 from pipelines.generation import few_step_times
+from pipelines.training.collectives import Workers
 from pipelines.training.distill import DistillStage
 from pipelines.training.distillation.scoring import score_times
 from pipelines.training.monitors.critic_gap import critic_gap, remember_gaps
@@ -69,6 +72,30 @@ def test_the_gap_of_the_last_exit_is_that_of_the_samplers_videos(starts: dict[st
             for sign, model in ((1, critic.told(torch.tensor([3]))), (-1, stage.teacher)):
                 expected += sign * float(flow_matching_loss(model, x0, noise, t, own)) / rows
     assert gaps["critic_gap_exit_3"] == pytest.approx(expected, rel=1e-4)
+
+
+class Told(Workers):
+    """A worker that keeps its part of a sum to itself."""
+
+    def _reduce(self, values: Tensor, how: Any = None) -> None:
+        pass
+
+
+@pytest.mark.parametrize("size", [2, 5])
+def test_workers_make_equally_many_videos_and_count_each_once(size: int, starts: dict[str, str]) -> None:
+    """Of three, by two workers, and by more than there are."""
+    stage = DistillStage(recipe(dataclasses.replace(DISTILL, micro_batch=1), starts), CAPTIONS)
+    state = stage.init("cpu")
+    randomize(state.modules["critic"], std=1.0)
+    whole, passes = critic_gap(stage, state, TEXTS), []
+    stage.teacher.encoder.register_forward_pre_hook(lambda *_: passes.append(1))
+    parts = dict.fromkeys(whole, 0.0)
+    for rank in range(size):
+        stage.workers, before = Told(rank, size), len(passes)
+        for name, value in critic_gap(stage, state, TEXTS).items():
+            parts[name] += value
+        assert len(passes) - before == len(passes) / (rank + 1)
+    assert parts == pytest.approx(whole, rel=1e-5)
 
 
 def test_a_state_keeps_the_newest_gaps_and_carries_them_over(starts: dict[str, str], tmp_path: Path) -> None:

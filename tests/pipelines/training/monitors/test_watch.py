@@ -12,7 +12,7 @@ from models.rng import Key
 from pipelines.checkpoints import load_network
 from pipelines.data.store.dataset import ShardDataset
 from pipelines.generation import Method, generate_latents
-from pipelines.training.batches import BatchSource
+from pipelines.training.batches import BatchSource, fixed_batch
 from pipelines.training.collectives import ALONE, Workers
 from pipelines.training.distill import DistillStage
 from pipelines.training.monitors.diagnostics import Diagnostics
@@ -20,7 +20,8 @@ from pipelines.training.monitors.watch import Watch
 from pipelines.training.recipes import Recipe
 from pipelines.training.stage import Stage
 from pipelines.training.state import TrainState, save_state
-from pipelines.training.supervised import SupervisedStage
+from pipelines.training.supervised import SupervisedStage, held_out_loss, supervised_velocity
+from tests.models.builders import randomize
 from tests.pipelines.data import bucketed
 from tests.pipelines.data.bucketed import MADE_ROWS, latents_of
 from tests.pipelines.training import makers
@@ -113,6 +114,24 @@ def test_workers_share_the_videos(dataset: str, monkeypatch: pytest.MonkeyPatch)
         parts = [Watch(stage, made, Workers(rank, size), CPU).videos(state) for rank in range(size)]
         assert max(map(len, parts)) == -(-4 // size)
         torch.testing.assert_close(torch.cat(parts)[:4], alone, atol=1e-5, rtol=1e-4)
+
+
+def test_workers_that_shard_weights_have_equally_many_windows_and_count_each_once(dataset: str) -> None:
+    made = recipe(dataset, makers.recipe(makers.TEACHER))
+    stage = SupervisedStage(made)
+    model = stage.init("cpu").modules["teacher"]
+    randomize(model)
+
+    def loss(workers: Workers) -> tuple[int, float]:
+        batch = fixed_batch(made, "short", "holdout", 5, workers, CPU)
+        assert batch is not None
+        return len(batch.latents), held_out_loss(supervised_velocity(model), batch, made, stage.captions)
+
+    count, whole = loss(ALONE)
+    for size in (2, 3, count + 1):
+        parts = [loss(Workers(rank, size, shards=object())) for rank in range(size)]  # type: ignore[arg-type]
+        assert {rows for rows, _ in parts} == {-(-count // size)}
+        assert sum(value for _, value in parts) == pytest.approx(whole, rel=1e-5)
 
 
 @pytest.mark.parametrize(("count", "different"), [(1, 1), (3, 3), (4, 4), (5, 4), (9, 4)])
