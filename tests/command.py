@@ -60,12 +60,12 @@ def succeed(folder: Path, *words: str, timeout_s: float = 280, **variables: str)
     return done.stdout
 
 
-def start(folder: Path, *words: str) -> subprocess.Popen[str]:
+def start(folder: Path, *words: str, **variables: str) -> subprocess.Popen[str]:
     """`sostenuto <words>` in its own process group, running."""
     return subprocess.Popen(
         [sys.executable, "-m", "jobs", *words],
         cwd=folder,
-        env=environment(folder / "home"),
+        env=environment(folder / "home") | variables,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -1,31 +1,20 @@
 """Kill an evaluation: the same command, given again, measures only what is missing, to the same figures."""
 
-import json
 import time
 from collections import defaultdict
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from pipelines.evaluation.kept import MEASURED
 from tests.command import copy_runs, kill, start, succeed
+from tests.reliability.evaluation import WORDS, figures
 
 pytestmark = pytest.mark.long
 
-WORDS = ("evaluate", "--config", "ci", "--set", "evaluation.batch_size=1", "--set", "evaluation.resamples=5")
 ENOUGH = 10
 """Batches that are measured when the driver and all of its workers are killed."""
-
-
-def figures(folder: Path) -> Any:
-    """All numbers of an evaluation but times."""
-    rows = json.loads((folder / "runs/ci/seed-0/evaluation/evaluation.json").read_text())["rows"]
-    for row in rows.values():
-        for part in ("metrics", "resampled"):
-            row[part] = {name: value for name, value in row[part].items() if "seconds" not in name}
-    return rows
 
 
 @pytest.mark.timeout(1500)
