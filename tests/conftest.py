@@ -96,6 +96,13 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         end_head(saved(file))
 
 
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Says why the page was not tried in a browser, where it was not."""
+    skipped = [one for one in terminalreporter.stats.get("skipped", []) if "test_browser" in one.nodeid]
+    for reason in {one.longrepr[2] for one in skipped}:
+        terminalreporter.write_line(f"the page was not tried in a browser. {reason}")
+
+
 @pytest.fixture(scope="session")
 def ray_local(head: Head) -> Iterator[None]:
     """This process, joined to the head."""

@@ -15,7 +15,7 @@ from jobs.console import print_line
 from jobs.ray_session import ray_session
 from jobs.serve.app import create_app
 from jobs.serve.desk import Desk, Page
-from jobs.serve.engine import deploy, undeploy
+from jobs.serve.engine import deployed
 from jobs.serve.history import History
 from jobs.serve.remake import keep_config
 from jobs.serve.wanted import SYSTEMS, checkpoints
@@ -45,8 +45,8 @@ def serve(config: RunConfig, *, host: str, port: int) -> None:
     token = None if is_loopback(host) else os.environ.get(TOKEN) or secrets.token_urlsafe(32)
     history = History(Path(RunPaths.of(config).serve))
     try:
-        with listening(host, port) as listener, ray_session(config.cluster):
-            app = create_app(Desk(page, history, deploy(config)), token=token)
+        with listening(host, port) as listener, ray_session(config.cluster), deployed(config) as make:
+            app = create_app(Desk(page, history, make), token=token)
             shown = f"[{host}]" if ":" in host else host
             address = f"http://{shown}:{listener.getsockname()[1]}/"
             print_line(f"results: {history.folder}")
@@ -59,10 +59,7 @@ def serve(config: RunConfig, *, host: str, port: int) -> None:
                 proxy_headers=False,
                 timeout_graceful_shutdown=ENDING_S,
             )
-            try:
-                uvicorn.Server(settings).run(sockets=[listener])
-            finally:
-                undeploy(config)
+            uvicorn.Server(settings).run(sockets=[listener])
     finally:
         history.close()
 

@@ -81,8 +81,9 @@ def _tell_errors(app: FastAPI) -> None:
 
     @app.exception_handler(SostenutoError)
     async def refused(_: Request, error: SostenutoError) -> JSONResponse:
-        status = 429 if isinstance(error, QueueFull) else 413 if isinstance(error, TooLarge) else 422
-        return JSONResponse({"error": str(error)}, status)
+        if isinstance(error, TooLarge):  # the rest is not read
+            return JSONResponse({"error": str(error)}, 413, {"connection": "close"})
+        return JSONResponse({"error": str(error)}, 429 if isinstance(error, QueueFull) else 422)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:

@@ -1,6 +1,7 @@
 """Ray Serve: replicas that make clips, as many as work is there for."""
 
-import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from ray import serve
 
@@ -13,13 +14,13 @@ ENDING_S = 600.0
 """How long a replica that is not needed any more may go on with its request."""
 
 
-def deploy(config: RunConfig) -> Make:
-    """Start the replicas on the running Ray, and wait for the first.
+@contextmanager
+def deployed(config: RunConfig) -> Iterator[Make]:
+    """Replicas on the running Ray, from when the first is ready to the end of a `with` block.
 
-    Nothing listens on a port: requests come through this process.
+    Nothing listens on a port: requests come through this process. Other applications of the cluster are left
+    alone.
     """
-    for name in ("ray.serve", "ray"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
     serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING"})
     limits = config.serve
     deployment = serve.deployment(
@@ -36,20 +37,15 @@ def deploy(config: RunConfig) -> Make:
         ray_actor_options={"num_cpus": 1, "num_gpus": int(config.cluster.use_gpu)},
         graceful_shutdown_timeout_s=ENDING_S,
     )
-    handle = serve.run(deployment.bind(to_json(config)), name=name_of(config), route_prefix=None)
+    name = f"sostenuto-{config.name}-{config.seed}"
+    handle = serve.run(deployment.bind(to_json(config)), name=name, route_prefix=None)
 
     async def make(job: str, wanted: str) -> Outcome:
         outcome: Outcome = await handle.make.remote(job, wanted)
         return outcome
 
-    return make
-
-
-def undeploy(config: RunConfig) -> None:
-    """End the replicas; other applications of the cluster go on."""
-    serve.delete(name_of(config), _blocking=False)
-
-
-def name_of(config: RunConfig) -> str:
-    """Of the application in Ray Serve."""
-    return f"sostenuto-{config.name}-{config.seed}"
+    try:
+        yield make
+    finally:
+        handle.shutdown()  # else its thread asks Ray for figures when there is none any more
+        serve.delete(name, _blocking=False)

@@ -6,12 +6,15 @@ import secrets
 import sqlite3
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from models.errors import ClusterError
 
+CANCEL = "cancel"
+"""File in a request's folder that tells its replica to end."""
 State = Literal["queued", "running", "done", "failed", "cancelled"]
 _COLUMNS = "id, number, wanted, state, attempts, created, started, ended, error"
 _SCHEMA = """
@@ -67,6 +70,7 @@ class History:
                 folder / "history.db", isolation_level=None, check_same_thread=False
             )
             self._store.executescript(_SCHEMA)
+            self._end_running()
             self._store.execute("update jobs set state = 'queued' where state = 'running'")
         except BlockingIOError as error:
             os.close(self._lock)
@@ -78,6 +82,7 @@ class History:
             raise _unusable(folder, error) from error
 
     def close(self) -> None:
+        self._end_running()
         self._store.close()
         os.close(self._lock)
 
@@ -143,6 +148,12 @@ class History:
 
     def delete(self, job: str) -> None:
         self._store.execute("delete from jobs where id = ?", (job,))
+
+    def _end_running(self) -> None:
+        """Have replicas that outlive their server end: who takes a request up again writes its files."""
+        for (job,) in self._store.execute("select id from jobs where state = 'running'"):
+            with suppress(FileNotFoundError):
+                (self.files(job) / CANCEL).touch()
 
     def _one(self, condition: str, *values: object) -> Job:
         return self._read(f"where {condition}", values)[0]

@@ -6,8 +6,8 @@ import shutil
 import sqlite3
 from collections.abc import Awaitable, Callable
 
-from jobs.serve.history import History, Job, State
-from jobs.serve.studio import CANCEL, Outcome
+from jobs.serve.history import CANCEL, History, Job, State
+from jobs.serve.studio import Outcome
 from models.errors import ClusterError
 
 ATTEMPTS = 2
@@ -87,6 +87,7 @@ class Queue:
         files = self.history.files(job.id)
         try:
             files.mkdir(parents=True, exist_ok=True)
+            (files / CANCEL).unlink(missing_ok=True)
             outcome = await self._make(job.id, job.wanted)
         except Exception as error:  # noqa: BLE001 - a replica can die in any way
             reason = " ".join(str(error).split())[:200] or type(error).__name__

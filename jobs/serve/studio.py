@@ -17,6 +17,7 @@ import torch
 from jobs.config.load import from_json
 from jobs.config.paths import RunPaths
 from jobs.config.systems import method_of
+from jobs.serve.history import CANCEL
 from jobs.serve.wanted import Clip, Wanted, checkpoints
 from models.device import compute_device
 from models.errors import SostenutoError
@@ -28,8 +29,8 @@ from pipelines.data.store.info import dataset_autoencoder, read_info
 from pipelines.media.color import Frames
 from pipelines.media.video import StreamedMp4
 
-PROGRESS, CANCEL, START = "progress.json", "cancel", "start"
-"""Files of a request: how far it is, that it shall end, and (with a suffix) what its clips go on from."""
+PROGRESS, START = "progress.json", "start"
+"""Files of a request: how far it is, and (with a suffix) what its clips go on from."""
 TOLD_EVERY_S = 0.1
 Outcome = tuple[Literal["done", "failed", "cancelled"], str]
 """How a request ended, and why it failed."""

@@ -1,6 +1,7 @@
 """Every command that opens the page opens it, here and as a job on a head."""
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ from tests.docs.conftest import QUIET, run
 from tests.docs.shown import of_kind, rewritten
 
 pytestmark = pytest.mark.timeout(900)
+EXAMPLE = re.findall(r"```python\n(.*?)```", (REPOSITORY / "docs" / "serve.md").read_text(), re.DOTALL)[0]
 
 
 def wait_until(said: Callable[[], str], word: str, seconds: float = 300) -> None:
@@ -56,6 +58,8 @@ def test_the_page_answers(shown, folder, home, head, places, tmp_path):
         try:
             wait_until(said.read_text, "page: http")
             assert about(port)["name"] == "ci"
+            asked = run([sys.executable, "-c", EXAMPLE.replace("8008", port)], folder, home).stdout
+            assert re.fullmatch("[0-9a-f]{16}\n", asked)
         finally:
             end(process)
 

@@ -96,11 +96,11 @@ export class Stage {
     cell.text.textContent = clip.error ?? waitingText(clip, ended);
     const title = h("b", { textContent: titleOf(clip.system) });
     const measures = made
-      ? `${clip.evaluations} network evaluations, ${clip.latency.toFixed(1)} s`
+      ? `${clip.evaluations} network evaluations, ${clip.latency.toFixed(1)}\u00a0s`
       : clip.progress
         ? progressText(clip.progress, this.info.fps)
         : "";
-    cell.caption.replaceChildren(title, ` seed ${clip.seed}`, h("br"), measures);
+    cell.caption.replaceChildren(title, ` seed\u00a0${clip.seed}`, h("br"), measures);
     cell.links.hidden = !made;
   }
 

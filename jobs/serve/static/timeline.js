@@ -67,9 +67,10 @@ export class Timeline {
     const focus = document.activeElement?.dataset?.edge;
     const parts = this.lines.map((line, i) => {
       const end = this.lines[i + 1]?.second ?? this.seconds;
+      const begin = Math.max(line.second, Math.min(this.given, end));
       const part = h("div", { className: "part", textContent: line.caption || "…", title: line.caption });
-      part.style.left = share(line.second);
-      part.style.width = share(end - line.second);
+      part.style.left = share(begin);
+      part.style.width = share(end - begin);
       return part;
     });
     if (this.given) {

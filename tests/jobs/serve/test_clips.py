@@ -16,8 +16,8 @@ from jobs.cli import app
 from jobs.config import load as configs
 from jobs.config.paths import RunPaths
 from jobs.config.schema import RunConfig
-from jobs.serve.history import History
-from jobs.serve.studio import CANCEL, PROGRESS, Studio
+from jobs.serve.history import CANCEL, History
+from jobs.serve.studio import PROGRESS, Studio
 from jobs.serve.wanted import Wanted
 from pipelines.media.video import read_mp4, write_mp4
 from tests.jobs.serve.tiny_run import FPS, LONG, SIDE, ended, serving, wanted
@@ -201,7 +201,9 @@ def test_a_restart_finds_what_was_made_and_goes_on_with_the_rest(run: RunConfig)
     history = History(Path(RunPaths.of(run).serve))
     second = history.add(json.dumps(wanted(seed=3)))
     assert history.take() is not None
+    history.files(second.id).mkdir(parents=True)
     history.close()
+    assert (history.files(second.id) / CANCEL).exists(), "a replica that outlives its server ends"
     with serving(run) as client:
         told = ended(client, second.id)
         assert [job["id"] for job in client.get("/api/jobs").json()] == [second.id, first]

@@ -10,9 +10,9 @@ import pytest
 
 from jobs.config.paths import RunPaths
 from jobs.config.schema import RunConfig
-from jobs.serve.history import History
+from jobs.serve.history import CANCEL, History
 from jobs.serve.queue import ATTEMPTS
-from jobs.serve.studio import CANCEL, Outcome
+from jobs.serve.studio import Outcome
 from models.errors import ClusterError
 from tests.jobs.serve.tiny_run import ended, make_run, serving, wanted
 

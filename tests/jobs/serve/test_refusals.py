@@ -138,6 +138,7 @@ def test_a_file_that_says_that_it_is_too_large_is_not_read(tmp_path: Path) -> No
     with serving(make_run(tmp_path, "serve.upload_bytes=1000")) as client:
         answer = client.post("/api/uploads?name=film.mp4", content=bytes(1001))
         assert (answer.status_code, "serve.upload_bytes" in answer.json()["error"]) == (413, True)
+        assert answer.headers["connection"] == "close", "nobody waits for the rest"
 
 
 def test_a_long_request_is_refused_before_it_is_read(run: RunConfig) -> None:
