@@ -30,6 +30,7 @@ def validate(config: RunConfig) -> None:
         _sizes,
         _windows,
         _rollouts,
+        _courses,
         _lengths,
         _batches,
         _times,
@@ -177,6 +178,7 @@ def _rollouts(config: RunConfig) -> None:
     for name, follows in (
         ("distill.rollout=noised_real", distill.rollout == "noised_real"),
         ("distill.data_forcing_steps", distill.data_forcing_steps > 0),
+        ("distill.prefix_share", distill.prefix_share > 0),
     ):
         if follows and distill.rollout_batch != distill.long_batch:
             raise ConfigError(
@@ -221,6 +223,54 @@ def _rollouts(config: RunConfig) -> None:
     if distill.encoder_gradient == "flow_matching" and not loss.flow_matching_weight:
         problem = "distill.encoder_gradient=flow_matching with loss.flow_matching_weight=0 trains no encoder"
         raise ConfigError(problem, "Set distill.encoder_gradient=both, or a weight above 0")
+
+
+def _courses(config: RunConfig) -> None:
+    """What some of the rollouts go on from, and that some are rings."""
+    distill, loss = config.distill, config.loss
+    for name, share, other, excludes in (
+        (
+            "distill.prefix_share",
+            distill.prefix_share,
+            "distill.rollout=noised_real",
+            distill.rollout == "noised_real",
+        ),
+        (
+            "distill.ring_share",
+            distill.ring_share,
+            "distill.rollout=noised_real",
+            distill.rollout == "noised_real",
+        ),
+        ("distill.prefix_share", distill.prefix_share, "loss.forward_kl_weight", loss.forward_kl_weight > 0),
+        (
+            "distill.prefix_share",
+            distill.prefix_share,
+            "distill.scored_windows=first",
+            distill.scored_windows == "first",
+        ),
+    ):
+        if share and excludes:
+            raise ConfigError(
+                f"{name} is {share:g}, which {other} leaves no room for",
+                f"Set {name}=0, or leave out {other}",
+            )
+    if distill.prefix_share + distill.ring_share > 1:
+        problem = (
+            f"distill.prefix_share {distill.prefix_share:g} and distill.ring_share {distill.ring_share:g}"
+        )
+        raise ConfigError(
+            f"{problem} are more than all rollouts", "Lower one, so that they add up to 1 at most"
+        )
+    if config.teacher.prefix_share:
+        raise ConfigError(
+            "teacher.prefix_share is above 0, but it sees no LONG clips", "Set teacher.prefix_share=0"
+        )
+    if distill.prefix_share and distill.short_batch not in (0, distill.rollout_batch):
+        raise ConfigError(
+            f"distill.prefix_share goes on from SHORT windows, too, but distill.short_batch is "
+            f"{distill.short_batch} and distill.rollout_batch {distill.rollout_batch}",
+            f"Set distill.short_batch={distill.rollout_batch}, or 0 for LONG clips alone",
+        )
 
 
 def _lengths(config: RunConfig) -> None:

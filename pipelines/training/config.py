@@ -43,6 +43,9 @@ class StageConfig:
     lengths: tuple[tuple[NonNegativeInt, PositiveInt | None], ...] = ()
     """Curriculum of lengths, [step, latent frames] each: from that step on LONG clips are cut to so many
     first frames, which are the latents of the shorter clip. None, and before the first pair: whole clips."""
+    prefix_share: Share = 0.0
+    """Share of LONG clips, and in distillation of rollouts, whose first frames are given clean: any number of
+    them up to half. The network learns to go on from them, and the frames after them count."""
     learning_rate: PositiveFloat = 1.5e-3
     """Peak learning rate of AdamW."""
     beta1: float = 0.9
@@ -135,6 +138,9 @@ class DistillConfig(StageConfig):
     rollout: Literal["backward_simulation", "noised_real"] = "backward_simulation"
     """What the DM head is given: `backward_simulation`, what its own sampler has reached from noise;
     `noised_real`, LONG clips of the batch, noised to the exit step's time, with their captions."""
+    ring_share: Share = 0.0
+    """Share of rollouts made as rings, whose last frame is followed by the first, and scored cut open at any
+    frame: for loops."""
     captions: str | None = None
     """A text file, a caption per line, that rollout captions come from instead: a path or URI that every node
     reaches."""
@@ -174,10 +180,12 @@ class DistillConfig(StageConfig):
     teacher_gate_ratio: PositiveFloat = 3.0
     """Largest Frechet distance of the teacher's windows to SHORT, in units of SHORT's own floor."""
 
-    def tiling(self, num_frames: int, phase: int = 0) -> list[Span]:
-        """The windows of a video of `num_frames` latent frames; the phase is in [0, window_stride)."""
+    def tiling(self, num_frames: int, phase: int = 0, prefix: int = 0) -> list[Span]:
+        """The windows of a video of `num_frames` latent frames, but those that lie in its first `prefix`; the
+        phase is in [0, window_stride)."""
         if self.scored_windows == "all":
-            return spans(num_frames, self.window_frames, self.window_stride, phase)
+            every = spans(num_frames, self.window_frames, self.window_stride, phase)
+            return [window for window in every if window.stop > prefix]
         start = 0 if self.scored_windows == "first" else num_frames - self.window_frames
         return [Span(start, self.window_frames)]
 

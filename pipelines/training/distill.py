@@ -153,15 +153,15 @@ class DistillStage:
         # Mode seeking: every window of the DM head's own videos towards the teacher, eq. 5 and 9.
         rolled, scored = key.at(purpose="rollout"), key.at(purpose="score")
         forced = trains and self._is_forced(state.step, key)
-        real = batches.long if forced or config.rollout == "noised_real" else None
-        captions = self.rollouts.captions_at(rolled, real)
+        course = self.rollouts.course(rolled, shape[0], batches, forced)
+        captions = self.rollouts.captions_at(rolled, course.real)
         stop = int(rolled.at(purpose="exit").numpy().choice(len(self.exit_shares), p=self.exit_shares))
         ramp = self._ramp(state) if trains else 1.0
         videos, images, non_finite = list[Tensor](), list[Tensor](), 0
         for samples in parts(self.workers.share(config.rollout_batch), config.micro_batch):
             with torch.set_grad_enabled(trains):
                 self.phases.begin("rollout")
-                rollout = self.rollouts.make(student, shape, rolled, samples, captions, stop, real)
+                rollout = self.rollouts.make(student, shape, rolled, samples, captions, stop, course)
             videos.append(rollout.video.detach())
             images += [] if rollout.images is None else [rollout.images]
             if trains:
@@ -182,7 +182,7 @@ class DistillStage:
                 for made in (videos, images)
             )
             assert video is not None
-            state.pool.append(Rollout(video, tuple(captions), stop, image))
+            state.pool.append(Rollout(video, tuple(captions), stop, course.prefix, image))
             del state.pool[: -config.rollout_pool]
         for update in range(config.critic_updates if state.pool else 0):
             at = key.at(purpose=f"critic-{update}")
@@ -203,8 +203,8 @@ class DistillStage:
         """Mean seeking: the FM head on whole LONG clips, eq. 14."""
         assert long is not None
         self.phases.begin("fm")
-        weight = self.recipe.loss.flow_matching_weight
-        fm, places = seek_mean(student.flow_matching, long, self.recipe, self.captions, key, weight)
+        weight, prefixes = self.recipe.loss.flow_matching_weight, self.config.prefix_share
+        fm, places = seek_mean(student.flow_matching, long, self.recipe, self.captions, key, weight, prefixes)
         told = {f"flow_matching_{place}": value for place, value in places.items()}
         return {"flow_matching": fm, "loss": weight * fm, **told}
 
@@ -290,7 +290,7 @@ class DistillStage:
         assert isinstance(critic, DiT)
         # 2. Windows: a tiling at a random phase, of which some or all are scored.
         phase = key.at(purpose="phase").integer(self.config.window_stride)
-        tiling = self.config.tiling(video.shape[1], phase)
+        tiling = self.config.tiling(video.shape[1], phase, rollout.prefix)
         count = min(self.config.windows_per_video or len(tiling), len(tiling))
         order = key.at(purpose="windows").numpy().permutation(len(tiling))
         chosen = sorted(int(i) for i in order[:count])

@@ -37,6 +37,7 @@ class Rollout:
         latents: [B, T, C, h, w], the whole global batch; the rollouts of a pool may differ in shape.
         captions: B captions.
         exit: number of the step whose x0 they are.
+        prefix: first frames that were given, not made.
         images: for each latent frame [B, T, C, h, w], the first latent of a clip that begins there, where
             windows are cut that way.
     """
@@ -44,6 +45,7 @@ class Rollout:
     latents: Tensor
     captions: tuple[str, ...]
     exit: int
+    prefix: int = 0
     images: Tensor | None = None
 
 
@@ -144,7 +146,10 @@ def snapshot(state: TrainState, shards: Shards | None = None, **more: Any) -> Sn
         "ramped": state.ramped,
         "gaps": state.gaps,
         "averages": {role: average.updates for role, average in state.averages.items()},
-        "pool": [{"captions": rollout.captions, "exit": rollout.exit} for rollout in state.pool],
+        "pool": [
+            {"captions": rollout.captions, "exit": rollout.exit, "prefix": rollout.prefix}
+            for rollout in state.pool
+        ],
     }
     manifest = MANIFEST_FILE if shards is None else part_name(MANIFEST_FILE, number, count)
     return Snapshot(copies, rows, None if number else plain | more, manifest)
@@ -190,7 +195,13 @@ def load_state(state: TrainState, folder: Path) -> None:
         saved = load_tensors(folder / "pool.safetensors").items()
         held_there = {name: tensor.to(device, copy=True) for name, tensor in saved}
         state.pool = [
-            Rollout(held_there[f"{i}"], tuple(kept["captions"]), kept["exit"], held_there.get(f"{i}.images"))
+            Rollout(
+                held_there[f"{i}"],
+                tuple(kept["captions"]),
+                kept["exit"],
+                kept.get("prefix", 0),
+                held_there.get(f"{i}.images"),
+            )
             for i, kept in enumerate(plain["pool"])
         ]
     state.step, state.cpu_seconds = plain["step"], plain["cpu_seconds"]

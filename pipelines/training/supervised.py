@@ -1,13 +1,15 @@
 """The supervised stages, by flow matching: teacher on SHORT, sft on LONG, mixed on both."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from models.ddt import Student
 from models.dit import DiT, initialize
-from models.flow import VelocityModel, logit_normal_times, shift_for, uniform_times
+from models.flow import VelocityModel, logit_normal_times, over_frames, shift_for, uniform_times
 from models.losses import flow_matching_squares, thirds
-from models.rng import Key, normal
+from models.rng import Key, normal, uniform
 from models.text.conditioning import TextEncoder
 from models.weights import Ema
 from pipelines.checkpoints import Role
@@ -68,8 +70,17 @@ class SupervisedStage:
         given = {name: batch for name, batch in corpora.items() if batch is not None}
         velocity = supervised_velocity(model)
         self.phases.begin("fm")
+        prefixes = {"short": 0.0, "long": config.prefix_share}
         found = {
-            name: seek_mean(velocity, batch, self.recipe, self.captions, key.at(purpose=name), 1 / len(given))
+            name: seek_mean(
+                velocity,
+                batch,
+                self.recipe,
+                self.captions,
+                key.at(purpose=name),
+                1 / len(given),
+                prefixes[name],
+            )
             for name, batch in given.items()
         }
         self.phases.begin("optimiser")
@@ -92,14 +103,20 @@ def supervised_velocity(model: nn.Module) -> VelocityModel:
 
 
 def seek_mean(
-    velocity: VelocityModel, batch: Batch, recipe: Recipe, captions: Captions, key: Key, weight: float
+    velocity: VelocityModel,
+    batch: Batch,
+    recipe: Recipe,
+    captions: Captions,
+    key: Key,
+    weight: float,
+    prefixes: float = 0.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Backward passes of `weight` L_FM, a micro batch at a time; this worker's part of L_FM, detached, and of
-    L_FM by thirds of the clips."""
+    L_FM by thirds of the clips. A share `prefixes` of the clips begins with clean frames."""
     value, places = batch.latents.new_zeros(()), dict[str, Tensor]()
     for part in batch.parts(recipe.stage.micro_batch):
         squares, share = (
-            supervised_squares(velocity, part, recipe, captions, key),
+            supervised_squares(velocity, part, recipe, captions, key, prefixes),
             len(part.latents) / batch.total,
         )
         loss = squares.flatten(1).mean(dim=1).mean() * share
@@ -111,10 +128,19 @@ def seek_mean(
 
 
 def supervised_squares(
-    velocity: VelocityModel, batch: Batch, recipe: Recipe, captions: Captions, key: Key
+    velocity: VelocityModel,
+    batch: Batch,
+    recipe: Recipe,
+    captions: Captions,
+    key: Key,
+    prefixes: float = 0.0,
 ) -> Tensor:
     """Squares [b, T, C, h, w] whose mean is L_FM, eq. 14, on a batch, with keyed times, noise and caption
-    dropout."""
+    dropout.
+
+    Of a share `prefixes` of the clips the first frames are at time 0 and count in no loss: every clip has the
+    mean over its other frames.
+    """
     x0, samples, stage = batch.latents, batch.samples, recipe.stage
     at, amount = key.at(purpose="t"), shift_for(recipe.flow, x0.shape[1])
     if stage.t_distribution == "uniform":
@@ -123,7 +149,19 @@ def supervised_squares(
         t = logit_normal_times(at, samples, stage.t_mean, stage.t_std, amount)
     noise = normal(x0.shape[1:], key.at(purpose="noise"), samples, x0.device)
     conditioning = captions.supervised(batch.captions, key, samples, x0.device)
-    return flow_matching_squares(velocity, x0, noise, t.to(x0.device), conditioning)
+    if not prefixes:
+        return flow_matching_squares(velocity, x0, noise, t.to(x0.device), conditioning)
+    made = frames_after_prefix(key, samples, prefixes, x0.shape[1])
+    squares = flow_matching_squares(velocity, x0, noise, (t[:, None] * made).to(x0.device), conditioning)
+    return squares * over_frames(made / made.mean(dim=1, keepdim=True), squares)
+
+
+def frames_after_prefix(key: Key, samples: Sequence[int], share: float, frames: int) -> Tensor:
+    """Which frames of each clip come after a clean prefix, float [b, frames] of 0 and 1: in a `share` of the
+    clips 0 ... half of them are its prefix, each number as likely."""
+    known = (uniform(key.at(purpose="prefix"), samples) * (frames // 2 + 1)).long()
+    known[uniform(key.at(purpose="prefixed"), samples) >= share] = 0
+    return (torch.arange(frames) >= known[:, None]).float()
 
 
 def freeze_unused_head(student: Student) -> None:

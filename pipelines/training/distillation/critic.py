@@ -89,7 +89,7 @@ class Lessons:
         rollout = pool[int(draw.integers(len(pool)))]
         video = int(draw.integers(len(rollout.captions)))
         frames = rollout.latents.shape[1]
-        tiling = self.config.tiling(frames, int(draw.integers(self.config.window_stride)))
+        tiling = self.config.tiling(frames, int(draw.integers(self.config.window_stride)), rollout.prefix)
         place = tiling[int(draw.integers(len(tiling)))]
         latents = rollout.latents[video, place.start : place.stop]
         if rollout.images is not None and place.start:

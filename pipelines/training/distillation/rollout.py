@@ -10,14 +10,29 @@ from models.ddt import Student
 from models.flow import interpolate, x0_prediction
 from models.losses import cut_windows
 from models.rng import Key
-from models.sampling import Draw, noisy_input
+from models.sampling import Draw, noisy_input, ring_turns
 from models.text.conditioning import Conditioning, withhold_some
 from pipelines.generation import few_step_times
 from pipelines.training.collectives import Workers
 from pipelines.training.config import DistillConfig
 from pipelines.training.distillation.first_latents import image_latents
 from pipelines.training.recipes import Recipe
-from pipelines.training.stage import Batch, Captions
+from pipelines.training.stage import Batch, Batches, Captions
+
+
+@dataclass(frozen=True)
+class Course:
+    """What a step's rollout follows.
+
+    Args:
+        real: clips whose captions it has; None takes captions from the pool.
+        prefix: first frames that it is given of them, clean.
+        ring: whether its last frame is followed by the first.
+    """
+
+    real: Batch | None = None
+    prefix: int = 0
+    ring: bool = False
 
 
 @dataclass(frozen=True)
@@ -26,11 +41,12 @@ class Simulation:
 
     Args:
         video: x0 of the exit step [b, T, C, h, w], with its graph unless gradients were off.
-        x_t, t: input of the exit step and its time [b].
+        x_t, t: input of the exit step and its time, [b] or [b, T].
         exit: number of the exit step among the few-step times.
         conditioning: of the b captions.
         samples: their indices in the global batch.
-        real: LONG clips of the same captions [b, T, C, h, w], where the rollout follows them.
+        prefix: first frames that were given, not made.
+        real: clips of the same captions [b, T, C, h, w], where the rollout follows them.
         images: of the video, for each latent frame [b, T, C, h, w], the first latent of a clip that begins
             there, where windows are cut that way.
     """
@@ -41,6 +57,7 @@ class Simulation:
     exit: int
     conditioning: Conditioning
     samples: range
+    prefix: int
     real: Tensor | None
     images: Tensor | None
 
@@ -68,8 +85,24 @@ class Rollouts:
         self.recipe, self.config, self.workers = recipe, recipe.stage, workers
         self.captions, self.pool, self.autoencoder = captions, pool, autoencoder
 
+    def course(self, key: Key, frames: int, batches: Batches, forced: bool = False) -> Course:
+        """LONG clips of the batch where the teacher has to judge them or they are noised; else a ring, a
+        continuation of LONG or SHORT clips, or none, in the settings' shares."""
+        if forced or self.config.rollout == "noised_real":
+            return Course(batches.long)
+        draw = key.at(purpose="course").numpy()
+        kind, place, from_short = draw.random(), draw.random(), bool(draw.integers(2))
+        if kind < self.config.ring_share:
+            return Course(ring=True)
+        short, long = batches.short, batches.long
+        if long is None or kind >= self.config.ring_share + self.config.prefix_share:
+            return Course()
+        if short is not None and from_short and short.latents.shape[2:] == long.latents.shape[2:]:
+            long = short
+        return Course(long, int(place * (min(frames // 2, long.latents.shape[1]) + 1)))
+
     def captions_at(self, key: Key, real: Batch | None = None) -> list[str]:
-        """A caption for each sample of the global batch: those of the LONG clips that the rollout follows, or
+        """A caption for each sample of the global batch: those of the clips that the rollout follows, or
         from one of the pool's sources, or all in turn."""
         if real is not None:
             own = withhold_some(real.captions, self.recipe.text, key, real.samples)
@@ -91,29 +124,36 @@ class Rollouts:
         samples: range,
         captions: Sequence[str],
         stop: int,
-        real: Batch | None = None,
+        course: Course = Course(),
     ) -> Simulation:
         """Videos [T, C, h, w] of some of the global batch, whose captions are given. Only step `stop` has a
         gradient: it gets what the DM head's sampler has reached, or noised LONG clips.
 
         Args:
-            real: this worker's LONG clips, one per sample of its share.
+            course: what it follows; of clips this worker has one per sample of its share.
         """
         device = next(student.parameters()).device
         conditioning = self.captions.encode(captions[samples.start : samples.stop], device)
         times = few_step_times(self.recipe.sampling, self.recipe.flow, shape[0])
         model = student.head("distribution_matching", detached=self.config.encoder_gradient != "both")
-        draw, clips = Draw(shape, conditioning, key, samples), None
-        if real is not None:
+        clips = known = None
+        if course.real is not None:
             first = samples.start - self.workers.share(self.config.rollout_batch).start
-            clips = real.latents[first : first + len(samples), : shape[0]]
+            clips = course.real.latents[first : first + len(samples), : shape[0]]
+            known = clips[:, : course.prefix] if course.prefix else None
+        draw = Draw(
+            shape, conditioning, key, samples, known, ring_turns(shape[0], len(times)) if course.ring else ()
+        )
         if clips is not None and self.config.rollout == "noised_real":
             x_t = interpolate(clips, draw.noise("noise-0"), draw.at(times[stop]))
         else:
             x_t = noisy_input(model, times[: stop + 1], draw)
         t = draw.at(times[stop])
-        video = x0_prediction(model, x_t, t, conditioning)
-        return Simulation(video, x_t, t, stop, conditioning, samples, clips, self.images(video.detach()))
+        video = x0_prediction(draw.seen_by(model, stop), x_t, t, conditioning)
+        if course.ring and stop:  # at the first step a ring is a clip like any other
+            video = video.roll(key.at(purpose="cut").integer(shape[0]), dims=1)
+        images = self.images(video.detach())
+        return Simulation(video, x_t, t, stop, conditioning, samples, course.prefix, clips, images)
 
     def images(self, videos: Tensor) -> Tensor | None:
         """First latents of windows of videos [B, T, C, h, w], where they are encoded anew, else None."""

@@ -54,6 +54,17 @@ REFUSED = [
         "their first latents alone",
         "distill.first_latent=reencoded",
     ),
+    ("minute", ["distill.prefix_share=0.5"], "takes the 8 LONG clips", "distill.rollout_batch=8"),
+    ("tiny", ["distill.prefix_share=0.5", "distill.short_batch=8"], "distill.short_batch is 8", "=32, or 0"),
+    (
+        "tiny",
+        ["distill.prefix_share=0.5", "loss.forward_kl_weight=1"],
+        "no room for",
+        "distill.prefix_share=0",
+    ),
+    ("tiny", ["distill.ring_share=1", "distill.rollout=noised_real"], "no room for", "distill.ring_share=0"),
+    ("tiny", ["distill.prefix_share=0.7", "distill.ring_share=0.6"], "more than all rollouts", "Lower one"),
+    ("tiny", ["teacher.prefix_share=0.1"], "sees no LONG clips", "teacher.prefix_share=0"),
     ("tiny", ["distill.data_forcing_steps=211"], "more than the 210 steps", "=210 or less"),
     ("tiny", ["distill.ramp_follows=critic"], "distill.ramp_steps is 0", "distill.ramp_follows=steps"),
     (

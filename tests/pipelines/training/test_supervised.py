@@ -10,13 +10,19 @@ from torch import Tensor, nn
 from models.ddt import Student
 from models.dit import DiT
 from models.errors import CheckpointError, ConfigError, TrainingDiverged
-from models.rng import Key
+from models.rng import Key, normal
+from models.text.conditioning import Conditioning
 from pipelines.checkpoints import MANIFEST_FILE, load_network
 from pipelines.training.collectives import Workers
 from pipelines.training.distill import DistillStage
-from pipelines.training.stage import Batches, learning_rate
+from pipelines.training.stage import Batches, Captions, learning_rate
 from pipelines.training.state import load_state, save_state
-from pipelines.training.supervised import SupervisedStage, held_out_loss
+from pipelines.training.supervised import (
+    SupervisedStage,
+    frames_after_prefix,
+    held_out_loss,
+    supervised_squares,
+)
 from tests.models.builders import captions, latents
 from tests.pipelines.training.makers import (
     CAPTIONS,
@@ -77,6 +83,41 @@ def test_the_held_out_loss_is_that_of_all_windows_however_many_fit_at_a_time() -
         return held_out_loss(model, rows, some, stage.captions)
 
     assert loss(1) == pytest.approx(loss(3), rel=1e-5) == pytest.approx(loss(100), rel=1e-5)
+
+
+def test_frames_after_a_prefix_count_and_those_in_it_are_clean() -> None:
+    """Against a loop over rows, whose loss is the mean over the frames that are made."""
+    sft = recipe(SFT)
+    batch = batches(0, Workers()).long
+    assert batch is not None
+    key, encoded = Key(0, purpose="long"), Captions(sft.text)
+    seen = []
+
+    def velocity(x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+        seen.append((x_t, t))
+        return torch.zeros_like(x_t)
+
+    squares = supervised_squares(velocity, batch, sft, encoded, key, 1.0)
+    supervised_squares(velocity, batch, sft, encoded, key)
+    (x_t, t), (_, plain_times) = seen
+    made = frames_after_prefix(key, batch.samples, 1.0, 12)
+    noise = normal(batch.latents.shape[1:], key.at(purpose="noise"), batch.samples)
+    assert 0 < float(made.mean()) < 1
+    for row, kept in enumerate(made.bool()):
+        assert torch.equal(x_t[row, ~kept], batch.latents[row, ~kept])
+        assert not t[row, ~kept].any()
+        assert (t[row, kept] == plain_times[row]).all()
+        errors = (noise - batch.latents)[row].square()
+        assert not squares[row, ~kept].any()
+        torch.testing.assert_close(squares[row].mean(), errors[kept].mean())
+
+
+def test_prefixes_are_any_number_of_frames_up_to_half_in_their_share_of_clips() -> None:
+    known = 13 - frames_after_prefix(Key(0), range(4000), 0.5, 13).sum(dim=1)
+    share = [(known == number).float().mean().item() for number in range(7)]
+    assert sum(share) == pytest.approx(1.0)
+    assert share[1:] == pytest.approx([0.5 / 7] * 6, abs=0.015)
+    assert torch.equal(known[5:7], 13 - frames_after_prefix(Key(0), [5, 6], 0.5, 13).sum(dim=1))
 
 
 def test_supervised_stages_leave_the_dm_head_alone(starts: dict[str, str]) -> None:
