@@ -206,12 +206,21 @@ def sample(
     negative: Annotated[
         str | None, typer.Option(help="Caption to lead away from, with --head fm and guidance.")
     ] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="Write a dataset of --count videos there.", metavar="OUT")
+    ] = None,
+    captions_from: Annotated[
+        str, typer.Option(help="Its captions: world, short, long or a text file.", metavar="NAME|FILE")
+    ] = "long",
+    tars: Annotated[bool, typer.Option("--tars", help="As tars for webdataset.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Sample videos from a trained student: MP4, GIF and a contact sheet.
 
     A video longer than those of training is made piece by piece, each going on from the last; its MP4 plays
     while it grows. A video or picture of yours is resampled, resized and cropped as the dataset is.
+
+    --dataset makes labelled clips by the thousand on Ray; the same command goes on where it stopped.
 
     \b
     Examples:
@@ -224,6 +233,7 @@ def sample(
       sostenuto sample --extend clip.mp4 --seconds 20 --caption "a bay at dusk, amber sun"
       sostenuto sample --image first.png
       sostenuto sample --loop --count 2
+      sostenuto sample --count 10000 --dataset clips --captions-from world
       sostenuto sample --timeline "0s: a bay, amber sun; 2s: a bay, teal sun" --json
     """
 

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,24 +16,32 @@ from jobs.config.paths import RunPaths
 from jobs.config.schema import RunConfig
 from jobs.config.systems import method_of, read_times
 from jobs.console import ConsoleProgress, print_line
+from jobs.ray_session import ray_session
 from jobs.timeline import read_timeline
 from models.device import compute_device
 from models.errors import ConfigError
 from models.rng import Key
 from models.text.kinds import text_kind
-from pipelines.checkpoints import load_network, read_spec
+from pipelines.checkpoints import MANIFEST_FILE, load_network, read_spec
 from pipelines.creation import Cue, Maker, Request, read_start
 from pipelines.data.store.caption_embeddings import embed_captions, text_encoder
 from pipelines.data.store.dataset import ShardDataset
 from pipelines.data.store.info import dataset_autoencoder, read_info
+from pipelines.data.types import CorpusName
 from pipelines.generation import Head, check
 from pipelines.media.color import Frames
 from pipelines.media.contact_sheet import contact_sheet, evenly, video_strip
 from pipelines.media.video import StreamedMp4, write_gif
-from pipelines.storage import Storage, temporary_folder
+from pipelines.ray_map import Pool
+from pipelines.storage import Storage, hash_of, temporary_folder
+from pipelines.synthesis import Synthesis, synthesize
+from pipelines.world.captions import caption
+from pipelines.world.factors import all_labels
 
 SHEET_COLUMNS = 9
 SHEET_ROWS = 8
+CORPORA_OF_WORLD = ("world", "short", "long")
+"""Sources of captions whose clips have exact labels, where the run is one of the built-in world."""
 
 
 def sample(
@@ -51,9 +60,13 @@ def sample(
     loop: bool = False,
     timeline: str | None = None,
     negative: str | None = None,
+    dataset: str | None = None,
+    captions_from: str = "long",
+    tars: bool = False,
     as_json: bool = False,
 ) -> list[str]:
-    """Write `count` videos with their captions, on this machine's GPU if `cluster.use_gpu`.
+    """Write `count` videos with their captions, on this machine's GPU if `cluster.use_gpu`; or a dataset of
+    them, on Ray.
 
     Args:
         config: the run's settings.
@@ -70,10 +83,14 @@ def sample(
         loop: the last frame is followed by the first.
         timeline: captions with their times, or a YAML file of them (jobs/timeline.py).
         negative: caption that guidance leads away from.
+        dataset: folder or URI of a dataset of the first `count` videos, of which what is missing is made.
+        captions_from: its captions, where none are given: `world`, all of the built-in world's; `short`,
+            `long`, those of a corpus; or a text file with one per line.
+        tars: it is made of tars for webdataset, not of files.
         as_json: print one JSON object on standard output and nothing else there.
 
     Returns:
-        Paths of the MP4 files.
+        Paths of the MP4 files; of a dataset none.
 
     Raises:
         ConfigError: steps or times that do not suit the sampler, a head that is absent or untrained, no GPU,
@@ -103,6 +120,29 @@ def sample(
             "--negative leads away by guidance, and this sampler is not guided",
             "Take --head fm with --set sampling.guidance_scale=3",
         )
+    if dataset is not None:
+        without = {"extend": extend, "image": image, "loop": loop, "timeline": timeline, "negative": negative}
+        if unfit := [name for name, value in (without | {"out": out}).items() if value]:
+            raise ConfigError(
+                f"--dataset makes clips of captions alone, and was given --{unfit[0]}",
+                f"Leave out --{unfit[0]}",
+            )
+        synthesis = Synthesis(
+            checkpoint=folder,
+            weights=hash_of(Storage(folder).read_json(MANIFEST_FILE))[:16],
+            dataset=paths.dataset,
+            system=f"{head} head, {method.steps} steps",
+            method=method,
+            sampling=sampling,
+            seed=config.seed,
+            frames=info.long.window_frames if seconds is None else max(1, round(seconds * info.long.fps)),
+            form="webdataset" if tars else "mp4",
+            captions=tuple(captions or ()) or dataset_captions(config, captions_from, paths.dataset),
+            is_world=config.uses_world and not captions and captions_from in CORPORA_OF_WORLD,
+            batch=config.evaluation.batch_size,
+        )
+        write_dataset(config, synthesis, count, dataset, as_json=as_json)
+        return []
     cues: tuple[Cue, ...] = ()
     if timeline is not None:
         if captions:
@@ -140,6 +180,50 @@ def sample(
             print_line(note)
         print_line(f"{count} videos, a contact sheet and metadata.jsonl in {target}")
     return [f"{target}/{one['file_name']}" for one in written]
+
+
+def dataset_captions(config: RunConfig, source: str, dataset: str) -> tuple[str, ...]:
+    """Different captions: all of the built-in world's, those of a corpus, or a file's lines.
+
+    Raises:
+        ConfigError: the run is not of the world, or the file cannot be read or holds none.
+    """
+    if source == "world" and not config.uses_world:
+        raise ConfigError(
+            "--captions-from world, but this run was trained on other videos",
+            "Take short, long or a text file",
+        )
+    if source == "world":
+        return tuple(caption(*map(int, label)) for label in all_labels("all"))
+    if source in ("short", "long"):
+        corpus: CorpusName = "short" if source == "short" else "long"
+        return tuple(sorted(set(ShardDataset(dataset, corpus).captions)))
+    remedy = "Give a text file with a caption per line, or world, short or long"
+    try:
+        lines = Path(source).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--captions-from {source} cannot be read: {error}", remedy) from error
+    if not any(line.strip() for line in lines):
+        raise ConfigError(f"--captions-from {source} holds no caption", remedy)
+    return tuple(dict.fromkeys(line.strip() for line in lines if line.strip()))
+
+
+def write_dataset(config: RunConfig, synthesis: Synthesis, count: int, out: str, *, as_json: bool) -> None:
+    """Make what a dataset lacks, on Ray's actors.
+
+    Raises:
+        DataError: the folder holds clips of other settings.
+        ClusterError: Ray cannot be used.
+    """
+    wanted = config.evaluation
+    workers = Pool(wanted.min_actors, wanted.max_actors, config.cluster.use_gpu)
+    start = time.monotonic()
+    with ray_session(config.cluster), ConsoleProgress(to_stderr=as_json) as progress:
+        made = synthesize(synthesis, count, out, workers, progress)
+    if as_json:
+        print_line(json.dumps({"folder": out, "clips": count, "made": made}))
+        return
+    print_line(f"{made} of {count} clips made in {(time.monotonic() - start) / 60:.1f} minutes: {out}")
 
 
 def _frames(maker: Maker, seconds: float | None, begins: Frames | None) -> int:

@@ -89,7 +89,8 @@ def folder(tmp_path):
 def run(tmp_path, folder, use_gpu, **changes):
     config = configs.load("ci", [f"storage.root={tmp_path}", f"cluster.use_gpu={str(use_gpu).lower()}"])
     wanted = {"count": 3, "captions": ["a sun", "a moon"], "head": "dm", "steps": None} | changes
-    return command.sample(config, checkpoint=folder, out=str(tmp_path / "out"), **wanted)
+    wanted = {"out": str(tmp_path / "out")} | wanted
+    return command.sample(config, checkpoint=folder, **wanted)
 
 
 def test_videos_sheet_and_captions_are_written(tmp_path, folder, told):
@@ -212,3 +213,39 @@ def test_a_checkpoint_may_lie_in_an_object_store(tmp_path, folder, told):
     root = Storage(f"memory://{tmp_path.name}")
     root.put_folder(folder, "student")
     assert len(run(tmp_path, str(root.child("student")), use_gpu=False)) == 3
+
+
+CORPUS = SimpleNamespace(captions=["b sun", "a sun", "b sun"])
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [("long", ("a sun", "b sun")), ("short", ("a sun", "b sun")), ("FILE", ("teal, sun", "amber sun"))],
+)
+def test_captions_of_a_dataset_are_different_ones(tmp_path, monkeypatch, source, found):
+    monkeypatch.setattr(command, "ShardDataset", lambda *_: CORPUS)
+    path = tmp_path / "captions.txt"
+    path.write_text("teal, sun\n\n amber sun \nteal, sun\n")
+    given = str(path) if source == "FILE" else source
+    assert command.dataset_captions(configs.load("ci"), given, "nowhere") == found
+
+
+def test_the_worlds_captions_are_all_of_them():
+    assert len(set(command.dataset_captions(configs.load("ci"), "world", "nowhere"))) == 6 * 5 * 2
+
+
+def test_a_dataset_without_captions_is_refused_with_the_choice(tmp_path):
+    (tmp_path / "empty.txt").write_text("\n \n")
+    own = configs.load("clips", ["data.short=a", "data.long=b"])
+    for config, source, said in (
+        (configs.load("ci"), str(tmp_path / "none.txt"), "cannot be read"),
+        (configs.load("ci"), str(tmp_path / "empty.txt"), "holds no caption"),
+        (own, "world", "trained on other videos"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            command.dataset_captions(config, source, "nowhere")
+
+
+def test_a_dataset_is_of_captions_alone(tmp_path, folder, told):
+    with pytest.raises(ConfigError, match="was given --loop"):
+        run(tmp_path, folder, use_gpu=False, dataset=str(tmp_path / "clips"), loop=True, out=None)
