@@ -19,7 +19,6 @@ from pipelines.synthesis import METADATA, Synthesis, synthesize, world_labels
 from pipelines.world.captions import COLOURS, SPEEDS, TEXTURES, caption
 from pipelines.world.config import WorldConfig
 from pipelines.world.factors import draw_long
-from pipelines.world.measures import FactorReader, present
 from pipelines.world.render import render
 
 CAPTIONS = (caption(0, 1, 0), caption(3, 4, 1), caption(5, 0, 0))
@@ -130,10 +129,3 @@ def test_clips_of_other_settings_are_not_mixed(synthesis, whole):
     for changes in ({"seed": 8}, {"weights": "1" * 64}, {"captions": CAPTIONS[:2]}):
         with pytest.raises(DataError, match=f"other settings: {next(iter(changes))} differ"):
             synthesize(dataclasses.replace(synthesis, **changes), 7, str(whole), POOL)
-
-
-def test_the_sun_that_is_told_is_the_sun_that_is_read(whole):
-    reader = FactorReader(64)
-    for row in rows_of(whole):
-        seen = present(reader.factors(read_mp4(whole / row["file_name"]))[None])[0]
-        assert (seen == np.array(row["sun"], bool)).mean() > 0.9, "the file's own compression moves a few"
