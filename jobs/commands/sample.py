@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,17 +18,18 @@ from jobs.config.systems import method_of, read_times
 from jobs.console import ConsoleProgress, print_line
 from jobs.ray_session import ray_session
 from jobs.timeline import read_timeline
+from models.config import SamplingConfig
 from models.device import compute_device
 from models.errors import ConfigError
 from models.rng import Key
 from models.text.kinds import text_kind
-from pipelines.checkpoints import MANIFEST_FILE, load_network, read_spec
+from pipelines.checkpoints import MANIFEST_FILE, NetworkSpec, load_network, read_spec
 from pipelines.creation import Cue, Maker, Request, read_start
 from pipelines.data.store.caption_embeddings import embed_captions, text_encoder
 from pipelines.data.store.dataset import ShardDataset
 from pipelines.data.store.info import dataset_autoencoder, read_info
 from pipelines.data.types import CorpusName
-from pipelines.generation import Head, check
+from pipelines.generation import Head, Method, check
 from pipelines.media.color import Frames
 from pipelines.media.contact_sheet import contact_sheet, evenly, video_strip
 from pipelines.media.video import StreamedMp4, write_gif
@@ -102,16 +103,8 @@ def sample(
     folder = checkpoint or checkpoint_of(config, "teacher" if head == "teacher" else "distill", "sample")
     info = read_info(paths.dataset)
     spec, device = read_spec(folder), compute_device(config.cluster.use_gpu)
-    given = None if times is None else read_times(times)
-    method, sampling = method_of(config, spec, head, steps, given)
+    method, sampling = _told_method(config, spec, head, steps, times)
     check(spec, method)
-    own = spec.sampling.steps
-    if given:
-        print_line(f"sampled at the times {list(given)}, not at those of its distillation, {list(own)}")
-    elif head == "dm" and own != config.sampling.steps:
-        print_line(
-            f"sampled at the checkpoint's times {list(own)}, not at sampling.steps: --times has others"
-        )
     text = dataclasses.replace(
         spec.text, negative_caption=spec.text.negative_caption if negative is None else negative
     )
@@ -122,11 +115,7 @@ def sample(
         )
     if dataset is not None:
         without = {"extend": extend, "image": image, "loop": loop, "timeline": timeline, "negative": negative}
-        if unfit := [name for name, value in (without | {"out": out}).items() if value]:
-            raise ConfigError(
-                f"--dataset makes clips of captions alone, and was given --{unfit[0]}",
-                f"Leave out --{unfit[0]}",
-            )
+        _refuse_beside_dataset(without | {"out": out})
         synthesis = Synthesis(
             checkpoint=folder,
             weights=hash_of(Storage(folder).read_json(MANIFEST_FILE))[:16],
@@ -143,18 +132,12 @@ def sample(
         )
         write_dataset(config, synthesis, count, dataset, as_json=as_json)
         return []
-    cues: tuple[Cue, ...] = ()
-    if timeline is not None:
-        if captions:
-            raise ConfigError("--timeline and --caption both say what is shown", "Give one of them")
-        first, *later = read_timeline(timeline)
-        captions, cues = [first.caption], tuple(later)
+    captions, cues = _story(captions, timeline)
     if extend and image:
         raise ConfigError("--extend and --image both say what the videos begin with", "Give one of them")
-    begin = extend or image
-    size = info.height, info.width
+    begin, size = extend or image, (info.height, info.width)
     begins = read_start(begin, config.data.limits, size, info.long.fps) if begin else None
-    texts = list(captions or ())
+    texts = list(captions)
     if not texts:
         different = sorted(set(ShardDataset(paths.dataset, "long").captions))
         texts = [different[place] for place in evenly(len(different), min(count, len(different)))]
@@ -176,10 +159,41 @@ def sample(
     if as_json:
         print_line(json.dumps({"folder": str(target), "videos": written}, ensure_ascii=False))
     else:
-        if note := text_kind(spec.text).cut_note(captions or ()):
+        if note := text_kind(spec.text).cut_note(captions):
             print_line(note)
         print_line(f"{count} videos, a contact sheet and metadata.jsonl in {target}")
     return [f"{target}/{one['file_name']}" for one in written]
+
+
+def _told_method(
+    config: RunConfig, spec: NetworkSpec, head: Head, steps: int | None, times: str | None
+) -> tuple[Method, SamplingConfig]:
+    """The sampler and its settings; says where its times are not those that one would expect."""
+    given, own = None if times is None else read_times(times), spec.sampling.steps
+    if given:
+        print_line(f"sampled at the times {list(given)}, not at those of its distillation, {list(own)}")
+    elif head == "dm" and own != config.sampling.steps:
+        print_line(
+            f"sampled at the checkpoint's times {list(own)}, not at sampling.steps: --times has others"
+        )
+    return method_of(config, spec, head, steps, given)
+
+
+def _story(captions: Sequence[str] | None, timeline: str | None) -> tuple[Sequence[str], tuple[Cue, ...]]:
+    """Captions that videos begin with, in turn, and those that follow in all of them."""
+    if timeline is None:
+        return captions or (), ()
+    if captions:
+        raise ConfigError("--timeline and --caption both say what is shown", "Give one of them")
+    first, *later = read_timeline(timeline)
+    return [first.caption], tuple(later)
+
+
+def _refuse_beside_dataset(options: Mapping[str, object]) -> None:
+    if unfit := [name for name, value in options.items() if value]:
+        raise ConfigError(
+            f"--dataset makes clips of captions alone, and was given --{unfit[0]}", f"Leave out --{unfit[0]}"
+        )
 
 
 def dataset_captions(config: RunConfig, source: str, dataset: str) -> tuple[str, ...]:
