@@ -182,6 +182,7 @@ LONG = (
     "sostenuto quickstart",
     "sostenuto sweep",
     "sostenuto compare --config tiny --seeds 1",
+    "sostenuto sample --count 10000 --dataset clips10k --captions-from world",
     "sostenuto ingest --config clips --short /mnt/short --long /mnt/long --set storage.root=/mnt/runs",
     "sostenuto train teacher --config clips --set storage.root=/mnt/runs",
     "sostenuto submit world --config ci --set storage.root=/tmp/sostenuto-runs",
@@ -195,8 +196,8 @@ LONG = (
         "--set tracking.uri=http://mlflow.internal:5000"
     ),
 )
-"""Commands that another test runs too: finished_quickstart, test_sweep.py, test_compare.py, or the same
-command with other options."""
+"""Commands that another test runs too: finished_quickstart, test_sweep.py, test_compare.py, test_synthesis.py, or
+the same command with other options."""
 
 
 def of_kind(*kinds: str) -> pytest.MarkDecorator:
