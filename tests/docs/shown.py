@@ -196,8 +196,8 @@ LONG = (
         "--set tracking.uri=http://mlflow.internal:5000"
     ),
 )
-"""Commands that another test runs too: finished_quickstart, test_sweep.py, test_compare.py, test_synthesis.py, or
-the same command with other options."""
+"""Commands that other tests run too: finished_quickstart, test_sweep.py, test_compare.py, test_synthesis.py;
+or the same command with other options."""
 
 
 def of_kind(*kinds: str) -> pytest.MarkDecorator:
