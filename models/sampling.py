@@ -123,11 +123,10 @@ def noisy_input(model: VelocityModel, times: Sequence[float], draw: Draw) -> Ten
         times: falling from 1; the caller goes on from the last.
         draw: the videos.
     """
-    x = draw.start()
-    for step, (t, following) in enumerate(pairwise(times)):
-        x0 = x0_prediction(draw.seen_by(model, step), x, draw.at(t), draw.conditioning)
-        x = interpolate(x0, draw.noise(f"noise-{step + 1}"), draw.at(following))
-    return x
+    if len(times) == 1:
+        return draw.start()
+    x0 = few_step(model, times[:-1], draw)
+    return interpolate(x0, draw.noise(f"noise-{len(times) - 1}"), draw.at(times[-1]))
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ parts/00003.json             the ledger of a part: the rows of metadata.jsonl
 import io
 import json
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from typing import Any, Literal
@@ -44,6 +44,8 @@ IDENTITY = "synthesis.json"
 """What the clips of a folder are made by; others are refused."""
 METADATA = "metadata.jsonl"
 Form = Literal["mp4", "webdataset"]
+Clip = tuple[dict[str, Any], bytes]
+"""What is said of a clip, and its MP4."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,20 +164,15 @@ def _rows(storage: Storage, part: Part) -> list[dict[str, Any]]:
 
 def _make(synthesis: Synthesis, out: str, use_gpu: bool, part: Part) -> int:
     """The work of an actor: a part's files, then its ledger; how many clips."""
-    maker, storage = _maker(synthesis, use_gpu), Storage(out)
-    made = [
-        clip
-        for start in range(part.samples.start, part.samples.stop, synthesis.batch)
-        for clip in _clips(synthesis, maker, range(start, min(start + synthesis.batch, part.samples.stop)))
-    ]
+    storage, clips = Storage(out), _clips(synthesis, _maker(synthesis, use_gpu), part.samples)
     if synthesis.form == "webdataset":
-        shard = f"shards/{part.number:05d}.tar"
-        storage.write_bytes(shard, _tar(made))
-        rows = [{"file_name": f"{row['id']}.mp4", "shard": shard, **row} for row, _ in made]
+        rows = _write_tar(storage, f"shards/{part.number:05d}.tar", clips)
     else:
-        rows = [{"file_name": f"clips/{part.number:05d}/{row['id']}.mp4", **row} for row, _ in made]
-        for row, (_, video) in zip(rows, made, strict=True):
-            storage.write_bytes(row["file_name"], video)
+        rows = []
+        for row, video in clips:
+            name = f"clips/{part.number:05d}/{row['id']}.mp4"
+            storage.write_bytes(name, video)
+            rows.append({"file_name": name, **row})
     storage.write_json(part.ledger, rows)
     return len(rows)
 
@@ -197,25 +194,27 @@ def _maker(synthesis: Synthesis, use_gpu: bool) -> Maker:
     )
 
 
-def _clips(synthesis: Synthesis, maker: Maker, samples: range) -> Iterator[tuple[dict[str, Any], bytes]]:
-    """The row and the MP4 of each sample."""
-    captions = [synthesis.caption(sample) for sample in samples]
-    key, request = Key(synthesis.seed, purpose="synthesis"), Request(frames=synthesis.frames)
-    videos = np.concatenate(list(maker.create(request, captions, key, samples)), axis=1)
-    for sample, caption, frames in zip(samples, captions, videos, strict=True):
-        row = {
-            "id": f"{synthesis.seed}-{sample:08d}",
-            "caption": caption,
-            "seed": synthesis.seed,
-            "sample": sample,
-            "system": synthesis.system,
-            "checkpoint": synthesis.weights,
-        }
-        if synthesis.is_world:
-            row |= world_labels(caption, frames)
-        with io.BytesIO() as file:
-            encode(file, frames, maker.fps, faststart=False)
-            yield row, file.getvalue()
+def _clips(synthesis: Synthesis, maker: Maker, samples: range) -> Iterator[Clip]:
+    """The row and the MP4 of each sample, a batch at a time."""
+    request, key = Request(frames=synthesis.frames), Key(synthesis.seed, purpose="synthesis")
+    for start in range(samples.start, samples.stop, synthesis.batch):
+        batch = range(start, min(start + synthesis.batch, samples.stop))
+        captions = [synthesis.caption(sample) for sample in batch]
+        videos = np.concatenate(list(maker.create(request, captions, key, batch)), axis=1)
+        for sample, caption, frames in zip(batch, captions, videos, strict=True):
+            row = {
+                "id": f"{synthesis.seed}-{sample:08d}",
+                "caption": caption,
+                "seed": synthesis.seed,
+                "sample": sample,
+                "system": synthesis.system,
+                "checkpoint": synthesis.weights,
+            }
+            if synthesis.is_world:
+                row |= world_labels(caption, frames)
+            with io.BytesIO() as file:
+                encode(file, frames, maker.fps, faststart=False)
+                yield row, file.getvalue()
 
 
 def world_labels(caption: str, frames: Frames) -> dict[str, Any]:
@@ -232,14 +231,22 @@ def world_labels(caption: str, frames: Frames) -> dict[str, Any]:
     }
 
 
-def _tar(made: Sequence[tuple[dict[str, Any], bytes]]) -> bytes:
-    """Clips as a shard: the files of one clip share a name, and equal clips give equal bytes."""
-    with io.BytesIO() as file:
-        with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-            for row, video in made:
+def _write_tar(storage: Storage, name: str, clips: Iterable[Clip]) -> list[dict[str, Any]]:
+    """Clips as a shard, whose rows are returned: the files of one clip share a name, and equal clips give
+    equal bytes."""
+    rows = []
+    pending = storage.pending(name)
+    try:
+        with tarfile.open(pending.path, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+            for row, video in clips:
                 parts = {"mp4": video, "txt": row["caption"].encode(), "json": json.dumps(row).encode()}
                 for suffix, data in parts.items():
                     entry = tarfile.TarInfo(f"{row['id']}.{suffix}")
                     entry.size = len(data)
                     tar.addfile(entry, io.BytesIO(data))
-        return file.getvalue()
+                rows.append({"file_name": f"{row['id']}.mp4", "shard": name, **row})
+        pending.commit()
+    except BaseException:
+        pending.abort()
+        raise
+    return rows

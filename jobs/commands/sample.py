@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,15 +15,15 @@ from jobs.commands.runs import checkpoint_of
 from jobs.config.paths import RunPaths
 from jobs.config.schema import RunConfig
 from jobs.config.systems import method_of, read_times
-from jobs.console import ConsoleProgress, print_line
+from jobs.console import ConsoleProgress, print_line, warn
 from jobs.ray_session import ray_session
 from jobs.timeline import read_timeline
-from models.config import SamplingConfig
+from models.config import SamplingConfig, TextConfig
 from models.device import compute_device
 from models.errors import ConfigError
 from models.rng import Key
 from models.text.kinds import text_kind
-from pipelines.checkpoints import MANIFEST_FILE, NetworkSpec, load_network, read_spec
+from pipelines.checkpoints import MANIFEST_FILE, load_network, read_spec
 from pipelines.creation import Cue, Maker, Request, read_start
 from pipelines.data.store.caption_embeddings import embed_captions, text_encoder
 from pipelines.data.store.dataset import ShardDataset
@@ -99,58 +99,35 @@ def sample(
         DataError: a file to begin with that cannot be read.
         CheckpointError: there is no finished student.
     """
-    paths = RunPaths.of(config)
-    folder = checkpoint or checkpoint_of(config, "teacher" if head == "teacher" else "distill", "sample")
-    info = read_info(paths.dataset)
-    spec, device = read_spec(folder), compute_device(config.cluster.use_gpu)
-    method, sampling = _told_method(config, spec, head, steps, times)
-    check(spec, method)
-    text = dataclasses.replace(
-        spec.text, negative_caption=spec.text.negative_caption if negative is None else negative
-    )
-    if negative is not None and (method.sampler == "few_step" or sampling.guidance_scale == 1):
-        raise ConfigError(
-            "--negative leads away by guidance, and this sampler is not guided",
-            "Take --head fm with --set sampling.guidance_scale=3",
-        )
+    sampler = _sampler(config, checkpoint, head, steps, times, negative, as_json=as_json)
     if dataset is not None:
-        without = {"extend": extend, "image": image, "loop": loop, "timeline": timeline, "negative": negative}
-        _refuse_beside_dataset(without | {"out": out})
-        synthesis = Synthesis(
-            checkpoint=folder,
-            weights=hash_of(Storage(folder).read_json(MANIFEST_FILE))[:16],
-            dataset=paths.dataset,
-            system=f"{head} head, {method.steps} steps",
-            method=method,
-            sampling=sampling,
-            seed=config.seed,
-            frames=info.long.window_frames if seconds is None else max(1, round(seconds * info.long.fps)),
-            form="webdataset" if tars else "mp4",
-            captions=tuple(captions or ()) or dataset_captions(config, captions_from, paths.dataset),
-            is_world=config.uses_world and not captions and captions_from in CORPORA_OF_WORLD,
-            batch=config.evaluation.batch_size,
+        unfit = {"extend": extend, "image": image, "loop": loop, "timeline": timeline, "negative": negative}
+        _refuse_beside_dataset(unfit | {"out": out})
+        write_dataset(
+            config, sampler, count, captions, captions_from, seconds, tars, dataset, as_json=as_json
         )
-        write_dataset(config, synthesis, count, dataset, as_json=as_json)
         return []
-    captions, cues = _story(captions, timeline)
     if extend and image:
         raise ConfigError("--extend and --image both say what the videos begin with", "Give one of them")
-    begin, size = extend or image, (info.height, info.width)
-    begins = read_start(begin, config.data.limits, size, info.long.fps) if begin else None
-    texts = list(captions)
-    if not texts:
+    paths, (firsts, cues) = RunPaths.of(config), _story(captions, timeline)
+    info, begin = read_info(paths.dataset), extend or image
+    size, fps = (info.height, info.width), info.long.fps
+    begins = read_start(begin, config.data.limits, size, fps) if begin else None
+    if not firsts:
         different = sorted(set(ShardDataset(paths.dataset, "long").captions))
-        texts = [different[place] for place in evenly(len(different), min(count, len(different)))]
-    chosen = list(itertools.islice(itertools.cycle(texts), count))
+        firsts = [different[place] for place in evenly(len(different), min(count, len(different)))]
+    chosen = list(itertools.islice(itertools.cycle(firsts), count))
     with ConsoleProgress(to_stderr=as_json) as progress:
-        embed_captions(text, paths.dataset, [*chosen, *(cue.caption for cue in cues)], device=device.type)
+        device = compute_device(config.cluster.use_gpu)
+        told = [*chosen, *(cue.caption for cue in cues)]
+        embed_captions(sampler.text, paths.dataset, told, device=device.type)
         maker = Maker(
-            load_network(folder, device),
-            method,
+            load_network(sampler.folder, device),
+            sampler.method,
             dataset_autoencoder(paths.dataset, device),
-            text_encoder(text, paths.dataset),
-            sampling,
-            info.long.fps,
+            text_encoder(sampler.text, paths.dataset),
+            sampler.sampling,
+            fps,
         )
         request = Request(frames=_frames(maker, seconds, begins), begins=begins, loops=loop, cues=cues)
         maker.check(request)
@@ -159,24 +136,49 @@ def sample(
     if as_json:
         print_line(json.dumps({"folder": str(target), "videos": written}, ensure_ascii=False))
     else:
-        if note := text_kind(spec.text).cut_note(captions):
+        if note := text_kind(sampler.text).cut_note(captions or ()):
             print_line(note)
         print_line(f"{count} videos, a contact sheet and metadata.jsonl in {target}")
     return [f"{target}/{one['file_name']}" for one in written]
 
 
-def _told_method(
-    config: RunConfig, spec: NetworkSpec, head: Head, steps: int | None, times: str | None
-) -> tuple[Method, SamplingConfig]:
-    """The sampler and its settings; says where its times are not those that one would expect."""
+class Sampler(NamedTuple):
+    """A network, and how it is sampled."""
+
+    folder: str
+    text: TextConfig
+    method: Method
+    sampling: SamplingConfig
+
+
+def _sampler(
+    config: RunConfig,
+    checkpoint: str | None,
+    head: Head,
+    steps: int | None,
+    times: str | None,
+    negative: str | None,
+    *,
+    as_json: bool,
+) -> Sampler:
+    """Says where its times are not those that one would expect."""
+    folder = checkpoint or checkpoint_of(config, "teacher" if head == "teacher" else "distill", "sample")
+    spec, say = read_spec(folder), warn if as_json else print_line
     given, own = None if times is None else read_times(times), spec.sampling.steps
     if given:
-        print_line(f"sampled at the times {list(given)}, not at those of its distillation, {list(own)}")
+        say(f"sampled at the times {list(given)}, not at those of its distillation, {list(own)}")
     elif head == "dm" and own != config.sampling.steps:
-        print_line(
-            f"sampled at the checkpoint's times {list(own)}, not at sampling.steps: --times has others"
+        say(f"sampled at the checkpoint's times {list(own)}, not at sampling.steps: --times has others")
+    method, sampling = method_of(config, spec, head, steps, given)
+    check(spec, method)
+    if negative is None:
+        return Sampler(folder, spec.text, method, sampling)
+    if method.sampler == "few_step" or sampling.guidance_scale == 1:
+        raise ConfigError(
+            "--negative leads away by guidance, and this sampler is not guided",
+            "Take --head fm with --set sampling.guidance_scale=3",
         )
-    return method_of(config, spec, head, steps, given)
+    return Sampler(folder, dataclasses.replace(spec.text, negative_caption=negative), method, sampling)
 
 
 def _story(captions: Sequence[str] | None, timeline: str | None) -> tuple[Sequence[str], tuple[Cue, ...]]:
@@ -222,14 +224,41 @@ def dataset_captions(config: RunConfig, source: str, dataset: str) -> tuple[str,
     return tuple(dict.fromkeys(line.strip() for line in lines if line.strip()))
 
 
-def write_dataset(config: RunConfig, synthesis: Synthesis, count: int, out: str, *, as_json: bool) -> None:
-    """Make what a dataset lacks, on Ray's actors.
+def write_dataset(
+    config: RunConfig,
+    sampler: Sampler,
+    count: int,
+    captions: Sequence[str] | None,
+    captions_from: str,
+    seconds: float | None,
+    tars: bool,
+    out: str,
+    *,
+    as_json: bool,
+) -> None:
+    """Make what a dataset lacks, on Ray's actors; the arguments are those of `sample`.
 
     Raises:
+        ConfigError: as `dataset_captions`.
         DataError: the folder holds clips of other settings.
         ClusterError: Ray cannot be used.
     """
-    wanted = config.evaluation
+    dataset, wanted = RunPaths.of(config).dataset, config.evaluation
+    long = read_info(dataset).long
+    synthesis = Synthesis(
+        checkpoint=sampler.folder,
+        weights=hash_of(Storage(sampler.folder).read_json(MANIFEST_FILE))[:16],
+        dataset=dataset,
+        system=f"{sampler.method.head} head, {sampler.method.steps} steps",
+        method=sampler.method,
+        sampling=sampler.sampling,
+        seed=config.seed,
+        frames=long.window_frames if seconds is None else max(1, round(seconds * long.fps)),
+        form="webdataset" if tars else "mp4",
+        captions=tuple(captions or ()) or dataset_captions(config, captions_from, dataset),
+        is_world=config.uses_world and not captions and captions_from in CORPORA_OF_WORLD,
+        batch=wanted.batch_size,
+    )
     workers = Pool(wanted.min_actors, wanted.max_actors, config.cluster.use_gpu)
     start = time.monotonic()
     with ray_session(config.cluster), ConsoleProgress(to_stderr=as_json) as progress:

@@ -134,4 +134,6 @@ def test_what_is_refused_is_told(page: Any) -> None:
     page.locator("#lines textarea").evaluate("area => area.removeAttribute('maxlength')")
     page.locator("#lines textarea").fill("x" * 10_000)
     page.click("#make")
-    page.locator("#notice.bad", has_text="serve.prompt_length is 1000").wait_for()
+    page.locator("#notice.bad").wait_for()
+    assert "serve.prompt_length is 1000" in page.inner_text("#notice")
+    assert page.locator("#history button").count() == 0, "nothing was asked for"
