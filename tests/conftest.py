@@ -110,6 +110,7 @@ def ray_local(head: Head) -> Iterator[None]:
     from ray._private.authentication_test_utils import reset_auth_token_state
 
     os.environ |= {name: head.variables[name] for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")}
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # Ray Data's telemetry logs from a thread of this process
     reset_auth_token_state()  # an earlier test may have asked without a token
     ray.init(address=head.ray, log_to_driver=False, logging_level="ERROR")
     yield

@@ -213,8 +213,9 @@ def test_a_truncated_file_is_refused_or_has_lost_no_picture(
 def test_the_reason_counts_the_frames_that_are_whole(whole: int, tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.mp4", stamped(COUNT), bf="0", movflags="faststart")
     with av.open(str(path)) as file:
-        entry = file.streams.video[0].index_entries[whole]
-    path.write_bytes(path.read_bytes()[: entry.pos + entry.size - 1])
+        entry = file.streams.video[0].index_entries[whole]  # lives as long as the file is open
+        end = entry.pos + entry.size
+    path.write_bytes(path.read_bytes()[: end - 1])
     assert refusal(path) == f"truncated: {whole} of {COUNT} frames are there"
 
 
