@@ -214,6 +214,10 @@ class Maker:
         return self.encoder.encode(first), later
 
 
+def is_picture(path: str | Path) -> bool:
+    return Path(path).suffix.lower() in (".png", ".jpg", ".jpeg", ".webp")
+
+
 def read_start(path: str | Path, limits: LimitsConfig, size: tuple[int, int], fps: float) -> Frames:
     """Somebody's clip or picture, as `stream_start` gives it, whole.
 
@@ -232,7 +236,7 @@ def stream_start(
     Raises:
         DataError: it cannot be read; perhaps after some frames.
     """
-    still = Path(path).suffix.lower() in (".png", ".jpg", ".jpeg", ".webp")
+    still = is_picture(path)
     try:
         with Decoder(limits) as decoder:
             yield from decoder.open(path, [size], None if still else fps, still=still).frames

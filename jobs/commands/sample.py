@@ -24,7 +24,7 @@ from models.errors import ConfigError
 from models.rng import Key
 from models.text.kinds import text_kind
 from pipelines.checkpoints import MANIFEST_FILE, load_network, read_spec
-from pipelines.creation import Cue, Maker, Request, read_start
+from pipelines.creation import Cue, Maker, Request, is_picture, read_start
 from pipelines.data.store.caption_embeddings import embed_captions, text_encoder
 from pipelines.data.store.dataset import ShardDataset
 from pipelines.data.store.info import dataset_autoencoder, read_info
@@ -109,6 +109,11 @@ def sample(
         return []
     if extend and image:
         raise ConfigError("--extend and --image both say what the videos begin with", "Give one of them")
+    if image and not is_picture(image):
+        raise ConfigError(
+            f"--image {image} is no PNG, JPEG or WebP picture",
+            "Give one, or go on from a video with --extend",
+        )
     paths, (firsts, cues) = RunPaths.of(config), _story(captions, timeline)
     info, begin = read_info(paths.dataset), extend or image
     size, fps = (info.height, info.width), info.long.fps

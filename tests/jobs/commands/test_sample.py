@@ -133,6 +133,7 @@ def test_a_video_of_ones_own_comes_first(tmp_path, folder, told):
         ({"negative": "blur", "head": "fm"}, "this sampler is not guided"),
         ({"timeline": "0s: a sun"}, "--timeline and --caption both say what is shown"),
         ({"extend": "a.mp4", "image": "b.png"}, "both say what the videos begin with"),
+        ({"image": "b.mp4"}, "is no PNG, JPEG or WebP picture"),
         ({"loop": True, "seconds": 9.0}, "a loop is made in one piece"),
     ],
 )
