@@ -8,8 +8,6 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor
 
 from models.blocks import Block
 from models.dit import Encoder, Head
@@ -52,6 +50,8 @@ class Shards:
         Weights are gathered as they are: autocast rounds them at each use, as it does whole ones. Gradients
         are added up, not averaged: losses are parts of means over the global batch.
         """
+        from torch.distributed.fsdp import FSDPModule, fully_shard  # a second, which only shards are worth
+
         # features are views here and there, which nobody changes in place
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
         gather = _Gather(self.exchanges)
@@ -82,9 +82,9 @@ class _Gather:
 
 def is_sharded(tensor: Tensor) -> bool:
     """Whether workers have parts of a tensor."""
-    return isinstance(tensor, DTensor)
+    return hasattr(tensor, "full_tensor")
 
 
 def whole(tensor: Tensor) -> Tensor:
     """A tensor that every worker then has all of; each of them has to ask for it."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined, no-any-return]
