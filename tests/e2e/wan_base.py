@@ -24,11 +24,13 @@ model: {num_layers: 3, head_layers: 1, num_heads: 2, head_dim: 12, ffn_dim: 32,
         attention_pattern: WGW, window: 2}
 flow: {timestep_shift_frames: 3}
 sampling: {ode_steps: 2, rollout_steps: 2}
-sft: {steps: 2, long_batch: 2, learning_rate: 1e-3, warmup_steps: 0, log_every: 1, preview_every: 1}
+sft: {steps: 2, lengths: [], long_batch: 2, learning_rate: 1e-3, warmup_steps: 0, log_every: 1,
+      preview_every: 1}
+mixed: {lengths: []}
 warmup: {steps: 1}
-distill: {steps: 2, long_batch: 2, learning_rate: 1e-3, critic_updates: 1, critic_batch: 2, rollout_batch: 2,
-          windows_per_video: 2, window_frames: 3, window_stride: 2, ramp_steps: 1, log_every: 1,
-          preview_every: 1}
+distill: {steps: 2, lengths: [], long_batch: 2, learning_rate: 1e-3, critic_updates: 1, critic_batch: 2,
+          rollout_batch: 2, windows_per_video: 2, window_frames: 3, window_stride: 2, ramp_steps: 1,
+          log_every: 1, preview_every: 1}
 evaluation: {videos: 4, reference_videos: 4, windows_per_video: 2, batch_size: 4, max_actors: 1, showcase: 1,
              temporal_videos: 2}
 cluster: {num_workers: 1, use_gpu: false, max_failures: 0}
