@@ -21,7 +21,7 @@ for (const [path, methods] of Object.entries(told.paths)) {
     byId("endpoints").append(
       h("h2", { textContent: `${method.toUpperCase()} ${path}${query.length ? `?${query.join("&")}` : ""}` }),
       h("p", { textContent: one.summary }),
-      body ? h("pre", { textContent: JSON.stringify(whole(body), null, 1) }) : "",
+      body ? h("pre", { tabIndex: 0, textContent: JSON.stringify(whole(body), null, 1) }) : "",
     );
   }
 }

@@ -1,7 +1,6 @@
 """What somebody does with the page, in Debian's Chromium; not run where that or Playwright is missing."""
 
 import asyncio
-import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -16,19 +15,14 @@ from jobs.config.paths import RunPaths
 from jobs.config.schema import RunConfig
 from jobs.serve.app import create_app
 from jobs.serve.desk import Desk
+from jobs.serve.guard import LOGIN
 from jobs.serve.history import History
 from pipelines.media.video import read_mp4, write_mp4
+from tests.browser import MARKS, SIZES, assert_no_grave_fault, window
 from tests.command import free_port
 from tests.jobs.serve.tiny_run import FPS, SIDE, made_here, make_page
 
-playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
-CHROMIUM = shutil.which("chromium")
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium here: apt-get install chromium"),
-]
-SIZES = {"desk": (1280, 900), "phone": (400, 850)}
+pytestmark = MARKS
 
 
 @pytest.fixture
@@ -53,20 +47,15 @@ def address(run: RunConfig) -> Iterator[str]:
 def page(address: str, request: pytest.FixtureRequest) -> Iterator[Any]:
     """The page in a window, whose scripts may not fail and which may ask nobody else."""
     faults: list[str] = []
-    width, height = SIZES[request.param]
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page(
-            viewport={"width": width, "height": height}, has_touch=request.param == "phone"
-        )
+    with window(request.param) as page:
         page.set_default_timeout(60_000)
         page.on("pageerror", lambda error: faults.append(str(error)))
         page.on("request", lambda one: one.url.startswith(address) or faults.append(one.url))
         page.goto(address)
         page.locator("#lines textarea").wait_for()
         yield page
+        width, _ = SIZES[request.param]
         assert page.evaluate("() => document.documentElement.scrollWidth") <= width, "it scrolls sideways"
-        browser.close()
     assert faults == []
 
 
@@ -137,3 +126,28 @@ def test_what_is_refused_is_told(page: Any) -> None:
     page.locator("#notice.bad").wait_for()
     assert "serve.prompt_length is 1000" in page.inner_text("#notice")
     assert page.locator("#history button").count() == 0, "nothing was asked for"
+
+
+def test_axe_finds_no_grave_fault(page: Any, address: str, tmp_path: Path) -> None:
+    assert_no_grave_fault(page, "nothing was asked for")
+    write_mp4(tmp_path / "own.mp4", np.full((6, SIDE, SIDE, 3), 90, np.uint8), FPS)
+    page.set_input_files("#file", str(tmp_path / "own.mp4"))
+    page.locator("#start", has_text="Goes on from own.mp4").wait_for()
+    page.click("#add")
+    page.click("summary")
+    for box in page.locator("[name=system]").all()[:2]:
+        box.check()
+    page.select_option("#seeds", "2")
+    make(page)
+    page.locator("#history button").wait_for()
+    assert_no_grave_fault(page, "clips side by side that go on from a file")
+    page.fill("#times", "2")
+    page.click("#make")
+    page.locator("#notice.bad").wait_for()
+    assert_no_grave_fault(page, "a refusal")
+    page.goto(f"{address}api.html")
+    page.locator("#endpoints h2").first.wait_for()
+    assert_no_grave_fault(page, "the API")
+    page.route(f"{address}login", lambda route: route.fulfill(body=LOGIN, content_type="text/html"))
+    page.goto(f"{address}login")
+    assert_no_grave_fault(page, "the question for a token")

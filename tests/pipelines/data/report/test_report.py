@@ -266,7 +266,7 @@ def test_the_page_takes_no_orders_from_what_it_shows():
     assert set(page.tags).isdisjoint({"script", "iframe", "object", "link", "a", "base", "form"})
     assert page.tags.count("img") == 2
     assert all(value.startswith("data:image/png;base64,") for name, value in page.attributes if name == "src")
-    assert {name for name, _ in page.attributes} == {"lang", "charset", "class", "alt", "src"}
+    assert {name for name, _ in page.attributes} == {"lang", "charset", "class", "alt", "src", "tabindex"}
     style = page.words[page.words.index(next(w for w in page.words if "border-collapse" in w))]
     assert "url(" not in style
     assert "@import" not in style
