@@ -147,7 +147,8 @@ class SelfAttention(Attention):
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         reach = grid.frames - 1 if self.window is None else min(self.window, grid.frames - 1)
         if self.context is not None:
-            frames = torch.stack((k, v)).unflatten(3, (len(grid.own), -1)).movedim(3, 0)
+            # attention rounds both alike; keys are not sent wider than it takes them
+            frames = torch.stack((k.to(v.dtype), v)).unflatten(3, (len(grid.own), -1)).movedim(3, 0)
             k, v = self.context.fetch(frames, grid.frames, reach).movedim(0, 3).flatten(3, 4).unbind(0)
         if reach == grid.frames - 1:
             return self.merge(dense_attention(q, k, v))

@@ -1,6 +1,7 @@
 """Processes that share the frames of clips (models/context.py), by torch.distributed."""
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -51,29 +52,31 @@ class FrameGroup:
 
     def fetch(self, x: Tensor, frames: int, reach: int) -> Tensor:
         """The own frames' x [F, ...] -> that of all frames at most `reach` away; the adjoint adds."""
-        owned = [share(frames, rank, self.size) for rank in range(self.size)]
-        wanted = [range(max(0, one.start - reach), min(frames, one.stop + reach)) for one in owned]
-        sent = [_overlap(owned[self.rank], one) for one in wanted]
-        got = [len(_overlap(one, wanted[self.rank])) for one in owned]
+        owned, wanted = frames_of(frames, self.size), seen_by(frames, self.size, reach)
+        sent = [overlap(owned[self.rank], one) for one in wanted]
+        got = [len(overlap(one, wanted[self.rank])) for one in owned]
         out: Tensor = _Fetch.apply(x, self, sent, got)  # type: ignore[no-untyped-call]
         return out
 
     def join(self, x: Tensor, frames: int) -> Tensor:
         """The own frames' x [F, ...] -> that of all frames; the adjoint keeps the own frames."""
         own = self.own(frames)
-        got = [len(share(frames, rank, self.size)) for rank in range(self.size)]
+        got = [*map(len, frames_of(frames, self.size))]
         out: Tensor = _Join.apply(x, self, own, got)  # type: ignore[no-untyped-call]
         return out
 
     def dealt(self, model: VelocityModel) -> VelocityModel:
-        """A network that is asked alike by every process: each computes some of the rows, without a graph."""
+        """A network that is asked alike by every process: each computes some of the rows, without a graph.
+
+        One that is left without a row computes the last one again: others may gather weights with it.
+        """
 
         def velocity(x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
-            rows = len(x_t)
-            if rows < self.size:
-                return model(x_t, t, conditioning)
-            own = torch.tensor(self.own(rows), device=x_t.device)
-            return self.join(model(x_t[own], t[own], conditioning.select(own)), rows)
+            counts = [len(part) for part in dealt_rows(len(x_t), self.size)]
+            first, count = sum(counts[: self.rank]), counts[self.rank]
+            own = torch.arange(first, first + max(1, count), device=x_t.device).clamp(max=len(x_t) - 1)
+            out = model(x_t[own], t[own], conditioning.select(own))[:count]
+            return self.exchange(torch.cat([out] * self.size), [count] * self.size, counts)
 
         return velocity
 
@@ -116,7 +119,26 @@ class _Join(torch.autograd.Function):
         return grad[ctx.own], None, None, None
 
 
-def _overlap(one: range, other: range) -> range:
+def frames_of(frames: int, size: int) -> list[range]:
+    """The frames of a clip that each of `size` processes owns."""
+    return [share(frames, rank, size) for rank in range(size)]
+
+
+def seen_by(frames: int, size: int, reach: int) -> list[range]:
+    """Those at most `reach` away from each process's own."""
+    return [
+        range(max(0, own.start - reach), min(frames, own.stop + reach)) for own in frames_of(frames, size)
+    ]
+
+
+def dealt_rows(rows: int, size: int) -> list[range]:
+    """The rows that each of `size` processes computes for all, the last ones none where there are too few."""
+    each, more = divmod(rows, size)
+    firsts = [rank * each + min(rank, more) for rank in range(size + 1)]
+    return [range(first, last) for first, last in pairwise(firsts)]
+
+
+def overlap(one: range, other: range) -> range:
     """What is in both, an empty range inside `one` where nothing is."""
     first = min(max(one.start, other.start), one.stop)
     return range(first, max(first, min(one.stop, other.stop)))

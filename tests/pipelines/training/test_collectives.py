@@ -132,6 +132,7 @@ def test_micro_batches_add_up_to_one_big_batch(name: str, starts: dict[str, str]
         (2, 2, STAGES[1:]),
         (4, 2, ("distill",)),
         pytest.param(3, 3, ("distill", "noised"), marks=pytest.mark.long),
+        pytest.param(4, 4, ("distill",), marks=pytest.mark.long),
     ],
 )
 def test_workers_with_uneven_shares_in_micro_batches_take_the_steps_of_one(

@@ -80,3 +80,37 @@ def test_any_number_of_processes_gives_the_velocities_and_gradients_of_one(size:
 def test_a_process_without_frames_is_refused() -> None:
     with pytest.raises(ConfigError):
         FrameGroup(2, 3).own(2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Told(FrameGroup):
+    """One process of a group whose others are made up; tells what is exchanged."""
+
+    dtypes: list[torch.dtype] = dataclasses.field(default_factory=list)
+
+    def exchange(self, x: Tensor, sent: list[int], got: list[int]) -> Tensor:
+        assert len(x) == sum(sent)
+        self.dtypes.append(x.dtype)
+        return x.new_full((sum(got), *x.shape[1:]), self.rank)
+
+
+def test_keys_and_values_are_exchanged_in_the_precision_of_attention() -> None:
+    student, group = Student(TINY, 4, 10), Told(1, 3)
+    share_frames(student, group)
+    with torch.autocast("cpu", torch.bfloat16):
+        student.flow_matching(latents(1, 9), torch.rand(1), captions(1)).sum().backward()
+    assert set(group.dtypes) == {torch.bfloat16}
+
+
+@pytest.mark.parametrize(("rows", "counts"), [(7, [3, 2, 2]), (3, [1, 1, 1]), (2, [1, 1, 0]), (1, [1, 0, 0])])
+def test_rows_are_dealt_and_every_process_asks_the_network_once(rows: int, counts: list[int]) -> None:
+    asked: list[int] = []
+
+    def model(x_t: Tensor, t: Tensor, conditioning: Any) -> Tensor:
+        asked.append(len(x_t))
+        return x_t
+
+    for rank in range(3):
+        given = latents(rows, 2), torch.rand(rows), captions(rows)
+        assert len(Told(rank, 3).dealt(model)(*given)) == rows
+    assert asked == [max(1, count) for count in counts]
