@@ -7,24 +7,24 @@ product for its weights if they are trained, and one for its input if anything b
 activations and rotations are not counted.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
 from torch import nn
 
 from jobs.config.schema import RunConfig
-from jobs.config.shapes import scored_windows, shapes
+from jobs.config.shapes import shapes
+from jobs.estimate.passes import ALL, SCORED, Pass, Place, passes
 from models.blocks import Block, checkpoint_blocks
 from models.config import LoraConfig, ModelConfig
-from models.ddt import HeadName, Student
+from models.ddt import Student
 from models.dit import DiT, Encoder, Head
 from models.lora import add_adapters
-from pipelines.generation import path_times
 from pipelines.training.supervised import freeze_unused_head
 
-SCORED = ("warmup", "distill")
-"""Stages with a critic and a frozen teacher."""
+SHARING = ("student", "frozen_student")
+"""Networks whose clips workers share the frames of."""
 
 
 @dataclass(frozen=True)
@@ -68,12 +68,15 @@ def _built(
     return built
 
 
+@lru_cache(maxsize=512)
 def parameters(module: nn.Module) -> int:
+    """Parameter count of a network that stays as it is."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 
+@lru_cache(maxsize=512)
 def trained(module: nn.Module) -> int:
-    """Trainable parameter count."""
+    """Trainable parameter count, likewise."""
     return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
 
 
@@ -100,21 +103,29 @@ class Tokens:
         per_frame: tokens per frame.
         text: tokens per caption.
         clips: clips in the batch, which share one pass through the clip-position layer.
+        own: token frames that are computed; None is all.
     """
 
     frames: int
     per_frame: int
     text: int
     clips: int = 1
+    own: range | None = None
+
+    @property
+    def computed(self) -> range:
+        """Token frames that are computed."""
+        return range(self.frames) if self.own is None else self.own
 
     @property
     def clip(self) -> int:
-        return self.frames * self.per_frame
+        """Tokens of a clip that are computed."""
+        return len(self.computed) * self.per_frame
 
     def pairs(self, window: int | None) -> int:
-        """Pairs of tokens that see each other; `window` frames to each side, None is all."""
+        """Pairs of computed tokens and those they see; `window` frames to each side, None is all."""
         reach = self.frames if window is None else window
-        seen = (min(i + reach, self.frames - 1) - max(i - reach, 0) + 1 for i in range(self.frames))
+        seen = (min(i + reach, self.frames - 1) - max(i - reach, 0) + 1 for i in self.computed)
         return sum(seen) * self.per_frame**2
 
 
@@ -124,11 +135,12 @@ def tokens(config: RunConfig, frames: int, clips: int = 1) -> Tokens:
     return Tokens(steps, shapes(config).tokens_per_frame, config.text.max_tokens, clips)
 
 
+@lru_cache(maxsize=256)
 def stack_flops(
     encoder: Encoder, head: Head, config: ModelConfig, tokens: Tokens, *, detached: bool = False
 ) -> Flops:
-    """One clip through an encoder and a head, with the gradients that their `requires_grad` asks for; of a
-    `detached` head nothing reaches the encoder."""
+    """One clip through an encoder and a head, which stay as they are, with the gradients that their
+    `requires_grad` asks for; of a `detached` head nothing reaches the encoder."""
     count = _Count(tokens, config.num_heads * config.head_dim)
     count.conditions(encoder)
     for block in encoder.blocks:
@@ -172,7 +184,8 @@ class _Count:
         """Patches, the place in the clip, the time (once per clip) and the caption."""
         self.moving = self.linear(encoder.patch_embedding, self.tokens.clip, False)
         if encoder.clip_position is not None:
-            self.moving |= self.linear(encoder.clip_position, self.tokens.frames / self.tokens.clips, False)
+            places = len(self.tokens.computed) / self.tokens.clips
+            self.moving |= self.linear(encoder.clip_position, places, False)
         embedder = encoder.condition_embedder
         time = self.linear(embedder.time_embedder.linear_1, 1, False)
         time = self.linear(embedder.time_embedder.linear_2, 1, time)
@@ -207,60 +220,26 @@ class _Count:
         return query or key or value
 
 
-def phases(config: RunConfig, stage: str, built: Networks) -> dict[str, float]:
-    """Operations of one step over all workers, by phase.
-
-    A rollout stops at a step drawn at random, so what depends on it is a mean.
-    """
-    sizes, distill, loss = shapes(config), config.distill, config.loss
-    anchored = loss.anchor_weight > 0
-    shares = distill.shares(len(config.sampling.steps), without_first=anchored and stage == "warmup")
-
-    def plain(network: DiT, frames: int, clips: int) -> Flops:
-        return stack_flops(network.encoder, network.head, config.model, tokens(config, frames)) * clips
-
-    def student(
-        network: Student, head: HeadName, frames: int, clips: int, *, detached: bool = False
-    ) -> Flops:
-        layers = network.heads[head if config.model.heads == "decoupled" else "flow_matching"]
-        read = tokens(config, frames, clips)
-        once = stack_flops(network.encoder, layers, config.model, read, detached=detached)  # type: ignore[arg-type]
-        return once * clips
-
+def phases(config: RunConfig, stage: str, built: Networks, place: Place = ALL) -> dict[str, float]:
+    """Operations of one step by phase: of all workers, or of the one at a place."""
     found: dict[str, float] = {}
-    if stage != "warmup":
-        settings, total = getattr(config, stage), Flops()
-        if stage == "teacher":
-            total = plain(built.teacher, sizes.short_frames, settings.short_batch)
-        elif stage != "distill" and settings.short_batch:
-            total = student(built.student, "flow_matching", sizes.short_frames, settings.short_batch)
-        if stage != "teacher" and settings.long_batch and (stage != "distill" or loss.flow_matching_weight):
-            total += student(built.student, "flow_matching", sizes.long_frames, settings.long_batch)
-        found |= {"forward": total.forward, "backward": total.backward}
-    if stage in SCORED:
-        rows, window = distill.rollout_batch, distill.window_frames
-        detached = distill.encoder_gradient == "flow_matching"
-        rollout = student(built.student, "distribution_matching", sizes.long_frames, rows, detached=detached)
-        critic = plain(built.critic, window, distill.critic_updates * distill.critic_batch)
-        calls = sum(share * count for count, share in enumerate(shares, start=1))
-        calls = 1.0 if distill.rollout == "noised_real" else calls
-        found["rollout"] = calls * rollout.forward
-        found |= {"critic_forward": critic.forward, "critic_backward": critic.backward}
-    if stage == "distill":
-        windows, teacher_calls = rows * scored_windows(config), 1 if loss.guidance_scale == 1 else 2
-        layout = shares[0] if anchored else 0.0
-        path = len(path_times(config.sampling, config.flow, sizes.long_frames)) - 1
-        path = path if loss.forward_kl_weight else 0
-        reference = student(built.frozen_student, "flow_matching", sizes.long_frames, rows)
-        found |= {
-            "student_backward": rollout.backward,
-            "score_teacher": plain(built.teacher, window, windows * teacher_calls).forward * (1 - layout),
-            "score_critic": plain(built.critic, window, windows).forward * (1 - layout),
-            "anchor": layout * reference.forward + shares[0] * path * reference.forward,
-        }
-        if loss.adversarial_weight:
-            # forward and backward to the windows, which costs about as much; SHORT and rollouts for its own
-            lessons = 2 * distill.critic_updates * distill.short_batch
-            judged = 2 * windows * (1 - layout) + lessons
-            found["adversary"] = judged * plain(built.teacher, window, 1).forward
+    for one in passes(config, stage, place):
+        network = getattr(built, one.role)
+        read = tokens(config, one.frames, one.together)
+        if one.role in SHARING:
+            read = replace(read, own=place.own(read.frames))
+        once = stack_flops(network.encoder, head_of(network, one), config.model, read, detached=one.detached)
+        found[one.phase] = found.get(one.phase, 0.0) + one.clips * (
+            once.backward if one.backward else once.forward
+        )
     return found
+
+
+def head_of(network: DiT | Student, one: Pass) -> Head:
+    """The head that a pass goes through."""
+    if isinstance(network, DiT):
+        return network.head
+    assert one.head is not None
+    head = network.heads[one.head if network.config.heads == "decoupled" else "flow_matching"]
+    assert isinstance(head, Head)
+    return head

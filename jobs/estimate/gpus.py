@@ -25,31 +25,47 @@ MOST_ALIKE = 8
 USABLE = 0.92
 """Share of a GPU's memory that training can fill; the driver and fragmentation take the rest (assumed)."""
 
-# Read as GiB, though the data sheets say GB: NVIDIA A100, H100 SXM, H200, B200, L40S, GeForce RTX 4090 and
-# 5090; AMD Instinct MI250X (one of its two dies), MI300X.
-GIB = {
-    "rtx4090": 24,
-    "rtx5090": 32,
-    "a100-40gb": 40,
-    "l40s": 48,
-    "mi250x": 64,
-    "a100": 80,
-    "h100": 80,
-    "h200": 141,
-    "b200": 180,
-    "mi300x": 192,
-}
-
 
 @dataclass(frozen=True)
 class Gpu:
+    """What data sheets say."""
+
     name: str
     bytes: int
-    """Memory on the data sheet."""
+    """Memory."""
+    flops: float
+    """Operations per second of dense bfloat16 products."""
+    inside: float
+    """Bytes per second that one gets from the others of its machine."""
+    between: float
+    """Bytes per second that one gets from other machines."""
 
     @property
     def usable(self) -> int:
         return int(self.bytes * USABLE)
+
+
+# NVIDIA A100, H100 SXM, H200, B200, L40S, GeForce RTX 4090 and 5090; AMD Instinct MI250X (one of its two
+# dies), MI300X. Memory is read as GiB, though the data sheets say GB. Bytes go by NVLink or Infinity Fabric
+# inside a machine, else by PCIe; between machines by the network of the makers' eight-GPU machines, else by
+# 100 Gbit/s (assumed).
+_SHEETS = {
+    #             GiB TFLOP/s GB/s inside, between
+    "rtx4090": (24, 165, 32, 12.5),
+    "rtx5090": (32, 210, 64, 12.5),
+    "a100-40gb": (40, 312, 300, 25),
+    "l40s": (48, 362, 32, 12.5),
+    "mi250x": (64, 192, 150, 12.5),
+    "a100": (80, 312, 300, 25),
+    "h100": (80, 989, 450, 50),
+    "h200": (141, 989, 450, 50),
+    "b200": (180, 2250, 900, 50),
+    "mi300x": (192, 1307, 448, 50),
+}
+GPUS = {
+    name: Gpu(name, gib << 30, 1e12 * flops, 1e9 * inside, 1e9 * between)
+    for name, (gib, flops, inside, between) in _SHEETS.items()
+}
 
 
 def gpu(name: str) -> Gpu:
@@ -59,16 +75,18 @@ def gpu(name: str) -> Gpu:
         ConfigError: the name is not known.
     """
     key = name.lower()
-    if key not in GIB:
-        near = difflib.get_close_matches(key, GIB, n=1)
+    if key not in GPUS:
+        near = difflib.get_close_matches(key, GPUS, n=1)
         hint = f"Did you mean {near[0]}? " if near else ""
-        raise ConfigError(f"there is no GPU {name!r} in the table", f"{hint}GPUs: {', '.join(GIB)}")
-    return Gpu(key, GIB[key] << 30)
+        raise ConfigError(f"there is no GPU {name!r} in the table", f"{hint}GPUs: {', '.join(GPUS)}")
+    return GPUS[key]
 
 
 def smallest(needed: int) -> Gpu | None:
     """The smallest GPU of the table that holds `needed` bytes."""
-    return next((one for one in map(gpu, sorted(GIB, key=GIB.__getitem__)) if one.usable >= needed), None)
+    return next(
+        (one for one in sorted(GPUS.values(), key=lambda one: one.bytes) if one.usable >= needed), None
+    )
 
 
 def require_fit(config: RunConfig, stages: Mapping[str, Mapping[str, int]], on: Gpu) -> None:
@@ -92,7 +110,7 @@ def require_fit(config: RunConfig, stages: Mapping[str, Mapping[str, int]], on: 
     remedy = f"No fewer LONG frames, adapters, workers or parts of the weights make it fit{or_larger}"
     for setting, changed in _remedies(config, stage, on):
         chosen.append(setting)
-        if _bytes(changed, stage) <= on.usable:
+        if worker_bytes(changed, stage) <= on.usable:
             remedy = f"Set {' '.join(chosen)}{or_larger}"
             break
     raise ConfigError(
@@ -127,7 +145,7 @@ def _remedies(config: RunConfig, stage: str, on: Gpu) -> Iterator[tuple[str, Run
         yield f"cluster.context_parallel={alike}", config
     workers = config.cluster.most_workers
     sharded = replace(config, cluster=replace(config.cluster, num_workers=workers, shard="full"))
-    if config.cluster.shard == "none" and workers > 1 and _allowed(sharded):
+    if config.cluster.shard == "none" and workers > 1 and allowed(sharded):
         config = sharded
         yield "cluster.shard=full", config
     if not config.lora.rank and stage in config.lora.stages:
@@ -137,7 +155,7 @@ def _remedies(config: RunConfig, stage: str, on: Gpu) -> Iterator[tuple[str, Run
         yield from _fewer_frames(config, stage, on)
 
 
-def _allowed(config: RunConfig) -> bool:
+def allowed(config: RunConfig) -> bool:
     """Whether a combination of settings is one that a run may have."""
     try:
         validate(config)
@@ -159,7 +177,7 @@ def _fewer_frames(config: RunConfig, stage: str, on: Gpu) -> Iterator[tuple[str,
     while low < high:  # the fewest grains to cut
         middle = (low + high) // 2
         shorter = replace(config, data=replace(data, long_frames=data.long_frames - grain * middle))
-        low, high = (low, middle) if _bytes(shorter, stage) <= on.usable else (middle + 1, high)
+        low, high = (low, middle) if worker_bytes(shorter, stage) <= on.usable else (middle + 1, high)
     frames = data.long_frames - grain * high
     changed, setting = replace(config, data=replace(data, long_frames=frames)), f"data.long_frames={frames}"
     windows = scored_windows(changed)
@@ -169,7 +187,8 @@ def _fewer_frames(config: RunConfig, stage: str, on: Gpu) -> Iterator[tuple[str,
     yield setting, changed
 
 
-def _bytes(config: RunConfig, stage: str) -> int:
+def worker_bytes(config: RunConfig, stage: str) -> int:
+    """Memory of a worker that has a GPU."""
     return sum(footprint(config, stage, networks(config, stage), half=True).values())
 
 

@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 from jobs.config.schema import RunConfig
 from jobs.config.shapes import scored_windows, shapes
-from jobs.estimate.flops import SCORED, Networks, Tokens, parameters, tokens, trained
+from jobs.estimate.flops import Networks, Tokens, parameters, tokens, trained
+from jobs.estimate.passes import SCORED
 from models.ddt import Student
 from pipelines.training.batches import HELD_OUT_WINDOWS
 from pipelines.training.collectives import MESSAGE

@@ -1,8 +1,8 @@
 """`--dry-run`: what a run would take. Sizes come from the networks themselves, built without memory."""
 
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 
 from jobs.config import load as configs
 from jobs.config.schema import STAGES, RunConfig
@@ -20,8 +20,13 @@ from jobs.estimate.flops import networks, parameters, phases, tokens, trained
 from jobs.estimate.gpus import Gpu, require_fit
 from jobs.estimate.gpus import gpu as gpu_named
 from jobs.estimate.memory import footprint
+from jobs.estimate.meshes import Mesh, meshes
+from jobs.estimate.pace import ASSUMED, Spent, machine, pace, step_seconds
+from jobs.estimate.passes import places
+from jobs.estimate.traffic import layer_bytes
 from models.errors import ConfigError
 from pipelines.generation import Method
+from pipelines.training.config import ClusterConfig
 from pipelines.training.monitors.phases import Plan
 
 CPU_FLOPS, GPU_FLOPS = 5e10, 1.5e14
@@ -44,6 +49,12 @@ class StageCost:
     """A rough figure, on the workers asked for."""
     checkpoint: int
     """Bytes of a checkpoint on storage."""
+    pace: Mapping[str, Spent] = field(default_factory=dict)
+    """Seconds per step by phase, where the GPU is known."""
+    layers: Mapping[str, float] = field(default_factory=dict)
+    """Bytes per step that a worker gets in a layer of each kind, where workers share clips."""
+    meshes: Sequence[Mesh] = ()
+    """That fit, the fewest GPUs first, where the GPU is known."""
 
     @property
     def flops(self) -> float:
@@ -100,7 +111,7 @@ def describe(config: RunConfig, stage: str | None = None, gpu: Gpu | None = None
         shapes=shapes(config),
         teacher_parameters=parameters(built.teacher),
         student_parameters=parameters(built.frozen_student),
-        stages=tuple(stage_cost(config, name, use_gpu=use_gpu) for name in wanted),
+        stages=tuple(stage_cost(config, name, use_gpu=use_gpu, gpu=gpu) for name in wanted),
         use_gpu=use_gpu,
         sample=sampling_flops(config, Method("dm", "few_step", len(config.sampling.steps)), built),
         evaluation=evaluation_cost(config, built),
@@ -108,20 +119,25 @@ def describe(config: RunConfig, stage: str | None = None, gpu: Gpu | None = None
     )
 
 
-def stage_cost(config: RunConfig, stage: str, *, use_gpu: bool) -> StageCost:
+def stage_cost(config: RunConfig, stage: str, *, use_gpu: bool, gpu: Gpu | None = None) -> StageCost:
+    """What one stage would take; by phase and mesh, too, on a GPU that is known."""
     built, steps = networks(config, stage), getattr(config, stage).steps
     by_phase = phases(config, stage, built)
     own = {"teacher": (built.teacher,), "warmup": (built.critic,), "distill": (built.student, built.critic)}
     speed = (GPU_FLOPS if use_gpu else CPU_FLOPS) * config.cluster.most_workers
-    parts = footprint(config, stage, built, half=use_gpu)
+    paced = {} if gpu is None else pace(config, stage, built, machine(gpu))
+    busiest = places(config, stage)[-1]
     return StageCost(
         stage=stage,
         steps=steps,
         phases=by_phase,
-        parts=parts,
+        parts=footprint(config, stage, built, half=use_gpu),
         trained=sum(trained(network) for network in own.get(stage, (built.student,))),
-        seconds=steps * sum(by_phase.values()) / speed,
+        seconds=steps * (step_seconds(paced) if paced else sum(by_phase.values()) / speed),
         checkpoint=checkpoint_bytes(config, stage, built),
+        pace=paced,
+        layers=layer_bytes(config, stage, busiest, half=use_gpu) if busiest.alike > 1 else {},
+        meshes=[] if gpu is None else meshes(config, stage, gpu),
     )
 
 
@@ -155,7 +171,8 @@ def dry_run(
 def to_json(config: RunConfig, described: Description, gpu: Gpu | None = None) -> str:
     """The description as one JSON object.
 
-    `flops` are per step over all workers, `bytes` per worker; `fits` is null without a GPU.
+    `flops` are per step over all workers, `bytes` per worker, `seconds` and `layer_bytes` per step; `fits` is
+    null without a GPU.
     """
     sizes = described.shapes
     fits = {cost.stage: None if gpu is None else cost.bytes <= gpu.usable for cost in described.stages}
@@ -184,6 +201,9 @@ def to_json(config: RunConfig, described: Description, gpu: Gpu | None = None) -
                 "bytes": dict(cost.parts),
                 "bytes_a_worker": cost.bytes,
                 "checkpoint_bytes": cost.checkpoint,
+                "seconds": {phase: asdict(spent) for phase, spent in cost.pace.items()},
+                "layer_bytes": dict(cost.layers),
+                "meshes": [asdict(mesh) for mesh in cost.meshes],
                 "fits": fits[cost.stage],
             }
             for cost in described.stages
@@ -233,6 +253,7 @@ def _lines(config: RunConfig, described: Description, gpu: Gpu | None) -> Iterat
         parts = (f"{name.replace('_', ' ')} {_mib(value)}" for name, value in cost.parts.items() if value)
         yield f"  memory          {', '.join(parts)}"
         yield f"  a checkpoint    {_mib(cost.checkpoint)}"
+        yield from _mesh_lines(cost, cluster)
     speed, on = (GPU_FLOPS, "a GPU") if described.use_gpu else (CPU_FLOPS, "a core")
     frames, videos, made = described.ingest, *described.evaluation
     if frames is None:
@@ -247,5 +268,22 @@ def _lines(config: RunConfig, described: Description, gpu: Gpu | None) -> Iterat
     yield f"training          about {described.seconds:,.0f} s in all; nothing was read or written"
 
 
-def _mib(count: int) -> str:
+def _mesh_lines(cost: StageCost, cluster: ClusterConfig) -> Iterator[str]:
+    """What a worker exchanges, how long a step takes, and what it takes on other meshes."""
+    if cost.layers:
+        kinds = (f"{_mib(size)} in a {letter} layer" for letter, size in cost.layers.items())
+        yield f"  gets per step   {', '.join(kinds)}"
+    if cost.pace:
+        spent = [(name.replace("_", " "), one.seconds) for name, one in cost.pace.items() if one.seconds]
+        waits = sum(one.exchange for one in cost.pace.values())
+        whole = step_seconds(cost.pace)
+        by_phase = ", ".join(f"{name} {seconds:,.1f}" for name, seconds in spent)
+        hours = cost.seconds * cluster.most_workers / 3600
+        yield f"  seconds a step  {by_phase}: {whole:,.1f}, of which {waits:,.1f} in exchanges"
+        yield f"  the stage       about {hours:,.0f} GPU-hours (computed, {ASSUMED})"
+    for number, mesh in enumerate(cost.meshes):
+        yield f"  {'or' if number else 'smallest mesh':<15} {mesh}"
+
+
+def _mib(count: float) -> str:
     return f"{count / 2**20:,.0f} MiB"

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from jobs.cli import app
 from jobs.config import load as configs
-from jobs.estimate.gpus import GIB, gpu, require_fit, smallest
+from jobs.estimate.gpus import GPUS, gpu, require_fit, smallest
 from jobs.estimate.report import describe
 from models.errors import ConfigError
 
@@ -92,8 +92,8 @@ def test_one_setting_less_is_not_enough():
 
 
 def test_the_smallest_that_holds_it():
-    for name, gib in GIB.items():
-        found = smallest(gpu(name).usable)
+    for one in GPUS.values():
+        found = smallest(one.usable)
         assert found is not None
-        assert found.bytes == gib << 30
+        assert found.bytes == one.bytes
     assert smallest(1 << 50) is None

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from jobs.config import load as configs
+from jobs.estimate.gpus import gpu
 from jobs.estimate.report import describe, render, to_json
 
 
@@ -86,3 +87,18 @@ def test_every_preset_can_be_described(name):
 def test_latent_channels_are_said_to_be_a_guess_only_where_they_are():
     assert "assumed here" in render(configs.load("tiny"))
     assert "assumed here" not in render(configs.load("ci"))
+
+
+def test_on_a_gpu_seconds_are_told_by_phase_and_for_other_meshes():
+    mesh = ["cluster.context_parallel=8", "cluster.shard=full", "distill.micro_batch=1"]
+    config, h100 = configs.load("wan-1.3b", mesh), gpu("h100")
+    (cost,) = (described := describe(config, "distill", h100)).stages
+    told = json.loads(to_json(config, described, h100))["stages"]["distill"]
+    parts = [part for spent in told["seconds"].values() for part in spent.values()]
+    assert cost.seconds == pytest.approx(cost.steps * sum(parts))
+    assert told["layer_bytes"]["G"] > told["layer_bytes"]["W"] > 0
+    assert [mesh["workers"] for mesh in told["meshes"]] == [2, 4, 8]
+    text = render(config, described, h100)
+    for word in ("gets per step", "seconds a step", "GPU-hours", "smallest mesh   2 GPUs", "or  "):
+        assert word in text
+    assert "seconds a step" not in render(config, describe(config, "distill"))
