@@ -130,6 +130,11 @@ def _leaves(kind: Any) -> set[Any]:
     return set().union(*map(_leaves, inner)) if inner else {kind}
 
 
+@functools.cache
+def _adapter() -> TypeAdapter[RunConfig]:
+    return TypeAdapter(RunConfig)
+
+
 def build(tree: Mapping[str, Any]) -> RunConfig:
     """The RunConfig of a nested mapping such as YAML gives.
 
@@ -138,7 +143,7 @@ def build(tree: Mapping[str, Any]) -> RunConfig:
     """
     _require_known_tree(tree)
     try:
-        config = TypeAdapter(RunConfig).validate_python(dict(tree))
+        config = _adapter().validate_python(dict(tree))
     except ValidationError as error:
         raise _explain(error) from error
     validate(config)
@@ -262,9 +267,10 @@ def _require_known(name: str) -> None:
     raise ConfigError(f"unknown setting {name!r}", f"Did you mean {' or '.join(near)}?" if near else listing)
 
 
-def _below(group: str) -> list[str]:
+@functools.cache
+def _below(group: str) -> tuple[str, ...]:
     """The settings of a group, by their dotted names."""
-    return [name for name in settings() if name.startswith(f"{group}.")]
+    return tuple(name for name in settings() if name.startswith(f"{group}."))
 
 
 def _require_known_tree(tree: Mapping[str, Any], prefix: str = "") -> None:

@@ -180,6 +180,10 @@ def _with_preset(words: Sequence[str]) -> list[str]:
 
 LONG = (
     "sostenuto quickstart",
+    "sostenuto quickstart --config clips --short DIR --long DIR",
+    "sostenuto quickstart --config mouse",
+    "sostenuto serve --config minute --port 9000",
+    "sostenuto serve --set serve.longest_seconds=300 --set serve.max_replicas=4",
     "sostenuto sweep",
     "sostenuto compare --config tiny --seeds 1",
     "sostenuto sample --count 10000 --dataset clips10k --captions-from world",

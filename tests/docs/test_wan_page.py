@@ -7,10 +7,17 @@ from typer.testing import CliRunner
 
 from jobs.cli import app
 from jobs.config.load import load
-from tests.command import REPOSITORY, succeed
+from tests.command import REPOSITORY
 
 PAGE = (REPOSITORY / "docs" / "wan.md").read_text()
 BLOCK = re.compile(r"^```(yaml|text)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def planned(*words: str) -> str:
+    """What `train --dry-run` prints."""
+    done = CliRunner().invoke(app, ["train", "--dry-run", *words])
+    assert done.exit_code == 0, done.output
+    return done.output
 
 
 def test_the_plan_prints_what_the_page_shows(tmp_path: Path) -> None:
@@ -18,7 +25,7 @@ def test_the_plan_prints_what_the_page_shows(tmp_path: Path) -> None:
     (settings,) = (text for language, text in blocks if language == "yaml")
     (shown,) = (text for language, text in blocks if "parameters" in text)
     (tmp_path / "minute.yaml").write_text(settings)
-    printed = succeed(tmp_path, "train", "distill", "--config", "minute.yaml", "--dry-run")
+    printed = planned("distill", "--config", str(tmp_path / "minute.yaml"))
     assert set(shown.splitlines()) <= set(printed.splitlines())
 
 
@@ -30,8 +37,7 @@ def test_a_gpu_that_the_page_names_holds_it(tmp_path: Path) -> None:
         (str(minute), "--gpu", "b200"),
         (str(minute), "--gpu", "mi300x"),
     ):
-        done = CliRunner().invoke(app, ["train", "--dry-run", "--config", *words])
-        assert done.exit_code == 0, done.output
+        planned("--config", *words)
 
 
 def test_the_curriculum_of_every_preset_ends_with_whole_clips() -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -62,42 +63,71 @@ PRIVATE = """
 import os, subprocess, tempfile
 import ray
 from jobs.ray_session import ray_session
+from pipelines.ray_map import Pool, ray_map_all
 from pipelines.training.config import ClusterConfig
 
 @ray.remote
 def look():
     return os.environ["RAY_AUTH_MODE"], os.environ["OMP_NUM_THREADS"]
 
-for _ in range(2):
-    with ray_session(ClusterConfig()):
-        print(*ray.get(look.remote()), ray.cluster_resources()["CPU"], ray.get_runtime_context().gcs_address)
+@ray.remote(max_retries=1)
+def die():
+    os._exit(1)
+
+def show():
+    print(*ray.get(look.remote()), ray.cluster_resources()["CPU"], ray.get_runtime_context().gcs_address)
+
+with ray_session(ClusterConfig()):
+    show()
+with ray_session(ClusterConfig()):
+    show()
+    print(ray_map_all(abs, [-1, 2], Pool(1, 1)))
+    try:
+        ray.get(die.remote())
+    except ray.exceptions.WorkerCrashedError:
+        print("told")
 print(sorted(os.listdir(os.environ["HOME"])), sorted(os.listdir(tempfile.gettempdir())))
 try:
     look.remote()
 except Exception as error:
     print(type(error).__name__, ray.is_initialized())
 """
+"""Two private Rays, one after the other; in the second a worker dies."""
+
+
+@contextmanager
+def empty_places(home):
+    """A user's environment with an empty home and an empty TMPDIR, whose path is short enough for Ray."""
+    temporary = tempfile.mkdtemp(prefix="t", dir="/tmp")
+    yield {"PATH": os.environ["PATH"], "HOME": str(home), "TMPDIR": temporary, "PYTHONPATH": str(ROOT)}
+    shutil.rmtree(temporary, ignore_errors=True)
 
 
 @pytest.fixture
 def own(tmp_path):
-    """A user's environment with an empty home and an empty TMPDIR, whose path is short enough for Ray."""
-    temporary = tempfile.mkdtemp(prefix="t", dir="/tmp")
-    yield {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "TMPDIR": temporary, "PYTHONPATH": str(ROOT)}
-    shutil.rmtree(temporary, ignore_errors=True)
+    with empty_places(tmp_path) as environment:
+        yield environment
 
 
-def test_a_private_ray_asks_for_a_token_and_leaves_nothing(own):
-    command = [sys.executable, "-c", PRIVATE]
-    done = subprocess.run(command, cwd=ROOT, env=own, capture_output=True, text=True, timeout=180)
-    assert done.returncode == 0, done.stderr
-    first, second, left, late = done.stdout.splitlines()
+@pytest.fixture(scope="module")
+def private(tmp_path_factory):
+    """What PRIVATE prints, on stdout and on stderr, and the processes that it leaves."""
+    with empty_places(tmp_path_factory.mktemp("home")) as environment:
+        done = subprocess.run(
+            [sys.executable, "-c", PRIVATE],
+            cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines(), done.stderr.splitlines(), processes_with(environment["TMPDIR"])
+
+
+def test_a_private_ray_asks_for_a_token_and_leaves_nothing(private):
+    (first, second, *_, left, late), _, alive = private
     assert first.split()[:2] == second.split()[:2] == ["token", "1"]
     assert float(first.split()[2]) >= 4
     assert left == "[] []"
     assert late.split()[-1] == "False", "a call after the end starts another Ray"
-    assert done.stderr == ""
-    assert not processes_with(own["TMPDIR"])
+    assert not alive
 
 
 DIED = "A worker died or was killed while executing a task by an unexpected system error"
@@ -105,34 +135,10 @@ OOM = "2 Workers (tasks / actors) killed due to memory pressure (OOM), 0 Workers
 GONE = "The node with node id: 01ab and address: 10.0.0.7 has been marked dead because it is gone"
 TASK = "Task ingest failed. There are 2 retries remaining, so the task will be retried. Error: the node died."
 
-LOST = """
-import os
-import ray
-from jobs.ray_session import ray_session
-from pipelines.ray_map import Pool, ray_map_all
-from pipelines.training.config import ClusterConfig
 
-@ray.remote(max_retries=1)
-def die():
-    os._exit(1)
-
-with ray_session(ClusterConfig()):
-    print(ray_map_all(abs, [-1, 2], Pool(1, 1)))
-    try:
-        ray.get(die.remote())
-    except ray.exceptions.WorkerCrashedError:
-        print("told")
-"""
-
-
-def test_what_befalls_a_worker_is_one_sentence(tmp_path):
-    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-c", LOST],
-        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=180, check=True,
-    )  # fmt: skip
-    assert done.stdout.splitlines() == ["[1, 2]", "told"]
-    first, *more = done.stderr.splitlines()
+def test_what_befalls_a_worker_is_one_sentence(private):
+    (_, _, mapped, caught, *_), (first, *more), _ = private
+    assert (mapped, caught) == ("[1, 2]", "told")
     assert first == f"ray: {DIED}"
     assert set(more) <= {"ray: Task die failed", "ray: Task die failed and is tried again"}
 

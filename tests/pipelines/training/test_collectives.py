@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, distributed, multiprocessing
+from torch import Tensor, distributed
 
 from models.ddt import Student
 from pipelines.training import collectives as parallel
@@ -29,6 +29,7 @@ from tests.pipelines.training.makers import (
     run,
     trained_starts,
 )
+from tests.pipelines.training.workers import spawn
 
 STEPS = 2
 STAGES = ("teacher", "sft", "mixed", "warmup", "distill", "noised", "adversarial")
@@ -139,7 +140,7 @@ def test_workers_with_uneven_shares_in_micro_batches_take_the_steps_of_one(
     size: int, alike: int, names: tuple[str, ...], starts: dict[str, str], tmp_path: Path
 ) -> None:
     """Whether they share batches, the frames of clips (`alike` of them), or both."""
-    multiprocessing.spawn(_work, (size, alike, names, starts, str(tmp_path)), nprocs=size)
+    spawn(_work, size, alike, names, starts, str(tmp_path))
     alone = {name: take(name, starts, None) for name in names}
     for rank in range(size):
         together = json.loads((tmp_path / f"{rank}.json").read_text())

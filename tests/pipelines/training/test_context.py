@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, distributed, multiprocessing
+from torch import Tensor, distributed
 
 from models.blocks import checkpoint_blocks
 from models.context import share_frames
@@ -15,6 +15,7 @@ from models.ddt import Student
 from models.errors import ConfigError
 from pipelines.training.context import FrameGroup
 from tests.models.builders import TINY, captions, latents, randomize
+from tests.pipelines.training.workers import spawn
 
 CASES: dict[str, dict[str, Any]] = {
     "windowed": {"pattern": "WWWW", "window": 2, "frames": 12},
@@ -69,7 +70,7 @@ def _work(rank: int, size: int, out: str) -> None:
 
 @pytest.mark.parametrize("size", [pytest.param(2, marks=pytest.mark.long), 4])
 def test_any_number_of_processes_gives_the_velocities_and_gradients_of_one(size: int, tmp_path: Path) -> None:
-    multiprocessing.spawn(_work, (size, str(tmp_path)), nprocs=size)
+    spawn(_work, size, str(tmp_path))
     for rank in range(size):
         told = json.loads((tmp_path / f"{rank}.json").read_text())
         assert len(told) == len(CASES) * len(DTYPES)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from torch import Tensor, distributed, multiprocessing
+from torch import Tensor, distributed
 
 from models.blocks import checkpoint_blocks
 from models.weights import load_tensors, save_tensors
@@ -24,6 +24,7 @@ from pipelines.training.state import TrainState, load_state, save_state
 from pipelines.training.supervised import SupervisedStage
 from pipelines.training.survival.saver import Saver
 from tests.pipelines.training.makers import CAPTIONS, DISTILL, SFT, TEACHER, recipe, run, trained_starts
+from tests.pipelines.training.workers import spawn
 
 STEPS = 2
 TOLERANCE = {"float32": 1e-5, "float64": 1e-13}
@@ -155,7 +156,7 @@ def test_workers_with_parts_of_the_weights_take_the_steps_of_one_that_has_all(
             alone = tmp_path / f"{name}-{dtype}.safetensors"
             save_tensors(tensors(state), alone)
             alone.with_suffix(".json").write_text(json.dumps(told))
-    multiprocessing.spawn(_step, (size, cases, starts, str(tmp_path)), nprocs=size)
+    spawn(_step, size, cases, starts, str(tmp_path))
 
 
 def _save(stage: SupervisedStage | DistillStage, state: TrainState, root: str) -> Path:
@@ -216,7 +217,7 @@ def test_any_number_of_workers_goes_on_from_the_checkpoint_of_any_other(
     (tmp_path / "alone").mkdir()
     save_state(state, stage.spec, tmp_path / "alone")
     save_tensors(tensors(state), tmp_path / "alone.safetensors")
-    multiprocessing.spawn(_resume, (size, starts, str(tmp_path)), nprocs=size)
+    spawn(_resume, size, starts, str(tmp_path))
     for number, count in enumerate(parts):
         folder = tmp_path / str(number) / "stage" / "step-000001"
         check_seal(folder)
