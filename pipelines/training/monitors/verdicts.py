@@ -25,7 +25,7 @@ GAP = "critic_gap_exit_"
 GAPS = 3
 """Fewest of them that say anything: at first critic and teacher are one."""
 CANNOT_TEACH = 0.02
-"""Loss of the critic minus the teacher's on the student's windows, as a mean of two measurements."""
+"""Loss of the critic minus the teacher's on the student's windows, twice in a row."""
 SAME = 1e-3
 """Reverse KL of a critic that answers as the teacher does."""
 LOOKS: dict[VerdictName, tuple[float, float, str, str]] = {
@@ -253,13 +253,14 @@ def gap(facts: Facts, curves: Curves) -> Iterator[Verdict]:
 
 
 def worst_gap(measured: Mapping[str, Sequence[float]]) -> tuple[str, float] | None:
-    """The `critic_gap_exit_K` of the exit at which the critic is worst, and its mean over the last two
-    measurements; None before there are enough."""
-    known = {
-        name: values for name, values in measured.items() if name.startswith(GAP) and len(values) >= GAPS
+    """The `critic_gap_exit_K` of the exit at which the critic is worst, and the lesser of its last two
+    measurements, each of which is off by .02 or so; None before there are enough."""
+    lesser = {
+        name: min(values[-2:])
+        for name, values in measured.items()
+        if name.startswith(GAP) and len(values) >= GAPS
     }
-    means = {name: (values[-1] + values[-2]) / 2 for name, values in known.items()}
-    return max(means.items(), key=lambda entry: entry[1]) if means else None
+    return max(lesser.items(), key=lambda entry: entry[1]) if lesser else None
 
 
 def pull(facts: Facts, curves: Curves) -> Iterator[Verdict]:

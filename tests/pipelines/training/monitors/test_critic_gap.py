@@ -105,7 +105,7 @@ def test_a_state_keeps_the_newest_gaps_and_carries_them_over(starts: dict[str, s
     for value in (0.1, 0.2, 0.3, 0.4):
         remember_gaps(state, {"critic_gap_exit_2": value, "critic_gap_exit_3": 0.01, "sharpness": 1.0})
     assert state.gaps == {"critic_gap_exit_2": [0.2, 0.3, 0.4], "critic_gap_exit_3": [0.01] * 3}
-    assert worst_gap(state.gaps) == ("critic_gap_exit_2", pytest.approx(0.35))
+    assert worst_gap(state.gaps) == ("critic_gap_exit_2", 0.3)
     state.ramped = 7
     save_state(state, stage.spec, tmp_path)
     load_state(again, tmp_path)
