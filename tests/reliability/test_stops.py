@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import distributed, multiprocessing, nn
+from torch import distributed, nn
 
 from models.rng import Key
 from pipelines.training.collectives import ALONE, Workers
@@ -25,6 +25,7 @@ from tests.pipelines.training.makers import (
     recipe,
     trained_starts,
 )
+from tests.pipelines.training.workers import spawn
 
 pytestmark = [pytest.mark.resume, pytest.mark.long, pytest.mark.timeout(900)]
 
@@ -137,18 +138,18 @@ def test_five_stops_inside_steps_change_nothing(name: str, starts: dict[str, str
     assert_stops_change_nothing(name, starts, tmp_path, ALONE)
 
 
-def _work(rank: int, starts: dict[str, str], out: str) -> None:
+def _work(rank: int, size: int, starts: dict[str, str], out: str) -> None:
     torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"file://{out}/meeting", rank=rank, world_size=2)
+    distributed.init_process_group("gloo", init_method=f"file://{out}/meeting", rank=rank, world_size=size)
     for name in STAGES:
         folder = Path(out, f"{name}-{rank}")
         folder.mkdir()
-        assert_stops_change_nothing(name, starts, folder, Workers(rank, 2))
+        assert_stops_change_nothing(name, starts, folder, Workers(rank, size))
     Path(out, f"{rank}.json").write_text(json.dumps("done"))
     distributed.barrier()
     distributed.destroy_process_group()
 
 
 def test_five_stops_of_two_workers_change_nothing(starts: dict[str, str], tmp_path: Path) -> None:
-    multiprocessing.spawn(_work, (starts, str(tmp_path)), nprocs=2)
+    spawn(_work, 2, starts, str(tmp_path))
     assert all((tmp_path / f"{rank}.json").exists() for rank in range(2))
