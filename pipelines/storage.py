@@ -32,6 +32,8 @@ TEMPORARY, FOLDER = "sostenuto-file-", "sostenuto-"
 """Prefixes of temporary files and folders."""
 OWNED = ".owner"
 """Suffix of the file beside a temporary folder that its owner has locked."""
+UNBORN = "-new"
+"""Suffix of that file's name until it is locked."""
 YOUNG_S = 60.0
 """A temporary file younger than this may belong to an owner that has not locked it yet."""
 LAST_WRITES_S = 5.0
@@ -337,11 +339,7 @@ def temporary_file(suffix: str = "") -> IO[bytes]:
     Raises:
         OSError: the disk for temporary files cannot take it.
     """
-    for path in Path(tempfile.gettempdir()).glob(f"{TEMPORARY}*"):
-        with suppress(OSError):
-            if time.time() - path.stat().st_mtime > YOUNG_S:
-                with _locked(path):
-                    path.unlink()
+    _delete_orphans(Path(tempfile.gettempdir()), f"{TEMPORARY}*")
     file = tempfile.NamedTemporaryFile(prefix=TEMPORARY, suffix=suffix)  # noqa: SIM115  it outlives this call
     with suppress(OSError):  # a disk without locks: orphans there cannot be told from files in use, and stay
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -368,8 +366,9 @@ def temporary_folder(parent: str | None = None) -> Iterator[Path]:
             if mark.stat().st_uid == os.getuid() and f"{mark.with_suffix('')}/" not in listening:
                 with _locked(mark):
                     _delete(mark)
+    _delete_orphans(place, f"{FOLDER}*{OWNED}{UNBORN}")
     mark = place / f"{FOLDER}{secrets.token_hex(4)}{OWNED}"
-    with open(f"{mark}-new", "xb") as owner:
+    with open(f"{mark}{UNBORN}", "xb") as owner:
         with suppress(OSError):  # a disk without locks: nobody can lock it there, and it stays
             fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.rename(owner.name, mark)
@@ -378,6 +377,15 @@ def temporary_folder(parent: str | None = None) -> Iterator[Path]:
             yield mark.with_suffix("")
         finally:
             _delete(mark)
+
+
+def _delete_orphans(place: Path, pattern: str) -> None:
+    """Delete the files that nobody holds and that are not young."""
+    for path in place.glob(pattern):
+        with suppress(OSError):
+            if time.time() - path.stat().st_mtime > YOUNG_S:
+                with _locked(path):
+                    path.unlink()
 
 
 def _delete(mark: Path) -> None:

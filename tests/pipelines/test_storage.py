@@ -26,6 +26,7 @@ from pipelines.storage import (
     ASIDE,
     OWNED,
     TEMPORARY,
+    UNBORN,
     Storage,
     hash_of,
     one_line,
@@ -444,6 +445,19 @@ def orphan(folder: Path, name: str) -> Path:
     (folder / f"{name}{OWNED}").touch()
     (folder / name).mkdir()
     return folder / name
+
+
+def test_what_an_owner_leaves_that_is_killed_before_its_lock_goes_after_a_minute(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "YOUNG_S", 60.0)
+    unborn = folder / f"sostenuto-89abcdef{OWNED}{UNBORN}"
+    unborn.touch()
+    with temporary_folder():
+        assert unborn.exists(), "its owner may be about to lock it"
+    os.utime(unborn, (0, 0))
+    with temporary_folder():
+        assert not unborn.exists()
 
 
 def test_a_folder_with_a_living_socket_stays_until_nobody_listens(folder: Path) -> None:
