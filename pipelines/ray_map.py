@@ -11,6 +11,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import ray
@@ -201,6 +202,12 @@ def _quiet(deaths: int) -> Iterator[None]:
         "max_errored_blocks": -1,
         "max_consecutive_actor_init_deaths": deaths,
         "enable_fallback_to_arrow_object_ext_type": True,
+        # an actor has one item at a time: no pool is fuller than 1, and Ray would add actors from 1.75 on
+        "autoscaling_config": replace(
+            context.autoscaling_config,
+            actor_pool_util_upscaling_threshold=1.0,
+            actor_pool_util_downscaling_threshold=0.0,
+        ),
     }
     before = {name: getattr(context, name) for name in settings}
     log = logging.getLogger("ray.data")

@@ -1,5 +1,7 @@
 """Each item goes to its own task and comes back as it is; what a worker raises stops everything."""
 
+import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -58,6 +60,16 @@ def test_results_come_back_in_order_and_are_counted(ray_local: None) -> None:
     assert [result.tolist() for result in results] == [[n**2] * (n + 1) for n in range(5)]
     assert counted == [1, 2, 3, 4, 5]
     assert ray_map_all(str, [], None, counted.append) == []
+
+
+def test_a_pool_grows_while_items_wait(ray_local: None) -> None:
+    def work(_: int) -> int:
+        time.sleep(0.5)
+        return os.getpid()
+
+    workers = ray_map_all(work, range(40), Pool(1, 2))
+    assert {workers.count(pid) > 5 for pid in set(workers)} == {True}
+    assert len(set(workers)) == 2
 
 
 def test_a_workers_error_keeps_its_kind_and_remedy(ray_local: None) -> None:

@@ -84,7 +84,7 @@ def test_the_ramp_rises_only_while_the_critic_can_teach(starts: dict[str, str]) 
             found += [told["ramp"] for told in run(stage, state, 1)]
         return found
 
-    good, bad = [0.0, -0.01, 0.03], [0.0, 0.03, 0.03]
+    good, bad = [0.0, -0.01, 0.03], [0.0, 0.04, 0.04]
     assert ramps([good] * 5) == [0.25, 0.5, 0.75, 1.0, 1.0]
     assert ramps([good, bad, bad, good, good]) == [0.25, 0.25, 0.25, 0.5, 0.75]
     assert ramps([[0.0, 0.9]] * 2) == [0.25, 0.5], "two measurements say nothing yet"
