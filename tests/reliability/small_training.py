@@ -99,6 +99,15 @@ def workers_of(raylet: int) -> Iterator[psutil.Process]:
 
 
 @dataclasses.dataclass(frozen=True)
+class Patient(Lines):
+    """A worker that is alone takes a second more a step, so that another comes before it is done."""
+
+    def __call__(self, task: str, done: int, total: int, note: str = "", /) -> None:
+        super().__call__(task, done, total, note)
+        time.sleep(float(self.groups()[-1] == 1))
+
+
+@dataclasses.dataclass(frozen=True)
 class Hanging(Lines):
     """In the process that unpickles it, rank 1 once sleeps in step `HANGS_IN`, and warnings go to a file."""
 

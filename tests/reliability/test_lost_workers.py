@@ -20,7 +20,7 @@ from ray.cluster_utils import Cluster
 from pipelines.training.config import ClusterConfig
 from pipelines.training.trainer import train_stage
 from tests.reliability.distillation import sums
-from tests.reliability.small_training import Hanging, Lines, teacher, workers_of
+from tests.reliability.small_training import Hanging, Lines, Patient, teacher, workers_of
 
 dataset, out = sys.argv[1:]
 store = {"object_store_memory": 80 << 20}
@@ -116,7 +116,8 @@ def disturb(lines):
     until(lambda: lines.groups()[-1] == 2)
 
 quiet, _ = run("quiet", 400, 10, num_workers=1)
-lines, _ = run("elastic", 400, 10, disturb, num_workers=(1, 2), resize_seconds=2, max_failures=20)
+lines = Patient(f"{out}/elastic.jsonl")
+lines, _ = run("elastic", 400, 10, disturb, lines, num_workers=(1, 2), resize_seconds=2, max_failures=20)
 worst = max(abs(loss - quiet.losses()[step][0]) for step, again in lines.losses().items() for loss in again)
 print(json.dumps({"groups": lines.groups(), "worst": worst, "steps": len(lines.losses())}))
 """
