@@ -25,8 +25,8 @@ GAP = "critic_gap_exit_"
 GAPS = 3
 """Fewest of them that say anything: at first critic and teacher are one."""
 CANNOT_TEACH = 0.03
-"""Loss of the critic minus the teacher's on the student's windows, twice in a row: sound runs of `tiny` had up to
-.023, those of a critic that was not told the exit .034 to .064."""
+"""Loss of the critic minus the teacher's on the student's windows, twice in a row: sound runs of `tiny` had
+up to .023, those of a critic that was not told the exit .034 to .064."""
 SAME = 1e-3
 """Reverse KL of a critic that answers as the teacher does."""
 LOOKS: dict[VerdictName, tuple[float, float, str, str]] = {
