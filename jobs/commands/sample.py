@@ -107,44 +107,10 @@ def sample(
             config, sampler, count, captions, captions_from, seconds, tars, dataset, as_json=as_json
         )
         return []
-    if extend and image:
-        raise ConfigError("--extend and --image both say what the videos begin with", "Give one of them")
-    if image and not is_picture(image):
-        raise ConfigError(
-            f"--image {image} is no PNG, JPEG or WebP picture",
-            "Give one, or go on from a video with --extend",
-        )
-    paths, (firsts, cues) = RunPaths.of(config), _story(captions, timeline)
-    info, begin = read_info(paths.dataset), extend or image
-    size, fps = (info.height, info.width), info.long.fps
-    begins = read_start(begin, config.data.limits, size, fps) if begin else None
-    if not firsts:
-        different = sorted(set(ShardDataset(paths.dataset, "long").captions))
-        firsts = [different[place] for place in evenly(len(different), min(count, len(different)))]
-    chosen = list(itertools.islice(itertools.cycle(firsts), count))
-    with ConsoleProgress(to_stderr=as_json) as progress:
-        device = compute_device(config.cluster.use_gpu)
-        told = [*chosen, *(cue.caption for cue in cues)]
-        embed_captions(sampler.text, paths.dataset, told, device=device.type)
-        maker = Maker(
-            load_network(sampler.folder, device),
-            sampler.method,
-            dataset_autoencoder(paths.dataset, device),
-            text_encoder(sampler.text, paths.dataset),
-            sampler.sampling,
-            fps,
-        )
-        request = Request(frames=_frames(maker, seconds, begins), begins=begins, loops=loop, cues=cues)
-        maker.check(request)
-        target = Storage(out or paths.samples)
-        written = _write(target, maker, request, chosen, config, progress)
-    if as_json:
-        print_line(json.dumps({"folder": str(target), "videos": written}, ensure_ascii=False))
-    else:
-        if note := text_kind(sampler.text).cut_note(captions or ()):
-            print_line(note)
-        print_line(f"{count} videos, a contact sheet and metadata.jsonl in {target}")
-    return [f"{target}/{one['file_name']}" for one in written]
+    begin = _beginning(extend, image)
+    return write_samples(
+        config, sampler, count, captions, timeline, seconds, begin, out, loops=loop, as_json=as_json
+    )
 
 
 class Sampler(NamedTuple):
@@ -196,6 +162,18 @@ def _story(captions: Sequence[str] | None, timeline: str | None) -> tuple[Sequen
     return [first.caption], tuple(later)
 
 
+def _beginning(extend: str | None, image: str | None) -> str | None:
+    """The file that videos begin with."""
+    if extend and image:
+        raise ConfigError("--extend and --image both say what the videos begin with", "Give one of them")
+    if image and not is_picture(image):
+        raise ConfigError(
+            f"--image {image} is no PNG, JPEG or WebP picture",
+            "Give one, or go on from a video with --extend",
+        )
+    return extend or image
+
+
 def _refuse_beside_dataset(options: Mapping[str, object]) -> None:
     if unfit := [name for name, value in options.items() if value]:
         raise ConfigError(
@@ -227,6 +205,54 @@ def dataset_captions(config: RunConfig, source: str, dataset: str) -> tuple[str,
     if not any(line.strip() for line in lines):
         raise ConfigError(f"--captions-from {source} holds no caption", remedy)
     return tuple(dict.fromkeys(line.strip() for line in lines if line.strip()))
+
+
+def write_samples(
+    config: RunConfig,
+    sampler: Sampler,
+    count: int,
+    captions: Sequence[str] | None,
+    timeline: str | None,
+    seconds: float | None,
+    begin: str | None,
+    out: str | None,
+    *,
+    loops: bool,
+    as_json: bool,
+) -> list[str]:
+    """Make videos in this process, and say where they are; `begin` is the file that they begin with, the
+    other arguments and what is raised are those of `sample`."""
+    paths, (firsts, cues) = RunPaths.of(config), _story(captions, timeline)
+    info = read_info(paths.dataset)
+    size, fps = (info.height, info.width), info.long.fps
+    begins = read_start(begin, config.data.limits, size, fps) if begin else None
+    if not firsts:
+        different = sorted(set(ShardDataset(paths.dataset, "long").captions))
+        firsts = [different[place] for place in evenly(len(different), min(count, len(different)))]
+    chosen = list(itertools.islice(itertools.cycle(firsts), count))
+    with ConsoleProgress(to_stderr=as_json) as progress:
+        device = compute_device(config.cluster.use_gpu)
+        told = [*chosen, *(cue.caption for cue in cues)]
+        embed_captions(sampler.text, paths.dataset, told, device=device.type)
+        maker = Maker(
+            load_network(sampler.folder, device),
+            sampler.method,
+            dataset_autoencoder(paths.dataset, device),
+            text_encoder(sampler.text, paths.dataset),
+            sampler.sampling,
+            fps,
+        )
+        request = Request(frames=_frames(maker, seconds, begins), begins=begins, loops=loops, cues=cues)
+        maker.check(request)
+        target = Storage(out or paths.samples)
+        written = _write(target, maker, request, chosen, config, progress)
+    if as_json:
+        print_line(json.dumps({"folder": str(target), "videos": written}, ensure_ascii=False))
+    else:
+        if note := text_kind(sampler.text).cut_note(captions or ()):
+            print_line(note)
+        print_line(f"{count} videos, a contact sheet and metadata.jsonl in {target}")
+    return [f"{target}/{one['file_name']}" for one in written]
 
 
 def write_dataset(
