@@ -1,6 +1,9 @@
 """Runs that are broken on purpose are named within a fifth of their steps, in what training leaves behind."""
 
 import json
+import sqlite3
+from collections import Counter
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -45,6 +48,16 @@ def named(folder: Path, stage: str) -> set[str]:
     return {verdict.name for verdict in judge(facts, series.curves) if not verdict.well}
 
 
+def logged(folder: Path) -> Counter[int]:
+    """How often MLflow was told each step's loss of a distillation."""
+    with closing(sqlite3.connect(folder / "runs/mlflow.db")) as store:
+        found = store.execute(
+            "select step from metrics join runs using (run_uuid) "
+            "where name = 'ci/seed-0/distill' and key = 'train/loss'"
+        )
+        return Counter(step for (step,) in found)
+
+
 @pytest.mark.parametrize("name", BROKEN)
 def test_what_is_wrong_is_named(name: str, prepared: Path, tmp_path: Path) -> None:
     stage, settings, verdict = BROKEN[name]
@@ -77,7 +90,11 @@ def test_a_verdict_of_stop_on_ends_a_stage_that_goes_on_without_it(prepared: Pat
     assert stopped.returncode == 1
     assert "distill has stopped after step 1, for it is not well" in stopped.stderr
     assert "lower loss.guidance_scale" in stopped.stderr
-    assert "goes on from its checkpoint" in succeed(tmp_path, *words)
+    before = logged(tmp_path)
+    succeed(tmp_path, *words)
+    after = logged(tmp_path)
+    assert after[1] == before[1], "it does not begin anew"
+    assert after[8] == before[8] + 1
 
 
 def test_one_batch_again_and_again_is_learned_by_heart(prepared: Path, tmp_path: Path) -> None:
