@@ -17,21 +17,22 @@ POLL_S = 0.5
 
 @ray.remote(num_cpus=0)
 class _Board:
-    """An actor with the newest progress of every task, and all warnings."""
+    """An actor with the progress that nobody has seen yet, and all warnings."""
 
     def __init__(self) -> None:
-        self._newest: dict[str, tuple[int, int, str]] = {}
+        self._progress: list[tuple[str, int, int, str]] = []
         self._warnings: list[str] = []
 
     def update(self, task: str, done: int, total: int, note: str) -> None:
-        self._newest[task] = (done, total, note)
+        self._progress.append((task, done, total, note))
 
     def warn(self, text: str) -> None:
         if text not in self._warnings:
             self._warnings.append(text)
 
-    def read(self) -> tuple[dict[str, tuple[int, int, str]], list[str]]:
-        return self._newest, self._warnings
+    def take(self) -> tuple[list[tuple[str, int, int, str]], list[str]]:
+        progress, self._progress = self._progress, []
+        return progress, self._warnings
 
 
 @dataclass(frozen=True)
@@ -78,15 +79,12 @@ def progress_board(progress: Progress) -> Iterator[BoardProgress]:
     length of a `with` block."""
     board: Any = _Board.options(scheduling_strategy=on_this_node()).remote()  # type: ignore[attr-defined]
     stop = threading.Event()
-    shown: dict[str, int] = {}
     said: list[str] = []
 
     def show() -> None:
-        newest, warnings = ray.get(board.read.remote())
-        for task, (done, total, note) in newest.items():
-            if shown.get(task) != done:
-                shown[task] = done
-                progress(task, done, total, note)
+        told, warnings = ray.get(board.take.remote())
+        for update in told:
+            progress(*update)
         for text in warnings[len(said) :]:
             said.append(text)
             logging.getLogger("sostenuto").warning(text)
