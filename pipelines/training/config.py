@@ -168,7 +168,8 @@ class DistillConfig(StageConfig):
     encoder_gradient: Literal["both", "flow_matching"] = "both"
     """Losses that train the encoder: those of both heads, or the FM head's alone."""
     critic_learning_rate: PositiveFloat = 5e-4
-    """The critic's learning rate, constant."""
+    """The critic's peak learning rate, and an adversary's; it rises and falls as the student's does, so that
+    both come to rest together."""
     critic_updates: NonNegativeInt = 1
     """Critic steps per iteration."""
     critic_batch: PositiveInt = 128

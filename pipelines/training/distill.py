@@ -45,8 +45,8 @@ from pipelines.training.stage import (
     adapt,
     apply_update,
     diverged,
-    learning_rate,
     parts,
+    rate_share,
     start_student,
     trained,
 )
@@ -267,7 +267,7 @@ class DistillStage:
         told = {}
         if mean_seeking is not None:
             told = self._between(mean_seeking, last_gradient(student) - mean_seeking)
-        rate = learning_rate(self.config, state.step)
+        rate = self.config.learning_rate * rate_share(self.config, state.step)
         told["gradient_norm"] = float(apply_update(state, "student", self.config, rate, self.workers))
         state.averages["student"].update(student)
         return told
@@ -331,7 +331,7 @@ class DistillStage:
         assert isinstance(critic, DiT)
         told = self.lessons.learn(critic, state.pool, key, state.step)
         self.phases.begin("optimiser")
-        norm = apply_update(state, "critic", self.config, self.config.critic_learning_rate, self.workers)
+        norm = apply_update(state, "critic", self.config, self._critic_rate(state), self.workers)
         return told | {"critic_gradient_norm": float(norm)}
 
     def _teach_adversary(self, state: TrainState, short: Batch | None, key: Key) -> Tensor:
@@ -342,8 +342,11 @@ class DistillStage:
         assert short is not None
         value = self.adversary_lessons.learn(adversary, self.teacher, state.pool, short, at, state.step)
         self.phases.begin("optimiser")
-        apply_update(state, "adversary", self.config, self.config.critic_learning_rate, self.workers)
+        apply_update(state, "adversary", self.config, self._critic_rate(state), self.workers)
         return value
+
+    def _critic_rate(self, state: TrainState) -> float:
+        return self.config.critic_learning_rate * rate_share(self.config, state.step)
 
 
 def last_gradient(student: Student) -> Tensor:

@@ -152,15 +152,16 @@ def adamw(
     return torch.optim.AdamW(parameters, lr=rate, betas=betas, weight_decay=config.weight_decay, fused=True)
 
 
-def learning_rate(config: StageConfig, step: int) -> float:
-    """Linear warm-up to `learning_rate`, which then stays or falls by a half cosine to 0 at `steps`."""
+def rate_share(config: StageConfig, step: int) -> float:
+    """Share of its peak that every learning rate of a stage has at a step: it rises linearly over the warm-up,
+    and then stays or falls by a half cosine to 0 at `steps`."""
     if step < config.warmup_steps:
-        return config.learning_rate * ((step + 1) / config.warmup_steps)
+        return (step + 1) / config.warmup_steps
     if config.schedule == "constant":
-        return config.learning_rate
+        return 1.0
     done = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
     cosine = float(torch.cos(torch.tensor(torch.pi * done, dtype=torch.float64)))
-    return config.learning_rate * (0.5 * (1.0 + cosine))
+    return 0.5 * (1.0 + cosine)
 
 
 def apply_update(state: TrainState, role: str, config: StageConfig, rate: float, workers: Workers) -> Tensor:

@@ -24,7 +24,7 @@ from pipelines.training.stage import (
     adamw,
     adapt,
     apply_update,
-    learning_rate,
+    rate_share,
     start_student,
     trained,
 )
@@ -84,7 +84,7 @@ class SupervisedStage:
             for name, batch in given.items()
         }
         self.phases.begin("optimiser")
-        rate = learning_rate(config, state.step)
+        rate = config.learning_rate * rate_share(config, state.step)
         norm = apply_update(state, role, config, rate, self.workers)
         state.averages[role].update(model)
         state.step += 1

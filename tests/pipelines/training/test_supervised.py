@@ -15,7 +15,7 @@ from models.text.conditioning import Conditioning
 from pipelines.checkpoints import MANIFEST_FILE, load_network
 from pipelines.training.collectives import Workers
 from pipelines.training.distill import DistillStage
-from pipelines.training.stage import Batches, Captions, learning_rate
+from pipelines.training.stage import Batches, Captions, rate_share
 from pipelines.training.state import load_state, save_state
 from pipelines.training.supervised import (
     SupervisedStage,
@@ -47,14 +47,14 @@ def _changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
 
 
 def test_the_rate_warms_up_and_falls_to_zero() -> None:
-    config = dataclasses.replace(SFT, steps=100, warmup_steps=10, learning_rate=1.0)
-    factors = [learning_rate(config, step) for step in range(100)]
+    config = dataclasses.replace(SFT, steps=100, warmup_steps=10)
+    factors = [rate_share(config, step) for step in range(100)]
     assert factors[0] == pytest.approx(0.1)
     assert factors[10] == pytest.approx(1.0)
     assert factors[55] == pytest.approx(0.5, abs=0.01)
     assert factors[99] < 0.001
     constant = dataclasses.replace(config, schedule="constant", warmup_steps=0)
-    assert learning_rate(constant, 99) == 1.0
+    assert rate_share(constant, 99) == 1.0
 
 
 def test_a_teacher_learns_the_data_it_sees() -> None:

@@ -125,6 +125,12 @@ def test_each_fault_has_its_words(changes: dict[str, list[float]], name: str, wo
     assert word in verdict.text
 
 
+def test_a_layout_that_swings_back_is_not_lost() -> None:
+    minute = [0.0975, 0.1061, 0.102, 0.1004, 0.1006, 0.1016, 0.1009]
+    for points in range(len(minute)):
+        assert bad(DISTILL, GOOD | {"layout_loss": minute[: points + 1]}, points=7) == set()
+
+
 def test_a_layout_that_is_lost_without_any_flow_matching_is_named() -> None:
     rows = {name: values for name, values in GOOD.items() if name != "flow_matching"}
     rows |= {"layout_loss": [0.1563, 0.1629, 0.1683, 0.175]}
