@@ -44,8 +44,8 @@ from jobs.estimate.gpus import Gpu, gpu, worker_bytes  # noqa: E402
 from jobs.estimate.meshes import candidates  # noqa: E402
 from jobs.estimate.pace import Link, Machine, Spent, machine, pace, step_seconds  # noqa: E402
 from models.rng import Key, normal  # noqa: E402
+from pipelines.context import FrameGroup  # noqa: E402
 from pipelines.training.collectives import Workers  # noqa: E402
-from pipelines.training.context import FrameGroup  # noqa: E402
 from pipelines.training.distill import DistillStage  # noqa: E402
 from pipelines.training.loop import placed  # noqa: E402
 from pipelines.training.monitors.phases import Phases  # noqa: E402

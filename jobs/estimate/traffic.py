@@ -13,8 +13,8 @@ from jobs.estimate.flops import SHARING, Networks, head_of, parameters, tokens, 
 from jobs.estimate.memory import FLOAT, HALF, shared_by
 from jobs.estimate.passes import Pass, Place, passes
 from models.blocks import Block
+from pipelines.context import frames_of, overlap, seen_by
 from pipelines.training.collectives import MESSAGE
-from pipelines.training.context import frames_of, overlap, seen_by
 
 
 @dataclass(frozen=True)
@@ -77,12 +77,9 @@ def exchanges(
         yield from _weights(config, built, one)
     yield from _gradients(config, stage, built)
     if stage in ("warmup", "distill"):
-        workers = place.groups * place.alike
         own = place.rows(config.distill.rollout_batch) * shapes(config).long_frames * _latent(config)
-        alone = place.groups == 1
-        yield Exchange(
-            "rollout", "rollout", workers, Traffic() if alone else gathered(workers * own, workers)
-        )
+        traffic = gathered(place.groups * own, place.groups)
+        yield Exchange("rollout", "rollout", place.groups * place.alike, traffic)
 
 
 def layer_bytes(config: RunConfig, stage: str, place: Place, *, half: bool) -> dict[str, float]:

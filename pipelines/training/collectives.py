@@ -6,10 +6,11 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.distributed import ProcessGroup
 
 from models.context import share_frames
+from pipelines.context import Exchanges, FrameGroup
 from pipelines.data.store.batch_plan import share
-from pipelines.training.context import Exchanges, FrameGroup
 from pipelines.training.sharding import Shards, is_sharded
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -29,6 +30,7 @@ class Workers:
             where nobody does.
         exchanges: counts them.
         shards: its place among those that have parts of the weights; None where everybody has all.
+        peers: those that share batches, of which each group of `context` has one; None is all processes.
     """
 
     rank: int = 0
@@ -36,6 +38,7 @@ class Workers:
     context: FrameGroup | None = None
     exchanges: Exchanges = field(default_factory=Exchanges, compare=False)
     shards: Shards | None = None
+    peers: ProcessGroup | None = None
 
     @property
     def alike(self) -> int:
@@ -120,10 +123,10 @@ class Workers:
         sizes = [len(share(batch, rank, self.size)) for rank in range(self.size)]
         # messages of one size: a share may be a sample short of the first
         own = torch.cat([part, part.new_zeros(sizes[0] - len(part), *part.shape[1:])])
-        parts = [torch.empty_like(own) for _ in range(self.count)]
+        parts = [torch.empty_like(own) for _ in range(self.size)]
         self.exchanges.begun += 1
-        distributed.all_gather(parts, own)
-        return torch.cat([part[:size] for part, size in zip(parts[:: self.alike], sizes, strict=True)])
+        distributed.all_gather(parts, own, group=self.peers)
+        return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
 
     def gather_texts(self, part: Sequence[str], batch: int, device: torch.device) -> list[str]:
         """Every worker's `share` of a batch of texts, in order of samples; `device` is where they

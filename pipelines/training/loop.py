@@ -15,6 +15,7 @@ from models.blocks import checkpoint_blocks
 from models.device import half_precision
 from models.errors import ClusterError, SostenutoError, TrainingDiverged
 from models.rng import Key
+from pipelines.context import Exchanges, FrameGroup
 from pipelines.data.store.caption_embeddings import text_encoder
 from pipelines.data.store.dataset import ShardDataset
 from pipelines.data.store.info import dataset_autoencoder
@@ -24,7 +25,6 @@ from pipelines.tracking import NullTracker, Progress, RunStatus, Tracker
 from pipelines.training.batches import BatchSource, caption_pool
 from pipelines.training.collectives import Workers
 from pipelines.training.config import DistillConfig
-from pipelines.training.context import Exchanges, FrameGroup
 from pipelines.training.distill import DistillStage
 from pipelines.training.lineage import DIVERGED_FILE, ROWS_FILE, explain_divergence
 from pipelines.training.monitors.board import relayed_warnings
@@ -86,15 +86,16 @@ def placed(recipe: Recipe, rank: int, size: int) -> Workers:
     cluster, exchanges = recipe.cluster, Exchanges()
     kind = "cuda" if cluster.use_gpu else "cpu"
     alike = cluster.context_parallel if recipe.start else 1
-    context, shards = None, None
+    context, shards, peers = None, None, None
     if alike > 1:
         mesh = init_device_mesh(kind, (size // alike, alike), mesh_dim_names=("data", "context"))
         context = FrameGroup(rank % alike, alike, mesh.get_group("context"), exchanges)
+        peers = mesh.get_group("data")
     if cluster.shard != "none":
         group = size if cluster.shard == "full" else cluster.shard_group
         mesh = init_device_mesh(kind, (size // group, group), mesh_dim_names=("copies", "shards"))
         shards = Shards(mesh if cluster.shard == "hybrid" else mesh["shards"], exchanges)
-    return Workers(rank // alike, size // alike, context, exchanges, shards)
+    return Workers(rank // alike, size // alike, context, exchanges, shards, peers)
 
 
 def make_stage(

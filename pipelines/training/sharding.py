@@ -11,7 +11,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from models.blocks import Block
 from models.dit import Encoder, Head
-from pipelines.training.context import Exchanges
+from pipelines.context import Exchanges
 
 SHARDED = Block, Encoder, Head
 """Modules whose own weights are gathered together, innermost first."""

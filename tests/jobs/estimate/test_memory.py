@@ -22,9 +22,9 @@ from models.ddt import Student
 from models.dit import DiT
 from models.rng import Key
 from models.text.conditioning import Conditioning
+from pipelines.context import Exchanges
 from pipelines.data.store.batch_plan import share
 from pipelines.training.config import ClusterConfig, WarmupConfig
-from pipelines.training.context import Exchanges
 from pipelines.training.distill import DistillStage
 from pipelines.training.sharding import Shards
 from pipelines.training.supervised import SupervisedStage

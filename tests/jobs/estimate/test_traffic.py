@@ -11,6 +11,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from jobs.config import load as configs
 from jobs.config.schema import RunConfig
+from jobs.config.shapes import shapes
 from jobs.estimate.flops import networks, phases
 from jobs.estimate.gpus import gpu
 from jobs.estimate.meshes import candidates, costed, meshes
@@ -18,10 +19,11 @@ from jobs.estimate.pace import Link, Machine, machine, pace, step_seconds
 from jobs.estimate.passes import Place, places
 from jobs.estimate.traffic import Traffic, exchanges, gathered, layer_bytes, summed
 from models.config import SamplingConfig
+from pipelines.context import Exchanges, FrameGroup
 from pipelines.training.collectives import Workers
 from pipelines.training.config import ClusterConfig
-from pipelines.training.context import Exchanges, FrameGroup
 from pipelines.training.distill import DistillStage
+from pipelines.training.loop import placed
 from pipelines.training.sharding import Shards
 from tests.jobs.estimate.test_flops import distill_recipe, run_config
 from tests.jobs.estimate.test_memory import SIXTEEN
@@ -95,6 +97,29 @@ def test_a_pass_gathers_the_weights_told(eight, starts, monkeypatch):
         student.flow_matching(long, torch.rand(4), text)
     used = [p.numel() for n, p in student.named_parameters() if "distribution_matching" not in n]
     assert sum(total) == pytest.approx(gathered(4 * sum(used), 8).bytes, rel=0.1)
+
+
+@pytest.mark.parametrize("alike", [1, 2, 4])
+def test_rollouts_come_from_one_worker_of_each_group(eight, alike, starts, monkeypatch):
+    config = configs.load("tiny", ["cluster.num_workers=8", f"cluster.context_parallel={alike}"])
+    recipe = makers.recipe(makers.DISTILL, starts)
+    workers = placed(dataclasses.replace(recipe, cluster=config.cluster), 3, 8)
+    received = []
+
+    def gather(parts, own, group=None):
+        received.append(sum(part.nbytes for part in parts) - own.nbytes)
+
+    monkeypatch.setattr(distributed, "all_gather", gather)
+    sizes, batch = shapes(config), config.distill.rollout_batch
+    own = torch.zeros(len(workers.share(batch)), sizes.long_frames, sizes.channels, sizes.height, sizes.width)
+    workers.gather(own, batch)
+    place = Place(8 // alike, alike, 3 % alike)
+    (told,) = [
+        one.traffic.bytes
+        for one in exchanges(config, "distill", networks(config, "distill"), place, half=False)
+        if one.what == "rollout"
+    ]
+    assert received == [told]
 
 
 def test_a_gather_takes_the_time_of_a_ring():

@@ -148,6 +148,30 @@ def test_workers_with_uneven_shares_in_micro_batches_take_the_steps_of_one(
             assert_equal(alone[name], together[name])
 
 
+def _gather(rank: int, size: int, alike: int, out: str) -> None:
+    distributed.init_process_group("gloo", init_method=f"file://{out}/meeting", rank=rank, world_size=size)
+    cluster = ClusterConfig(num_workers=size, context_parallel=alike)
+    workers = placed(dataclasses.replace(recipe(SFT, {"teacher": ""}), cluster=cluster), rank, size)
+    received, all_gather = [], distributed.all_gather
+
+    def counted(parts: list[Tensor], own: Tensor, group: Any = None) -> Any:
+        received.append(len(parts))
+        return all_gather(parts, own, group=group)
+
+    distributed.all_gather = counted  # type: ignore[assignment]
+    batch = torch.arange(15.0).view(5, 3)
+    own = workers.share(5)
+    assert torch.equal(workers.gather(batch[own.start : own.stop], 5), batch)
+    assert received == [size // alike]
+    distributed.barrier()
+    distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("alike", [1, 2])
+def test_samples_come_in_order_and_once_from_workers_that_share_clips(alike: int, tmp_path: Path) -> None:
+    spawn(_gather, 4, alike, str(tmp_path))
+
+
 def test_no_more_rows_than_a_micro_batch_go_through_a_network(starts: dict[str, str]) -> None:
     """Of any network and in any pass: clips, videos, or the windows of a video."""
     settings = dataclasses.replace(DISTILL, micro_batch=2)

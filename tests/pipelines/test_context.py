@@ -13,7 +13,7 @@ from models.blocks import checkpoint_blocks
 from models.context import share_frames
 from models.ddt import Student
 from models.errors import ConfigError
-from pipelines.training.context import FrameGroup
+from pipelines.context import FrameGroup
 from tests.models.builders import TINY, captions, latents, randomize
 from tests.pipelines.training.workers import spawn
 
