@@ -222,6 +222,9 @@ def sample(
 
     --dataset makes labelled clips by the thousand on Ray; the same command goes on where it stopped.
 
+    With cluster.context_parallel=N, N workers on Ray, of a GPU each, share the frames of every video, which
+    then takes a part of the time and is the same.
+
     \b
     Examples:
       sostenuto sample --count 8
@@ -235,6 +238,7 @@ def sample(
       sostenuto sample --loop --count 2
       sostenuto sample --count 10000 --dataset clips --captions-from world
       sostenuto sample --timeline "0s: a bay, amber sun; 2s: a bay, teal sun" --json
+      sostenuto sample --seconds 8 --set cluster.num_workers=2 --set cluster.context_parallel=2
     """
 
 

@@ -84,6 +84,10 @@ class Maker:
         """Latent frames of a clip of so many, the last of which may be repeated."""
         return -(-(pixels - 1) // self.autoencoder.temporal_factor) + 1
 
+    def at_once(self, request: Request) -> int:
+        """Latent frames that the network sees at once: of a ring, a piece or a window."""
+        return self.latents(request.frames) if request.loops else self.network.spec.shape[0]
+
     def check(self, request: Request) -> None:
         """Refuses what cannot be made.
 
@@ -170,8 +174,8 @@ class Maker:
     ) -> tuple[Tensor, Videos]:
         """The frames after the first `done`, and what the next piece has to know of them."""
         spec = self.network.spec
-        at_once = request.loops or self.method.sampler == "windows"
-        latents = self.latents(request.frames) if at_once else spec.shape[0]
+        whole = request.loops or self.method.sampler == "windows"
+        latents = self.latents(request.frames) if whole else spec.shape[0]
         shown = 0 if known is None else self.pixels(known.shape[1])
         first, later = self._captions(request, captions, done, done - shown, self.pixels(latents))
         made = generate_latents(

@@ -21,7 +21,7 @@ COMMANDS = "e2e docs reliability jobs/commands/test_inspect jobs/commands/test_s
 WORKERS = """
 pipelines/data/ingest pipelines/data/report pipelines/data/decode/test_hostile
 pipelines/data/store/test_caption_embeddings pipelines/data/store/test_damage
-jobs/serve/test_engine pipelines/evaluation/test_folders pipelines/evaluation/test_r pipelines/test_ray_map
+jobs/serve/test_engine pipelines/evaluation/test_folders pipelines/evaluation/test_r pipelines/test_ray
 pipelines/training/monitors/test_board
 """.split()
 """Tests whose commands, or whose tasks, run on Ray, by the beginnings of their paths. Each kind is for one

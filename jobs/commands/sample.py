@@ -1,4 +1,8 @@
-"""`sostenuto sample`: videos from a trained network, as MP4, GIF and a contact sheet."""
+"""`sostenuto sample`: videos from a trained network, as MP4, GIF and a contact sheet.
+
+This process makes them; or, with `cluster.context_parallel` above 1, so many workers on Ray, which share the
+frames of each video. The first of them writes.
+"""
 
 import dataclasses
 import itertools
@@ -6,6 +10,8 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +30,7 @@ from models.errors import ConfigError
 from models.rng import Key
 from models.text.kinds import text_kind
 from pipelines.checkpoints import MANIFEST_FILE, load_network, read_spec
+from pipelines.context import FrameGroup
 from pipelines.creation import Cue, Maker, Request, is_picture, read_start
 from pipelines.data.store.caption_embeddings import embed_captions, text_encoder
 from pipelines.data.store.dataset import ShardDataset
@@ -33,9 +40,13 @@ from pipelines.generation import Head, Method, check
 from pipelines.media.color import Frames
 from pipelines.media.contact_sheet import contact_sheet, evenly, video_strip
 from pipelines.media.video import StreamedMp4, write_gif
+from pipelines.ray_group import ray_group
 from pipelines.ray_map import Pool
+from pipelines.sharing import following, leading
 from pipelines.storage import Storage, hash_of, temporary_folder
 from pipelines.synthesis import Synthesis, synthesize
+from pipelines.tracking import Progress
+from pipelines.training.monitors.board import progress_board, relayed_warnings
 from pipelines.world.captions import caption
 from pipelines.world.factors import all_labels
 
@@ -66,8 +77,8 @@ def sample(
     tars: bool = False,
     as_json: bool = False,
 ) -> list[str]:
-    """Write `count` videos with their captions, on this machine's GPU if `cluster.use_gpu`; or a dataset of
-    them, on Ray.
+    """Write `count` videos with their captions, on this machine's GPU if `cluster.use_gpu`, or on Ray by
+    `cluster.context_parallel` workers that share the frames of each; or a dataset of them, on Ray.
 
     Args:
         config: the run's settings.
@@ -98,6 +109,7 @@ def sample(
             or a combination that makes no sense.
         DataError: a file to begin with that cannot be read.
         CheckpointError: there is no finished student.
+        ClusterError: there is no room for the workers, or one of them died.
     """
     sampler = _sampler(config, checkpoint, head, steps, times, negative, as_json=as_json)
     if dataset is not None:
@@ -134,6 +146,7 @@ def _sampler(
 ) -> Sampler:
     """Says where its times are not those that one would expect."""
     folder = checkpoint or checkpoint_of(config, "teacher" if head == "teacher" else "distill", "sample")
+    folder = str(Storage(folder))
     spec, say = read_spec(folder), warn if as_json else print_line
     given, own = None if times is None else read_times(times), spec.sampling.steps
     if given:
@@ -220,32 +233,23 @@ def write_samples(
     loops: bool,
     as_json: bool,
 ) -> list[str]:
-    """Make videos in this process, and say where they are; `begin` is the file that they begin with, the
-    other arguments and what is raised are those of `sample`."""
+    """Make videos, and say where they are; `begin` is the file that they begin with, the other arguments and
+    what is raised are those of `sample`."""
     paths, (firsts, cues) = RunPaths.of(config), _story(captions, timeline)
     info = read_info(paths.dataset)
-    size, fps = (info.height, info.width), info.long.fps
-    begins = read_start(begin, config.data.limits, size, fps) if begin else None
+    fps = info.long.fps
+    begins = read_start(begin, config.data.limits, (info.height, info.width), fps) if begin else None
     if not firsts:
         different = sorted(set(ShardDataset(paths.dataset, "long").captions))
         firsts = [different[place] for place in evenly(len(different), min(count, len(different)))]
-    chosen = list(itertools.islice(itertools.cycle(firsts), count))
+    chosen = tuple(itertools.islice(itertools.cycle(firsts), count))
+    target = Storage(out or paths.samples)
+    wanted = Videos(config, sampler, chosen, fps, seconds, begins, loops, cues, target)
     with ConsoleProgress(to_stderr=as_json) as progress:
-        device = compute_device(config.cluster.use_gpu)
-        told = [*chosen, *(cue.caption for cue in cues)]
-        embed_captions(sampler.text, paths.dataset, told, device=device.type)
-        maker = Maker(
-            load_network(sampler.folder, device),
-            sampler.method,
-            dataset_autoencoder(paths.dataset, device),
-            text_encoder(sampler.text, paths.dataset),
-            sampler.sampling,
-            fps,
-        )
-        request = Request(frames=_frames(maker, seconds, begins), begins=begins, loops=loops, cues=cues)
-        maker.check(request)
-        target = Storage(out or paths.samples)
-        written = _write(target, maker, request, chosen, config, progress)
+        if config.cluster.context_parallel == 1:
+            written = _make(wanted, progress)
+        else:
+            written = _make_together(wanted, progress)
     if as_json:
         print_line(json.dumps({"folder": str(target), "videos": written}, ensure_ascii=False))
     else:
@@ -253,6 +257,66 @@ def write_samples(
             print_line(note)
         print_line(f"{count} videos, a contact sheet and metadata.jsonl in {target}")
     return [f"{target}/{one['file_name']}" for one in written]
+
+
+@dataclass(frozen=True)
+class Videos:
+    """What is made, wherever: captions and what else is asked of all, how, and the folder."""
+
+    config: RunConfig
+    sampler: Sampler
+    captions: Sequence[str]
+    fps: float
+    seconds: float | None
+    begins: Frames | None
+    loops: bool
+    cues: tuple[Cue, ...]
+    target: Storage
+
+
+def _make(wanted: Videos, progress: Progress, group: FrameGroup | None = None) -> list[dict[str, Any]]:
+    """Loads what makes the videos and writes them, as the first of a group that shares their frames where
+    there is one; the lines of metadata.jsonl."""
+    config, sampler, dataset = wanted.config, wanted.sampler, RunPaths.of(wanted.config).dataset
+    device = compute_device(config.cluster.use_gpu)
+    told = [*wanted.captions, *(cue.caption for cue in wanted.cues)]
+    embed_captions(sampler.text, dataset, told, device=device.type)
+    maker = Maker(
+        load_network(sampler.folder, device),
+        sampler.method,
+        dataset_autoencoder(dataset, device),
+        text_encoder(sampler.text, dataset),
+        sampler.sampling,
+        wanted.fps,
+    )
+    frames = _frames(maker, wanted.seconds, wanted.begins)
+    request = Request(frames=frames, begins=wanted.begins, loops=wanted.loops, cues=wanted.cues)
+    maker.check(request)
+    if group is None:
+        return _write(wanted, maker, request, progress)
+    group.own(maker.at_once(request) // maker.network.spec.model.patch_size[0])
+    with leading(maker.network, group):
+        return _write(wanted, maker, request, progress)
+
+
+def _make_together(wanted: Videos, progress: Progress) -> list[dict[str, Any]]:
+    """As `_make`, by workers that share the frames of each video."""
+    cluster = wanted.config.cluster
+    with ray_session(cluster), progress_board(progress) as board:
+        return ray_group(
+            partial(_take_part, wanted, board), cluster.context_parallel, use_gpu=cluster.use_gpu
+        )
+
+
+def _take_part(wanted: Videos, progress: Progress, rank: int, size: int) -> list[dict[str, Any]]:
+    """The work of one of them."""
+    group, sampler = FrameGroup(rank, size), wanted.sampler
+    if rank == 0:
+        with relayed_warnings(progress):
+            return _make(wanted, progress, group)
+    network = load_network(sampler.folder, compute_device(wanted.config.cluster.use_gpu))
+    following(network, sampler.method.head, group)
+    return []
 
 
 def write_dataset(
@@ -313,19 +377,13 @@ def _frames(maker: Maker, seconds: float | None, begins: Frames | None) -> int:
     )
 
 
-def _write(
-    target: Storage,
-    maker: Maker,
-    request: Request,
-    captions: Sequence[str],
-    config: RunConfig,
-    progress: ConsoleProgress,
-) -> list[dict[str, Any]]:
+def _write(wanted: Videos, maker: Maker, request: Request, progress: Progress) -> list[dict[str, Any]]:
     """An MP4 of each video, which can be played while it grows, metadata.jsonl, whose lines are given, and of
     the first a contact sheet and, where one piece makes them, GIFs."""
+    config, captions = wanted.config, wanted.captions
     key, rows = Key(config.seed, purpose="sample"), list[dict[str, Any]]()
     shown, strips = set(evenly(request.frames, SHEET_COLUMNS)), []
-    with _folder_of(target) as folder:
+    with _folder_of(wanted.target) as folder:
         for samples in _batches(len(captions), config.evaluation.batch_size):
             own = captions[samples.start : samples.stop]
             files = [StreamedMp4(folder / f"{index:05d}.mp4", maker.fps) for index in samples]

@@ -207,7 +207,8 @@ class ClusterConfig:
     draws stay the same."""
     context_parallel: PositiveInt = 1
     """Neighbouring workers that share the frames of each of a student's clips: one holds a part of the
-    activations and takes a part of the time. Groups of so many share the batches. Losses stay the same."""
+    activations and takes a part of the time. Groups of so many share the batches. Losses stay the same.
+    `sample` makes its videos by one such group."""
     shard: Literal["none", "full", "hybrid"] = "none"
     """Who has the weights, gradients, moments and averages: `none`, every worker all of them; `full`, all
     workers a part each; `hybrid`, each group of `shard_group` workers all of them, a worker of it a part.

@@ -1,0 +1,52 @@
+"""Workers of a group exchange what they like, and end together, whatever befalls one of them."""
+
+import os
+import signal
+
+import pytest
+import torch
+from torch import distributed
+
+from models.errors import ClusterError, ConfigError
+from pipelines import ray_group as module
+from pipelines.ray_group import ray_group
+
+
+def total(rank: int, size: int) -> list[int]:
+    """What all add up, in the first alone."""
+    ranks = torch.tensor([rank + 10 * (place == rank) for place in range(size)])
+    distributed.all_reduce(ranks)
+    return ranks.tolist() if rank == 0 else []
+
+
+def refused(rank: int, size: int) -> None:
+    if rank == 1:
+        raise ConfigError("the second will not", "Ask another")
+    distributed.barrier()
+
+
+def killed(rank: int, size: int) -> None:
+    if rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    distributed.barrier()
+
+
+def test_the_first_tells_what_all_have_exchanged(ray_local: None) -> None:
+    assert ray_group(total, 3) == [13, 13, 13]
+
+
+def test_what_one_refuses_is_raised_though_others_wait(ray_local: None) -> None:
+    with pytest.raises(ConfigError, match="the second will not") as caught:
+        ray_group(refused, 2)
+    assert caught.value.remedy == "Ask another"
+
+
+def test_a_death_is_told_though_others_wait(ray_local: None) -> None:
+    with pytest.raises(ClusterError, match="worker 2 of 2 died"):
+        ray_group(killed, 2)
+
+
+def test_a_cluster_without_room_is_told(ray_local: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "ROOM_S", 1.0)
+    with pytest.raises(ClusterError, match="40 workers at once want a CPU each"):
+        ray_group(total, 40)
