@@ -4,9 +4,11 @@ The samples of a seed are cut into parts. A part's files are written first and i
 in one step, and a clip's bytes depend on its seed and number alone, so that a run that was killed goes on
 where it was, a run again adds nothing, and a larger count adds the difference.
 
-clips/00003/00000750.mp4     one file per clip, with metadata.jsonl for readers of video folders
+clips/00003/7-00000750.mp4   one file per clip of seed 7, with metadata.jsonl for readers of video folders
 shards/00003.tar             or a tar per part, a clip's .mp4, .txt and .json together, for webdataset
-parts/00003.json             the ledger of a part: the rows of metadata.jsonl
+.parts/00003.json            the ledger of a part: the rows of metadata.jsonl
+
+Readers guess what a folder holds by the files that they see, so ours are hidden.
 """
 
 import io
@@ -40,9 +42,11 @@ from pipelines.world.measures import FactorReader, present
 
 VERSION = 1
 """Raised when the same settings give other files."""
-IDENTITY = "synthesis.json"
+IDENTITY = ".synthesis.json"
 """What the clips of a folder are made by; others are refused."""
 METADATA = "metadata.jsonl"
+LEDGERS, CLIPS, SHARDS = ".parts", "clips", "shards"
+"""Folders."""
 Form = Literal["mp4", "webdataset"]
 Clip = tuple[dict[str, Any], bytes]
 """What is said of a clip, and its MP4."""
@@ -99,7 +103,17 @@ class Part:
     @property
     def ledger(self) -> str:
         """Its file."""
-        return f"parts/{self.number:05d}.json"
+        return f"{LEDGERS}/{self.number:05d}.json"
+
+    @property
+    def clips(self) -> str:
+        """Folder of its clips."""
+        return f"{CLIPS}/{self.number:05d}"
+
+    @property
+    def shard(self) -> str:
+        """Its tar."""
+        return f"{SHARDS}/{self.number:05d}.tar"
 
     def __str__(self) -> str:
         return f"clips {self.samples.start} to {self.samples.stop - 1}"
@@ -134,6 +148,8 @@ def synthesize(
         )
     lines = (f"{json.dumps(row)}\n" for part in parts for row in _rows(storage, part)[: len(part.samples)])
     storage.write_bytes(METADATA, "".join(lines).encode())
+    for folder in ("", LEDGERS, SHARDS, *(part.clips for part in parts)):
+        storage.delete_unfinished(folder)
     return made
 
 
@@ -166,11 +182,11 @@ def _make(synthesis: Synthesis, out: str, use_gpu: bool, part: Part) -> int:
     """The work of an actor: a part's files, then its ledger; how many clips."""
     storage, clips = Storage(out), _clips(synthesis, _maker(synthesis, use_gpu), part.samples)
     if synthesis.form == "webdataset":
-        rows = _write_tar(storage, f"shards/{part.number:05d}.tar", clips)
+        rows = _write_tar(storage, part.shard, clips)
     else:
         rows = []
         for row, video in clips:
-            name = f"clips/{part.number:05d}/{row['id']}.mp4"
+            name = f"{part.clips}/{row['id']}.mp4"
             storage.write_bytes(name, video)
             rows.append({"file_name": name, **row})
     storage.write_json(part.ledger, rows)

@@ -3,9 +3,11 @@
 import dataclasses
 import io
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import webdataset
@@ -15,11 +17,13 @@ from models.errors import DataError
 from pipelines.generation import Method
 from pipelines.media.video import decode, read_mp4
 from pipelines.ray_map import Pool
+from pipelines.storage import Storage
 from pipelines.synthesis import METADATA, Synthesis, synthesize, world_labels
 from pipelines.world.captions import COLOURS, SPEEDS, TEXTURES, caption
 from pipelines.world.config import WorldConfig
 from pipelines.world.factors import draw_long
 from pipelines.world.render import render
+from tests.pipelines.evaluation.dying import DIED, Dying
 
 CAPTIONS = (caption(0, 1, 0), caption(3, 4, 1), caption(5, 0, 0))
 POOL = Pool(1, 1)
@@ -55,6 +59,13 @@ def rows_of(folder: Path):
     return [json.loads(line) for line in (folder / METADATA).read_text().splitlines()]
 
 
+def load(folder: Path, cache: Path):
+    """As `datasets` reads a folder of which it is told nothing."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+        return datasets.load_dataset(str(folder), split="train", cache_dir=str(cache))
+
+
 def contents(folder: Path):
     return {
         path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
@@ -67,6 +78,13 @@ def test_a_folder_opens_as_video_folders_do(whole):
     assert len({row["id"] for row in rows}) == 7
     assert all(read_mp4(whole / row["file_name"]).shape == (32, 64, 64, 3) for row in rows)
     assert {row["system"] for row in rows} == {"MMM, 2 steps"}
+
+
+def test_datasets_opens_it_by_its_folder_alone(whole, tmp_path):
+    opened = load(whole, tmp_path).cast_column("video", datasets.Video(decode=False))
+    for found, row in zip(opened, rows_of(whole), strict=True):
+        assert found.pop("video")["path"] == str(whole / row.pop("file_name"))
+        assert found == row
 
 
 def test_captions_come_equally_often_in_every_round(whole):
@@ -100,15 +118,25 @@ def test_again_adds_nothing_and_more_adds_the_difference(synthesis, whole, tmp_p
 
 
 def test_what_a_stop_left_behind_is_made_the_same(synthesis, whole, tmp_path):
-    """A part without its ledger, one of whose files is cut off, and no metadata yet."""
+    """A part without its ledger, a file that is cut off, unfinished ones, and no metadata yet."""
     out = tmp_path / "stopped"
     synthesize(synthesis, 7, str(out), POOL)
     (out / METADATA).unlink()
-    (out / "parts/00001.json").unlink()
+    (out / ".parts/00001.json").unlink()
     cut = next((out / "clips/00001").iterdir())
     cut.write_bytes(cut.read_bytes()[:100])
+    for name in (METADATA, ".parts/00001.json", f"clips/00001/{cut.name}", "shards/00001.tar"):
+        Storage(out).pending(name)
     assert synthesize(synthesis, 7, str(out), POOL) == 3
     assert contents(out) == contents(whole)
+
+
+def test_a_killed_worker_costs_time_only(synthesis, networks, whole, tmp_path):
+    shutil.copytree(networks["student"], tmp_path / "student")
+    dying = Dying(**vars(synthesis) | {"checkpoint": str(tmp_path / "student")})
+    assert synthesize(dying, 7, str(tmp_path / "made"), POOL) == 7
+    assert (tmp_path / "student" / DIED).exists()
+    assert contents(tmp_path / "made") == contents(whole)
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
@@ -123,6 +151,7 @@ def test_tars_open_with_webdataset(synthesis, whole, tmp_path):
         assert json.loads(sample["json"])["sun"] == row["sun"]
         frames = np.stack(list(decode(io.BytesIO(sample["mp4"]))))
         np.testing.assert_array_equal(frames, read_mp4(whole / row["file_name"]))
+    assert load(out, tmp_path / "cache")["json"] == [json.loads(sample["json"]) for sample in samples]
 
 
 def test_clips_of_other_settings_are_not_mixed(synthesis, whole):
