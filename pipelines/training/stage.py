@@ -153,8 +153,8 @@ def adamw(
 
 
 def rate_share(config: StageConfig, step: int) -> float:
-    """Share of its peak that every learning rate of a stage has at a step: it rises linearly over the warm-up,
-    and then stays or falls by a half cosine to 0 at `steps`."""
+    """Share of its peak that every learning rate of a stage has at a step: it rises linearly over the
+    warm-up, and then stays or falls by a half cosine to 0 at `steps`."""
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
     if config.schedule == "constant":

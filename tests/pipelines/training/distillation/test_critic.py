@@ -69,14 +69,12 @@ def test_a_window_belongs_to_the_third_in_which_its_middle_lies(starts: dict[str
 
 def test_the_critic_comes_to_rest_with_the_student(starts: dict[str, str]) -> None:
     stage = distill_stage(starts, exit_shares=LATE, steps=6, schedule="cosine", warmup_steps=2)
-    state, told = stage.init("cpu"), []
-    for _ in range(6):
+    state, config = stage.init("cpu"), stage.config
+    for share in (0.5, 1.0, 1.0, 0.8536, 0.5, 0.1464):
         run(stage, state, 1)
         rates = {role: optimizer.param_groups[0]["lr"] for role, optimizer in state.optimizers.items()}
-        told.append((rates["student"] / stage.config.learning_rate, rates["critic"]))
-    shares = [share for share, _ in told]
-    assert shares == pytest.approx([0.5, 1.0, 1.0, 0.8536, 0.5, 0.1464], abs=1e-4)
-    assert [rate for _, rate in told] == pytest.approx([stage.config.critic_learning_rate * s for s in shares])
+        assert rates["student"] == pytest.approx(config.learning_rate * share, rel=1e-3)
+        assert rates["critic"] == pytest.approx(config.critic_learning_rate * share, rel=1e-3)
 
 
 def test_the_critics_loss_is_told_by_third(starts: dict[str, str]) -> None:
