@@ -28,7 +28,8 @@ def make(run: RunConfig, ray_local: None) -> Iterator[Make]:
 
 def replicas() -> list[psutil.Process]:
     """Processes that hold a Studio."""
-    return [one for one in psutil.process_iter(["cmdline"]) if "ServeReplica" in "".join(one.cmdline()[:1])]
+    every = psutil.process_iter(["cmdline"])  # no words of a process that has just ended
+    return [one for one in every if "ServeReplica" in "".join((one.info["cmdline"] or [])[:1])]
 
 
 def test_a_killed_replica_loses_nothing(run: RunConfig, make: Make) -> None:

@@ -21,8 +21,10 @@ def work(progress: BoardProgress, text: str) -> None:
 
 @ray.remote(num_cpus=0)
 def hurry(progress: BoardProgress) -> None:
+    """Ends when all that it told is there."""
     for step in range(20):
         progress("task", step, 20, f"note {step}")
+    ray.get(progress.board.warn.remote("done"))
 
 
 @pytest.mark.usefixtures("ray_local")
