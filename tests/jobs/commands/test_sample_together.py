@@ -1,12 +1,17 @@
 """`sostenuto sample` by two workers that share the frames of each video."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 
+from jobs.commands import sample as sampling
+from jobs.config.load import load
+from models.errors import ConfigError
+from pipelines.context import FrameGroup
 from pipelines.media.video import read_mp4
+from pipelines.storage import Storage
+from pipelines.tracking import no_progress
 from tests.jobs.serve.tiny_run import LONG, make_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -43,9 +48,11 @@ def test_two_workers_make_the_videos_of_one(sample, tmp_path):
         assert np.abs(alone - together).max() <= 2, "pixels are rounded"
 
 
-def test_more_workers_than_frames_are_refused_and_nothing_is_written(sample, tmp_path):
-    out = tmp_path / "out"
-    done = sample("--caption", "a sun", "--loop", "--seconds", "0.125", "--out", str(out), *TWO)
-    assert done.returncode == 1
-    assert "a clip of 1 latent frames cannot be shared by 2 workers" in done.stderr
-    assert not Path(out).exists()
+def test_more_workers_than_frames_are_refused_and_nothing_is_written(root, tmp_path):
+    make_run(root)
+    config = load("ci", [f"storage.root={root}", *SIZES])
+    sampler, out = sampling._sampler(config, None, "dm", None, None, None, as_json=False), tmp_path / "out"
+    wanted = sampling.Videos(config, sampler, ("a sun",), 8.0, 0.125, None, True, (), Storage(out))
+    with pytest.raises(ConfigError, match="a clip of 1 latent frames cannot be shared by 2 workers"):
+        sampling._make(wanted, no_progress, FrameGroup(0, 2))
+    assert not out.exists()

@@ -131,6 +131,8 @@ def test_what_a_stop_left_behind_is_made_the_same(synthesis, whole, tmp_path):
     assert contents(out) == contents(whole)
 
 
+@pytest.mark.long
+@pytest.mark.kill
 def test_a_killed_worker_costs_time_only(synthesis, networks, whole, tmp_path):
     shutil.copytree(networks["student"], tmp_path / "student")
     dying = Dying(**vars(synthesis) | {"checkpoint": str(tmp_path / "student")})
