@@ -149,20 +149,20 @@ def test_workers_with_uneven_shares_in_micro_batches_take_the_steps_of_one(
 
 
 def _gather(rank: int, size: int, alike: int, out: str) -> None:
+    """What a worker has then, and from how many it came."""
     distributed.init_process_group("gloo", init_method=f"file://{out}/meeting", rank=rank, world_size=size)
     cluster = ClusterConfig(num_workers=size, context_parallel=alike)
     workers = placed(dataclasses.replace(recipe(SFT, {"teacher": ""}), cluster=cluster), rank, size)
-    received, all_gather = [], distributed.all_gather
+    senders, all_gather = [], distributed.all_gather
 
     def counted(parts: list[Tensor], own: Tensor, group: Any = None) -> Any:
-        received.append(len(parts))
+        senders.append(len(parts))
         return all_gather(parts, own, group=group)
 
     distributed.all_gather = counted  # type: ignore[assignment]
-    batch = torch.arange(15.0).view(5, 3)
-    own = workers.share(5)
-    assert torch.equal(workers.gather(batch[own.start : own.stop], 5), batch)
-    assert received == [size // alike]
+    samples = torch.tensor(workers.share(5))
+    together = workers.gather(samples, 5).tolist()
+    Path(out, f"{rank}.json").write_text(json.dumps([together, senders]))
     distributed.barrier()
     distributed.destroy_process_group()
 
@@ -170,6 +170,8 @@ def _gather(rank: int, size: int, alike: int, out: str) -> None:
 @pytest.mark.parametrize("alike", [1, 2])
 def test_samples_come_in_order_and_once_from_workers_that_share_clips(alike: int, tmp_path: Path) -> None:
     spawn(_gather, 4, alike, str(tmp_path))
+    told = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(4)]
+    assert told == [[[0, 1, 2, 3, 4], [4 // alike]]] * 4
 
 
 def test_no_more_rows_than_a_micro_batch_go_through_a_network(starts: dict[str, str]) -> None:
