@@ -15,8 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from jobs.commands.runs import checkpoint_of
 from jobs.config.paths import RunPaths
 from jobs.config.schema import RunConfig
@@ -382,18 +380,20 @@ def _write(wanted: Videos, maker: Maker, request: Request, progress: Progress) -
     the first a contact sheet and, where one piece makes them, GIFs."""
     config, captions = wanted.config, wanted.captions
     key, rows = Key(config.seed, purpose="sample"), list[dict[str, Any]]()
-    shown, strips = set(evenly(request.frames, SHEET_COLUMNS)), []
+    shown, strips = evenly(request.frames, SHEET_COLUMNS), []
+    whole = request.frames <= maker.trained_frames
     with _folder_of(wanted.target) as folder:
         for samples in _batches(len(captions), config.evaluation.batch_size):
             own = captions[samples.start : samples.stop]
             files = [StreamedMp4(folder / f"{index:05d}.mp4", maker.fps) for index in samples]
-            pictures = [list[Frames]() for _ in samples]
+            pictures = [dict[int, Frames]() for _ in samples]
             done = 0
             for piece in maker.create(request, own, key, samples):
                 for file, frames, kept in zip(files, piece, pictures, strict=True):
                     file.add(frames)
-                    whole = request.frames <= maker.trained_frames
-                    kept += [frame for place, frame in enumerate(frames, done) if whole or place in shown]
+                    kept |= {
+                        place: frame for place, frame in enumerate(frames, done) if whole or place in shown
+                    }
                 done += piece.shape[1]
                 progress(
                     "sample",
@@ -403,9 +403,9 @@ def _write(wanted: Videos, maker: Maker, request: Request, progress: Progress) -
             for index, file, caption, kept in zip(samples, files, own, pictures, strict=True):
                 file.finish()
                 if index < SHEET_ROWS:
-                    if request.frames <= maker.trained_frames:
-                        write_gif(folder / f"{index:05d}.gif", kept, maker.fps)
-                    strips.append(video_strip(np.stack(kept), caption, SHEET_COLUMNS))
+                    if whole:
+                        write_gif(folder / f"{index:05d}.gif", list(kept.values()), maker.fps)
+                    strips.append(video_strip({place: kept[place] for place in shown}, caption))
                 rows.append(
                     {
                         "file_name": f"{index:05d}.mp4",

@@ -171,10 +171,9 @@ def evenly(count: int, picks: int) -> list[int]:
     return [int(index) for index in np.linspace(0, count - 1, picks).round()]
 
 
-def video_strip(video: Frames, caption: str, columns: int) -> Strip:
-    """A strip of `columns` frames, evenly from the first to the last of a video."""
-    picks = evenly(len(video), columns)
-    return Strip(video[picks], caption, (f"frames {', '.join(map(str, picks))}",))
+def video_strip(frames: Mapping[int, Frames], caption: str) -> Strip:
+    """A strip of frames [H, W, 3], by their places in a video."""
+    return Strip(np.stack(list(frames.values())), caption, (f"frames {', '.join(map(str, frames))}",))
 
 
 def side_by_side(frames: Mapping[str, Frames]) -> Frames:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pipelines.data.store.info import dataset_autoencoder, read_info
 from pipelines.data.types import CorpusName
-from pipelines.media.contact_sheet import contact_sheet, video_strip
+from pipelines.media.contact_sheet import contact_sheet, evenly, video_strip
 from pipelines.media.video import write_mp4
 from pipelines.storage import temporary_folder
 from pipelines.tracking import Tracker
@@ -33,7 +33,11 @@ def preview(
     with temporary_folder() as folder:
         for index, video in enumerate(frames):
             write_mp4(folder / f"{index}.mp4", iter(video), fps)
-        strips = [video_strip(video, c, COLUMNS) for c, video in zip(captions, frames, strict=True)]
+        places = evenly(frames.shape[1], COLUMNS)
+        strips = [
+            video_strip({place: video[place] for place in places}, caption)
+            for caption, video in zip(captions, frames, strict=True)
+        ]
         contact_sheet(f"step {step}", strips).save(folder / "sheet.png")
         for path in sorted(folder.iterdir()):
             tracker.artifact(str(path), f"preview/step-{step:06d}")

@@ -101,9 +101,17 @@ def test_videos_sheet_and_captions_are_written(tmp_path, folder, told):
     assert (tmp_path / "out" / "sheet.png").exists()
 
 
-def test_a_longer_video_goes_on_from_its_own_frames(tmp_path, folder, told):
+def test_a_longer_video_goes_on_from_its_own_frames(tmp_path, folder, told, monkeypatch):
+    notes, strip = [], command.video_strip
+
+    def noted(*given):
+        notes.append(strip(*given).notes)
+        return strip(*given)
+
+    monkeypatch.setattr(command, "video_strip", noted)
     (path,) = run(tmp_path, folder, use_gpu=False, count=1, seconds=3.0)
     assert len(read_mp4(path)) == 24
+    assert notes == [("frames 0, 3, 6, 9, 12, 14, 17, 20, 23",)]
     assert path.replace(".mp4", ".gif") not in {str(one) for one in (tmp_path / "out").iterdir()}
 
 

@@ -166,7 +166,7 @@ def test_letters_that_no_font_has_are_told(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_video_strip_runs_from_the_first_to_the_last_frame() -> None:
     frames = moving(11)
-    strip = video_strip(frames, "a blob", 3)
+    strip = video_strip({place: frames[place] for place in evenly(11, 3)}, "a blob")
     np.testing.assert_array_equal(strip.frames, frames[[0, 5, 10]])
     assert strip.notes == ("frames 0, 5, 10",)
     assert evenly(0, 0) == []
