@@ -17,6 +17,8 @@ from ray.train import (
     UserCallback,
 )
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+from ray.train.v2._internal.execution.callback import RayTrainCallback
 
 from models.errors import SostenutoError
 from models.wan import read_transformer
@@ -35,6 +37,13 @@ SILENCE_S = 7200
 
 LOST_S = 15.0
 """No worker has beaten for so long: there is none that could save."""
+
+
+class StageTrainer(TorchTrainer):
+    """Ray Train without its manager of Ray datasets, which no stage reads: an actor less, of 115 MiB."""
+
+    def _create_default_callbacks(self) -> list[RayTrainCallback]:
+        return [own for own in super()._create_default_callbacks() if not isinstance(own, DatasetsCallback)]
 
 
 def train_stage(
@@ -91,7 +100,7 @@ def _fit(
     """Ray Train's run. Interrupted, the workers save at the end of their step, unless a second one comes."""
     cluster, done = recipe.cluster, Future[Result]()
     with guarding(60 * cluster.hang_minutes) as guard:
-        trainer = TorchTrainer(
+        trainer = StageTrainer(
             train_worker,
             train_loop_config={
                 "recipe": recipe,
