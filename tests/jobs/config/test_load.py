@@ -48,7 +48,7 @@ def test_tiny_is_the_default_recipe():
     assert (config.mixed.short_batch, config.mixed.long_batch) == (64, 32)
     assert (config.distill.steps, config.distill.learning_rate, config.distill.critic_learning_rate) == (
         210,
-        5e-5,
+        1e-4,
         5e-4,
     )
     assert config.warmup.steps == 0
