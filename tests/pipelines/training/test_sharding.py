@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, distributed
 
 from models.blocks import checkpoint_blocks
+from models.config import LoraConfig
 from models.weights import load_tensors, save_tensors
 from pipelines.checkpoints import check_seal, critic_weights, load_network
 from pipelines.training.collectives import ALONE, Workers
@@ -40,12 +41,14 @@ class Mesh(NamedTuple):
 
 WHOLE, PARTS, CLIPS = Mesh(1, "full", 0), Mesh(1, "hybrid", 2), Mesh(2, "full", 0)
 CLIPS_AND_PARTS, COPIES = Mesh(2, "hybrid", 2), Mesh(1, "hybrid", 1)
+SFT_ADAPTERS, DISTILL_ADAPTERS = "sft by adapters, heads adapters", "distill by adapters, heads full"
 QUICK = {
-    2: [("teacher", WHOLE), ("adversarial", CLIPS)],
+    2: [("teacher", WHOLE), ("adversarial", CLIPS), (SFT_ADAPTERS, WHOLE), (DISTILL_ADAPTERS, CLIPS)],
     4: [("distill", CLIPS_AND_PARTS)],
 }
+STAGES = "teacher", "sft", "distill", "adversarial", SFT_ADAPTERS, DISTILL_ADAPTERS
 ALL = {
-    size: [(stage, mesh) for stage in ("teacher", "sft", "distill", "adversarial") for mesh in meshes]
+    size: [(stage, mesh) for stage in STAGES for mesh in meshes]
     for size, meshes in {
         1: (WHOLE, COPIES),
         2: (WHOLE, PARTS, CLIPS, CLIPS_AND_PARTS, COPIES),
@@ -62,17 +65,19 @@ def precision(name: str) -> Iterator[None]:
 
 
 def made(name: str, starts: dict[str, str], workers: Workers = ALONE) -> SupervisedStage | DistillStage:
-    """A stage whose batches go through in parts."""
+    """A stage whose batches go through in parts, of the networks' weights or of adapters."""
     if name == "teacher":
         return SupervisedStage(recipe(dataclasses.replace(TEACHER, micro_batch=1)), workers)
-    if name == "sft":
-        start = {"teacher": starts["teacher"]}
-        return SupervisedStage(recipe(dataclasses.replace(SFT, micro_batch=1), start), workers)
-    settings, adversary = dataclasses.replace(DISTILL, micro_batch=2), name == "adversarial"
+    kind, _, heads = name.partition(" by adapters, heads ")
+    lora = LoraConfig(rank=3, alpha=6.0, heads=heads) if heads else LoraConfig()  # type: ignore[arg-type]
+    if kind == "sft":
+        plan = recipe(dataclasses.replace(SFT, micro_batch=1), {"teacher": starts["teacher"]})
+        return SupervisedStage(dataclasses.replace(plan, lora=lora), workers)
+    settings, adversary = dataclasses.replace(DISTILL, micro_batch=2), kind == "adversarial"
     plan = recipe(dataclasses.replace(settings, short_batch=4 if adversary else 0), starts)
     weights = {"adversarial_weight": 0.1 if adversary else 0.0, "forward_kl_weight": 0.5}
     loss = dataclasses.replace(plan.loss, **weights)
-    return DistillStage(dataclasses.replace(plan, crop_safe=False, loss=loss), CAPTIONS, workers)
+    return DistillStage(dataclasses.replace(plan, crop_safe=False, loss=loss, lora=lora), CAPTIONS, workers)
 
 
 def steps(stage: SupervisedStage | DistillStage, state: TrainState, count: int) -> list[dict[str, float]]:
@@ -174,10 +179,10 @@ def _save(stage: SupervisedStage | DistillStage, state: TrainState, root: str) -
     return Path(root, "stage", f"step-{state.step:06d}")
 
 
-def _resume(rank: int, size: int, starts: dict[str, str], out: str) -> None:
+def _resume(rank: int, size: int, name: str, starts: dict[str, str], out: str) -> None:
     begin(rank, size, f"{out}/meeting")
     for number, (mesh, others) in enumerate(RESUMED[size]):
-        stage = made("distill", starts, place(rank, size, mesh, starts))
+        stage = made(name, starts, place(rank, size, mesh, starts))
         state = stage.init("cpu")
         steps(stage, state, 1)
         kept, folder = tensors(state), _save(stage, state, f"{out}/{number}")
@@ -185,7 +190,7 @@ def _resume(rank: int, size: int, starts: dict[str, str], out: str) -> None:
             save_tensors(kept, folder / "kept.safetensors")
         steps(stage, state, 1)
         for other in (mesh, *others):
-            again = made("distill", starts, place(rank, size, other, starts))
+            again = made(name, starts, place(rank, size, other, starts))
             resumed = again.init("cpu")
             load_state(resumed, folder)
             assert difference(kept, tensors(resumed)) == 0.0, (mesh, other)
@@ -205,19 +210,20 @@ RESUMED = {
 """Meshes whose checkpoints others go on with, and which."""
 
 
+@pytest.mark.parametrize("name", ["distill", DISTILL_ADAPTERS])
 @pytest.mark.parametrize(("size", "parts"), [(2, [2, 1]), pytest.param(4, [4, 2], marks=pytest.mark.long)])
 def test_any_number_of_workers_goes_on_from_the_checkpoint_of_any_other(
-    size: int, parts: list[int], tmp_path: Path
+    size: int, parts: list[int], name: str, tmp_path: Path
 ) -> None:
     """Bit for bit, whatever part of the weights each has; so does who samples, exports or starts from it."""
     starts = trained_starts(tmp_path)
-    stage = made("distill", starts)
+    stage = made(name, starts)
     state = stage.init("cpu")
     steps(stage, state, 1)
     (tmp_path / "alone").mkdir()
     save_state(state, stage.spec, tmp_path / "alone")
     save_tensors(tensors(state), tmp_path / "alone.safetensors")
-    spawn(_resume, size, starts, str(tmp_path))
+    spawn(_resume, size, name, starts, str(tmp_path))
     for number, count in enumerate(parts):
         folder = tmp_path / str(number) / "stage" / "step-000001"
         check_seal(folder)
@@ -226,8 +232,10 @@ def test_any_number_of_workers_goes_on_from_the_checkpoint_of_any_other(
         kept = load_tensors(folder / "kept.safetensors")
         load_state(state, folder)
         assert difference(kept, tensors(state)) == 0.0
-        sampled = load_network(folder).model.state_dict()
-        assert all(torch.equal(kept[f"student.average.{name}"], own) for name, own in sampled.items())
-        critic = critic_weights(folder)
-        assert all(torch.equal(kept[f"critic.{name}"], own) for name, own in critic.items())
+        (joined := tmp_path / f"joined-{number}").mkdir()
+        save_state(state, stage.spec, joined)
+        for read in (lambda path: load_network(path).model.state_dict(), critic_weights):
+            ours, theirs = read(folder), read(joined)
+            assert ours.keys() == theirs.keys()
+            assert all(torch.equal(ours[one], theirs[one]) for one in theirs)
         assert checkpoint_sha256(str(folder), "student.average.safetensors")
