@@ -222,8 +222,8 @@ def sample(
 
     --dataset makes labelled clips by the thousand on Ray; the same command goes on where it stopped.
 
-    With cluster.context_parallel=N, N workers on Ray, of a GPU each, share the frames of every video, which
-    then takes a part of the time and is the same.
+    With cluster.num_workers=N, N workers on Ray, of a GPU each, make different batches of videos at once;
+    with cluster.context_parallel, so many of them share the frames of every video. All are the same.
 
     \b
     Examples:

@@ -47,8 +47,8 @@ class _Worker:
         return work(rank, size)
 
 
-def ray_group(work: Callable[[int, int], T], size: int, *, use_gpu: bool = False) -> T:
-    """What the first of `size` workers makes of `work(rank, size)`, which all of them run.
+def ray_group(work: Callable[[int, int], T], size: int, *, use_gpu: bool = False) -> list[T]:
+    """What each of `size` workers makes of `work(rank, size)`, in their order.
 
     Args:
         work: sent to workers that are new, and end with it.
@@ -66,16 +66,16 @@ def ray_group(work: Callable[[int, int], T], size: int, *, use_gpu: bool = False
             raise ClusterError(
                 f"{size} workers at once want a {kind} each, and there was no room for them in {ROOM_S:g} s: "
                 f"the cluster has {ray.cluster_resources().get(kind, 0):g}",
-                "Wait until what uses them has ended, or lower cluster.context_parallel",
+                "Wait until what uses them has ended, or lower cluster.num_workers",
             )
         workers = [_started(room, rank, use_gpu) for rank in range(size)]
         sent, meeting = ray.put(work), workers[0].meet.remote(size)
         runs = [one.run.remote(sent, rank, size, use_gpu, meeting) for rank, one in enumerate(workers)]
         try:
-            result: T = ray.get(runs)[0]
+            results: list[T] = ray.get(runs)
         except RayError as error:
             raise _cause(runs, error) from error
-        return result
+        return results
     finally:
         remove_placement_group(room)
 

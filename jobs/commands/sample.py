@@ -1,7 +1,7 @@
 """`sostenuto sample`: videos from a trained network, as MP4, GIF and a contact sheet.
 
-This process makes them; or, with `cluster.context_parallel` above 1, so many workers on Ray, which share the
-frames of each video. The first of them writes.
+This process makes them; or `cluster.num_workers` on Ray do, of which groups of `cluster.context_parallel`
+share the frames of each video. The first worker of a group writes its videos, this process what is about all.
 """
 
 import dataclasses
@@ -14,6 +14,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import torch
+from torch import distributed
 
 from jobs.commands.runs import checkpoint_of
 from jobs.config.paths import RunPaths
@@ -36,15 +39,15 @@ from pipelines.data.store.info import dataset_autoencoder, read_info
 from pipelines.data.types import CorpusName
 from pipelines.generation import Head, Method, check
 from pipelines.media.color import Frames
-from pipelines.media.contact_sheet import contact_sheet, evenly, video_strip
+from pipelines.media.contact_sheet import Strip, contact_sheet, evenly, video_strip
 from pipelines.media.video import StreamedMp4, write_gif
-from pipelines.ray_group import ray_group
+from pipelines.ray_group import SILENCE, ray_group
 from pipelines.ray_map import Pool
 from pipelines.sharing import following, leading
 from pipelines.storage import Storage, hash_of, temporary_folder
 from pipelines.synthesis import Synthesis, synthesize
 from pipelines.tracking import Progress
-from pipelines.training.monitors.board import progress_board, relayed_warnings
+from pipelines.training.monitors.board import BoardProgress, progress_board, relayed_warnings
 from pipelines.world.captions import caption
 from pipelines.world.factors import all_labels
 
@@ -76,7 +79,7 @@ def sample(
     as_json: bool = False,
 ) -> list[str]:
     """Write `count` videos with their captions, on this machine's GPU if `cluster.use_gpu`, or on Ray by
-    `cluster.context_parallel` workers that share the frames of each; or a dataset of them, on Ray.
+    `cluster.num_workers`, groups of which make different ones; or a dataset of them, on Ray.
 
     Args:
         config: the run's settings.
@@ -244,10 +247,12 @@ def write_samples(
     target = Storage(out or paths.samples)
     wanted = Videos(config, sampler, chosen, fps, seconds, begins, loops, cues, target)
     with ConsoleProgress(to_stderr=as_json) as progress:
-        if config.cluster.context_parallel == 1:
-            written = _make(wanted, progress)
+        if wanted.workers > 1:
+            made = _make_on_ray(wanted, progress)
         else:
-            written = _make_together(wanted, progress)
+            _embed(wanted)
+            made = [_make(wanted, progress, wanted.batches)]
+    written = _write_about_all(wanted, made)
     if as_json:
         print_line(json.dumps({"folder": str(target), "videos": written}, ensure_ascii=False))
     else:
@@ -271,14 +276,47 @@ class Videos:
     cues: tuple[Cue, ...]
     target: Storage
 
+    @property
+    def batches(self) -> list[range]:
+        """Samples that are made at once."""
+        count, size = len(self.captions), self.config.evaluation.batch_size
+        return [range(start, min(start + size, count)) for start in range(0, count, size)]
 
-def _make(wanted: Videos, progress: Progress, group: FrameGroup | None = None) -> list[dict[str, Any]]:
-    """Loads what makes the videos and writes them, as the first of a group that shares their frames where
-    there is one; the lines of metadata.jsonl."""
+    @property
+    def groups(self) -> int:
+        """Groups of workers that make different batches; none is without one."""
+        cluster = self.config.cluster
+        return min(cluster.least_workers // cluster.context_parallel, len(self.batches))
+
+    @property
+    def workers(self) -> int:
+        """Of all groups."""
+        return self.groups * self.config.cluster.context_parallel
+
+
+class Made(NamedTuple):
+    """What one group has made."""
+
+    rows: list[dict[str, Any]]
+    """Lines of metadata.jsonl."""
+    strips: dict[int, Strip]
+    """Of the contact sheet, by sample."""
+
+
+def _embed(wanted: Videos) -> None:
+    """Stores what captions lack of embeddings, by an encoder that is gone before the network comes."""
+    told = [*wanted.captions, *(cue.caption for cue in wanted.cues)]
+    device = compute_device(wanted.config.cluster.use_gpu)
+    embed_captions(wanted.sampler.text, RunPaths.of(wanted.config).dataset, told, device=device.type)
+
+
+def _make(
+    wanted: Videos, progress: Progress, batches: Sequence[range], group: FrameGroup | None = None
+) -> Made:
+    """Loads what makes videos and writes some batches of them, as the first of a group that shares their
+    frames where there is one."""
     config, sampler, dataset = wanted.config, wanted.sampler, RunPaths.of(wanted.config).dataset
     device = compute_device(config.cluster.use_gpu)
-    told = [*wanted.captions, *(cue.caption for cue in wanted.cues)]
-    embed_captions(sampler.text, dataset, told, device=device.type)
     maker = Maker(
         load_network(sampler.folder, device),
         sampler.method,
@@ -291,30 +329,40 @@ def _make(wanted: Videos, progress: Progress, group: FrameGroup | None = None) -
     request = Request(frames=frames, begins=wanted.begins, loops=wanted.loops, cues=wanted.cues)
     maker.check(request)
     if group is None:
-        return _write(wanted, maker, request, progress)
+        return _write(wanted, maker, request, progress, batches)
     group.own(maker.at_once(request) // maker.network.spec.model.patch_size[0])
     with leading(maker.network, group):
-        return _write(wanted, maker, request, progress)
+        return _write(wanted, maker, request, progress, batches)
 
 
-def _make_together(wanted: Videos, progress: Progress) -> list[dict[str, Any]]:
-    """As `_make`, by workers that share the frames of each video."""
+def _make_on_ray(wanted: Videos, progress: Progress) -> list[Made]:
+    """What each group has made, at the same time as the others."""
     cluster = wanted.config.cluster
     with ray_session(cluster), progress_board(progress) as board:
-        return ray_group(
-            partial(_take_part, wanted, board), cluster.context_parallel, use_gpu=cluster.use_gpu
-        )
+        made = ray_group(partial(_take_part, wanted, board), wanted.workers, use_gpu=cluster.use_gpu)
+    return [one for one in made if one is not None]
 
 
-def _take_part(wanted: Videos, progress: Progress, rank: int, size: int) -> list[dict[str, Any]]:
-    """The work of one of them."""
-    group, sampler = FrameGroup(rank, size), wanted.sampler
-    if rank == 0:
-        with relayed_warnings(progress):
-            return _make(wanted, progress, group)
+def _take_part(wanted: Videos, progress: BoardProgress, rank: int, size: int) -> Made | None:
+    """The work of one worker; what the first of a group has made."""
+    alike, sampler = wanted.config.cluster.context_parallel, wanted.sampler
+    number, place = divmod(rank, alike)
+    group = None
+    if alike > 1:
+        own, _ = distributed.new_subgroups(alike, timeout=SILENCE)
+        group = FrameGroup(place, alike, own)
+    with relayed_warnings(progress):
+        if rank == 0:
+            _embed(wanted)
+        distributed.all_reduce(torch.zeros(1))  # all wait for it
+        if place == 0:
+            if size > alike:
+                progress = dataclasses.replace(progress, prefix=f"group {number + 1}: ")
+            return _make(wanted, progress, wanted.batches[number :: size // alike], group)
+    assert group is not None
     network = load_network(sampler.folder, compute_device(wanted.config.cluster.use_gpu))
     following(network, sampler.method.head, group)
-    return []
+    return None
 
 
 def write_dataset(
@@ -375,15 +423,17 @@ def _frames(maker: Maker, seconds: float | None, begins: Frames | None) -> int:
     )
 
 
-def _write(wanted: Videos, maker: Maker, request: Request, progress: Progress) -> list[dict[str, Any]]:
-    """An MP4 of each video, which can be played while it grows, metadata.jsonl, whose lines are given, and of
-    the first a contact sheet and, where one piece makes them, GIFs."""
+def _write(
+    wanted: Videos, maker: Maker, request: Request, progress: Progress, batches: Sequence[range]
+) -> Made:
+    """An MP4 of each video, which can be played while it grows, and of the first ones, where one piece makes
+    them, GIFs."""
     config, captions = wanted.config, wanted.captions
-    key, rows = Key(config.seed, purpose="sample"), list[dict[str, Any]]()
-    shown, strips = evenly(request.frames, SHEET_COLUMNS), []
-    whole = request.frames <= maker.trained_frames
+    key, rows, strips = Key(config.seed, purpose="sample"), list[dict[str, Any]](), dict[int, Strip]()
+    shown, whole = evenly(request.frames, SHEET_COLUMNS), request.frames <= maker.trained_frames
+    total = sum(map(len, batches)) * request.frames
     with _folder_of(wanted.target) as folder:
-        for samples in _batches(len(captions), config.evaluation.batch_size):
+        for samples in batches:
             own = captions[samples.start : samples.stop]
             files = [StreamedMp4(folder / f"{index:05d}.mp4", maker.fps) for index in samples]
             pictures = [dict[int, Frames]() for _ in samples]
@@ -395,17 +445,13 @@ def _write(wanted: Videos, maker: Maker, request: Request, progress: Progress) -
                         place: frame for place, frame in enumerate(frames, done) if whole or place in shown
                     }
                 done += piece.shape[1]
-                progress(
-                    "sample",
-                    samples.start * request.frames + done * len(samples),
-                    len(captions) * request.frames,
-                )
+                progress("sample", len(rows) * request.frames + done * len(samples), total)
             for index, file, caption, kept in zip(samples, files, own, pictures, strict=True):
                 file.finish()
                 if index < SHEET_ROWS:
                     if whole:
                         write_gif(folder / f"{index:05d}.gif", list(kept.values()), maker.fps)
-                    strips.append(video_strip({place: kept[place] for place in shown}, caption))
+                    strips[index] = video_strip({place: kept[place] for place in shown}, caption)
                 rows.append(
                     {
                         "file_name": f"{index:05d}.mp4",
@@ -414,18 +460,20 @@ def _write(wanted: Videos, maker: Maker, request: Request, progress: Progress) -
                         "sample": index,
                     }
                 )
-        title = f"The first {len(strips)} of {len(captions)} samples"
-        contact_sheet(title, strips).save(folder / "sheet.png")
-        if request.cues:
-            rows = [row | {"timeline": [dataclasses.asdict(cue) for cue in request.cues]} for row in rows]
+    return Made(rows, strips)
+
+
+def _write_about_all(wanted: Videos, made: Sequence[Made]) -> list[dict[str, Any]]:
+    """A contact sheet of the first videos, and metadata.jsonl, whose lines are given."""
+    rows = sorted((row for one in made for row in one.rows), key=lambda row: int(row["sample"]))
+    strips = {sample: strip for one in made for sample, strip in one.strips.items()}
+    if wanted.cues:
+        rows = [row | {"timeline": [dataclasses.asdict(cue) for cue in wanted.cues]} for row in rows]
+    with _folder_of(wanted.target) as folder:
+        title = f"The first {len(strips)} of {len(rows)} samples"
+        contact_sheet(title, [strips[sample] for sample in sorted(strips)]).save(folder / "sheet.png")
         (folder / "metadata.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     return rows
-
-
-def _batches(count: int, size: int) -> Iterator[range]:
-    """Samples that are made at once."""
-    for start in range(0, count, size):
-        yield range(start, min(start + size, count))
 
 
 @contextmanager

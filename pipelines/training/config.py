@@ -208,7 +208,7 @@ class ClusterConfig:
     context_parallel: PositiveInt = 1
     """Neighbouring workers that share the frames of each of a student's clips: one holds a part of the
     activations and takes a part of the time. Groups of so many share the batches. Losses stay the same.
-    `sample` makes its videos by one such group."""
+    Groups make different videos in `sample`."""
     shard: Literal["none", "full", "hybrid"] = "none"
     """Who has the weights, gradients, moments and averages: `none`, every worker all of them; `full`, all
     workers a part each; `hybrid`, each group of `shard_group` workers all of them, a worker of it a part.

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 
 import pytest
 import torch
@@ -13,10 +14,10 @@ from pipelines.ray_group import ray_group
 
 
 def total(rank: int, size: int) -> list[int]:
-    """What all add up, in the first alone."""
+    """What all add up, and who says so."""
     ranks = torch.tensor([rank + 10 * (place == rank) for place in range(size)])
     distributed.all_reduce(ranks)
-    return ranks.tolist() if rank == 0 else []
+    return [rank, *ranks.tolist()]
 
 
 def refused(rank: int, size: int) -> None:
@@ -31,8 +32,20 @@ def killed(rank: int, size: int) -> None:
     distributed.barrier()
 
 
-def test_the_first_tells_what_all_have_exchanged(ray_local: None) -> None:
-    assert ray_group(total, 3) == [13, 13, 13]
+def test_each_tells_in_its_turn_what_all_have_exchanged(ray_local: None) -> None:
+    assert ray_group(total, 3) == [[rank, 13, 13, 13] for rank in range(3)]
+
+
+def dead(rank: int, size: int) -> None:
+    """The others wait for nobody, and are not done for long."""
+    if rank == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(1000)
+
+
+def test_a_death_ends_those_that_do_not_notice_it(ray_local: None) -> None:
+    with pytest.raises(ClusterError, match="worker 3 of 3 died"):
+        ray_group(dead, 3)
 
 
 def test_what_one_refuses_is_raised_though_others_wait(ray_local: None) -> None:

@@ -1,6 +1,8 @@
-"""`sostenuto sample` by two workers that share the frames of each video."""
+"""`sostenuto sample` by workers that share the frames of each video, and by groups that make several."""
 
+import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +19,8 @@ from tests.jobs.serve.tiny_run import LONG, make_run
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 TWO = ["--set", "cluster.num_workers=2", "--set", "cluster.context_parallel=2"]
+TWO_GROUPS = ["--set", "cluster.num_workers=2"]
+GROUPS_OF_TWO = ["--set", "cluster.num_workers=4", "--set", "cluster.context_parallel=2"]
 SIZES = "data.height=32 data.width=32 world.size=32 autoencoder.components=3".split()
 
 
@@ -48,11 +52,48 @@ def test_two_workers_make_the_videos_of_one(sample, tmp_path):
         assert np.abs(alone - together).max() <= 2, "pixels are rounded"
 
 
+def files(folder: Path):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("one", "two"), [([], TWO_GROUPS), pytest.param(TWO, GROUPS_OF_TWO, marks=pytest.mark.long)]
+)
+def test_two_groups_make_the_files_of_one(sample, tmp_path, one, two):
+    options = ["--count", "3", "--seconds", "1", "--caption", "a sun", "--caption", "a moon", "--json"]
+    options += ["--set", "evaluation.batch_size=1"]
+    said = []
+    for name, more in {"one": one, "two": two}.items():
+        done = sample(*options, "--out", str(tmp_path / name), *more)
+        assert done.returncode == 0, done.stderr
+        said.append(done.stderr)
+    assert files(tmp_path / "one") == files(tmp_path / "two")
+    assert len([*(tmp_path / "two").glob("*.mp4")]) == 3
+    assert "group 2: sample" in said[1]
+    assert "group 1: sample" in said[1]
+    assert "group 1" not in said[0]
+
+
+@pytest.mark.parametrize(
+    ("count", "workers", "alike", "groups"),
+    [(3, 2, 1, 2), (3, 8, 2, 3), (1, 8, 1, 1), (1, 4, 4, 1), (5, (2, 4), 1, 2)],
+)
+def test_batches_are_those_of_one_group_and_none_is_without_any(root, count, workers, alike, groups):
+    config = load("ci", [f"storage.root={root}", "evaluation.batch_size=1"])
+    cluster = dataclasses.replace(config.cluster, num_workers=workers, context_parallel=alike)
+    config = dataclasses.replace(config, cluster=cluster)
+    wanted = sampling.Videos(config, None, ["a sun"] * count, 8.0, None, None, False, (), Storage(root))
+    assert wanted.groups == groups
+    assert wanted.workers == groups * alike
+    dealt = [batch for number in range(groups) for batch in wanted.batches[number::groups]]
+    assert sorted(sample for batch in dealt for sample in batch) == [*range(count)]
+
+
 def test_more_workers_than_frames_are_refused_and_nothing_is_written(root, tmp_path):
     make_run(root)
     config = load("ci", [f"storage.root={root}", *SIZES])
     sampler, out = sampling._sampler(config, None, "dm", None, None, None, as_json=False), tmp_path / "out"
     wanted = sampling.Videos(config, sampler, ("a sun",), 8.0, 0.125, None, True, (), Storage(out))
     with pytest.raises(ConfigError, match="a clip of 1 latent frames cannot be shared by 2 workers"):
-        sampling._make(wanted, no_progress, FrameGroup(0, 2))
+        sampling._make(wanted, no_progress, wanted.batches, FrameGroup(0, 2))
     assert not out.exists()
