@@ -11,10 +11,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, noop_context_fn
 
 from kernels.ops import dense_attention, window_attention
-from models.config import ModelConfig
+from kernels.recompute import kept_attention
+from models.config import Checkpointing, ModelConfig
 from models.context import Context
 
 
@@ -202,17 +203,20 @@ class Block(nn.Module):
         self.norm2 = LayerNorm(dim)
         self.ffn = FeedForward(dim, config.ffn_dim)
         self.scale_shift_table = nn.Parameter(torch.randn(1, 6, dim) / math.sqrt(dim))
-        self.checkpointed = False
-        """Keep only the block's input for the backward pass, which recomputes the rest."""
+        self.checkpointing: Checkpointing = "none"
+        """What is computed again in the backward pass, for which the block's input is kept."""
 
     def forward(
         self, x: Tensor, modulation: Tensor, context: Tensor, mask: Tensor | None, grid: TokenGrid
     ) -> Tensor:
         """x [B, T, S, D], modulation [B, T or 1, 6, D], context [B, L, D] -> [B, T, S, D]."""
         given = (x, modulation, context, mask, grid)
-        if not (self.checkpointed and torch.is_grad_enabled()):
+        if self.checkpointing == "none" or not torch.is_grad_enabled():
             return self._compute(*given)
-        out: Tensor = checkpoint(self._compute, *given, use_reentrant=False, preserve_rng_state=False)
+        modes = kept_attention if self.checkpointing == "selective" else noop_context_fn
+        out: Tensor = checkpoint(
+            self._compute, *given, use_reentrant=False, preserve_rng_state=False, context_fn=modes
+        )
         return out
 
     def _compute(
@@ -227,11 +231,11 @@ class Block(nn.Module):
         return out
 
 
-def checkpoint_blocks(model: nn.Module) -> None:
+def checkpoint_blocks(model: nn.Module, checkpointing: Checkpointing = "full") -> None:
     """Activation checkpointing: the backward pass holds the activations of one block at a time."""
     for module in model.modules():
         if isinstance(module, Block):
-            module.checkpointed = True
+            module.checkpointing = checkpointing
 
 
 def sinusoids(t: Tensor, channels: int) -> Tensor:

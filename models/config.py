@@ -31,6 +31,9 @@ Share: TypeAlias = Annotated[float, Bounds("0 ... 1", ge=0, le=1)]
 UnevenFrames: TypeAlias = Literal["refuse", "pad"]
 """What happens to a window of a length that a causal autoencoder does not take."""
 
+Checkpointing: TypeAlias = Literal["none", "selective", "full"]
+"""What of a block the backward pass computes again: nothing, all but self-attention, or all."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class AutoencoderConfig:

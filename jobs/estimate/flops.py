@@ -17,7 +17,7 @@ from jobs.config.schema import RunConfig
 from jobs.config.shapes import shapes
 from jobs.estimate.passes import ALL, SCORED, Pass, Place, passes
 from models.blocks import Block, checkpoint_blocks
-from models.config import LoraConfig, ModelConfig
+from models.config import Checkpointing, LoraConfig, ModelConfig
 from models.ddt import Student
 from models.dit import DiT, Encoder, Head
 from models.lora import add_adapters
@@ -53,7 +53,11 @@ def networks(config: RunConfig, stage: str) -> Networks:
 
 @lru_cache(maxsize=8)
 def _built(
-    size: tuple[ModelConfig, int, int], exits: int, lora: LoraConfig, scored: bool, checkpointed: bool
+    size: tuple[ModelConfig, int, int],
+    exits: int,
+    lora: LoraConfig,
+    scored: bool,
+    checkpointing: Checkpointing,
 ) -> Networks:
     with torch.device("meta"):
         built = Networks(DiT(*size), Student(*size), DiT(*size, exits=exits), Student(*size))
@@ -62,9 +66,8 @@ def _built(
         add_adapters(built.critic, lora)
     if not scored:
         freeze_unused_head(built.student)
-    if checkpointed:
-        for network in (built.teacher, built.student, built.critic):
-            checkpoint_blocks(network)
+    for network in (built.teacher, built.student, built.critic):
+        checkpoint_blocks(network, checkpointing)
     return built
 
 
@@ -195,12 +198,15 @@ class _Count:
         self.context_moves = self.linear(embedder.text_embedder.linear_2, self.tokens.text, caption)
 
     def block(self, block: Block) -> None:
-        """Both attentions and the feed-forward layers; twice where the backward pass recomputes them."""
-        before = self.total.forward
+        """Both attentions and the feed-forward layers; what the backward pass recomputes of them twice."""
+        before, kept = self.total.forward, 0.0
         tokens, own, cross = self.tokens, block.attn1, block.attn2
         moves = self.moving or block.scale_shift_table.requires_grad
         projected = [self.linear(layer, tokens.clip, moves) for layer in (own.to_q, own.to_k, own.to_v)]
+        attended = self.total.forward
         self.moving = self.attention(tokens.pairs(own.window), *projected)
+        if block.checkpointing == "selective":
+            kept = self.total.forward - attended
         self.moving = self.linear(own.to_out[0], tokens.clip, self.moving)
         norm_trained = any(parameter.requires_grad for parameter in block.norm2.parameters())
         query = self.linear(cross.to_q, tokens.clip, self.moving or norm_trained)
@@ -209,8 +215,8 @@ class _Count:
         for layer in (cross.to_out[0], block.ffn.net[0].proj, block.ffn.net[2]):
             assert isinstance(layer, nn.Module)
             self.moving = self.linear(layer, tokens.clip, self.moving)
-        if block.checkpointed and self.moving:
-            self.total += Flops(0.0, self.total.forward - before)
+        if block.checkpointing != "none" and self.moving:
+            self.total += Flops(0.0, self.total.forward - before - kept)
 
     def attention(self, pairs: int, query: bool, key: bool, value: bool) -> bool:
         """Two products over the pairs; backward, one for each operand that moves and one for the weights."""

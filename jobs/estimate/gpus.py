@@ -122,9 +122,9 @@ def require_fit(config: RunConfig, stages: Mapping[str, Mapping[str, int]], on: 
 
 def _remedies(config: RunConfig, stage: str, on: Gpu) -> Iterator[tuple[str, RunConfig]]:
     """Settings that save memory, each with the config that has it and all before it."""
-    if not config.cluster.activation_checkpointing:
-        config = replace(config, cluster=replace(config.cluster, activation_checkpointing=True))
-        yield "cluster.activation_checkpointing=true", config
+    if config.cluster.activation_checkpointing != "full":
+        config = replace(config, cluster=replace(config.cluster, activation_checkpointing="full"))
+        yield "cluster.activation_checkpointing=full", config
     name = "distill" if stage == "warmup" else stage
     settings = getattr(config, name)
     if settings.micro_batch != 1:

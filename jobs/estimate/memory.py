@@ -4,7 +4,7 @@ Weights, gradients, moments and averages are float32 on every device; a worker h
 where they are sharded, and what a block that computes has gathered. On a GPU the passes run in bfloat16
 autocast, and autograd keeps a bfloat16 copy of the weights of linear layers for the length of a pass, or of
 one block's computation where its activations are computed again. Of activations a worker holds those of its
-frames where workers share clips, and every block's unless activation checkpointing keeps their inputs alone.
+frames where workers share clips, and every block's unless activation checkpointing computes them again.
 """
 
 from dataclasses import dataclass
@@ -56,7 +56,8 @@ NORMS = 10
 def activations(config: RunConfig, read: Tokens, *, half: bool, alike: int = 1) -> int:
     """Bytes that autograd keeps of one clip through a plain stack, from its input to its output.
 
-    With activation checkpointing: the inputs of all blocks, and everything of the one being recomputed.
+    With activation checkpointing: the inputs of all blocks, and everything of the one being recomputed; with
+    the selective one also what self-attention gives in the others, and its log-sum-exps.
 
     Args:
         config: the run's settings.
@@ -76,8 +77,10 @@ def activations(config: RunConfig, read: Tokens, *, half: bool, alike: int = 1) 
     seen = [min(read.frames, frames + 2 * reach) - frames for reach in reaches]
     fetched = [2 * more * read.per_frame * width * number for more in seen]
     kept = model.num_layers * block + sum(fetched)
-    if config.cluster.activation_checkpointing:
+    if config.cluster.activation_checkpointing != "none":
         kept = block + max(fetched) + model.num_layers * own * width * number
+    if config.cluster.activation_checkpointing == "selective":
+        kept += (model.num_layers - 1) * own * (width * number + model.num_heads * FLOAT)
     return kept + own * size.output * width + thetas * rotations
 
 
@@ -148,7 +151,7 @@ def _gathered(config: RunConfig, stage: str, built: Networks, *, half: bool) -> 
     block, around = max(map(parameters, blocks)), parameters(network) - sum(map(parameters, blocks))
     moving = max(map(trained, blocks)), trained(network) - sum(map(trained, blocks))
     sharded = shared_by(config) > 1
-    computed_again = config.cluster.activation_checkpointing
+    computed_again = config.cluster.activation_checkpointing != "none"
     return {
         "bfloat16_weights": HALF * (block + around if computed_again else parameters(network)) if half else 0,
         "gathered_weights": FLOAT * (2 * block + around) if sharded else 0,

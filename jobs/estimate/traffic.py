@@ -110,7 +110,7 @@ def _layer(config: RunConfig, one: Pass, place: Place, window: int | None, *, ha
     others = [number for number in range(place.alike) if number != place.number]
     fetched = [len(overlap(owned[other], seen[place.number])) for other in others]
     returned = [len(overlap(owned[place.number], seen[other])) for other in others]
-    again = one.backward and config.cluster.activation_checkpointing
+    again = one.backward and config.cluster.activation_checkpointing != "none"
     counts = (returned if one.backward else fetched) + (fetched if again else [])
     width = config.model.num_heads * config.model.head_dim
     frame = 2 * read.per_frame * width * (HALF if half else FLOAT)

@@ -5,6 +5,7 @@ from typing import Annotated, Literal, TypeAlias
 
 from models.config import (
     Bounds,
+    Checkpointing,
     FlowConfig,
     LoraConfig,
     LossConfig,
@@ -223,8 +224,10 @@ class ClusterConfig:
     from the last checkpoint. Longer than one worker's part of a step takes."""
     use_gpu: bool = False
     """One GPU per worker, bfloat16, Triton kernels."""
-    activation_checkpointing: bool = False
-    """Recompute a block's activations in the backward pass: a fraction of the memory, a third more time."""
+    activation_checkpointing: Checkpointing = "none"
+    """What the backward pass computes again of a block's activations, of which fewer are kept: `full`, all of
+    them, for a fraction of the memory and a third more operations; `selective`, all but what self-attention
+    gives, the most costly of them."""
     max_failures: NonNegativeInt = 2
     """Worker failures a stage survives, from its last checkpoint."""
     price_per_hour: NonNegativeFloat = 0.0

@@ -131,9 +131,8 @@ class _Loop:
         self.stage = make_stage(recipe, workers, only, self.device)
         self.batches = BatchSource(recipe.dataset, self.config, recipe.seed, workers, only)
         self.state = self.stage.init(self.device)
-        if recipe.cluster.activation_checkpointing:
-            for module in self.state.modules.values():
-                checkpoint_blocks(module)
+        for module in self.state.modules.values():
+            checkpoint_blocks(module, recipe.cluster.activation_checkpointing)
         self.watch = Watch(self.stage, recipe, workers, self.device)
         self.phases = self.stage.phases = Phases(self.device)
         self.log: Log | None = None

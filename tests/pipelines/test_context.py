@@ -25,7 +25,8 @@ CASES: dict[str, dict[str, Any]] = {
     "windows over the whole clip": {"pattern": "WGWG", "window": 20, "frames": 7},
     "many tokens a frame": {"pattern": "WGWG", "window": 1, "frames": 6, "side": 4},
     "a time for each frame": {"pattern": "WGWG", "window": 2, "frames": 10, "per_frame": True},
-    "checkpointed": {"pattern": "WGWG", "window": 2, "frames": 10, "checkpointed": True},
+    "checkpointed": {"pattern": "WGWG", "window": 2, "frames": 10, "checkpointing": "full"},
+    "attention kept": {"pattern": "WGWG", "window": 2, "frames": 10, "checkpointing": "selective"},
     "a frame for each process": {"pattern": "WGWG", "window": 1, "frames": 4},
 }
 DTYPES = {"float32": (torch.float32, 2e-6), "float64": (torch.float64, 1e-13)}
@@ -39,8 +40,7 @@ def answers(case: dict[str, Any], dtype: torch.dtype, group: FrameGroup | None) 
     )
     student = Student(dataclasses.replace(config, clip_position=True), 4, 10)
     randomize(student)
-    if case.get("checkpointed"):
-        checkpoint_blocks(student)
+    checkpoint_blocks(student, case.get("checkpointing", "none"))
     if group is not None:
         share_frames(student, group)
     x_t = latents(2, case["frames"], side=case.get("side", 1))

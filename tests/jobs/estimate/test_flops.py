@@ -1,6 +1,7 @@
 """The dry run's operations are those that torch's counter sees in real passes and real steps."""
 
 import dataclasses
+from typing import get_args
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from jobs.config.schema import DataConfig, RunConfig
 from jobs.estimate.flops import Tokens, networks, phases, stack_flops
 from models.blocks import checkpoint_blocks
-from models.config import AutoencoderConfig, LoraConfig, ModelConfig, SamplingConfig
+from models.config import AutoencoderConfig, Checkpointing, LoraConfig, ModelConfig, SamplingConfig
 from models.ddt import Student
 from models.dit import DiT
 from models.lora import add_adapters
@@ -51,23 +52,56 @@ def inputs(frames=7, side=6, text=5, batch=1):
 
 
 @pytest.mark.usefixtures("plain_attention")
-@pytest.mark.parametrize("checkpointed", [False, True])
+@pytest.mark.parametrize("checkpointing", ["none", "full"])
 @pytest.mark.parametrize("role", ["teacher", "student"])
 @pytest.mark.parametrize("case", CASES)
-def test_a_pass_costs_what_torch_counts(case, role, checkpointed):
+def test_a_pass_costs_what_torch_counts(case, role, checkpointing):
     config, lora = CASES[case]
     with torch.device("meta"):
         network = DiT(config, 4, 10) if role == "teacher" else Student(config, 4, 10)
     if lora is not None:
         add_adapters(network, lora)
-    if checkpointed:
-        checkpoint_blocks(network)
+    checkpoint_blocks(network, checkpointing)
     head = network.head if role == "teacher" else network.heads["distribution_matching"]
     call = network if role == "teacher" else network.distribution_matching
     ours = stack_flops(network.encoder, head, config, Tokens(7, 9, 5))
     forward, backward = counted(lambda: call(*inputs()))
     assert ours.forward == pytest.approx(forward, rel=0.01)
     assert ours.backward == pytest.approx(backward, rel=0.01)
+
+
+def attention_flops(window, *, backward=False):
+    """What an attention operator takes, of 12 frames of 9 tokens or of those and a caption's."""
+
+    def count(*shapes, **_):
+        q, k = shapes[1:3] if backward else shapes[:2]
+        pairs = Tokens(12, 9, 1).pairs(window) if q[2] == k[2] else q[2] * k[2]
+        return (4 if backward else 2) * 2 * pairs * q[0] * q[1] * q[3]
+
+    return count
+
+
+@pytest.mark.parametrize("checkpointing", get_args(Checkpointing))
+def test_attention_that_is_kept_is_not_counted_again(checkpointing):
+    """Where each attention is an operator, as on a GPU: torch sees how often, and tests tell its products."""
+    model = dataclasses.replace(MODEL, attention_pattern="WGWG")
+    network = DiT(model, 4, 10)
+    checkpoint_blocks(network, checkpointing)
+    clip, text = torch.randn(1, 12, 4, 6, 6), Conditioning(torch.randn(1, 90, 10))
+    aten = torch.ops.aten
+    told = {
+        torch.ops.sostenuto.window_attention: attention_flops(model.window),
+        torch.ops.sostenuto.window_attention_backward: attention_flops(model.window, backward=True),
+        aten._scaled_dot_product_flash_attention_for_cpu: attention_flops(None),
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: attention_flops(None, backward=True),
+    }
+    with FlopCounterMode(display=False, custom_mapping=told) as forward:
+        out = network(clip, torch.rand(1), text)
+    with FlopCounterMode(display=False, custom_mapping=told) as backward:
+        out.sum().backward()
+    ours = stack_flops(network.encoder, network.head, model, Tokens(12, 9, 90))
+    assert ours.forward == pytest.approx(forward.get_total_flops(), rel=0.01)
+    assert ours.backward == pytest.approx(backward.get_total_flops(), rel=0.01)
 
 
 @pytest.mark.parametrize("window", [None, 0, 1, 3, 20])

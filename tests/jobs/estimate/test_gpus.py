@@ -57,7 +57,7 @@ SMALL = [
 ]  # fmt: skip
 
 
-SMALL += ["cluster.num_workers=4", "cluster.activation_checkpointing=false"]
+SMALL += ["cluster.num_workers=4", "cluster.activation_checkpointing=none"]
 
 
 SETTING = r"[a-z_]+\.[a-z_]+=\w+"
