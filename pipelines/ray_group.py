@@ -66,7 +66,7 @@ def ray_group(work: Callable[[int, int], T], size: int, *, use_gpu: bool = False
             raise ClusterError(
                 f"{size} workers at once want a {kind} each, and there was no room for them in {ROOM_S:g} s: "
                 f"the cluster has {ray.cluster_resources().get(kind, 0):g}",
-                "Wait until what uses them has ended, or lower cluster.num_workers",
+                "Wait until what uses them has ended, or lower cluster.context_parallel",
             )
         workers = [_started(room, rank, use_gpu) for rank in range(size)]
         sent, meeting = ray.put(work), workers[0].meet.remote(size)

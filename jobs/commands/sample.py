@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import ray
 import torch
 from torch import distributed
 
@@ -336,10 +337,16 @@ def _make(
 
 
 def _make_on_ray(wanted: Videos, progress: Progress) -> list[Made]:
-    """What each group has made, at the same time as the others."""
+    """What each group has made, at the same time as the others: all, or as many as the cluster holds."""
     cluster = wanted.config.cluster
+    kind = "GPU" if cluster.use_gpu else "CPU"
     with ray_session(cluster), progress_board(progress) as board:
-        made = ray_group(partial(_take_part, wanted, board), wanted.workers, use_gpu=cluster.use_gpu)
+        has = int(ray.cluster_resources().get(kind, 0))
+        groups = min(wanted.groups, max(1, has // cluster.context_parallel))
+        if groups < wanted.groups:
+            warn(f"{groups} of {wanted.groups} groups make the videos: the cluster has {has} {kind}s")
+        work, size = partial(_take_part, wanted, board), groups * cluster.context_parallel
+        made = ray_group(work, size, use_gpu=cluster.use_gpu)
     return [one for one in made if one is not None]
 
 

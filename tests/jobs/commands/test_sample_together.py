@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -74,19 +75,39 @@ def test_two_groups_make_the_files_of_one(sample, tmp_path, one, two):
     assert "group 1" not in said[0]
 
 
+def videos(root, count, **cluster):
+    """What is made where each video is a batch."""
+    config = load("ci", [f"storage.root={root}", "evaluation.batch_size=1"])
+    config = dataclasses.replace(config, cluster=dataclasses.replace(config.cluster, **cluster))
+    return sampling.Videos(config, None, ["a sun"] * count, 8.0, None, None, False, (), Storage(root))
+
+
 @pytest.mark.parametrize(
     ("count", "workers", "alike", "groups"),
     [(3, 2, 1, 2), (3, 8, 2, 3), (1, 8, 1, 1), (1, 4, 4, 1), (5, (2, 4), 1, 2)],
 )
 def test_batches_are_those_of_one_group_and_none_is_without_any(root, count, workers, alike, groups):
-    config = load("ci", [f"storage.root={root}", "evaluation.batch_size=1"])
-    cluster = dataclasses.replace(config.cluster, num_workers=workers, context_parallel=alike)
-    config = dataclasses.replace(config, cluster=cluster)
-    wanted = sampling.Videos(config, None, ["a sun"] * count, 8.0, None, None, False, (), Storage(root))
+    wanted = videos(root, count, num_workers=workers, context_parallel=alike)
     assert wanted.groups == groups
     assert wanted.workers == groups * alike
     dealt = [batch for number in range(groups) for batch in wanted.batches[number::groups]]
     assert sorted(sample for batch in dealt for sample in batch) == [*range(count)]
+
+
+@pytest.mark.parametrize(
+    ("alike", "gpus", "started"), [(1, 8, 3), (1, 2, 2), (1, 0, 1), (2, 7, 6), (2, 5, 4), (2, 1, 2)]
+)
+def test_no_more_groups_are_started_than_the_cluster_has_gpus_for(
+    root, monkeypatch, capsys, alike, gpus, started
+):
+    wanted = videos(root, 3, num_workers=8, context_parallel=alike, use_gpu=True)
+    monkeypatch.setattr(sampling, "ray_session", lambda cluster: nullcontext())
+    monkeypatch.setattr(sampling, "progress_board", nullcontext)
+    monkeypatch.setattr(sampling.ray, "cluster_resources", lambda: {"CPU": 64.0, "GPU": float(gpus)})
+    monkeypatch.setattr(sampling, "ray_group", lambda work, size, *, use_gpu: [size])
+    assert sampling._make_on_ray(wanted, no_progress) == [started]
+    fewer = f"{started // alike} of 3 groups make the videos: the cluster has {gpus} GPUs"
+    assert (fewer in capsys.readouterr().err) == (started < wanted.workers)
 
 
 def test_more_workers_than_frames_are_refused_and_nothing_is_written(root, tmp_path):
