@@ -40,7 +40,7 @@ LOST_S = 15.0
 
 
 class StageTrainer(TorchTrainer):
-    """Ray Train without its manager of Ray datasets, which no stage reads: an actor less, of 115 MiB."""
+    """Ray Train without its manager of Ray datasets, which no stage reads: an actor less, of 116 MiB."""
 
     def _create_default_callbacks(self) -> list[RayTrainCallback]:
         return [own for own in super()._create_default_callbacks() if not isinstance(own, DatasetsCallback)]
