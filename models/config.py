@@ -116,8 +116,9 @@ class ModelConfig:
     """Tell each frame its place in the clip (student only)."""
     precondition: bool = True
     """Predict x0 through a scaled skip connection (from-scratch training); False predicts the velocity."""
-    init: Literal["wan", "look"] = "look"
-    """`look`: attention heads that start by looking at the previous, next and own frame."""
+    init: Literal["wan", "look", "place"] = "look"
+    """`look`: attention heads that start by looking at the previous, next and own frame; `place`: at their
+    own row and column there, for frames of many tokens."""
     look_amplitude_windowed: float = 5.0
     """Logit per time frequency of the look initialisation, W blocks."""
     look_amplitude_global: float = 5.0

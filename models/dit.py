@@ -201,7 +201,8 @@ class DiT(nn.Module):
 
 @torch.no_grad()
 def initialize(model: DiT, key: Key) -> None:
-    """Wan 2.1's initialisation: Xavier, small text and time layers, zero output; `look` changes values only.
+    """Wan 2.1's initialisation: Xavier, small text and time layers, zero output; `look` and `place` change
+    values only.
 
     Every tensor has its own generator, keyed by its name.
     """
@@ -220,7 +221,7 @@ def initialize(model: DiT, key: Key) -> None:
         else:
             bound = math.sqrt(6 / sum(parameter.flatten(1).shape))
             parameter.copy_((2 * torch.rand(parameter.shape, generator=generator) - 1) * bound)
-    if model.config.init == "look":
+    if model.config.init != "wan":
         for block in model.encoder.blocks:
             assert isinstance(block, Block)
             block.scale_shift_table[:, [2, 5]] = 1.0
@@ -228,21 +229,25 @@ def initialize(model: DiT, key: Key) -> None:
 
 
 def _look(attention: SelfAttention, config: ModelConfig) -> None:
-    """Heads 0, 1, 2 start by looking at the previous, next and own frame through their rotary positions.
+    """Heads 0, 1, 2 start by looking at the previous, next and own frame through their rotary positions, by
+    `place` at their own row and column there.
 
-    Queries and keys are constant on the first time frequencies f: after rotation the logit of frame i for
-    frame j is a sum of cos(f (i - j + offset)), largest at j = i + offset. All other channels stay as they
-    are, and everything is trainable.
+    Queries and keys are constant on the first frequencies f of an axis: after rotation the logit of position
+    i for position j is a sum of cos(f (i - j + offset)), largest at j = i + offset. All other channels stay
+    as they are, and everything is trainable.
     """
     windowed = attention.window is not None
     amplitude = config.look_amplitude_windowed if windowed else config.look_amplitude_global
     strength = math.sqrt(amplitude * math.sqrt(config.head_dim))
-    turns = frequencies(axis_channels(config.head_dim)[0], attention.theta)[:LOOK_FREQUENCIES]
+    axes = axis_channels(config.head_dim)[: 3 if config.init == "place" else 1]
     for head, offset in zip(range(config.num_heads - 1), LOOK_OFFSETS, strict=False):
         start = head * config.head_dim
-        rows = slice(start, start + 2 * len(turns))
-        for layer, angles in ((attention.to_q, torch.zeros_like(turns)), (attention.to_k, -turns * offset)):
-            layer.weight[rows] = 0.0
-            layer.bias[rows] = torch.stack((angles.cos(), angles.sin()), dim=-1).flatten().float()
-        for norm in (attention.norm_q, attention.norm_k):
-            norm.weight[rows] = strength
+        for channels, way in zip(axes, (offset, 0, 0), strict=False):
+            turns = frequencies(channels, attention.theta)[:LOOK_FREQUENCIES]
+            rows = slice(start, start + 2 * len(turns))
+            for layer, angles in ((attention.to_q, torch.zeros_like(turns)), (attention.to_k, -turns * way)):
+                layer.weight[rows] = 0.0
+                layer.bias[rows] = torch.stack((angles.cos(), angles.sin()), dim=-1).flatten().float()
+            for norm in (attention.norm_q, attention.norm_k):
+                norm.weight[rows] = strength
+            start += channels

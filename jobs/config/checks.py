@@ -105,8 +105,10 @@ def _network(config: RunConfig) -> None:
     if model.head_dim % 2 or model.head_dim < 6:
         problem = f"model.head_dim {model.head_dim} cannot be split over time, height and width"
         raise ConfigError(problem, "Set an even number of 6 or more")
-    if model.init == "look" and (model.num_heads < 3 or model.head_dim < 24):
-        problem = f"model.init=look needs 3 heads of 24 channels, not {model.num_heads} of {model.head_dim}"
+    if model.init != "wan" and (model.num_heads < 3 or model.head_dim < 24):
+        problem = (
+            f"model.init={model.init} needs 3 heads of 24 channels, not {model.num_heads} of {model.head_dim}"
+        )
         raise ConfigError(problem, "Raise model.num_heads and model.head_dim, or set model.init=wan")
     if model.pretrained is not None and model.precondition:
         problem = "model.pretrained weights predict the velocity, but model.precondition is true"

@@ -1,6 +1,7 @@
 """What each frame and token sees, and the student against its teacher."""
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -133,13 +134,14 @@ def test_rotary_channels_and_relative_positions() -> None:
     assert not torch.allclose(logit(3, 7), logit(3, 8), atol=1e-3)
 
 
-def _first_attention(model: DiT, frames: int) -> Tensor:
-    """Attention probabilities of the first block, [heads, frames, frames], the mean over random clips."""
-    attention = model.encoder.blocks[0].attn1
+def _first_attention(model: DiT, *grid: int) -> Tensor:
+    """Attention probabilities of the first block for clips of frames, rows and columns, [heads, tokens,
+    tokens], the mean over random ones."""
+    attention, tokens = model.encoder.blocks[0].attn1, math.prod(grid)
     q, k, _ = attention.project(
-        *(2 * [torch.randn(64, frames, 96, generator=torch.Generator().manual_seed(3))])
+        *(2 * [torch.randn(64, tokens, 96, generator=torch.Generator().manual_seed(3))])
     )
-    cos, sin = rotations(TokenGrid.whole(frames, 1, 1), 24, attention.theta, torch.device("cpu"))
+    cos, sin = rotations(TokenGrid.whole(*grid), 24, attention.theta, torch.device("cpu"))
     logits = rotate(q, cos, sin) @ rotate(k, cos, sin).transpose(-1, -2) / 24**0.5
     return logits.softmax(-1).mean(0)
 
@@ -148,13 +150,26 @@ def test_look_heads_look_at_the_previous_the_next_and_their_own_frame() -> None:
     model = DiT(ModelConfig(), 13, 64)
     initialize(model, Key(0))
     with torch.no_grad():
-        seen = _first_attention(model, 17)
+        seen = _first_attention(model, 17, 1, 1)
     middle = slice(2, 15)
     for head, offset in ((0, -1), (1, 1), (2, 0)):
         assert torch.equal(seen[head].argmax(-1)[middle], torch.arange(17)[middle] + offset)
         wanted = seen[head].diagonal(offset)[3:-3]
         assert 0.5 < float(wanted.min()) < float(wanted.max()) < 0.9
     assert float(seen[3].max()) < 0.2
+
+
+def test_heads_that_look_at_a_place_look_at_their_own_row_and_column() -> None:
+    model, (frames, rows, columns) = DiT(ModelConfig(init="place"), 13, 64), (6, 5, 7)
+    initialize(model, Key(0))
+    with torch.no_grad():
+        seen = _first_attention(model, frames, rows, columns)
+    per_frame = rows * columns
+    own = torch.arange(per_frame, (frames - 1) * per_frame)
+    for head, offset in ((0, -1), (1, 1), (2, 0)):
+        wanted = own + offset * per_frame
+        assert torch.equal(seen[head].argmax(-1)[own], wanted)
+        assert float(seen[head][own, wanted].min()) > 0.15
 
 
 def test_initialisation_is_keyed_and_starts_at_a_zero_output() -> None:

@@ -24,6 +24,7 @@ REFUSED = [
     ("tiny", ["model.head_dim=25"], "model.head_dim 25", "even"),
     ("tiny", ["model.head_dim=12"], "model.init=look", "model.init=wan"),
     ("tiny", ["model.num_heads=2"], "model.init=look", "model.num_heads"),
+    ("mouse", ["model.num_heads=2"], "model.init=place", "model.num_heads"),
     ("tiny", ["model.patch_size=[3,1,1]"], "SHORT latent frames", "model.patch_size"),
     ("tiny", ["model.patch_size=[1,2,2]"], "latent rows", "model.patch_size"),
     ("tiny", ["autoencoder.patch_size=24"], "patch of 24 pixels does not tile", "multiples of 24"),
