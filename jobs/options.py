@@ -22,7 +22,9 @@ app = typer.Typer(
 
 Config = Annotated[
     str,
-    typer.Option("--config", help="A preset (tiny, minute, clips, wan-1.3b, wan-14b, ci) or a YAML file."),
+    typer.Option(
+        "--config", help="A preset (tiny, minute, clips, mouse, wan-1.3b, wan-14b, ci) or a YAML file."
+    ),
 ]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", help="dotted.name=value; may be repeated.", metavar="NAME=VALUE")

@@ -186,11 +186,22 @@ LONG = (
     "sostenuto serve --set serve.longest_seconds=300 --set serve.max_replicas=4",
     "sostenuto sweep",
     "sostenuto compare --config tiny --seeds 1",
+    "sostenuto evaluate",
+    "sostenuto sample --count 4 --out clips",
     "sostenuto sample --count 10000 --dataset clips10k --captions-from world",
+    "sostenuto sample --seconds 8 --set cluster.num_workers=2 --set cluster.context_parallel=2",
+    (
+        "sostenuto sample --count 12 --set cluster.num_workers=4 --set cluster.context_parallel=2 "
+        "--set evaluation.batch_size=1"
+    ),
+    "sostenuto serve",
+    "sostenuto serve --host 0.0.0.0",
     "sostenuto ingest --config clips --short /mnt/short --long /mnt/long --set storage.root=/mnt/runs",
     "sostenuto train teacher --config clips --set storage.root=/mnt/runs",
+    "sostenuto submit train teacher --set storage.root=/mnt/runs",
     "sostenuto submit world --config ci --set storage.root=/tmp/sostenuto-runs",
     "sostenuto submit ingest --config ci --set storage.root=/tmp/sostenuto-runs",
+    "sostenuto submit --no-wait evaluate --config ci --set storage.root=/tmp/sostenuto-runs",
     (
         "sostenuto submit --submission-id teacher-1 train teacher --config ci "
         "--set storage.root=/tmp/sostenuto-runs"
@@ -200,8 +211,8 @@ LONG = (
         "--set tracking.uri=http://mlflow.internal:5000"
     ),
 )
-"""Commands that other tests run too: finished_quickstart, test_sweep.py, test_compare.py, test_synthesis.py;
-or the same command with other options."""
+"""Commands that other tests run too: finished_quickstart, test_sweep.py, test_compare.py, test_synthesis.py,
+test_sample_together.py; or the same command with other options."""
 
 
 def of_kind(*kinds: str) -> pytest.MarkDecorator:

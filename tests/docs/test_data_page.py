@@ -71,6 +71,7 @@ def test_the_page_is_read_as_commands_with_what_they_print():
     assert plain("videos 12 3") != plain("videos 12 4")
 
 
+@pytest.mark.long
 def test_the_commands_print_what_the_page_shows(story):
     _, told = story
     shown = [one for one in told if one.shown]
@@ -81,6 +82,7 @@ def test_the_commands_print_what_the_page_shows(story):
         assert not missing, f"{one.command.text} printed {one.output}"
 
 
+@pytest.mark.long
 def test_json_is_one_object_and_the_files_lie_where_the_page_says(story):
     folder, told = story
     ingest, inspect = (json.loads(one.output) for one in told if "--json" in one.command.words)

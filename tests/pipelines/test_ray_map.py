@@ -128,7 +128,7 @@ class Unstartable:
         return 2 * number
 
 
-@pytest.mark.parametrize("deaths", [1, MAX_RETRIES])
+@pytest.mark.parametrize("deaths", [pytest.param(1, marks=pytest.mark.long), MAX_RETRIES])
 def test_an_actor_that_cannot_be_started_is_replaced(deaths: int, ray_local: None, tmp_path: Path) -> None:
     work = Unstartable(tmp_path, deaths)
     assert ray_map_all(work, range(3), Pool(1, 1)) == [0, 2, 4]

@@ -15,6 +15,7 @@ from models.errors import CheckpointError, ConfigError
 from pipelines.checkpoints import MANIFEST_FILE
 from pipelines.evaluation import generate as generating
 from pipelines.evaluation import reference as references
+from pipelines.evaluation import run as running
 from pipelines.evaluation.claims import Claim, judge
 from pipelines.evaluation.kept import MEASURED, forget
 from pipelines.evaluation.report.page import write_report
@@ -74,6 +75,16 @@ def test_the_result_survives_json(result):
     assert Evaluation.from_json(stored) == result
 
 
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """Work of an evaluation is done here, in turn, and not by workers of Ray."""
+    for module in (generating, references, running):
+        monkeypatch.setattr(module, "ray_map_all", lambda work, items, *_: [work(item) for item in items])
+    generating._generator.cache_clear()
+    yield
+    generating._generator.cache_clear()
+
+
 def figures(made):
     """All numbers of an evaluation but times."""
     return {
@@ -88,7 +99,7 @@ def figures(made):
 
 
 def test_what_a_stopped_evaluation_has_measured_is_not_measured_again(
-    ray_local, settings, networks, tmp_path
+    in_this_process, settings, networks, tmp_path
 ):
     """The second system cannot be read; when it can, the first one's weights are gone and not missed."""
     for name in ("first", "second"):
@@ -152,17 +163,13 @@ class Seen:
 
 
 def test_i3d_sees_systems_and_real_videos_where_it_is_wanted(
-    result, settings, networks, folder, monkeypatch, tmp_path
+    result, settings, networks, folder, in_this_process, monkeypatch, tmp_path
 ):
-    """In this process, since workers would look for its weights."""
     for module in (generating, references):
         monkeypatch.setattr(module, "i3d_features", lambda plan, device: Seen(plan.rule))
-        monkeypatch.setattr(module, "ray_map_all", lambda work, items, *_: [work(item) for item in items])
-    generating._generator.cache_clear()
     wanted = dataclasses.replace(settings.evaluation, fvd=True, fvd_videos=5, few=True, draws=1)
     seeing = dataclasses.replace(settings, evaluation=wanted, references=str(tmp_path))
     made = evaluate(systems_of(networks)[:1], seeing, str(folder / "i3d"))
-    generating._generator.cache_clear()
     for row in made.rows.values():
         for name in ("fvd", "kvd", "mmd_jedi", "inception_score"):
             found = row.distances[name]
@@ -210,7 +217,9 @@ def test_rows_are_taken_and_joined_in_order(result):
     assert set(part.notes) <= set(whole.notes)
 
 
-def test_withheld_words_are_evaluated_where_training_withheld_them(ray_local, settings, networks, folder):
+def test_withheld_words_are_evaluated_where_training_withheld_them(
+    in_this_process, settings, networks, folder
+):
     few = dataclasses.replace(settings, text=TextConfig(withheld_words=COLOURS))
     made = evaluate(systems_of(networks)[:1], few, str(folder / "withheld"))
     assert 0 <= made.rows["mmm_4"].metrics["same_colour_withheld"] <= 1
@@ -238,7 +247,7 @@ def test_what_cannot_be_sampled_is_refused_before_work_begins(settings, networks
     assert not (folder / "refused").exists()
 
 
-def test_a_users_clips_get_pixel_rows(ray_local, settings, networks, folder):
+def test_a_users_clips_get_pixel_rows(in_this_process, settings, networks, folder):
     clips = dataclasses.replace(settings, world=None)
     made = evaluate(systems_of(networks)[:1], clips, str(folder / "clips"))
     assert list(made.rows) == ["mmm_4", "corpus_long"]
@@ -323,7 +332,7 @@ def test_cells():
     assert cell([1.0, 3.0]) == "2 +-1.4"
 
 
-def test_the_table_counts_guidance(ray_local, settings, networks, folder):
+def test_the_table_counts_guidance(in_this_process, settings, networks, folder):
     guided = dataclasses.replace(settings, sampling=SamplingConfig(guidance_scale=3.0))
     made = evaluate(systems_of(networks), guided, str(folder / "guided"))
     assert {name: made.rows[name].metrics["nfe"] for name in ("mmm_4", "sft_50")} == {

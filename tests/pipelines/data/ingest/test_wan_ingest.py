@@ -63,7 +63,7 @@ def check_rows(folder: Path, out: Path, wan: Path, length: int) -> int:
     return len(places)
 
 
-@pytest.mark.parametrize(("batch", "actors"), [(1, (1, 1)), (2, (2, 2))])
+@pytest.mark.parametrize(("batch", "actors"), [pytest.param(1, (1, 1), marks=pytest.mark.long), (2, (2, 2))])
 def test_rows_are_the_windows_encoded_whatever_the_batch_and_the_actors(
     ray_local: None,
     clips: tuple[Path, Path],
