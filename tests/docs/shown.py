@@ -187,7 +187,6 @@ LONG = (
     "sostenuto sweep",
     "sostenuto compare --config tiny --seeds 1",
     "sostenuto evaluate",
-    "sostenuto sample --count 4 --out clips",
     "sostenuto sample --count 10000 --dataset clips10k --captions-from world",
     "sostenuto sample --seconds 8 --set cluster.num_workers=2 --set cluster.context_parallel=2",
     (
