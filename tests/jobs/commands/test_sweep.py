@@ -230,7 +230,7 @@ def test_when_every_trial_fails_their_own_error_is_raised():
 @pytest.mark.timeout(600)
 def test_a_real_search_trains_measures_and_is_gone_on_with(finished_quickstart, head, tmp_path):
     root = copy_runs(finished_quickstart, tmp_path, "seed-0", *MADE_BY_DISTILLATION) / "runs"
-    words = ["sweep", "--config", "ci", "--set", "sweep.stage=teacher", "--set", "teacher.steps=1"]
+    words = ["sweep", "--config", "ci", "--set", "sweep.stage=teacher", "--set", "teacher.steps=2"]
     words += ["--set", "sweep.space.teacher.learning_rate=[1e-3,3e-3]", "--set", "teacher.checkpoint_every=1"]
     done = succeed(tmp_path, *words, timeout_s=500, **head.variables)
     assert done.count("finished") == 2
