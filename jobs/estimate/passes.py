@@ -138,9 +138,6 @@ def _mode_seeking(config: RunConfig, stage: str, place: Place) -> Iterator[Pass]
         return
 
     yield replace(_of(video, rows, micro_batch), phase="student_backward", backward=True)
-    if distill.prefix_share:
-        restoring = len(config.sampling.steps) // 2
-        yield _of(video, place.rows(distill.long_batch), micro_batch, restoring)
     parts = [min(micro_batch or rows, rows - first) for first in range(0, rows, micro_batch or rows)]
     windows = sum(place.dealt(part * scored_windows(config)) for part in parts)
     layout = shares[0] if anchored else 0.0

@@ -145,8 +145,6 @@ class DistillStage:
         values: dict[str, Tensor] = {}
         own: dict[str, float] = {}
         mean_seeking: Tensor | None = None
-        self.phases.begin("rollout")
-        batches = self.rollouts.restored(student, batches, key.at(purpose="restored"))
         if trains and self.recipe.loss.flow_matching_weight:
             values = self._seek_mean(student, batches.long, key.at(purpose="long"))
             if config.is_watched(state.step + 1):

@@ -38,27 +38,18 @@ class Batch:
         captions: b captions.
         samples: their indices in the global batch.
         total: rows of the global batch.
-        restored: [b, T, C, h, w] whose first frames are given where a clip has a prefix; None gives those of
-            latents.
     """
 
     latents: Tensor
     captions: Sequence[str]
     samples: Sequence[int]
     total: int
-    restored: Tensor | None = None
-
-    @property
-    def given(self) -> Tensor:
-        """What prefixes are cut from, [b, T, C, h, w]."""
-        return self.latents if self.restored is None else self.restored
 
     def parts(self, size: int | None) -> "Iterator[Batch]":
         """The same rows, at most `size` at a time."""
         for rows in parts(range(len(self.latents)), size):
             own = slice(rows.start, rows.stop)
-            restored = None if self.restored is None else self.restored[own]
-            yield Batch(self.latents[own], self.captions[own], self.samples[own], self.total, restored)
+            yield Batch(self.latents[own], self.captions[own], self.samples[own], self.total)
 
 
 def parts(rows: range, size: int | None) -> Iterator[range]:

@@ -138,8 +138,8 @@ def supervised_squares(
     """Squares [b, T, C, h, w] whose mean is L_FM, eq. 14, on a batch, with keyed times, noise and caption
     dropout.
 
-    Of a share `prefixes` of the clips the first frames are those given, at time 0, and count in no loss:
-    every clip has the mean over its other frames.
+    Of a share `prefixes` of the clips the first frames are at time 0 and count in no loss: every clip has the
+    mean over its other frames.
     """
     x0, samples, stage = batch.latents, batch.samples, recipe.stage
     at, amount = key.at(purpose="t"), shift_for(recipe.flow, x0.shape[1])
@@ -152,7 +152,6 @@ def supervised_squares(
     if not prefixes:
         return flow_matching_squares(velocity, x0, noise, t.to(x0.device), conditioning)
     made = frames_after_prefix(key, samples, prefixes, x0.shape[1])
-    x0 = torch.where(over_frames(made, x0) > 0, x0, batch.given)
     squares = flow_matching_squares(velocity, x0, noise, (t[:, None] * made).to(x0.device), conditioning)
     return squares * over_frames(made / made.mean(dim=1, keepdim=True), squares)
 

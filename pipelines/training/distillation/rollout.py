@@ -1,9 +1,8 @@
 """The videos that are scored: of the DM head's own sampler, or what it makes of noised LONG clips."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from models.autoencoders.kinds import Autoencoder
@@ -140,9 +139,8 @@ class Rollouts:
         clips = known = None
         if course.real is not None:
             first = samples.start - self.workers.share(self.config.rollout_batch).start
-            rows = slice(first, first + len(samples))
-            clips = course.real.latents[rows, : shape[0]]
-            known = course.real.given[rows, : course.prefix] if course.prefix else None
+            clips = course.real.latents[first : first + len(samples), : shape[0]]
+            known = clips[:, : course.prefix] if course.prefix else None
         draw = Draw(
             shape, conditioning, key, samples, known, ring_turns(shape[0], len(times)) if course.ring else ()
         )
@@ -156,28 +154,6 @@ class Rollouts:
             video = video.roll(key.at(purpose="cut").integer(shape[0]), dims=1)
         images = self.images(video.detach())
         return Simulation(video, x_t, t, stop, conditioning, samples, course.prefix, clips, images)
-
-    @torch.no_grad()
-    def restored(self, student: Student, batches: Batches, key: Key) -> Batches:
-        """Batches whose LONG clips give their prefixes as the DM head makes them, by the second half of its
-        sampler's steps from the noised clips; or the same batches, where none has a prefix.
-
-        LONG is low-grade and what the head makes is sharp: a student that goes on from LONG's own frames
-        learns to sharpen what it is given, and clips made piece by piece drift.
-        """
-        long = batches.long
-        if long is None or not self.config.prefix_share or self.recipe.critic_only:
-            return batches
-        times = few_step_times(self.recipe.sampling, self.recipe.flow, long.latents.shape[1])
-        model, made = student.distribution_matching, []
-        for part in long.parts(self.config.micro_batch):
-            x0, conditioning = part.latents, self.captions.encode(part.captions, part.latents.device)
-            draw = Draw(tuple(x0.shape[1:]), conditioning, key, part.samples)
-            for step, t in enumerate(times[(1 + len(times)) // 2 :]):
-                x_t = interpolate(x0, draw.noise(f"noise-{step}"), draw.at(t))
-                x0 = x0_prediction(model, x_t, draw.at(t), conditioning)
-            made.append(x0)
-        return replace(batches, long=replace(long, restored=torch.cat(made)))
 
     def images(self, videos: Tensor) -> Tensor | None:
         """First latents of windows of videos [B, T, C, h, w], where they are encoded anew, else None."""

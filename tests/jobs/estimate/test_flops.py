@@ -174,7 +174,6 @@ LAST = {"scored_windows": "last", "windows_per_video": None}
         (0, 1.0, {**LAST, "rollout": "noised_real"}, {"flow_matching_weight": 0.0}),
         (0, 1.0, {"encoder_gradient": "flow_matching"}, {}),
         (0, 1.0, {}, {"forward_kl_weight": 0.1}),
-        (0, 1.0, {"prefix_share": 1e-9}, {"flow_matching_weight": 0.0}),
     ],
 )
 def test_a_step_of_distillation_costs_its_phases_on_average(rank, guidance, settings, losses, starts):

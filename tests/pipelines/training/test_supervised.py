@@ -112,28 +112,6 @@ def test_frames_after_a_prefix_count_and_those_in_it_are_clean() -> None:
         torch.testing.assert_close(squares[row].mean(), errors[kept].mean())
 
 
-def test_restored_frames_are_given_and_the_others_are_the_clips() -> None:
-    sft = recipe(SFT)
-    batch = batches(0, Workers()).long
-    assert batch is not None
-    batch = dataclasses.replace(batch, restored=batch.latents + 1)
-    key, seen = Key(0, purpose="long"), []
-
-    def velocity(x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
-        seen.append(x_t)
-        return torch.zeros_like(x_t)
-
-    squares = [
-        supervised_squares(velocity, one, sft, Captions(sft.text), key, 1.0)
-        for one in (batch, dataclasses.replace(batch, restored=None))
-    ]
-    assert torch.equal(*squares), "given frames count in no loss"
-    made = frames_after_prefix(key, batch.samples, 1.0, 12)[..., None, None, None]
-    assert torch.equal(seen[0], seen[1] + (1 - made))
-    assert [len(part.given) for part in batch.parts(1)] == [1] * len(batch.latents)
-    assert all(torch.equal(part.given, part.latents + 1) for part in batch.parts(1))
-
-
 def test_prefixes_are_any_number_of_frames_up_to_half_in_their_share_of_clips() -> None:
     known = 13 - frames_after_prefix(Key(0), range(4000), 0.5, 13).sum(dim=1)
     share = [(known == number).float().mean().item() for number in range(7)]

@@ -6,14 +6,12 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from models.config import FlowConfig, SamplingConfig
 from models.ddt import Student
 from models.flow import interpolate, ode_times
 from models.rng import Key, normal
 from models.sampling import Draw, few_step, ring_turns
-from models.text.conditioning import Conditioning
 from pipelines.generation import few_step_times, path_times
 from pipelines.training.collectives import ALONE
 from pipelines.training.distillation.rollout import Course
@@ -91,39 +89,6 @@ def test_given_frames_stay_and_teach_nothing(stop: int, starts: dict[str, str]) 
     torch.testing.assert_close(some.video, made.video[1:3], rtol=1e-5, atol=1e-5)
     made.video[:, :5].sum().backward()
     assert all(not p.grad.any() for p in student.parameters() if p.grad is not None)
-    better = dataclasses.replace(real, restored=real.latents + 1)
-    made = stage.rollouts.make(student, LONG, KEY, range(1, 3), captions, stop, Course(better, prefix=5))
-    assert torch.equal(made.video[:, :5], real.latents[1:3, :5] + 1)
-    assert made.real is not None
-    assert torch.equal(made.real, real.latents[1:3])
-
-
-@pytest.mark.parametrize(("steps", "last"), [((1.0,), 0), ((1.0, 0.5), 1), ((1.0, 0.85, 0.65, 0.35), 2)])
-def test_clips_are_restored_by_the_later_steps_of_the_sampler(
-    steps: tuple[float, ...], last: int, starts: dict[str, str]
-) -> None:
-    """By a head that halves what it sees, against the steps one by one; in parts as at once."""
-    stage, whole = distill_stage(starts, prefix_share=0.1), batches(0, ALONE)
-    real = whole.long
-    assert real is not None
-    sampling = dataclasses.replace(stage.recipe.sampling, steps=steps)
-    stage.rollouts.recipe = dataclasses.replace(stage.recipe, sampling=sampling)
-
-    class Halving:
-        def distribution_matching(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
-            return x_t / 2 / t[:, None, None, None, None]  # x0 = x_t - t v
-
-    expected = real.latents
-    for step, t in enumerate(few_step_times(sampling, stage.recipe.flow, LONG[0])[len(steps) - last :]):
-        noise = normal(LONG, KEY.at(purpose=f"noise-{step}"), real.samples)
-        expected = ((1 - t) * expected + t * noise) / 2
-    for size in (None, 3):
-        stage.rollouts.config = dataclasses.replace(stage.config, micro_batch=size)
-        made = stage.rollouts.restored(Halving(), whole, KEY).long  # type: ignore[arg-type]
-        assert made is not None
-        torch.testing.assert_close(made.given, expected)
-    stage.rollouts.config = dataclasses.replace(stage.config, prefix_share=0.0)
-    assert stage.rollouts.restored(Halving(), whole, KEY) is whole  # type: ignore[arg-type]
 
 
 def test_a_ring_is_the_samplers_cut_open_somewhere(starts: dict[str, str]) -> None:
